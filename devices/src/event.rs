@@ -1,0 +1,72 @@
+//! Events: how a vCPU thread, or the hypervisor itself, wakes a device's thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A wake-up that can be signalled from any thread and polled as a file descriptor.
+///
+/// Signals coalesce: a reader learns that there was at least one.
+#[derive(Debug, Clone)]
+pub struct Event(Arc<EventFd>);
+
+impl Event {
+    /// A new event, not signalled.
+    ///
+    /// # Errors
+    /// The process is out of file descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(EventFd::new(EFD_NONBLOCK)?)))
+    }
+
+    /// Signals the event.
+    pub fn signal(&self) {
+        // The only failure of a non-blocking eventfd write is a counter at its maximum, which
+        // means that the event is signalled already.
+        let _ = self.0.write(1);
+    }
+
+    /// Clears the event; true if it was signalled.
+    pub fn take(&self) -> bool {
+        self.0.read().is_ok()
+    }
+
+    /// The eventfd, for backends that signal it from the kernel (ioeventfd, irqfd).
+    pub fn as_eventfd(&self) -> &EventFd {
+        &self.0
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What a guest write has to look like to signal an [`Event`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoTrigger {
+    /// Address on the memory-mapped I/O bus (GPA).
+    pub address: u64,
+    /// Length of the write in bytes (1, 2, 4 or 8), or 0 for any.
+    pub len: u8,
+}
+
+/// Turns guest writes into events without a trip through the device model, where the backend can.
+///
+/// A device must work without: the write then reaches it as an ordinary bus write.
+pub trait IoEvents: Send + Sync {
+    /// Signals `event` at each matching write from now on.
+    ///
+    /// # Errors
+    /// The backend refuses, for example because the trigger is taken.
+    fn register(&self, trigger: IoTrigger, event: &Event) -> io::Result<()>;
+
+    /// Ends what [`IoEvents::register`] began.
+    ///
+    /// # Errors
+    /// There is no such registration.
+    fn unregister(&self, trigger: IoTrigger, event: &Event) -> io::Result<()>;
+}

@@ -1,0 +1,13 @@
+//! Device models of the fleetbox VMM.
+//!
+//! A device knows nothing of the hypervisor. It sees bus accesses ([`bus`]), guest memory,
+//! interrupt lines ([`irq`]) and queue events ([`event`]); the VMM plugs a hypervisor backend into
+//! these traits.
+
+pub mod block;
+pub mod bus;
+pub mod event;
+pub mod irq;
+
+/// Guest physical memory as every device sees it: cheap to clone, shared by all threads.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
