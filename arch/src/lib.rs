@@ -1,1 +1,9 @@
-//! Placeholder crate root.
+//! What a machine of each architecture looks like to its guest.
+//!
+//! Memory map, boot protocols, firmware tables and register state, as plain data and writes to
+//! guest memory. Nothing here calls a hypervisor, so everything can be tested without one.
+
+pub mod x86_64;
+
+/// Guest physical memory as this crate fills it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -1,0 +1,146 @@
+//! Uncompressed kernels: ELF-64 files with an optional PVH entry note.
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::kernel::{KernelError, Placed, Source, check_range};
+use crate::GuestMemory;
+
+/// First bytes of an ELF file.
+pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
+
+const HEADER_SIZE: usize = 64;
+const PROGRAM_HEADER_SIZE: usize = 56;
+/// More program headers than any kernel has.
+const MAX_PROGRAM_HEADERS: u16 = 256;
+/// More bytes of notes than any kernel has.
+const MAX_NOTES: u64 = 1 << 20;
+
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const MACHINE_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// `XEN_ELFNOTE_PHYS32_ENTRY`: the 32-bit physical entry point of the PVH protocol.
+const NOTE_PHYS32_ENTRY: u32 = 18;
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes
+        .get(at..at + 2)
+        .map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// Loads the segments of an ELF file to their physical addresses.
+pub(super) fn load(memory: &GuestMemory, source: &Source<'_>) -> Result<Placed, KernelError> {
+    let file_len = source.len()?;
+    let mut header = [0; HEADER_SIZE];
+    if file_len < HEADER_SIZE as u64 {
+        return Err(KernelError::Elf("it is shorter than its header"));
+    }
+    source.read_at(0, &mut header)?;
+    if header[..4] != MAGIC || header[4] != CLASS_64 || header[5] != LITTLE_ENDIAN {
+        return Err(KernelError::Elf("it is not a little-endian 64-bit file"));
+    }
+    if u16_at(&header, 18) != MACHINE_X86_64 {
+        return Err(KernelError::Elf("it is not for x86-64"));
+    }
+    let entry64 = u64_at(&header, 24);
+    let table = u64_at(&header, 32);
+    let count = u16_at(&header, 56);
+    if usize::from(u16_at(&header, 54)) != PROGRAM_HEADER_SIZE || count > MAX_PROGRAM_HEADERS {
+        return Err(KernelError::Elf("its program header table is malformed"));
+    }
+    let mut headers = vec![0; usize::from(count) * PROGRAM_HEADER_SIZE];
+    source
+        .read_at(table, &mut headers)
+        .map_err(|_| KernelError::Elf("its program headers lie outside the file"))?;
+
+    let mut loaded: Vec<(u64, u64)> = Vec::new();
+    let mut pvh = None;
+    for ph in headers.chunks_exact(PROGRAM_HEADER_SIZE) {
+        let (offset, address) = (u64_at(ph, 8), u64_at(ph, 24));
+        let (in_file, in_memory) = (u64_at(ph, 32), u64_at(ph, 40));
+        let kind = u32_at(ph, 0);
+        if !matches!(kind, PT_LOAD | PT_NOTE) {
+            continue;
+        }
+        if offset.checked_add(in_file).is_none_or(|end| end > file_len) {
+            return Err(KernelError::Elf("a segment lies outside the file"));
+        }
+        if kind == PT_NOTE {
+            if in_file > MAX_NOTES {
+                return Err(KernelError::Elf("its notes are too large"));
+            }
+            let mut notes = vec![0; in_file as usize];
+            source.read_at(offset, &mut notes)?;
+            pvh = pvh.or(pvh_entry(&notes));
+        } else if in_memory > 0 {
+            if in_file > in_memory {
+                return Err(KernelError::Elf(
+                    "a segment is larger in the file than in memory",
+                ));
+            }
+            let end = check_range(memory, address, in_memory)?;
+            source.load(offset, in_file, memory, address)?;
+            zero(memory, address + in_file, end)?;
+            loaded.push((address, end));
+        }
+    }
+    let start = loaded.iter().map(|s| s.0).min();
+    let end = loaded.iter().map(|s| s.1).max();
+    let (Some(start), Some(end)) = (start, end) else {
+        return Err(KernelError::Elf("it has nothing to load"));
+    };
+    let enters = |at: u64| {
+        loaded
+            .iter()
+            .any(|(start, end)| (*start..*end).contains(&at))
+    };
+    if !enters(pvh.unwrap_or(entry64)) {
+        return Err(KernelError::Elf("its entry point is outside what it loads"));
+    }
+    Ok(Placed {
+        start,
+        end,
+        entry64,
+        pvh,
+    })
+}
+
+/// Zeroes `[from, to)`: memory that an earlier boot used may hold anything.
+fn zero(memory: &GuestMemory, mut from: u64, to: u64) -> Result<(), KernelError> {
+    static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+    while from < to {
+        let n = (to - from).min(ZEROES.len() as u64);
+        memory.write_slice(&ZEROES[..n as usize], GuestAddress(from))?;
+        from += n;
+    }
+    Ok(())
+}
+
+/// The PVH entry point among the ELF notes, which have 4-byte alignment.
+fn pvh_entry(mut notes: &[u8]) -> Option<u64> {
+    while notes.len() >= 12 {
+        let name_len = u32_at(notes, 0) as usize;
+        let desc_len = u32_at(notes, 4) as usize;
+        let kind = u32_at(notes, 8);
+        let name = notes.get(12..)?.get(..name_len)?;
+        let desc_at = 12 + name_len.next_multiple_of(4);
+        let desc = notes.get(desc_at..)?.get(..desc_len)?;
+        if name == b"Xen\0" && kind == NOTE_PHYS32_ENTRY && matches!(desc_len, 4 | 8) {
+            let entry = u32_at(desc, 0);
+            // The entry is 32-bit, whatever the width it is written with.
+            return (desc_len == 4 || u32_at(desc, 4) == 0).then_some(u64::from(entry));
+        }
+        let next = desc_at + desc_len.next_multiple_of(4);
+        notes = notes.get(next..)?;
+    }
+    None
+}

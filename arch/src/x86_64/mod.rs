@@ -1,0 +1,9 @@
+//! The x86-64 PC: no BIOS, hardware-reduced ACPI, PCI Express, one IOAPIC.
+
+pub mod boot;
+pub mod bzimage;
+pub mod cpuid;
+mod elf;
+pub mod kernel;
+pub mod layout;
+pub mod regs;
