@@ -1,0 +1,152 @@
+//! Creating layers.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::header::{self, Header, Layout};
+use super::{Base, BaseInfo, LayerInfo, LayerOptions, read_header};
+use crate::block::host::HostFile;
+use crate::block::open::{Chain, check_size};
+use crate::block::{DiskError, OpenOptions};
+
+/// Creates a layer at `path`, which must not exist. Takes milliseconds whatever the size: nothing
+/// is copied. The file has its name only once it is whole.
+///
+/// # Errors
+/// See [`DiskError`].
+pub fn create_layer(path: &Path, options: &LayerOptions) -> Result<LayerInfo, DiskError> {
+    let base = options.base.as_ref().map(look_at_base).transpose()?;
+    let base_size = base.as_ref().map_or(0, |b| b.size);
+    let size = options.size.unwrap_or(base_size);
+    check_size(path, size)?;
+    if size < base_size {
+        return Err(DiskError::BadSize {
+            path: path.to_path_buf(),
+            size,
+            why: format!("its base has {base_size}, and a layer can only be larger"),
+        });
+    }
+    let header = Header { size, base };
+    let bytes = header.encode().map_err(|e| {
+        DiskError::io("create", path)(io::Error::new(io::ErrorKind::InvalidInput, e))
+    })?;
+    write_file(path, &bytes, Layout::new(size).end, options.durable)
+        .map_err(DiskError::io("create", path))?;
+    Ok(LayerInfo {
+        path: path.to_path_buf(),
+        size,
+        base: header.base,
+        own: 0,
+    })
+}
+
+/// Reads what there is to know of the layer at `path`. Its base is not looked at,
+/// nor are locks: the layer may be in use.
+///
+/// # Errors
+/// See [`DiskError`].
+pub fn layer_info(path: &Path) -> Result<LayerInfo, DiskError> {
+    let file = HostFile::peek(path)?;
+    let (header, boot) = read_header(&file)?;
+    let layout = Layout::new(header.size);
+    let live = crate::block::host::boot_id().is_some_and(|id| id == boot);
+    let from = if live { layout.live } else { layout.durable };
+    let bitmap = super::load(&file, &layout, from).map_err(DiskError::io("read", path))?;
+    let own = (bitmap.count() * super::BLOCK).min(header.size);
+    Ok(LayerInfo {
+        path: path.to_path_buf(),
+        size: header.size,
+        base: header.base,
+        own,
+    })
+}
+
+/// Opens the base as the layer will, and notes what it is.
+fn look_at_base(base: &Base) -> Result<BaseInfo, DiskError> {
+    let path = fs::canonicalize(&base.path).map_err(DiskError::io("find", &base.path))?;
+    let format = match base.format {
+        Some(format) => format,
+        None => crate::block::open::probe(&HostFile::open(&path, false)?)?,
+    };
+    let options = OpenOptions {
+        format: Some(format),
+        ..OpenOptions::read_only()
+    };
+    let (disk, identity) = Chain::default().open_with_identity(&path, &options)?;
+    let base = Base {
+        path,
+        format: Some(format),
+        digest: base.digest.clone(),
+    };
+    Ok(BaseInfo {
+        base,
+        size: disk.len(),
+        identity,
+    })
+}
+
+/// Writes the header to a file of `len` bytes, which then gets its name.
+fn write_file(path: &Path, header: &[u8], len: u64, durable: bool) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let (mut file, temporary) = temporary_file(path)?;
+    let mut write = || {
+        file.write_all(header)?;
+        file.set_len(len)?;
+        if durable {
+            file.sync_all()?;
+        }
+        // Unlike a rename, a link does not replace a file that is there already.
+        match fs::hard_link(&temporary, path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists && !fs::exists(path)? => {
+                // A file system without links.
+                fs::rename(&temporary, path)
+            }
+            linked => linked.and_then(|()| fs::remove_file(&temporary)),
+        }
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })?;
+    if durable {
+        File::open(directory)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// Creates a file beside `path` under a name that nobody else uses.
+fn temporary_file(path: &Path) -> io::Result<(File, PathBuf)> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
+    for n in 0..1000 {
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}-{n}.new", std::process::id()));
+        let temporary = path.with_file_name(temporary);
+        match create_private(&temporary) {
+            Ok(file) => return Ok((file, temporary)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AlreadyExists,
+        "too many unfinished layers lie beside it",
+    ))
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+const _: () = assert!(header::LEN.is_multiple_of(4096));
