@@ -1,0 +1,201 @@
+//! What this machine's apt knows: its release, its mirrors, and packages fetched through it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::bail;
+use crate::cache;
+use crate::error::{Context, Error, Result};
+use crate::run::Cmd;
+
+/// The code name of this machine's Debian.
+///
+/// # Errors
+/// It is no Debian.
+pub fn codename() -> Result<String> {
+    let release =
+        fs::read_to_string("/etc/os-release").context(|| "cannot read /etc/os-release")?;
+    let field = |name: &str| {
+        release
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix('='))
+            .map(|v| v.trim_matches('"').to_owned())
+    };
+    match (field("ID").as_deref(), field("VERSION_CODENAME")) {
+        (Some("debian"), Some(codename)) => Ok(codename),
+        (id, _) => bail!(
+            "this is done with Debian's packages, and this machine runs {}",
+            id.unwrap_or("an unknown system")
+        ),
+    }
+}
+
+/// One archive of Debian as apt's own sources name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// Address of the archive.
+    pub uri: String,
+    /// Suite, such as `bookworm-updates`.
+    pub suite: String,
+}
+
+/// The archives that apt is set up to use for `codename`, the main one first; only the component `main`.
+///
+/// # Errors
+/// apt names none.
+pub fn sources(codename: &str) -> Result<Vec<Source>> {
+    let listing = Cmd::new("apt-get")
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+            "Created-By: Packages",
+        ])
+        .text()?;
+    let sources = parse_sources(&listing, codename);
+    if sources.is_empty() {
+        bail!(
+            "apt's sources name no archive of Debian {codename}: add one to /etc/apt/sources.list.d"
+        );
+    }
+    Ok(sources)
+}
+
+fn parse_sources(listing: &str, codename: &str) -> Vec<Source> {
+    let wanted = [
+        codename.to_owned(),
+        format!("{codename}-updates"),
+        format!("{codename}-security"),
+    ];
+    let mut found = Vec::new();
+    for suite in wanted {
+        for line in listing.lines() {
+            let mut words = line.split(' ');
+            let (Some(uri), Some(release), Some("main")) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            let source = Source {
+                uri: uri.to_owned(),
+                suite: suite.clone(),
+            };
+            if release == suite && !found.contains(&source) {
+                found.push(source);
+            }
+        }
+    }
+    found
+}
+
+/// Lines for `sources.list`.
+pub fn sources_list(sources: &[Source]) -> String {
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    sources
+        .iter()
+        .map(|s| format!("deb [signed-by={keyring}] {} {} main\n", s.uri, s.suite))
+        .collect()
+}
+
+/// The package with the newest stock cloud kernel and its version, as `("linux-image-6.1.0-1-cloud-amd64", "6.1.1-1")`.
+///
+/// # Errors
+/// apt does not know one.
+pub fn cloud_kernel() -> Result<(String, String)> {
+    let depends = Cmd::new("apt-cache")
+        .args(["depends", "--no-recommends", "linux-image-cloud-amd64"])
+        .text()?;
+    let package = depends
+        .lines()
+        .find_map(|l| {
+            l.trim()
+                .strip_prefix("Depends: ")
+                .filter(|p| p.starts_with("linux-image-"))
+        })
+        .ok_or_else(|| Error::new("apt knows no linux-image-cloud-amd64: run apt-get update"))?;
+    let policy = Cmd::new("apt-cache").args(["policy", package]).text()?;
+    let version = policy
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("Candidate: "))
+        .filter(|v| *v != "(none)")
+        .ok_or_else(|| {
+            Error::new(format!(
+                "apt has no version of {package} to offer: run apt-get update"
+            ))
+        })?;
+    Ok((package.to_owned(), version.to_owned()))
+}
+
+/// Downloads a package and unpacks it, without installing it. Returns the directory it is unpacked in.
+///
+/// # Errors
+/// apt cannot download it.
+pub fn unpacked(package: &str, version: &str) -> Result<PathBuf> {
+    let key = cache::Key::new("package")
+        .with(package)
+        .with(version)
+        .finish();
+    cache::artefact(&format!("package-{package}"), &key, |dir| {
+        let deb = download(package, version, dir)?;
+        Cmd::new("dpkg-deb")
+            .arg("-x")
+            .args([&deb, dir])
+            .limit(120)
+            .run()?;
+        fs::remove_file(&deb).context(|| "cannot remove the package file")
+    })
+}
+
+fn download(package: &str, version: &str, dir: &Path) -> Result<PathBuf> {
+    // apt's own user need not be able to write here; as root it then says so, and goes on as root.
+    Cmd::new("apt-get")
+        .args([
+            "download",
+            "-q",
+            "-o",
+            "APT::Sandbox::User=root",
+            &format!("{package}={version}"),
+        ])
+        .dir(dir)
+        .limit(300)
+        .run()?;
+    let debs: Vec<_> = fs::read_dir(dir)
+        .context(|| "cannot list the download")?
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "deb"))
+        .collect();
+    match debs.as_slice() {
+        [deb] => Ok(deb.clone()),
+        _ => bail!(
+            "apt-get download {package} left {} packages in {}",
+            debs.len(),
+            dir.display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_the_release_its_updates_and_security() {
+        let listing = "http://m/debian-security/ bookworm-security main\n\
+                       http://m/debian/ bookworm main\nhttp://m/debian/ bookworm main\n\
+                       http://m/debian/ bookworm contrib\nhttp://m/debian/ bookworm-backports main\n\
+                       http://other/ stable main\n";
+        let source = |uri: &str, suite: &str| Source {
+            uri: uri.into(),
+            suite: suite.into(),
+        };
+        assert_eq!(
+            parse_sources(listing, "bookworm"),
+            [
+                source("http://m/debian/", "bookworm"),
+                source("http://m/debian-security/", "bookworm-security")
+            ]
+        );
+        assert!(parse_sources(listing, "trixie").is_empty());
+    }
+}

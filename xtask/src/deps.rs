@@ -1,0 +1,195 @@
+//! Programs this repository's tasks need, found or installed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::bail;
+use crate::debian;
+use crate::error::{Context, Result};
+use crate::run::{Cmd, step};
+
+/// What a task is about to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Build disk images and file systems.
+    Images,
+    /// Run an emulated host.
+    Emulator,
+    /// Build payloads for `x86_64-unknown-none`.
+    Guests,
+}
+
+/// Programs and the Debian packages that have them.
+const IMAGES: &[(&str, &str)] = &[
+    ("mmdebstrap", "mmdebstrap"),
+    ("sfdisk", "fdisk"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("mke2fs", "e2fsprogs"),
+    ("dpkg-deb", "dpkg"),
+    ("qemu-img", "qemu-utils"),
+    ("busybox", "busybox-static"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
+const EMULATOR: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("dpkg-deb", "dpkg"),
+    ("busybox", "busybox-static"),
+    ("depmod", "kmod"),
+];
+
+/// The target of the bare-metal payloads.
+const BARE_METAL: &str = "x86_64-unknown-none";
+
+/// Where a program is: `PATH`, then the directories of administration programs, which a user's `PATH` may lack.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|p| fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
+}
+
+/// Checks for what `needs` takes and, as root on Debian, installs what is missing.
+///
+/// # Errors
+/// Something is missing that is not installed here: the error holds the command that installs it.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let mut missing: Vec<&str> = Vec::new();
+    for (need, programs) in [(Need::Images, IMAGES), (Need::Emulator, EMULATOR)] {
+        if needs.contains(&need) {
+            let absent = programs
+                .iter()
+                .filter(|(program, _)| find(program).is_none());
+            missing.extend(absent.map(|(_, package)| package));
+        }
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    if !missing.is_empty() {
+        install(&missing)?;
+    }
+    if needs.contains(&Need::Guests) {
+        ensure_target()?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let command = format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if debian::codename().is_err() || find("apt-get").is_none() {
+        bail!(
+            "missing: {} (names of Debian packages). Only on Debian are they installed for you: install what your \
+             system calls them, and run this again",
+            packages.join(" ")
+        );
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "missing: {}. Install them with\n  sudo {command}\nand run this again",
+            packages.join(" ")
+        );
+    }
+    step(&format!("installing {}", packages.join(" ")), || {
+        Cmd::new("apt-get")
+            .args(["update", "-q"])
+            .limit(180)
+            .run()?;
+        if needs_backports(packages)? {
+            add_backports()?;
+            let suite = format!("{}-backports", debian::codename()?);
+            apt_install(&["-t", &suite], packages)
+        } else {
+            apt_install(&[], packages)
+        }
+    })
+}
+
+fn apt_install(options: &[&str], packages: &[&str]) -> Result<()> {
+    Cmd::new("apt-get")
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(options)
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .limit(900)
+        .run()
+}
+
+/// Whether the release's own packages conflict with what is installed already, as Debian 12's QEMU does with a
+/// qemu-utils from backports.
+fn needs_backports(packages: &[&str]) -> Result<bool> {
+    let simulation = Cmd::new("apt-get")
+        .args(["install", "-s", "--no-install-recommends"])
+        .args(packages);
+    let (status, out, err) = simulation.env("LC_ALL", "C").capture()?;
+    let said = [out, err].concat();
+    Ok(!status.success()
+        || String::from_utf8_lossy(&said)
+            .lines()
+            .any(|l| l.contains(" Breaks: ")))
+}
+
+/// Adds the release's backports to apt's sources, in a file of our own, from the archive that apt already uses.
+fn add_backports() -> Result<()> {
+    let codename = debian::codename()?;
+    let backports = format!("{codename}-backports");
+    let listing = Cmd::new("apt-get")
+        .args(["indextargets", "--format", "$(RELEASE)"])
+        .text()?;
+    if listing.lines().any(|l| l == backports) {
+        return Ok(());
+    }
+    let sources = debian::sources(&codename)?;
+    let Some(main) = sources.iter().find(|s| s.suite == codename) else {
+        bail!("apt's sources name no archive of Debian {codename}");
+    };
+    let list = debian::sources_list(&[debian::Source {
+        uri: main.uri.clone(),
+        suite: backports.clone(),
+    }]);
+    let path = Path::new("/etc/apt/sources.list.d/fleetbox-backports.list");
+    eprintln!("  adding {backports} to apt's sources: {}", path.display());
+    fs::write(path, list).context(|| format!("cannot write {}", path.display()))?;
+    Cmd::new("apt-get").args(["update", "-q"]).limit(180).run()
+}
+
+fn ensure_target() -> Result<()> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let libdir = Cmd::new(rustc)
+        .args(["--print", "target-libdir", "--target", BARE_METAL])
+        .text()?;
+    if Path::new(&libdir).is_dir() {
+        return Ok(());
+    }
+    if find("rustup").is_none() {
+        bail!(
+            "Rust's target {BARE_METAL} is missing, and there is no rustup to add it: install that target's core"
+        );
+    }
+    step(&format!("rustup target add {BARE_METAL}"), || {
+        Cmd::new("rustup")
+            .args(["target", "add", BARE_METAL])
+            .limit(300)
+            .run()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_programs_only_where_they_are() {
+        assert!(find("sh").is_some_and(|p| p.is_absolute()));
+        assert_eq!(find("no-such-program-anywhere"), None);
+    }
+}

@@ -1,0 +1,22 @@
+//! Everything this repository does besides compiling: an emulated host with KVM, disk images for tests, a small HTTP
+//! server, and the test command itself.
+
+use std::path::PathBuf;
+
+pub mod cache;
+pub mod cpio;
+pub mod debian;
+pub mod deps;
+pub mod emulate;
+pub mod error;
+pub mod image;
+pub mod kernel;
+pub mod run;
+
+/// The root of this workspace.
+pub fn workspace() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest
+        .parent()
+        .map_or_else(|| manifest.clone(), PathBuf::from)
+}
