@@ -1,0 +1,688 @@
+//! One download: resumable, hashed on the way, written sparsely, moved into place when verified.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, Response, StatusCode, Url, header};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
+
+use super::progress::{Progress, ProgressEvent};
+use super::{Image, ImageError, Sha256, Sidecar, format_of, sidecar_path, sniff};
+use crate::store::{
+    Lock, open_private, read_limited, remove_file_if_there, sync_dir, write_atomic,
+};
+
+/// Failures of the network in a row, none of which brought data, before giving up.
+const ATTEMPTS: u32 = 4;
+/// An image larger than this is a mistake or an attack.
+const LARGEST: u64 = 256 << 30;
+/// Chunks on their way from the network to the disk.
+const QUEUE: usize = 32;
+/// Silence of the server that counts as a broken connection.
+const STALL: Duration = Duration::from_secs(60);
+/// Granularity of holes: the usual block size of file systems.
+const BLOCK: usize = 4096;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// Bytes from the network, in whatever buffer they came.
+type Chunk = Box<dyn AsRef<[u8]> + Send>;
+
+/// A download to be made.
+pub(super) struct Job<'a> {
+    pub(super) reference: &'a str,
+    pub(super) url: &'a Url,
+    pub(super) sha256: Option<Sha256>,
+    pub(super) path: &'a Path,
+    pub(super) progress: &'a dyn Progress,
+}
+
+/// What is known about a partial file, in `NAME.part.json`.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct PartState {
+    url: String,
+    /// What `If-Range` is sent: a strong entity tag or a date (RFC 9110 section 13.1.5).
+    validator: Option<String>,
+}
+
+/// How an attempt failed.
+enum Failure {
+    /// Trying again may help.
+    Transient(ImageError),
+    /// The partial file does not fit to what the server has: begin anew.
+    Stale,
+    Fatal(ImageError),
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+impl Job<'_> {
+    /// Downloads, with the image's lock held.
+    pub(super) async fn run(&self, lock: Lock) -> Result<Image, ImageError> {
+        // Shared with the thread that writes, so that no other process begins while that still
+        // drains its queue after this future was dropped.
+        let lock = Arc::new(lock);
+        let part = self.part();
+        let mut failures = 0;
+        let mut begun_anew = false;
+        let (digest, bytes) = loop {
+            let before = part_len(&part);
+            match self.attempt(&lock).await {
+                Ok(done) if self.sha256.is_none_or(|expected| expected == done.sha256) => {
+                    break (done.sha256, done.bytes);
+                }
+                // The beginning was of another file, or damaged: once more, all of it.
+                Ok(done) if done.resumed && !begun_anew => {
+                    begun_anew = true;
+                    self.discard()?;
+                    self.progress.event(ProgressEvent::Retrying {
+                        why: "the continued download has the wrong checksum",
+                    });
+                }
+                Ok(done) => {
+                    self.discard()?;
+                    self.unlock(lock)?;
+                    return Err(ImageError::Checksum {
+                        url: self.url.to_string(),
+                        expected: self.sha256.unwrap_or(done.sha256),
+                        found: done.sha256,
+                    });
+                }
+                Err(Failure::Stale) if !begun_anew => {
+                    begun_anew = true;
+                    self.discard()?;
+                }
+                Err(Failure::Stale) => {
+                    return Err(ImageError::Network {
+                        url: self.url.to_string(),
+                        why: "the server's ranges make no sense".into(),
+                    });
+                }
+                Err(Failure::Transient(error)) => {
+                    failures = if part_len(&part) > before {
+                        1
+                    } else {
+                        failures + 1
+                    };
+                    if failures >= ATTEMPTS {
+                        return Err(error);
+                    }
+                    self.progress.event(ProgressEvent::Retrying {
+                        why: &error.to_string(),
+                    });
+                    tokio::time::sleep(Duration::from_millis(250) * (1 << failures)).await;
+                }
+                Err(Failure::Fatal(error)) => {
+                    if part_len(&part) == 0 {
+                        self.discard()?;
+                    }
+                    return Err(error);
+                }
+            }
+        };
+        let image = self.finish(digest, bytes)?;
+        self.unlock(lock)?;
+        self.progress.event(ProgressEvent::Finished { bytes });
+        Ok(image)
+    }
+
+    fn part(&self) -> PathBuf {
+        with_suffix(self.path, ".part")
+    }
+
+    fn part_state(&self) -> PathBuf {
+        with_suffix(self.path, ".part.json")
+    }
+
+    /// Removes the partial file.
+    fn discard(&self) -> Result<(), ImageError> {
+        for path in [self.part(), self.part_state()] {
+            remove_file_if_there(&path).map_err(ImageError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn unlock(&self, lock: Arc<Lock>) -> Result<(), ImageError> {
+        // The writing thread has ended; had it not, its end would give up the lock.
+        if let Some(lock) = Arc::into_inner(lock) {
+            lock.remove()?;
+        }
+        Ok(())
+    }
+
+    /// Moves the verified file into place.
+    fn finish(&self, sha256: Sha256, bytes: u64) -> Result<Image, ImageError> {
+        let part = self.part();
+        let format = match format_of(&part, self.url.as_str()) {
+            Ok(format) => format,
+            Err(error) => {
+                self.discard()?;
+                return Err(error);
+            }
+        };
+        // First what describes the file, then the file: without its description it is not used.
+        let sidecar = sidecar_path(self.path);
+        let text = serde_json::to_vec(&Sidecar {
+            url: self.url.to_string(),
+            sha256,
+            bytes,
+            format,
+        })
+        .map_err(|e| ImageError::io("describe", &sidecar)(e.into()))?;
+        write_atomic(&sidecar, &text).map_err(ImageError::io("write", &sidecar))?;
+        std::fs::rename(&part, self.path).map_err(ImageError::io("rename to", self.path))?;
+        if let Some(dir) = self.path.parent() {
+            sync_dir(dir).map_err(ImageError::io("sync", dir))?;
+        }
+        self.discard()?;
+        Ok(Image {
+            reference: self.reference.to_owned(),
+            path: self.path.to_owned(),
+            format,
+            sha256: Some(sha256),
+            bytes,
+        })
+    }
+
+    /// What can be continued: number of bytes and the validator for `If-Range`.
+    fn resumable(&self) -> (u64, Option<String>) {
+        let state = read_limited(&self.part_state(), 1 << 16)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<PartState>(&text).ok());
+        match state {
+            // With neither validator nor checksum a continued file could be of two halves.
+            Some(state)
+                if state.url == self.url.as_str()
+                    && (state.validator.is_some() || self.sha256.is_some()) =>
+            {
+                (part_len(&self.part()), state.validator)
+            }
+            _ => (0, None),
+        }
+    }
+
+    /// One connection: from where the partial file ends to where the whole file ends.
+    async fn attempt(&self, lock: &Arc<Lock>) -> Result<Done, Failure> {
+        let (offset, validator) = self.resumable();
+        let body = if self.url.scheme() == "file" {
+            self.open_file().await?
+        } else {
+            self.request(offset, validator).await?
+        };
+        let too_large = body.total.is_some_and(|total| total > LARGEST);
+        if too_large {
+            return Err(Failure::Fatal(self.too_large()));
+        }
+        if !matches!(body.source, Source::Complete) {
+            self.begin(&body)?;
+        }
+        self.receive(lock, body).await
+    }
+
+    /// Notes what is being received, before any byte of it is.
+    fn begin(&self, body: &Body) -> Result<(), ImageError> {
+        if body.offset == 0 {
+            // An old beginning must not be taken for one of the new file.
+            self.discard()?;
+        }
+        let path = self.part_state();
+        let text = serde_json::to_vec(&PartState {
+            url: self.url.to_string(),
+            validator: body.validator.clone(),
+        })
+        .map_err(|e| ImageError::io("describe", &path)(e.into()))?;
+        write_atomic(&path, &text).map_err(ImageError::io("write", &path))?;
+        self.progress.event(ProgressEvent::Started {
+            image: self.reference,
+            url: self.url.as_str(),
+            resumed_from: body.offset,
+            total: body.total,
+        });
+        Ok(())
+    }
+
+    async fn open_file(&self) -> Result<Body, ImageError> {
+        let path = self
+            .url
+            .to_file_path()
+            .map_err(|()| ImageError::NotAnImage {
+                name: self.url.to_string(),
+                why: "it names no local file".into(),
+            })?;
+        let file = tokio::fs::File::open(&path)
+            .await
+            .map_err(ImageError::io("open", &path))?;
+        let total = file.metadata().await.ok().map(|m| m.len());
+        Ok(Body {
+            source: Source::File(file, path),
+            offset: 0,
+            total,
+            validator: None,
+        })
+    }
+
+    async fn request(&self, offset: u64, validator: Option<String>) -> Result<Body, Failure> {
+        let client = client(self.url, self.sha256.is_some())?;
+        let mut request = client
+            .get(self.url.clone())
+            .header(header::ACCEPT_ENCODING, "identity");
+        if offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={offset}-"));
+            if let Some(validator) = &validator {
+                request = request.header(header::IF_RANGE, validator);
+            }
+        }
+        let response = request.send().await.map_err(|e| {
+            let fatal = e.is_builder() || e.is_redirect();
+            let error = self.network(&e);
+            if fatal {
+                Failure::Fatal(error)
+            } else {
+                Failure::Transient(error)
+            }
+        })?;
+        let new_validator = validator_of(&response);
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if offset > 0 => {
+                let changed =
+                    validator.is_some() && new_validator.is_some() && new_validator != validator;
+                match content_range(&response) {
+                    Some((Some(first), total)) if first == offset && !changed => Ok(Body {
+                        offset,
+                        total: total.or_else(|| response.content_length().map(|n| n + offset)),
+                        validator: new_validator.or(validator),
+                        source: Source::Http(response),
+                    }),
+                    _ => Err(Failure::Stale),
+                }
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => match content_range(&response) {
+                // All of it had arrived before.
+                Some((None, Some(total))) if total == offset => Ok(Body {
+                    source: Source::Complete,
+                    offset,
+                    total: Some(total),
+                    validator,
+                }),
+                _ => Err(Failure::Stale),
+            },
+            StatusCode::OK => Ok(Body {
+                offset: 0,
+                total: response.content_length(),
+                validator: new_validator,
+                source: Source::Http(response),
+            }),
+            status => {
+                let error = ImageError::Status {
+                    url: response.url().to_string(),
+                    status: status.to_string(),
+                    advice: match status {
+                        StatusCode::NOT_FOUND | StatusCode::GONE => {
+                            "; the image was moved or removed there"
+                        }
+                        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                            "; the address needs permission"
+                        }
+                        s if s.is_server_error() => "; try again later",
+                        _ => "",
+                    },
+                };
+                let transient = status.is_server_error()
+                    || status == StatusCode::TOO_MANY_REQUESTS
+                    || status == StatusCode::REQUEST_TIMEOUT;
+                Err(if transient {
+                    Failure::Transient(error)
+                } else {
+                    Failure::Fatal(error)
+                })
+            }
+        }
+    }
+
+    /// Passes the body to the thread that writes and hashes, and waits for both to end.
+    async fn receive(&self, lock: &Arc<Lock>, mut body: Body) -> Result<Done, Failure> {
+        let part = self.part();
+        let (sender, queue) = mpsc::channel::<Chunk>(QUEUE);
+        let writer = tokio::task::spawn_blocking({
+            let lock = Arc::clone(lock);
+            let part = part.clone();
+            let offset = body.offset;
+            move || {
+                let result = write_part(&part, offset, queue);
+                drop(lock);
+                result
+            }
+        });
+        let mut received = body.offset;
+        let outcome = loop {
+            match body.chunk().await {
+                Ok(None) => break Ok(()),
+                Ok(Some(chunk)) => {
+                    let bytes = (*chunk).as_ref();
+                    // Better to fail at the first byte than after gigabytes.
+                    if received == 0
+                        && self.sha256.is_none()
+                        && let Err(error) = sniff(bytes, self.url.as_str())
+                    {
+                        break Err(Failure::Fatal(error));
+                    }
+                    received += bytes.len() as u64;
+                    if received > LARGEST {
+                        break Err(Failure::Fatal(self.too_large()));
+                    }
+                    if sender.send(chunk).await.is_err() {
+                        // The writer has failed and says why below.
+                        break Ok(());
+                    }
+                    self.progress
+                        .event(ProgressEvent::Advanced { bytes: received });
+                }
+                Err(BodyError::Network(error)) => {
+                    break Err(Failure::Transient(self.network(&error)));
+                }
+                Err(BodyError::File(error, path)) => {
+                    break Err(Failure::Fatal(ImageError::io("read", &path)(error)));
+                }
+            }
+        };
+        drop(sender);
+        let written = writer
+            .await
+            .unwrap_or_else(|e| Err((io::Error::other(e), received)));
+        let (sha256, bytes) = match written {
+            Ok(written) => written,
+            Err((error, written)) => {
+                return Err(Failure::Fatal(self.write_error(error, written, body.total)));
+            }
+        };
+        if let Err(failure) = outcome {
+            if let Failure::Fatal(_) = failure {
+                self.discard()?;
+            }
+            return Err(failure);
+        }
+        if let Some(total) = body.total
+            && total != bytes
+        {
+            return Err(Failure::Transient(ImageError::Network {
+                url: self.url.to_string(),
+                why: format!("the connection ended after {bytes} of {total} bytes"),
+            }));
+        }
+        Ok(Done {
+            sha256,
+            bytes,
+            resumed: body.offset > 0,
+        })
+    }
+
+    fn write_error(&self, error: io::Error, written: u64, total: Option<u64>) -> ImageError {
+        let path = self.part();
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                // A full disk is of no use to anybody: give back what was taken.
+                if let Err(error) = self.discard() {
+                    return error;
+                }
+                ImageError::DiskFull {
+                    path: self.path.to_owned(),
+                    written,
+                    total,
+                }
+            }
+            _ => ImageError::io("write", &path)(error),
+        }
+    }
+
+    fn too_large(&self) -> ImageError {
+        ImageError::NotAnImage {
+            name: self.url.to_string(),
+            why: format!("it is larger than {} GiB", LARGEST >> 30),
+        }
+    }
+
+    fn network(&self, error: &reqwest::Error) -> ImageError {
+        ImageError::Network {
+            url: self.url.to_string(),
+            why: causes(error),
+        }
+    }
+}
+
+/// A file that has been received whole.
+struct Done {
+    sha256: Sha256,
+    bytes: u64,
+    resumed: bool,
+}
+
+/// The rest of a file, from `offset` on.
+struct Body {
+    source: Source,
+    offset: u64,
+    /// Size of the whole file.
+    total: Option<u64>,
+    validator: Option<String>,
+}
+
+enum Source {
+    Http(Response),
+    File(tokio::fs::File, PathBuf),
+    /// The partial file is the whole file.
+    Complete,
+}
+
+enum BodyError {
+    Network(reqwest::Error),
+    File(io::Error, PathBuf),
+}
+
+impl Body {
+    async fn chunk(&mut self) -> Result<Option<Chunk>, BodyError> {
+        match &mut self.source {
+            Source::Http(response) => match response.chunk().await {
+                Ok(chunk) => Ok(chunk.map(|bytes| Box::new(bytes) as Chunk)),
+                Err(e) => Err(BodyError::Network(e)),
+            },
+            Source::File(file, path) => {
+                let mut buffer = vec![0; 1 << 18];
+                match file.read(&mut buffer).await {
+                    Ok(0) => Ok(None),
+                    Ok(n) => {
+                        buffer.truncate(n);
+                        Ok(Some(Box::new(buffer)))
+                    }
+                    Err(e) => Err(BodyError::File(e, path.clone())),
+                }
+            }
+            Source::Complete => Ok(None),
+        }
+    }
+}
+
+/// An HTTP client for `url`. `verified` content may come over any connection.
+fn client(url: &Url, verified: bool) -> Result<Client, ImageError> {
+    let fail = |why: String| ImageError::Tls { why };
+    // The provider is named here: nothing depends on, or sets, the process-wide default.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| fail(e.to_string()))?;
+    let tls = match rustls_platform_verifier::Verifier::new(provider) {
+        Ok(verifier) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth(),
+        Err(e) if url.scheme() == "https" => return Err(fail(e.to_string())),
+        // Not needed here; a redirection to https then fails for want of a trusted root.
+        Err(_) => builder
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth(),
+    };
+    let redirects = reqwest::redirect::Policy::custom(move |attempt| {
+        let secure = attempt
+            .previous()
+            .last()
+            .is_some_and(|url| url.scheme() == "https");
+        if attempt.previous().len() > 10 {
+            attempt.error("too many redirections")
+        } else if secure && attempt.url().scheme() == "http" && !verified {
+            attempt.error("it redirects from https to http, and there is no checksum to verify")
+        } else {
+            attempt.follow()
+        }
+    });
+    let mut client = Client::builder()
+        .tls_backend_preconfigured(tls)
+        .redirect(redirects)
+        .connect_timeout(Duration::from_secs(30))
+        .read_timeout(STALL)
+        .user_agent(concat!("fleetbox/", env!("CARGO_PKG_VERSION")));
+    if is_loopback(url) {
+        // A proxy's loopback is another machine's.
+        client = client.no_proxy();
+    }
+    client.build().map_err(|e| fail(causes(&e)))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+fn validator_of(response: &Response) -> Option<String> {
+    let text = |name| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|v: &header::HeaderValue| v.to_str().ok())
+            .map(str::to_owned)
+    };
+    text(header::ETAG)
+        .filter(|tag| !tag.starts_with("W/"))
+        .or_else(|| text(header::LAST_MODIFIED))
+}
+
+/// First byte and total of `Content-Range` (RFC 9110 section 14.4), where they are given.
+fn content_range(response: &Response) -> Option<(Option<u64>, Option<u64>)> {
+    let text = response
+        .headers()
+        .get(header::CONTENT_RANGE)?
+        .to_str()
+        .ok()?;
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let total = total.parse().ok();
+    if range == "*" {
+        return Some((None, total));
+    }
+    let first = range.split_once('-')?.0.parse().ok()?;
+    Some((Some(first), total))
+}
+
+/// An error with all its causes, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+fn part_len(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |m| m.len())
+}
+
+/// Writes what comes through `queue` from `offset` on, and returns the sum and size of the whole
+/// file. An error comes with the number of bytes that were written before it.
+fn write_part(
+    path: &Path,
+    offset: u64,
+    mut queue: mpsc::Receiver<Chunk>,
+) -> Result<(Sha256, u64), (io::Error, u64)> {
+    let at = |position| move |e| (e, position);
+    let mut file = open_private(path).map_err(at(0))?;
+    // Everything from here on is a hole, which zeros are left to be.
+    file.set_len(offset).map_err(at(0))?;
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut buffer = vec![0; 1 << 18];
+    let mut hashed = 0;
+    while hashed < offset {
+        match file.read(&mut buffer) {
+            Ok(0) => return Err((io::ErrorKind::UnexpectedEof.into(), hashed)),
+            Ok(n) => {
+                context.update(buffer.get(..n).unwrap_or_default());
+                hashed += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((e, hashed)),
+        }
+    }
+    let mut position = offset;
+    while let Some(chunk) = queue.blocking_recv() {
+        let bytes = (*chunk).as_ref();
+        context.update(bytes);
+        write_sparse(&file, position, bytes).map_err(at(position))?;
+        position += bytes.len() as u64;
+    }
+    // Zeros at the end were not written.
+    file.set_len(position).map_err(at(position))?;
+    file.sync_all().map_err(at(position))?;
+    Ok((Sha256::from_digest(&context.finish()), position))
+}
+
+/// Writes `bytes` at `position` but for whole blocks of zeros, which the caller has made sure
+/// read as zeros already.
+fn write_sparse(file: &File, position: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut run_start = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        // Up to the next block boundary of the file, so that holes are whole blocks.
+        let in_block = ((position + at as u64) % BLOCK as u64) as usize;
+        let end = bytes.len().min(at + BLOCK - in_block);
+        let block = bytes.get(at..end).unwrap_or_default();
+        // Slice comparison is memcmp, quick in unoptimised builds too.
+        if ZEROS.get(..block.len()) == Some(block) {
+            write_run(file, position, bytes, run_start..at)?;
+            run_start = end;
+        }
+        at = end;
+    }
+    write_run(file, position, bytes, run_start..bytes.len())
+}
+
+fn write_run(
+    file: &File,
+    position: u64,
+    bytes: &[u8],
+    run: std::ops::Range<usize>,
+) -> io::Result<()> {
+    let start = run.start as u64;
+    match bytes.get(run) {
+        Some(run) if !run.is_empty() => file.write_all_at(run, position + start),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,225 @@
+//! Names of VMs and clusters, and limits on counts, checked before anything is created.
+//!
+//! A name is used as a directory, as a guest's hostname and in messages, so the rule is that of
+//! a DNS label (RFC 1123 section 2.1) in lower case.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest name in bytes: a DNS label's limit, which Linux hostnames share.
+pub const MAX_NAME: usize = 63;
+
+/// Most virtual CPUs of one VM: xAPIC ids are 8 bits wide and 255 means "all".
+pub const MAX_CPUS: u32 = 254;
+
+/// Most VMs of one cluster: what a /24 network holds beside gateway and broadcast, with a margin.
+pub const MAX_COUNT: u32 = 200;
+
+/// A value from the user that was refused before anything was created.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidValue {
+    /// A VM or cluster name that cannot be a hostname.
+    #[error(
+        "invalid name {name:?}: {why}; a name has 1 to 63 lower-case letters, digits and '-', \
+         and begins and ends with a letter or digit"
+    )]
+    Name {
+        /// The name as given.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A size that cannot be read.
+    #[error(
+        "invalid size {text:?}: {why}; write a whole number with K, M, G or T, such as 512M or 2GiB"
+    )]
+    Size {
+        /// The text as given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A size outside of its limits.
+    #[error("{what} of {given} is out of range: it must be between {least} and {most}")]
+    Range {
+        /// What the value is for, such as "memory".
+        what: &'static str,
+        /// The value as given, with its unit.
+        given: String,
+        /// The least accepted value.
+        least: String,
+        /// The greatest accepted value.
+        most: String,
+    },
+    /// An image reference that is none of alias, path or URL.
+    #[error(
+        "invalid image {text:?}: {why}; give an alias such as debian-12, a path such as ./disk.qcow2, or a URL"
+    )]
+    Image {
+        /// The text as given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A checked name of a VM or a cluster.
+///
+/// ```
+/// use fleetbox::names::Name;
+/// assert!("web-1".parse::<Name>().is_ok());
+/// assert!("../etc".parse::<Name>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// Checks `name`.
+    ///
+    /// # Errors
+    /// [`InvalidValue::Name`] says which rule it breaks.
+    pub fn new(name: impl Into<String>) -> Result<Self, InvalidValue> {
+        let name = name.into();
+        let why = if name.is_empty() {
+            "it is empty"
+        } else if name.len() > MAX_NAME {
+            "it is longer than 63 bytes"
+        } else if name.starts_with('-') || name.ends_with('-') {
+            "it begins or ends with '-'"
+        } else if name.bytes().any(|b| b.is_ascii_uppercase()) {
+            "it has upper-case letters"
+        } else if name
+            .bytes()
+            .any(|b| !(b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
+        {
+            "it has a character that is not allowed"
+        } else {
+            return Ok(Self(name));
+        };
+        Err(InvalidValue::Name { name, why })
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of member `index` (from 1) of a group: `node` gives `node-1`, `node-2`.
+    ///
+    /// # Errors
+    /// [`InvalidValue::Name`] if the result is too long.
+    pub fn member(&self, index: u32) -> Result<Self, InvalidValue> {
+        Self::new(format!("{}-{index}", self.0))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<str> for Name {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidValue;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Self::new(s)
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = InvalidValue;
+
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        Self::new(s)
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+fn in_range(what: &'static str, value: u32, most: u32) -> Result<u32, InvalidValue> {
+    if (1..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(InvalidValue::Range {
+        what,
+        given: value.to_string(),
+        least: "1".into(),
+        most: most.to_string(),
+    })
+}
+
+/// Checks a number of virtual CPUs.
+///
+/// # Errors
+/// [`InvalidValue::Range`] outside of 1 to [`MAX_CPUS`].
+pub fn check_cpus(cpus: u32) -> Result<u8, InvalidValue> {
+    // MAX_CPUS is below 256, so nothing is cut off.
+    in_range("a vCPU count", cpus, MAX_CPUS).map(|n| n as u8)
+}
+
+/// Checks a number of VMs to create together.
+///
+/// # Errors
+/// [`InvalidValue::Range`] outside of 1 to [`MAX_COUNT`].
+pub fn check_count(count: u32) -> Result<u32, InvalidValue> {
+    in_range("a VM count", count, MAX_COUNT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_hostnames_pass_and_others_do_not() {
+        for good in ["a", "web", "node-3", "0", "x--y", &"a".repeat(63)] {
+            assert_eq!(Name::new(good).unwrap().as_str(), good);
+        }
+        let long = "a".repeat(64);
+        for bad in [
+            "", "-a", "a-", "A", "a.b", "a/b", "..", "a b", "a\0", "ä", "a_b", "a\n", &long,
+        ] {
+            let error = Name::new(bad).unwrap_err();
+            assert!(error.to_string().contains("1 to 63"), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn members_are_numbered_and_bounded() {
+        let name = Name::new("node").unwrap();
+        assert_eq!(name.member(2).unwrap().as_str(), "node-2");
+        assert!(Name::new("a".repeat(62)).unwrap().member(1).is_err());
+    }
+
+    #[test]
+    fn serde_checks_too() {
+        assert!(serde_json::from_str::<Name>("\"web\"").is_ok());
+        assert!(serde_json::from_str::<Name>("\"../web\"").is_err());
+    }
+
+    #[test]
+    fn counts_are_bounded() {
+        assert_eq!(check_cpus(2), Ok(2));
+        assert_eq!(check_cpus(254), Ok(254));
+        for bad in [0, 255, 256, u32::MAX] {
+            assert!(check_cpus(bad).is_err());
+        }
+        assert!(check_count(0).is_err());
+        assert!(check_count(201).is_err());
+        assert_eq!(check_count(3), Ok(3));
+    }
+}

@@ -1,0 +1,362 @@
+//! A command that runs in the guest.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use russh::client::Msg;
+use russh::{Channel, ChannelMsg, ChannelWriteHalf, Sig};
+use tokio::io::{
+    self, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf,
+};
+use tokio::task::JoinHandle;
+
+use super::SshError;
+
+/// Bytes of a stream that wait here for its reader before the guest is slowed down.
+const PIPE: usize = 256 << 10;
+/// `SSH_EXTENDED_DATA_STDERR` (RFC 4254 section 5.2).
+const STDERR: u32 = 1;
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExitStatus {
+    /// It ended by itself with this code; 0 is success.
+    Code(u32),
+    /// It was killed.
+    Signal {
+        /// The signal's name without `SIG`, such as `KILL`.
+        name: String,
+        /// Whether it left a core dump.
+        core_dumped: bool,
+    },
+}
+
+impl ExitStatus {
+    /// True for exit code 0.
+    pub fn success(&self) -> bool {
+        matches!(self, Self::Code(0))
+    }
+
+    /// The exit code, or `None` for a command that was killed.
+    pub fn code(&self) -> Option<u32> {
+        match self {
+            Self::Code(code) => Some(*code),
+            Self::Signal { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal { name, core_dumped } => {
+                write!(f, "killed by SIG{name}")?;
+                f.write_str(if *core_dumped { " (core dumped)" } else { "" })
+            }
+        }
+    }
+}
+
+/// What a command wrote, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// All of its standard error.
+    pub stderr: Vec<u8>,
+    /// How it ended.
+    pub status: ExitStatus,
+}
+
+impl Output {
+    /// True for exit code 0.
+    pub fn success(&self) -> bool {
+        self.status.success()
+    }
+
+    /// Standard output as text, with what is not UTF-8 replaced.
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text, with what is not UTF-8 replaced.
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+/// Standard input of a [`Child`]. Dropping it, or shutting it down, is end of file there.
+#[derive(Debug)]
+pub struct Stdin(DuplexStream);
+
+/// Standard output of a [`Child`]. Dropping it discards what the command writes.
+#[derive(Debug)]
+pub struct Stdout(DuplexStream);
+
+/// Standard error of a [`Child`]. Dropping it discards what the command writes.
+#[derive(Debug)]
+pub struct Stderr(DuplexStream);
+
+impl AsyncWrite for Stdin {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Stdout {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncRead for Stderr {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+/// A running command. Take its streams, or drop those that are not needed; while one of its
+/// output streams is neither read nor dropped, the command, and with it the connection it shares
+/// with others, may stand still, as with pipes.
+#[derive(Debug)]
+pub struct Child {
+    /// Standard input; `None` once taken.
+    pub stdin: Option<Stdin>,
+    /// Standard output; `None` once taken.
+    pub stdout: Option<Stdout>,
+    /// Standard error; `None` once taken.
+    pub stderr: Option<Stderr>,
+    control: Control,
+    pump: AbortOnDrop<Result<ExitStatus, SshError>>,
+}
+
+/// Changes the terminal's size of, and sends signals to, a running command.
+#[derive(Debug, Clone)]
+struct Control(Arc<ChannelWriteHalf<Msg>>);
+
+#[derive(Debug)]
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Drop for Child {
+    /// Closes the command's channel: the server hangs up on a command that still runs.
+    fn drop(&mut self) {
+        if self.pump.0.is_finished() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let write = Arc::clone(&self.control.0);
+            runtime.spawn(async move {
+                let _ = write.close().await;
+            });
+        }
+    }
+}
+
+impl Child {
+    /// Tells the guest that the terminal has another size, in characters.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`].
+    pub async fn resize(&self, columns: u32, rows: u32) -> Result<(), SshError> {
+        Ok(self.control.0.window_change(columns, rows, 0, 0).await?)
+    }
+
+    /// Sends a signal to the command, by its name without `SIG`. Not every server passes it on.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`].
+    pub async fn signal(&self, name: &str) -> Result<(), SshError> {
+        let signal = match name {
+            "HUP" => Sig::HUP,
+            "INT" => Sig::INT,
+            "KILL" => Sig::KILL,
+            "QUIT" => Sig::QUIT,
+            "TERM" => Sig::TERM,
+            "USR1" => Sig::USR1,
+            other => Sig::Custom(other.to_owned()),
+        };
+        Ok(self.control.0.signal(signal).await?)
+    }
+
+    /// Closes the streams that were not taken and waits for the command to end. Cancel-safe:
+    /// it may be called again.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`] when the connection ends first.
+    pub async fn wait(&mut self) -> Result<ExitStatus, SshError> {
+        self.stdin = None;
+        self.stdout = None;
+        self.stderr = None;
+        match (&mut self.pump.0).await {
+            Ok(status) => status,
+            Err(_) => Err(SshError::Lost),
+        }
+    }
+
+    /// Closes standard input, collects both outputs and waits for the end.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`]; [`SshError::OutputTooLarge`] beyond `limit` bytes of either output.
+    pub async fn output(mut self, limit: usize) -> Result<Output, SshError> {
+        self.stdin = None;
+        let stdout = self.stdout.take();
+        let stderr = self.stderr.take();
+        let (stdout, stderr) = tokio::try_join!(
+            collect(stdout.map(|s| s.0), limit),
+            collect(stderr.map(|s| s.0), limit)
+        )?;
+        let status = self.wait().await?;
+        Ok(Output {
+            stdout,
+            stderr,
+            status,
+        })
+    }
+}
+
+async fn collect(stream: Option<DuplexStream>, limit: usize) -> Result<Vec<u8>, SshError> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        // A pipe within this process: reading it does not fail.
+        let read = stream.take(limit as u64 + 1).read_to_end(&mut bytes).await;
+        read.map_err(|_| SshError::Lost)?;
+    }
+    if bytes.len() > limit {
+        return Err(SshError::OutputTooLarge { limit });
+    }
+    Ok(bytes)
+}
+
+/// Waits for the server's answer to a request on a channel that runs nothing yet.
+pub(super) async fn confirm(
+    channel: &mut Channel<Msg>,
+    what: &'static str,
+) -> Result<(), SshError> {
+    loop {
+        match channel.wait().await {
+            Some(ChannelMsg::Success) => return Ok(()),
+            Some(ChannelMsg::Failure | ChannelMsg::Close) => {
+                return Err(SshError::Refused { what });
+            }
+            Some(_) => {}
+            None => return Err(SshError::Lost),
+        }
+    }
+}
+
+/// Makes a child of a channel on which a command was asked for.
+pub(super) async fn start(
+    mut channel: Channel<Msg>,
+    what: &'static str,
+) -> Result<Child, SshError> {
+    // A server answers before it sends the command's first byte (RFC 4254 section 5.4).
+    confirm(&mut channel, what).await?;
+    let (mut messages, write) = channel.split();
+    let write = Arc::new(write);
+    let (stdin, stdin_end) = io::duplex(PIPE);
+    let (stdout, stdout_end) = io::duplex(PIPE);
+    let (stderr, stderr_end) = io::duplex(PIPE);
+    let input = AbortOnDrop(tokio::spawn(pump_stdin(stdin_end, Arc::clone(&write))));
+    let control = Control(Arc::clone(&write));
+    let pump = tokio::spawn(async move {
+        let mut outputs = [Some(stdout_end), Some(stderr_end)];
+        let mut status = None;
+        while let Some(message) = messages.wait().await {
+            match message {
+                ChannelMsg::Data { data } => deliver(&mut outputs[0], &data).await,
+                ChannelMsg::ExtendedData { data, ext: STDERR } => {
+                    deliver(&mut outputs[1], &data).await;
+                }
+                ChannelMsg::Eof => outputs = [None, None],
+                ChannelMsg::ExitStatus { exit_status } => {
+                    status = Some(ExitStatus::Code(exit_status));
+                }
+                ChannelMsg::ExitSignal {
+                    signal_name,
+                    core_dumped,
+                    ..
+                } => {
+                    status = Some(ExitStatus::Signal {
+                        name: signal_text(&signal_name),
+                        core_dumped,
+                    });
+                }
+                ChannelMsg::Close => break,
+                _ => {}
+            }
+        }
+        // Nobody reads the command's input any more.
+        drop(input);
+        let _ = write.close().await;
+        status.ok_or(SshError::Lost)
+    });
+    Ok(Child {
+        stdin: Some(Stdin(stdin)),
+        stdout: Some(Stdout(stdout)),
+        stderr: Some(Stderr(stderr)),
+        control,
+        pump: AbortOnDrop(pump),
+    })
+}
+
+/// Writes to a reader, unless it was dropped.
+async fn deliver(output: &mut Option<DuplexStream>, bytes: &[u8]) {
+    if let Some(stream) = output
+        && stream.write_all(bytes).await.is_err()
+    {
+        *output = None;
+    }
+}
+
+async fn pump_stdin(mut input: DuplexStream, write: Arc<ChannelWriteHalf<Msg>>) {
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        let n = match input.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => n,
+        };
+        let bytes = buffer.get(..n).unwrap_or_default().to_vec();
+        if write.data_bytes(bytes).await.is_err() {
+            return;
+        }
+    }
+    // The end of a connection ends the command too.
+    let _ = write.eof().await;
+}
+
+fn signal_text(signal: &Sig) -> String {
+    match signal {
+        Sig::Custom(name) => name.clone(),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,190 @@
+//! The client.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::client::{self, Handle};
+use russh::keys::{Algorithm, PrivateKeyWithHashAlg};
+use russh::{Preferred, cipher, kex};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::child::{self, Child, Output};
+use super::{Keypair, PublicKey, SshError};
+
+/// Silence after which the guest is asked for a sign of life.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// So many questions without an answer end the connection.
+const KEEPALIVE_MAX: usize = 6;
+/// Most bytes of output that [`Client::exec`] keeps.
+const OUTPUT_LIMIT: usize = 256 << 20;
+
+/// Who logs in, and to whom.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The user in the guest.
+    pub user: String,
+    /// The key that logs in.
+    pub key: Keypair,
+    /// The guest's host key; a server with another one is refused.
+    pub host_key: PublicKey,
+}
+
+/// A terminal to ask the guest for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PtyRequest {
+    /// Value of `TERM`.
+    pub term: String,
+    /// Width in characters.
+    pub columns: u32,
+    /// Height in characters.
+    pub rows: u32,
+}
+
+/// A connection to a guest's SSH server, over which any number of commands run, also at once.
+/// Dropping it ends the connection.
+pub struct Client {
+    handle: Handle<Pinned>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("closed", &self.is_closed())
+            .finish()
+    }
+}
+
+/// Accepts one host key.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    expected: PublicKey,
+}
+
+impl client::Handler for Pinned {
+    type Error = SshError;
+
+    async fn check_server_key(
+        &mut self,
+        key: &russh::keys::PublicKeyOrCertificate,
+    ) -> Result<bool, Self::Error> {
+        let found = PublicKey::from_russh(key.public_key());
+        if found == self.expected {
+            return Ok(true);
+        }
+        Err(SshError::HostKeyMismatch {
+            expected: self.expected.fingerprint(),
+            found: found.fingerprint(),
+        })
+    }
+}
+
+fn config() -> client::Config {
+    client::Config {
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: KEEPALIVE_MAX,
+        preferred: Preferred {
+            // Only this key is handed to guests.
+            key: Cow::Borrowed(&[Algorithm::Ed25519]),
+            // The streams never leave this host, so the quick ones first; AES is assembly.
+            kex: Cow::Borrowed(&[
+                kex::CURVE25519,
+                kex::CURVE25519_PRE_RFC_8731,
+                kex::MLKEM768X25519_SHA256,
+                kex::EXTENSION_SUPPORT_AS_CLIENT,
+                kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+            ]),
+            cipher: Cow::Borrowed(&[
+                cipher::AES_128_GCM,
+                cipher::AES_256_GCM,
+                cipher::CHACHA20_POLY1305,
+                cipher::AES_256_CTR,
+            ]),
+            ..Preferred::default()
+        },
+        ..client::Config::default()
+    }
+}
+
+impl Client {
+    /// Logs in over `stream`, which is connected to the guest's SSH port.
+    ///
+    /// Waits for as long as the server takes; see [`super::wait_ready`] for a deadline.
+    ///
+    /// # Errors
+    /// [`SshError::HostKeyMismatch`], [`SshError::Auth`], [`SshError::Lost`],
+    /// [`SshError::Protocol`].
+    pub async fn connect<S>(stream: S, target: &Target) -> Result<Self, SshError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handler = Pinned {
+            expected: target.host_key.clone(),
+        };
+        let mut handle = client::connect_stream(Arc::new(config()), stream, handler).await?;
+        let key = PrivateKeyWithHashAlg::new(target.key.private(), None);
+        let result = handle.authenticate_publickey(&target.user, key).await?;
+        if !result.success() {
+            return Err(SshError::Auth {
+                user: target.user.clone(),
+            });
+        }
+        Ok(Self { handle })
+    }
+
+    /// True once the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
+    /// Runs `command` by the user's login shell, with an empty standard input, and collects what
+    /// it writes.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`], [`SshError::Refused`], [`SshError::OutputTooLarge`]. A command that
+    /// fails is no error: see [`Output::status`].
+    pub async fn exec(&self, command: &str) -> Result<Output, SshError> {
+        self.spawn(command).await?.output(OUTPUT_LIMIT).await
+    }
+
+    /// Starts `command` by the user's login shell, with its standard streams as pipes.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`], [`SshError::Refused`].
+    pub async fn spawn(&self, command: &str) -> Result<Child, SshError> {
+        let channel = self.handle.channel_open_session().await?;
+        channel.exec(true, command).await?;
+        child::start(channel, "to run the command").await
+    }
+
+    /// Starts `command`, or the user's login shell if none is given, on a new terminal. The
+    /// terminal's output, errors included, comes by the child's standard output.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`], [`SshError::Refused`].
+    pub async fn spawn_pty(
+        &self,
+        pty: &PtyRequest,
+        command: Option<&str>,
+    ) -> Result<Child, SshError> {
+        let mut channel = self.handle.channel_open_session().await?;
+        channel
+            .request_pty(true, &pty.term, pty.columns, pty.rows, 0, 0, &[])
+            .await?;
+        child::confirm(&mut channel, "a terminal").await?;
+        match command {
+            Some(command) => channel.exec(true, command).await?,
+            None => channel.request_shell(true).await?,
+        }
+        child::start(channel, "to start the shell").await
+    }
+
+    /// Says good-bye to the server. Dropping the client ends the connection as well.
+    pub async fn close(self) {
+        let _ = self
+            .handle
+            .disconnect(russh::Disconnect::ByApplication, "", "")
+            .await;
+    }
+}

@@ -1,0 +1,224 @@
+//! Ed25519 keys in OpenSSH's formats.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
+use russh::keys::{HashAlg, PrivateKey};
+
+use super::SshError;
+use crate::store::{Lock, Store, read_limited, write_atomic};
+
+/// Keys are some hundred bytes.
+const KEY_LIMIT: u64 = 1 << 16;
+
+/// A public key; two are equal if the key is, whatever their comments.
+#[derive(Clone, Debug)]
+pub struct PublicKey(russh::keys::PublicKey);
+
+impl PublicKey {
+    pub(super) fn from_russh(key: russh::keys::PublicKey) -> Self {
+        Self(key)
+    }
+
+    /// The SHA-256 fingerprint, as `ssh-keygen -l` shows it.
+    pub fn fingerprint(&self) -> String {
+        self.0.fingerprint(HashAlg::Sha256).to_string()
+    }
+}
+
+impl PartialEq for PublicKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key_data() == other.0.key_data()
+    }
+}
+
+impl Eq for PublicKey {}
+
+impl FromStr for PublicKey {
+    type Err = SshError;
+
+    /// Reads OpenSSH's one-line form.
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        russh::keys::PublicKey::from_openssh(line)
+            .map(Self)
+            .map_err(|e| SshError::Key {
+                what: "public key".into(),
+                why: e.to_string(),
+            })
+    }
+}
+
+impl fmt::Display for PublicKey {
+    /// OpenSSH's one-line form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_openssh().map_err(|_| fmt::Error)?)
+    }
+}
+
+/// An Ed25519 key pair. Cheap to clone.
+#[derive(Clone)]
+pub struct Keypair(Arc<PrivateKey>);
+
+impl fmt::Debug for Keypair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the private half.
+        write!(f, "Keypair({})", self.public().fingerprint())
+    }
+}
+
+impl Keypair {
+    /// A new random key.
+    ///
+    /// # Errors
+    /// [`SshError::Key`] for a comment that cannot be stored.
+    pub fn generate(comment: &str) -> Result<Self, SshError> {
+        let seed: [u8; 32] = rand::random();
+        let pair = KeypairData::from(Ed25519Keypair::from_seed(&seed));
+        PrivateKey::new(pair, comment)
+            .map(|key| Self(Arc::new(key)))
+            .map_err(|e| SshError::Key {
+                what: format!("new key {comment:?}"),
+                why: e.to_string(),
+            })
+    }
+
+    /// Reads a private key in OpenSSH's format.
+    ///
+    /// # Errors
+    /// [`SshError::Key`] for anything else, and for a key with a passphrase.
+    pub fn from_openssh(text: &str) -> Result<Self, SshError> {
+        let fail = |why: String| SshError::Key {
+            what: "private key".into(),
+            why,
+        };
+        let key = PrivateKey::from_openssh(text).map_err(|e| fail(e.to_string()))?;
+        if key.is_encrypted() {
+            return Err(fail("it is protected by a passphrase".into()));
+        }
+        Ok(Self(Arc::new(key)))
+    }
+
+    /// The private key in OpenSSH's format.
+    ///
+    /// # Errors
+    /// [`SshError::Key`] when it cannot be encoded.
+    pub fn to_openssh(&self) -> Result<String, SshError> {
+        self.0
+            .to_openssh(LineEnding::LF)
+            .map(|text| text.to_string())
+            .map_err(|e| SshError::Key {
+                what: "private key".into(),
+                why: e.to_string(),
+            })
+    }
+
+    /// The public key.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(self.0.public_key().clone())
+    }
+
+    /// Reads a private key from a file.
+    ///
+    /// # Errors
+    /// [`SshError::KeyFile`] when it cannot be read, [`SshError::Key`] when it is none.
+    pub fn load(path: &Path) -> Result<Self, SshError> {
+        let text = read_limited(path, KEY_LIMIT).map_err(|source| SshError::KeyFile {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_openssh(&String::from_utf8_lossy(&text)).map_err(|e| match e {
+            SshError::Key { why, .. } => SshError::Key {
+                what: path.display().to_string(),
+                why,
+            },
+            other => other,
+        })
+    }
+
+    /// Writes the private key to a file of mode 0600, atomically.
+    ///
+    /// # Errors
+    /// [`SshError::KeyFile`] when it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), SshError> {
+        write_key(path, &self.to_openssh()?)
+    }
+
+    /// The key that logs in to all VMs of `store`: `keys/id_ed25519`, generated once. Its public
+    /// half is beside it for other programs.
+    ///
+    /// # Errors
+    /// [`SshError::KeyFile`], [`SshError::Key`] for a file that is no key, [`SshError::Store`].
+    pub fn of_store(store: &Store) -> Result<Self, SshError> {
+        let path = store.keys_dir().join("id_ed25519");
+        if path.exists() {
+            return Self::load(&path);
+        }
+        // Two processes must not each make one and each use its own.
+        let _lock = Lock::acquire(&store.keys_dir().join("lock"))?;
+        if path.exists() {
+            return Self::load(&path);
+        }
+        let key = Self::generate("fleetbox")?;
+        write_key(&path.with_extension("pub"), &format!("{}\n", key.public()))?;
+        key.save(&path)?;
+        Ok(key)
+    }
+
+    pub(super) fn private(&self) -> Arc<PrivateKey> {
+        Arc::clone(&self.0)
+    }
+}
+
+fn write_key(path: &Path, text: &str) -> Result<(), SshError> {
+    write_atomic(path, text.as_bytes()).map_err(|source| SshError::KeyFile {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_back() {
+        let key = Keypair::generate("a comment").unwrap();
+        let again = Keypair::from_openssh(&key.to_openssh().unwrap()).unwrap();
+        assert_eq!(again.public(), key.public());
+        let line = key.public().to_string();
+        assert!(line.starts_with("ssh-ed25519 "), "{line}");
+        assert_eq!(line.parse::<PublicKey>().unwrap(), key.public());
+        assert_ne!(Keypair::generate("x").unwrap().public(), key.public());
+        assert!(!format!("{key:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_store_has_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| Keypair::of_store(&store).unwrap().public()))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(keys.windows(2).all(|pair| pair[0] == pair[1]));
+        let line = std::fs::read_to_string(store.keys_dir().join("id_ed25519.pub")).unwrap();
+        assert_eq!(line.parse::<PublicKey>().unwrap(), keys[0]);
+    }
+
+    #[test]
+    fn what_is_no_key_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        std::fs::write(store.keys_dir().join("id_ed25519"), "nonsense").unwrap();
+        let error = Keypair::of_store(&store).unwrap_err().to_string();
+        assert!(error.contains("id_ed25519"), "{error}");
+    }
+}

@@ -1,0 +1,124 @@
+//! SSH to the guest: keys, and a client over any byte stream.
+//!
+//! The guest's host key is made by fleetbox and handed to the guest, so the client knows it
+//! beforehand and never trusts on first use.
+
+mod child;
+mod client;
+mod keys;
+mod ready;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use self::child::{Child, ExitStatus, Output, Stderr, Stdin, Stdout};
+pub use self::client::{Client, PtyRequest, Target};
+pub use self::keys::{Keypair, PublicKey};
+pub use self::ready::wait_ready;
+use crate::store::StoreError;
+
+/// Why SSH failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SshError {
+    /// A key could not be read, made or written out.
+    #[error("unusable SSH key ({what}): {why}")]
+    Key {
+        /// Which key.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A key file could not be read or written.
+    #[error("cannot {action} the key file {}: {source}", path.display())]
+    KeyFile {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No connection to the guest's port.
+    #[error(
+        "cannot connect to the guest's SSH port: {source}; the guest is still booting, or its SSH server is not running"
+    )]
+    Connect {
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The server did not complete the greeting in time.
+    #[error(
+        "the guest's SSH server did not answer within {0:?}; the guest may be overloaded or hung"
+    )]
+    HandshakeTimeout(Duration),
+    /// The server proved another identity than the one that was given to the guest.
+    #[error(
+        "the guest's SSH host key is {found}, and the one given to it is {expected}: cloud-init has \
+         not run in the guest, or something else answers at its address"
+    )]
+    HostKeyMismatch {
+        /// Fingerprint of the key that was given to the guest.
+        expected: String,
+        /// Fingerprint of the key that the server has.
+        found: String,
+    },
+    /// The server does not accept our key.
+    #[error(
+        "the guest refused the key of user {user:?}: the user does not exist there, or its authorized_keys were changed"
+    )]
+    Auth {
+        /// The user.
+        user: String,
+    },
+    /// The server refused to run a command or to open a terminal.
+    #[error("the guest's SSH server refused {what}")]
+    Refused {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The connection ended before the command did.
+    #[error(
+        "the SSH connection was lost before the command ended; the guest may have stopped or rebooted"
+    )]
+    Lost,
+    /// A command wrote more than is kept in memory.
+    #[error("the command wrote more than {limit} bytes; stream its output with spawn instead")]
+    OutputTooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The guest did not become reachable by the deadline.
+    #[error("SSH was not ready after {waited:.1?} and {attempts} attempts; the last one: {last}")]
+    NotReady {
+        /// How long was waited.
+        waited: Duration,
+        /// How often a connection was tried.
+        attempts: u32,
+        /// Why the last attempt failed.
+        #[source]
+        last: Box<SshError>,
+    },
+    /// The SSH protocol failed.
+    #[error("SSH failed: {0}")]
+    Protocol(#[source] russh::Error),
+}
+
+impl From<russh::Error> for SshError {
+    fn from(error: russh::Error) -> Self {
+        match error {
+            russh::Error::Disconnect
+            | russh::Error::HUP
+            | russh::Error::SendError
+            | russh::Error::RecvError
+            | russh::Error::KeepaliveTimeout
+            | russh::Error::InactivityTimeout => Self::Lost,
+            other => Self::Protocol(other),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Locks that say who is alive.
+//!
+//! A lock is an exclusive `flock` on a file. The kernel drops it when its holder ends, however
+//! that happens, so a held lock means a living process and a stored process id is never needed.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{StoreError, fsutil};
+
+/// An exclusive lock on a file, held until this is dropped or the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock on `path` if nobody holds it, creating the file when it is missing;
+    /// `None` when another holder lives. Does not wait.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>, StoreError> {
+        // Somebody who only looks (`is_held`) has a shared lock for some microseconds; that is
+        // told apart from a holder by trying for a shared one ourselves.
+        for _ in 0..1000 {
+            let file = fsutil::open_private(path).map_err(StoreError::io("open", path))?;
+            match file.try_lock() {
+                Ok(()) if same_file(&file, path) => {
+                    return Ok(Some(Self {
+                        file,
+                        path: path.to_owned(),
+                    }));
+                }
+                // The file was removed or replaced between opening and locking.
+                Ok(()) => continue,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(e)) => return Err(StoreError::io("lock", path)(e)),
+            }
+            match file.try_lock_shared() {
+                Ok(()) => {
+                    drop(file);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(e)) => return Err(StoreError::io("lock", path)(e)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for the lock on `path`, without limit. For locks that are held for moments only.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    pub fn acquire(path: &Path) -> Result<Self, StoreError> {
+        loop {
+            let file = fsutil::open_private(path).map_err(StoreError::io("open", path))?;
+            match file.lock() {
+                Ok(()) if same_file(&file, path) => {
+                    return Ok(Self {
+                        file,
+                        path: path.to_owned(),
+                    });
+                }
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(StoreError::io("lock", path)(e)),
+            }
+        }
+    }
+
+    /// True if a living process holds the lock on `path`. A missing file is held by nobody.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
+    pub fn is_held(path: &Path) -> Result<bool, StoreError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(StoreError::io("open", path)(e)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(StoreError::io("lock", path)(e)),
+        }
+    }
+
+    /// The locked file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes that the locked file has been renamed.
+    pub(super) fn moved_to(&mut self, path: PathBuf) {
+        self.path = path;
+    }
+
+    /// Removes the file and gives up the lock. Who opened the file before notices that it is gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file cannot be removed.
+    pub fn remove(self) -> Result<(), StoreError> {
+        fsutil::remove_file_if_there(&self.path).map_err(StoreError::io("remove", &self.path))
+    }
+
+    /// The locked file. A descriptor that is inherited by or sent to another process keeps the
+    /// lock for as long as that process has it open.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+/// Whether `path` still names the file that is open.
+fn same_file(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_excludes_and_ends_with_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!Lock::is_held(&path).unwrap());
+        let lock = Lock::try_acquire(&path).unwrap().unwrap();
+        assert!(Lock::is_held(&path).unwrap());
+        assert!(Lock::try_acquire(&path).unwrap().is_none());
+        drop(lock);
+        assert!(!Lock::is_held(&path).unwrap());
+        assert!(Lock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn onlookers_do_not_disturb_who_takes_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        drop(Lock::try_acquire(&path).unwrap());
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        Lock::is_held(&path).unwrap();
+                    }
+                });
+            }
+            for _ in 0..200 {
+                assert!(Lock::try_acquire(&path).unwrap().is_some());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_removed_file_is_not_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let old = Lock::try_acquire(&path).unwrap().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let new = Lock::try_acquire(&path).unwrap();
+        assert!(new.is_some(), "the new file is another lock");
+        drop(old);
+        assert!(Lock::is_held(&path).unwrap());
+    }
+}

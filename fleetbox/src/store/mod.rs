@@ -1,0 +1,279 @@
+//! The state directory: where VMs, images and keys live between commands.
+//!
+//! The layout is described in `docs/state.md`. Everything here is built so that a kill at any
+//! moment leaves a state that the next command understands: files are replaced atomically, a VM
+//! appears and disappears by one rename, and who is alive is told by held locks.
+
+mod fsutil;
+mod lock;
+mod record;
+mod vm_dir;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+pub(crate) use self::fsutil::{
+    open_private, read_limited, remove_file_if_there, sync_dir, write_atomic,
+};
+pub use self::lock::Lock;
+pub use self::record::{ImageRecord, InvalidMac, MacAddr, VmRecord, now};
+pub use self::vm_dir::{ClusterDir, VmDir, VmDraft, VmPaths};
+use crate::names::Name;
+
+/// The version of the layout that this library writes, and the newest it reads.
+pub const FORMAT: u32 = 1;
+
+/// Environment variable that names the state directory.
+pub const HOME_VARIABLE: &str = "FLEETBOX_HOME";
+
+/// Why the state directory could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Neither `FLEETBOX_HOME` nor a home directory is known.
+    #[error(
+        "no state directory: neither FLEETBOX_HOME nor HOME is set; set FLEETBOX_HOME to a directory"
+    )]
+    NoHome,
+    /// A file or directory operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, such as "write".
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The state directory was written by a later version.
+    #[error(
+        "the state directory {} has format {found} and this fleetbox reads formats up to {FORMAT}; \
+         use a newer fleetbox, or another directory by FLEETBOX_HOME", path.display()
+    )]
+    Newer {
+        /// The state directory.
+        path: PathBuf,
+        /// The format it has.
+        found: u32,
+    },
+    /// A file has a content that this library did not write.
+    #[error("{} is damaged: {why}; remove the VM, or restore the file", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is such a VM already.
+    #[error(
+        "VM {name} exists already in cluster {cluster}; remove it first, or choose another name"
+    )]
+    Exists {
+        /// The VM's name.
+        name: Name,
+        /// Its cluster.
+        cluster: Name,
+    },
+    /// The VM is in use by a living process.
+    #[error("VM {name} is running; stop it first")]
+    Running {
+        /// The VM's name.
+        name: Name,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// The state directory. Cheap to clone; its methods block for as long as small file operations
+/// take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    home: PathBuf,
+}
+
+impl Store {
+    /// Where the state is unless a path is given: `$FLEETBOX_HOME`, else `~/.fleetbox`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoHome`] when neither is known.
+    pub fn default_home() -> Result<PathBuf, StoreError> {
+        if let Some(home) = std::env::var_os(HOME_VARIABLE).filter(|v| !v.is_empty()) {
+            return Ok(PathBuf::from(home));
+        }
+        match std::env::home_dir() {
+            Some(home) if !home.as_os_str().is_empty() => Ok(home.join(".fleetbox")),
+            _ => Err(StoreError::NoHome),
+        }
+    }
+
+    /// Opens the state directory at [`Store::default_home`].
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`StoreError::NoHome`].
+    pub fn open_default() -> Result<Self, StoreError> {
+        Self::open(Self::default_home()?)
+    }
+
+    /// Opens the state directory at `home`, creating it with its sub-directories when missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] when a later version has written it, [`StoreError::Io`] for the
+    /// file system.
+    pub fn open(home: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let home = home.as_ref();
+        // Other processes with other working directories are given these paths.
+        let home = std::path::absolute(home).map_err(StoreError::io("find", home))?;
+        let store = Self { home };
+        fsutil::create_private_dir(&store.home).map_err(StoreError::io("create", &store.home))?;
+        store.check_format()?;
+        for dir in [store.images_dir(), store.keys_dir(), store.clusters_dir()] {
+            fsutil::create_private_dir(&dir).map_err(StoreError::io("create", &dir))?;
+        }
+        Ok(store)
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let path = self.home.join("version");
+        let content = match fsutil::read_limited(&path, 64) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // Two processes may both get here and write the same.
+                return fsutil::write_atomic(&path, format!("{FORMAT}\n").as_bytes())
+                    .map_err(StoreError::io("write", &path));
+            }
+            Err(e) => return Err(StoreError::io("read", &path)(e)),
+        };
+        let text = String::from_utf8_lossy(&content);
+        match text.trim().parse::<u32>() {
+            Ok(found) if found > FORMAT => Err(StoreError::Newer {
+                path: self.home.clone(),
+                found,
+            }),
+            Ok(1..) => Ok(()),
+            _ => Err(StoreError::Damaged {
+                path,
+                why: format!("{:?} is not a format number", text.trim()),
+            }),
+        }
+    }
+
+    /// The state directory itself, an absolute path.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Where images are kept.
+    pub fn images_dir(&self) -> PathBuf {
+        self.home.join("images")
+    }
+
+    /// Where the keys are that log in to VMs.
+    pub fn keys_dir(&self) -> PathBuf {
+        self.home.join("keys")
+    }
+
+    fn clusters_dir(&self) -> PathBuf {
+        self.home.join("clusters")
+    }
+
+    /// The lock for changes of the directory tree, held for moments.
+    fn guard(&self) -> Result<Lock, StoreError> {
+        Lock::acquire(&self.home.join("lock"))
+    }
+
+    /// The directory of cluster `name`, whether it exists or not.
+    pub fn cluster(&self, name: &Name) -> ClusterDir {
+        ClusterDir::new(self, name)
+    }
+
+    /// All clusters, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn clusters(&self) -> Result<Vec<ClusterDir>, StoreError> {
+        let names = vm_dir::names_in(&self.clusters_dir())?;
+        Ok(names.iter().map(|name| self.cluster(name)).collect())
+    }
+
+    /// All VMs, by cluster and name.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn vms(&self) -> Result<Vec<VmDir>, StoreError> {
+        let mut vms = Vec::new();
+        for cluster in self.clusters()? {
+            vms.extend(cluster.vms()?);
+        }
+        Ok(vms)
+    }
+
+    /// The VMs named `name`, of which different clusters may each have one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn find(&self, name: &Name) -> Result<Vec<VmDir>, StoreError> {
+        Ok(self
+            .clusters()?
+            .iter()
+            .filter_map(|cluster| cluster.vm(name))
+            .collect())
+    }
+
+    /// Begins to create a VM, which exists once [`VmDraft::commit`] has returned.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::Io`].
+    pub fn create_vm(&self, cluster: &Name, name: &Name) -> Result<VmDraft, StoreError> {
+        VmDraft::create(self, cluster, name)
+    }
+
+    /// Removes what killed processes left behind: VMs half-created or half-removed, clusters
+    /// without VMs, temporary files. Anything in use is kept. Returns how many VMs' remains were
+    /// removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn sweep(&self) -> Result<usize, StoreError> {
+        let _guard = self.guard()?;
+        let mut swept = 0;
+        for cluster in self.clusters()? {
+            swept += cluster.sweep_guarded()?;
+        }
+        for dir in [&self.home, &self.keys_dir(), &self.images_dir()] {
+            sweep_temporary(dir)?;
+        }
+        Ok(swept)
+    }
+}
+
+/// Removes temporary files that are too old to be in use.
+fn sweep_temporary(dir: &Path) -> Result<(), StoreError> {
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with(fsutil::TEMP_PREFIX)
+            && entry
+                .metadata()
+                .and_then(|m| m.modified())
+                .is_ok_and(|time| time < long_ago)
+        {
+            let path = entry.path();
+            fsutil::remove_file_if_there(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::size::Size;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn record(cluster: &str, vm: &str) -> VmRecord {
+    VmRecord {
+        name: name(vm),
+        cluster: name(cluster),
+        image: ImageRecord {
+            reference: "debian-12".into(),
+            path: "/images/x.raw".into(),
+            sha256: Some("00".repeat(32)),
+        },
+        cpus: 2,
+        memory: Size::gib(1),
+        disk: Size::gib(10),
+        mac: MacAddr::random(),
+        ip: Ipv4Addr::new(10, 0, 0, 2),
+        created: now(),
+        instance_id: "i-1".into(),
+        ssh_user: "fleetbox".into(),
+        ssh_key: "ssh-ed25519 AAAA".into(),
+        host_key: "ssh-ed25519 BBBB".into(),
+    }
+}
+
+fn create(store: &Store, cluster: &str, vm: &str) -> (VmDir, Lock) {
+    let draft = store.create_vm(&name(cluster), &name(vm)).unwrap();
+    fs::write(draft.paths().disk_layer(), b"disk").unwrap();
+    draft.commit(&record(cluster, vm)).unwrap()
+}
+
+#[test]
+fn a_vm_lives_from_commit_to_destroy() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("state");
+    let store = Store::open(&home).unwrap();
+    let draft = store.create_vm(&name("c"), &name("a")).unwrap();
+    assert!(store.vms().unwrap().is_empty(), "a draft is no VM");
+    fs::write(draft.paths().disk_layer(), b"disk").unwrap();
+    let written = record("c", "a");
+    let (vm, lock) = draft.commit(&written).unwrap();
+    assert_eq!(lock.path(), vm.paths().lock());
+
+    // Another process sees the same.
+    let again = Store::open(&home).unwrap();
+    let found = again.find(&name("a")).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].record().unwrap(), written);
+    assert!(found[0].paths().disk_layer().is_file());
+    assert!(found[0].is_running().unwrap());
+    assert!(matches!(
+        found[0].destroy(),
+        Err(StoreError::Running { .. })
+    ));
+    drop(lock);
+    assert!(!found[0].is_running().unwrap());
+    let lock = found[0].try_lock().unwrap().unwrap();
+    drop(lock);
+    found[0].destroy().unwrap();
+    found[0].destroy().unwrap();
+    assert!(store.vms().unwrap().is_empty());
+    assert!(
+        store.clusters().unwrap().is_empty(),
+        "an empty cluster goes with its last VM"
+    );
+}
+
+#[test]
+fn everything_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("state")).unwrap();
+    let (vm, _lock) = create(&store, "c", "a");
+    for (path, mode) in [
+        (store.home(), 0o700),
+        (&store.images_dir(), 0o700),
+        (&store.keys_dir(), 0o700),
+        (vm.paths().dir(), 0o700),
+        (&vm.paths().record(), 0o600),
+        (&vm.paths().lock(), 0o600),
+        (&store.home().join("version"), 0o600),
+    ] {
+        let found = fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{}", path.display());
+    }
+}
+
+#[test]
+fn two_vms_of_one_name_need_two_clusters() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let _a = create(&store, "c", "a");
+    assert!(matches!(
+        store.create_vm(&name("c"), &name("a")),
+        Err(StoreError::Exists { .. })
+    ));
+    let _b = create(&store, "d", "a");
+    assert_eq!(store.find(&name("a")).unwrap().len(), 2);
+
+    // Two at once: the first commit wins, the second leaves nothing.
+    let one = store.create_vm(&name("c"), &name("x")).unwrap();
+    let two = store.create_vm(&name("c"), &name("x")).unwrap();
+    one.commit(&record("c", "x")).unwrap();
+    assert!(matches!(
+        two.commit(&record("c", "x")),
+        Err(StoreError::Exists { .. })
+    ));
+    let left: Vec<_> = fs::read_dir(store.cluster(&name("c")).path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|n| n.to_string_lossy().starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_dropped_draft_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    drop(store.create_vm(&name("c"), &name("a")).unwrap());
+    assert!(!store.cluster(&name("c")).path().exists());
+}
+
+#[test]
+fn what_a_kill_leaves_is_swept_and_what_lives_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (kept, _lock) = create(&store, "c", "kept");
+    let living = store.create_vm(&name("c"), &name("living")).unwrap();
+
+    // A creator killed in the middle, a remover killed in the middle.
+    let cluster = store.cluster(&name("c"));
+    let half_new = cluster.path().join(".new-a-0");
+    let half_gone = cluster.path().join(".gone-b-0");
+    for path in [&half_new, &half_gone] {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("lock"), b"").unwrap();
+        fs::write(path.join("disk.layer"), b"x").unwrap();
+    }
+    // A record that never became final, in a temporary file.
+    fs::write(half_new.join(".tmp-abc"), b"{").unwrap();
+
+    assert_eq!(store.sweep().unwrap(), 2);
+    assert!(!half_new.exists() && !half_gone.exists());
+    assert!(living.paths().dir().exists());
+    assert_eq!(store.vms().unwrap().len(), 1);
+    kept.record().unwrap();
+    living.commit(&record("c", "living")).unwrap();
+    assert_eq!(store.vms().unwrap().len(), 2);
+}
+
+#[test]
+fn newer_and_damaged_formats_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(dir.path()).unwrap());
+    fs::write(dir.path().join("version"), "2\n").unwrap();
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { found: 2, .. }));
+    assert!(
+        error.to_string().contains("use a newer fleetbox"),
+        "{error}"
+    );
+    for bad in ["", "x", "0", "-1"] {
+        fs::write(dir.path().join("version"), bad).unwrap();
+        assert!(matches!(
+            Store::open(dir.path()),
+            Err(StoreError::Damaged { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_damaged_record_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (vm, _lock) = create(&store, "c", "a");
+    fs::write(vm.paths().record(), b"{\"name\": \"../x\"}").unwrap();
+    let error = vm.record().unwrap_err().to_string();
+    assert!(error.contains("vm.json is damaged"), "{error}");
+}
+
+#[test]
+fn a_cluster_stays_while_its_worker_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let cluster = store.cluster(&name("c"));
+    let worker = cluster.try_lock().unwrap().unwrap();
+    assert!(cluster.is_running().unwrap());
+    assert!(cluster.try_lock().unwrap().is_none());
+    let (vm, lock) = create(&store, "c", "a");
+    drop(lock);
+    vm.destroy().unwrap();
+    store.sweep().unwrap();
+    assert!(cluster.path().exists());
+    drop(worker);
+    store.sweep().unwrap();
+    assert!(!cluster.path().exists());
+}

@@ -1,0 +1,451 @@
+//! The directories of VMs and clusters.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Lock, Store, StoreError, VmRecord, fsutil};
+use crate::names::Name;
+
+/// How the name of the directory of a VM that is being created begins.
+const DRAFT_PREFIX: &str = ".new-";
+/// How the name of the directory of a VM that is being removed begins.
+const GONE_PREFIX: &str = ".gone-";
+/// A record is a page or two; anything larger is not ours.
+const RECORD_LIMIT: u64 = 1 << 20;
+
+/// The paths inside a VM's directory, whether it is complete or still a draft.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmPaths {
+    dir: PathBuf,
+}
+
+impl VmPaths {
+    /// The directory itself.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The record, written last.
+    pub fn record(&self) -> PathBuf {
+        self.dir.join("vm.json")
+    }
+
+    /// The copy-on-write layer over the image.
+    pub fn disk_layer(&self) -> PathBuf {
+        self.dir.join("disk.layer")
+    }
+
+    /// The cloud-init seed, a FAT image.
+    pub fn seed(&self) -> PathBuf {
+        self.dir.join("seed.img")
+    }
+
+    /// The guest's private SSH host key, in OpenSSH's format.
+    pub fn host_key(&self) -> PathBuf {
+        self.dir.join("host_key")
+    }
+
+    /// What the guest wrote to its serial console.
+    pub fn console_log(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// The lock that is held while the VM runs or is changed.
+    pub fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+}
+
+/// A VM that is being created. Dropped before [`VmDraft::commit`] it is removed; after a kill the
+/// next [`Store::sweep`] or [`Store::create_vm`] removes it.
+#[derive(Debug)]
+pub struct VmDraft {
+    store: Store,
+    cluster: Name,
+    name: Name,
+    paths: VmPaths,
+    // Says that the creator lives; `None` once committed.
+    lock: Option<Lock>,
+}
+
+impl VmDraft {
+    pub(super) fn create(store: &Store, cluster: &Name, name: &Name) -> Result<Self, StoreError> {
+        let cluster_dir = store.cluster(cluster);
+        let final_path = cluster_dir.vm_path(name);
+        let dir = cluster_dir
+            .path
+            .join(format!("{DRAFT_PREFIX}{name}-{}", unique()));
+        // Under the store's lock, so that no sweep sees the directory before its lock is held.
+        let _guard = store.guard()?;
+        if final_path.exists() {
+            return Err(StoreError::Exists {
+                name: name.clone(),
+                cluster: cluster.clone(),
+            });
+        }
+        fsutil::create_private_dir(&dir).map_err(StoreError::io("create", &dir))?;
+        let paths = VmPaths { dir };
+        let lock = Lock::try_acquire(&paths.lock())?;
+        if lock.is_none() {
+            return Err(StoreError::Running { name: name.clone() });
+        }
+        Ok(Self {
+            store: store.clone(),
+            cluster: cluster.clone(),
+            name: name.clone(),
+            paths,
+            lock,
+        })
+    }
+
+    /// Where to put the VM's files. The directory is renamed by [`VmDraft::commit`], so these
+    /// paths must not be stored in the files.
+    pub fn paths(&self) -> &VmPaths {
+        &self.paths
+    }
+
+    /// Writes the record and makes the VM exist, in one step that a kill cannot split.
+    /// The VM's lock, already held, comes with it.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] when another process has created a VM of this name meanwhile,
+    /// [`StoreError::Io`] for the file system.
+    pub fn commit(mut self, record: &VmRecord) -> Result<(VmDir, Lock), StoreError> {
+        write_record(&self.paths, record)?;
+        // The files' content must be on disk before the name that promises it.
+        fsutil::sync_dir(&self.paths.dir).map_err(StoreError::io("sync", &self.paths.dir))?;
+        let cluster_dir = self.store.cluster(&self.cluster);
+        let target = cluster_dir.vm_path(&self.name);
+        {
+            let _guard = self.store.guard()?;
+            if target.exists() {
+                return Err(StoreError::Exists {
+                    name: self.name.clone(),
+                    cluster: self.cluster.clone(),
+                });
+            }
+            fs::rename(&self.paths.dir, &target).map_err(StoreError::io("rename to", &target))?;
+        }
+        let lock = self.lock.take();
+        fsutil::sync_dir(&cluster_dir.path).map_err(StoreError::io("sync", &cluster_dir.path))?;
+        let vm = VmDir {
+            store: self.store.clone(),
+            cluster: self.cluster.clone(),
+            name: self.name.clone(),
+            paths: VmPaths { dir: target },
+        };
+        match lock {
+            Some(mut lock) => {
+                lock.moved_to(vm.paths.lock());
+                Ok((vm, lock))
+            }
+            None => Err(StoreError::Running { name: vm.name }),
+        }
+    }
+}
+
+impl Drop for VmDraft {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            if let Err(error) = fs::remove_dir_all(&self.paths.dir) {
+                tracing::warn!(path = %self.paths.dir.display(), %error, "cannot remove a half-created VM");
+            }
+            // An empty cluster directory says nothing; leaving one behind is no harm either.
+            let _ = self.store.cluster(&self.cluster).remove_if_unused();
+        }
+    }
+}
+
+/// A VM that exists.
+#[derive(Debug, Clone)]
+pub struct VmDir {
+    store: Store,
+    cluster: Name,
+    name: Name,
+    paths: VmPaths,
+}
+
+impl VmDir {
+    /// The VM's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The cluster it is a member of.
+    pub fn cluster(&self) -> &Name {
+        &self.cluster
+    }
+
+    /// The VM's files.
+    pub fn paths(&self) -> &VmPaths {
+        &self.paths
+    }
+
+    /// Reads the record.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is not what this version writes, [`StoreError::Io`].
+    pub fn record(&self) -> Result<VmRecord, StoreError> {
+        let path = self.paths.record();
+        let content =
+            fsutil::read_limited(&path, RECORD_LIMIT).map_err(StoreError::io("read", &path))?;
+        serde_json::from_slice(&content).map_err(|e| StoreError::Damaged {
+            path,
+            why: e.to_string(),
+        })
+    }
+
+    /// Replaces the record; the caller holds the VM's lock.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system; the old record is then still there.
+    pub fn save_record(&self, record: &VmRecord) -> Result<(), StoreError> {
+        write_record(&self.paths, record)
+    }
+
+    /// Takes the lock that means "running"; `None` when another process holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system, with `NotFound` when the VM is gone.
+    pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
+        Lock::try_acquire(&self.paths.lock())
+    }
+
+    /// True while a process holds the VM's lock.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn is_running(&self) -> Result<bool, StoreError> {
+        Lock::is_held(&self.paths.lock())
+    }
+
+    /// Removes the VM and its disk for good, and its cluster's directory with the last one.
+    /// Does nothing for a VM that is already gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Running`] while a process holds its lock, [`StoreError::Io`].
+    pub fn destroy(&self) -> Result<(), StoreError> {
+        let cluster = self.store.cluster(&self.cluster);
+        let gone = cluster
+            .path
+            .join(format!("{GONE_PREFIX}{}-{}", self.name, unique()));
+        {
+            let _guard = self.store.guard()?;
+            if !self.paths.dir.exists() {
+                return Ok(());
+            }
+            let Some(_lock) = self.try_lock()? else {
+                return Err(StoreError::Running {
+                    name: self.name.clone(),
+                });
+            };
+            // Renamed first: a kill during the removal leaves no VM with half of its files.
+            fs::rename(&self.paths.dir, &gone)
+                .map_err(StoreError::io("rename", &self.paths.dir))?;
+        }
+        remove_tree(&gone)?;
+        cluster.remove_if_unused()
+    }
+}
+
+/// A cluster's directory, which need not exist.
+#[derive(Debug, Clone)]
+pub struct ClusterDir {
+    store: Store,
+    name: Name,
+    path: PathBuf,
+}
+
+impl ClusterDir {
+    pub(super) fn new(store: &Store, name: &Name) -> Self {
+        Self {
+            path: store.clusters_dir().join(name.as_str()),
+            store: store.clone(),
+            name: name.clone(),
+        }
+    }
+
+    fn vm_path(&self, vm: &Name) -> PathBuf {
+        self.path.join(vm.as_str())
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The worker's control socket. The path may exceed what a socket address holds (107 bytes),
+    /// so bind and connect relative to an open directory.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("worker.sock")
+    }
+
+    /// The worker's diagnostics.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("worker.log")
+    }
+
+    /// The file whose lock the worker holds.
+    pub fn lock_path(&self) -> PathBuf {
+        self.path.join("worker.lock")
+    }
+
+    /// Takes the worker's lock, creating the directory when missing; `None` when a worker lives.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
+        // Under the store's lock, so that the directory is not removed as unused meanwhile.
+        let _guard = self.store.guard()?;
+        fsutil::create_private_dir(&self.path).map_err(StoreError::io("create", &self.path))?;
+        Lock::try_acquire(&self.lock_path())
+    }
+
+    /// True while a worker holds the cluster's lock.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn is_running(&self) -> Result<bool, StoreError> {
+        Lock::is_held(&self.lock_path())
+    }
+
+    /// The member `vm`, if it exists.
+    pub fn vm(&self, vm: &Name) -> Option<VmDir> {
+        let dir = self.vm_path(vm);
+        dir.join("vm.json").is_file().then(|| VmDir {
+            store: self.store.clone(),
+            cluster: self.name.clone(),
+            name: vm.clone(),
+            paths: VmPaths { dir },
+        })
+    }
+
+    /// All members, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn vms(&self) -> Result<Vec<VmDir>, StoreError> {
+        let mut vms: Vec<_> = names_in(&self.path)?
+            .iter()
+            .filter_map(|name| self.vm(name))
+            .collect();
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(vms)
+    }
+
+    /// Removes the directory if it has no VM and no worker.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn remove_if_unused(&self) -> Result<(), StoreError> {
+        let _guard = self.store.guard()?;
+        self.remove_if_unused_guarded()
+    }
+
+    fn remove_if_unused_guarded(&self) -> Result<(), StoreError> {
+        if self.is_running()? {
+            return Ok(());
+        }
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(StoreError::io("list", &self.path)(e)),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(StoreError::io("list", &self.path))?;
+            let ours = entry.file_name().to_string_lossy().starts_with("worker.");
+            if !ours {
+                return Ok(());
+            }
+            files.push(entry.path());
+        }
+        for file in files {
+            fsutil::remove_file_if_there(&file).map_err(StoreError::io("remove", &file))?;
+        }
+        fs::remove_dir(&self.path).map_err(StoreError::io("remove", &self.path))
+    }
+
+    /// Removes what killed processes left half-created or half-removed; the caller holds the
+    /// store's lock. Returns how many directories that were.
+    pub(super) fn sweep_guarded(&self) -> Result<usize, StoreError> {
+        let mut swept = 0;
+        let entries = fs::read_dir(&self.path).map_err(StoreError::io("list", &self.path))?;
+        for entry in entries {
+            let entry = entry.map_err(StoreError::io("list", &self.path))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let path = entry.path();
+            let leftover = name.starts_with(GONE_PREFIX)
+                || name.starts_with(DRAFT_PREFIX)
+                // No final marker: not written by this version, or damaged by hand.
+                || (Name::new(name.as_ref()).is_ok()
+                    && path.is_dir()
+                    && is_empty_dir(&path)?);
+            // A living creator holds the lock; a directory that is being removed has lost its
+            // lock to the removal, which two processes may share without harm.
+            if leftover && !Lock::is_held(&path.join("lock"))? {
+                tracing::debug!(path = %path.display(), "removing what a killed process left");
+                remove_tree(&path)?;
+                swept += 1;
+            }
+        }
+        self.remove_if_unused_guarded()?;
+        Ok(swept)
+    }
+}
+
+fn write_record(paths: &VmPaths, record: &VmRecord) -> Result<(), StoreError> {
+    let path = paths.record();
+    let mut text = serde_json::to_vec_pretty(record).map_err(|e| StoreError::Damaged {
+        path: path.clone(),
+        why: e.to_string(),
+    })?;
+    text.push(b'\n');
+    fsutil::write_atomic(&path, &text).map_err(StoreError::io("write", &path))
+}
+
+/// The entries of `dir` that are valid names; none if the directory is missing.
+pub(super) fn names_in(dir: &Path) -> Result<Vec<Name>, StoreError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(StoreError::io("list", dir)(e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        if let Some(name) = entry.file_name().to_str().and_then(|n| Name::new(n).ok())
+            && entry.path().is_dir()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn is_empty_dir(path: &Path) -> Result<bool, StoreError> {
+    Ok(fs::read_dir(path)
+        .map_err(StoreError::io("list", path))?
+        .next()
+        .is_none())
+}
+
+/// Removes a directory tree; what another process has removed meanwhile is fine.
+fn remove_tree(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn unique() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
