@@ -1,5 +1,6 @@
 //! The x86-64 PC: no BIOS, hardware-reduced ACPI, PCI Express, one IOAPIC.
 
+pub mod acpi;
 pub mod boot;
 pub mod bzimage;
 pub mod cpuid;
