@@ -4,10 +4,13 @@
 //! interrupt lines ([`irq`]) and queue events ([`event`]); the VMM plugs a hypervisor backend into
 //! these traits.
 
+pub mod acpi;
 pub mod block;
 pub mod bus;
 pub mod event;
+pub mod ioapic;
 pub mod irq;
+pub mod legacy;
 
 /// Guest physical memory as every device sees it: cheap to clone, shared by all threads.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -1,0 +1,3 @@
+//! Devices of the PC that have no discovery of their own.
+
+pub mod serial;
