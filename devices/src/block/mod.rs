@@ -22,6 +22,7 @@ mod layer;
 #[cfg(test)]
 mod model_test;
 mod open;
+mod qcow2;
 mod raw;
 mod reader;
 

@@ -1,0 +1,302 @@
+//! What a qcow2 header claims, checked before anything believes it.
+//!
+//! Field offsets are those of QEMU's `docs/interop/qcow2.txt`, section "Header".
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::block::host::HostFile;
+use crate::block::layer::MAX_SIZE;
+use crate::block::{DiskError, Format, SECTOR};
+
+/// The longest L1 table: QEMU's limit.
+const MAX_L1: u64 = 32 << 20;
+/// The longest refcount table: QEMU's limit.
+const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
+/// The longest backing file name: the format's limit.
+const MAX_NAME: u32 = 1023;
+/// More header extensions than any image has.
+const MAX_EXTENSIONS: usize = 64;
+
+const EXTENSION_END: u32 = 0;
+const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+
+/// What a checked header says.
+#[derive(Debug)]
+pub(super) struct Header {
+    /// Size of the disk in bytes.
+    pub(super) size: u64,
+    /// Bytes of a cluster.
+    pub(super) cluster: u64,
+    /// The image under this one.
+    pub(super) backing: Option<Backing>,
+}
+
+/// The image under another.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Backing {
+    pub(super) path: PathBuf,
+    pub(super) format: Format,
+}
+
+/// Reads and checks the header; for an image to be written to, also what only writers need.
+pub(super) fn read(file: &HostFile, write: bool) -> Result<Header, DiskError> {
+    Checker { file, write }.read()
+}
+
+struct Checker<'a> {
+    file: &'a HostFile,
+    write: bool,
+}
+
+impl Checker<'_> {
+    fn corrupt(&self, what: impl Into<String>) -> DiskError {
+        DiskError::corrupt(self.file.path(), Format::Qcow2, what)
+    }
+
+    fn unsupported(&self, what: impl Into<String>, remedy: impl Into<String>) -> DiskError {
+        DiskError::Unsupported {
+            path: self.file.path().to_path_buf(),
+            format: Format::Qcow2,
+            what: what.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn read(&self) -> Result<Header, DiskError> {
+        let mut start = [0; 112];
+        self.file
+            .read_up_to_end(&mut start, 0)
+            .map_err(DiskError::io("read", self.file.path()))?;
+        let u32_at = |at: usize| be32(&start, at);
+        let u64_at =
+            |at: usize| u64::from(be32(&start, at)) << 32 | u64::from(be32(&start, at + 4));
+        if !start.starts_with(b"QFI\xfb") {
+            return Err(self.corrupt("it does not start as a qcow2 image does"));
+        }
+        let version = u32_at(4);
+        if version != 2 && version != 3 {
+            return Err(self.unsupported(
+                format!("it is of version {version}"),
+                "convert it with the QEMU that made it: qemu-img convert -O qcow2 IN OUT",
+            ));
+        }
+        let cluster_bits = u32_at(20);
+        if !(9..=21).contains(&cluster_bits) {
+            return Err(self.corrupt(format!(
+                "its header claims clusters of 2^{cluster_bits} bytes"
+            )));
+        }
+        let cluster = 1u64 << cluster_bits;
+        if u32_at(32) != 0 {
+            return Err(self.unsupported(
+                "it is encrypted",
+                "decrypt it: qemu-img convert --object secret,id=s,file=KEYFILE --image-opts \
+                 driver=qcow2,file.filename=IN,encrypt.key-secret=s -O qcow2 OUT",
+            ));
+        }
+        let mut header_len = 72;
+        if version == 3 {
+            self.check_features(u64_at(72), start[104])?;
+            let refcount_order = u32_at(96);
+            if refcount_order > 6 {
+                return Err(self.corrupt(format!(
+                    "its header claims refcounts of 2^{refcount_order} bits"
+                )));
+            }
+            header_len = u64::from(u32_at(100));
+            if header_len < 104 || !header_len.is_multiple_of(8) || header_len > cluster {
+                return Err(self.corrupt(format!("its header claims to have {header_len} bytes")));
+            }
+        }
+
+        let size = u64_at(24);
+        if size == 0 || size > MAX_SIZE {
+            return Err(self.corrupt(format!("its header claims a disk of {size} bytes")));
+        }
+        if self.write && !size.is_multiple_of(SECTOR) {
+            return Err(self.unsupported(
+                format!("its disk of {size} bytes ends within a sector of {SECTOR}"),
+                format!(
+                    "resize it: qemu-img resize IN {}",
+                    size.next_multiple_of(SECTOR)
+                ),
+            ));
+        }
+        // An L1 entry leads to an L2 table, a cluster of 8-byte entries that each lead to a cluster.
+        let l1_needed = size.div_ceil(cluster * (cluster / 8));
+        let l1_len = u64::from(u32_at(36)) * 8;
+        if l1_len < l1_needed * 8 || l1_len > MAX_L1 {
+            return Err(self.corrupt(format!(
+                "its L1 table claims {l1_len} bytes for {l1_needed} entries"
+            )));
+        }
+        self.check_table("L1 table", u64_at(40), l1_len, cluster)?;
+        if self.write {
+            let len = u64::from(u32_at(56)) * cluster;
+            if len == 0 || len > MAX_REFCOUNT_TABLE {
+                return Err(self.corrupt(format!("its refcount table claims {len} bytes")));
+            }
+            self.check_table("refcount table", u64_at(48), len, cluster)?;
+            if u32_at(60) != 0 {
+                return Err(self.unsupported(
+                    "it has internal snapshots, so it can be opened for reading only",
+                    "create a layer over it, or convert it: qemu-img convert -O qcow2 IN OUT",
+                ));
+            }
+        } else if !u64_at(48).is_multiple_of(cluster) {
+            return Err(self.corrupt("its refcount table is not at the start of a cluster"));
+        }
+        let (name_offset, name_len) = (u64_at(8), u32_at(16));
+        let area = self.read_first_cluster(cluster)?;
+        let format = if version == 3 {
+            self.find_backing_format(&area, header_len)?
+        } else {
+            None
+        };
+        let backing = match name_offset {
+            0 => None,
+            _ => Some(self.backing(&area, name_offset, name_len, format)?),
+        };
+        Ok(Header {
+            size,
+            cluster,
+            backing,
+        })
+    }
+
+    /// Refuses incompatible features. All of them change how the image is to be read.
+    fn check_features(&self, bits: u64, compression: u8) -> Result<(), DiskError> {
+        let convert = "convert it: qemu-img convert -O qcow2 IN OUT";
+        let repair = "repair it: qemu-img check -r all IMAGE";
+        if bits & 1 << 3 != 0 && compression == 1 {
+            return Err(self.unsupported(
+                "its clusters are compressed with zstd",
+                "convert it: qemu-img convert -O qcow2 -c -o compression_type=zlib IN OUT",
+            ));
+        }
+        let (what, remedy) = match bits.trailing_zeros() {
+            64 => return Ok(()),
+            0 => (
+                "it was not closed properly, so its refcounts may be wrong",
+                repair,
+            ),
+            1 => ("it is marked as corrupt", repair),
+            2 => ("its data is in another file", convert),
+            3 => ("its clusters are compressed by an unknown method", convert),
+            4 => (
+                "it has extended L2 entries",
+                "convert it: qemu-img convert -O qcow2 -o extended_l2=off IN OUT",
+            ),
+            _ => ("it has features that are not known here", convert),
+        };
+        Err(self.unsupported(what, remedy))
+    }
+
+    /// Refuses a table that is not at a cluster's start or not within the file.
+    fn check_table(
+        &self,
+        what: &str,
+        offset: u64,
+        len: u64,
+        cluster: u64,
+    ) -> Result<(), DiskError> {
+        let end = offset.checked_add(len);
+        if offset == 0 || !offset.is_multiple_of(cluster) || end.is_none_or(|e| e > self.file.len())
+        {
+            return Err(self.corrupt(format!(
+                "its {what} of {len} bytes at {offset} is not within it"
+            )));
+        }
+        Ok(())
+    }
+
+    fn read_first_cluster(&self, cluster: u64) -> Result<Vec<u8>, DiskError> {
+        let mut area = vec![0; cluster.min(self.file.len()) as usize];
+        self.file
+            .read(&mut area, 0)
+            .map_err(DiskError::io("read", self.file.path()))?;
+        Ok(area)
+    }
+
+    /// Goes through the header extensions.
+    fn find_backing_format<'b>(
+        &self,
+        area: &'b [u8],
+        header_len: u64,
+    ) -> Result<Option<&'b [u8]>, DiskError> {
+        let outside = || self.corrupt("its header extensions exceed the first cluster");
+        let (mut format, mut at) = (None, header_len as usize);
+        for _ in 0..MAX_EXTENSIONS {
+            let rest = area
+                .get(at..)
+                .filter(|r| r.len() >= 8)
+                .ok_or_else(outside)?;
+            let (kind, len) = (be32(rest, 0), be32(rest, 4) as usize);
+            let data = rest
+                .get(8..)
+                .and_then(|r| r.get(..len))
+                .ok_or_else(outside)?;
+            match kind {
+                EXTENSION_END => return Ok(format),
+                EXTENSION_BACKING_FORMAT => format = Some(data),
+                _ => {}
+            }
+            at += 8 + len.next_multiple_of(8);
+        }
+        Err(self.corrupt("it has too many header extensions"))
+    }
+
+    fn backing(
+        &self,
+        area: &[u8],
+        offset: u64,
+        len: u32,
+        format: Option<&[u8]>,
+    ) -> Result<Backing, DiskError> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let name = area
+            .get(start..)
+            .and_then(|r| r.get(..len as usize))
+            .filter(|n| len <= MAX_NAME && !n.is_empty() && !n.contains(&0))
+            .ok_or_else(|| {
+                self.corrupt("the name of its backing file is not within its first cluster")
+            })?;
+        // "nbd://…", "json:{…}": anything with a colon before the first slash.
+        let colon = name.iter().position(|b| *b == b':');
+        let slash = name.iter().position(|b| *b == b'/').unwrap_or(name.len());
+        if colon.is_some_and(|c| c < slash) {
+            return Err(self.unsupported(
+                format!(
+                    "its backing file {:?} is not given as a local path",
+                    String::from_utf8_lossy(name)
+                ),
+                "flatten it: qemu-img convert -O qcow2 IN OUT",
+            ));
+        }
+        let format = match format {
+            Some(b"qcow2") => Format::Qcow2,
+            Some(b"raw") => Format::Raw,
+            _ => {
+                return Err(self.unsupported(
+                    "it does not say whether its backing file is raw or qcow2",
+                    "state it: qemu-img rebase -u -b BACKING -F raw|qcow2 IMAGE",
+                ));
+            }
+        };
+        let directory = self.file.path().parent().unwrap_or(Path::new(""));
+        Ok(Backing {
+            path: directory.join(OsStr::from_bytes(name)),
+            format,
+        })
+    }
+}
+
+/// The big-endian number at an offset within the bytes, or 0 beyond.
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..)
+        .and_then(|b| b.first_chunk())
+        .map_or(0, |b| u32::from_be_bytes(*b))
+}
