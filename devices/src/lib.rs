@@ -11,6 +11,8 @@ pub mod event;
 pub mod ioapic;
 pub mod irq;
 pub mod legacy;
+pub mod pci;
+pub mod virtio;
 
 /// Guest physical memory as every device sees it: cheap to clone, shared by all threads.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
