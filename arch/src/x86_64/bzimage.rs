@@ -194,3 +194,7 @@ fn stored(data: &[u8], out: &mut [u8]) -> Result<usize, String> {
     out[..n].copy_from_slice(&data[..n]);
     Ok(data.len())
 }
+
+#[cfg(test)]
+#[path = "bzimage_test.rs"]
+mod tests;

@@ -393,3 +393,7 @@ fn load_initrd(
     source.load(0, size, memory, start)?;
     Ok((start, size))
 }
+
+#[cfg(test)]
+#[path = "kernel_test.rs"]
+mod tests;

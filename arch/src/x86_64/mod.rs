@@ -8,3 +8,5 @@ mod elf;
 pub mod kernel;
 pub mod layout;
 pub mod regs;
+#[cfg(test)]
+mod test_kernel;
