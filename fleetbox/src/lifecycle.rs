@@ -1,0 +1,160 @@
+//! Finding or becoming the owner of a VM's worker.
+//!
+//! Whoever takes a cluster's lock may create its VM and start its worker, which takes the lock
+//! over. Whoever does not, talks to the worker that has it, or waits until it can do either: a
+//! worker that is just starting or ending.
+
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use crate::names::Name;
+use crate::process::{Client, Lifeline, ProcessError, WorkerConfig, start_worker};
+use crate::store::{ClusterDir, Store, VmDir};
+use crate::{Error, Result};
+
+/// How long a worker may take to start or end while somebody waits for its cluster.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a held lock is looked at again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Name of the file that marks a VM that is to be deleted with its owner.
+const EPHEMERAL: &str = "ephemeral";
+
+/// How long a VM and its processes live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    /// Runs and exists only as long as its owner.
+    Ephemeral,
+    /// Runs as long as its owner; its disk stays.
+    Bound,
+    /// Runs until it is stopped.
+    Detached,
+}
+
+/// A worker that serves, and what this process is to it.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) client: Client,
+    pub(crate) vm: VmDir,
+    /// Present if this process owns a bound worker.
+    pub(crate) lifeline: Option<Lifeline>,
+}
+
+/// Attaches to the worker of VM `name`, starting it if there is none. `create` makes the VM if it
+/// does not exist; it is called with the cluster's lock held.
+///
+/// Blocks for the file system and for the start of a process, so it is called on a thread for
+/// that; `client_for` is its only asynchronous need and is given by the caller.
+pub(crate) fn attach(
+    store: &Store,
+    name: &Name,
+    lifetime: Lifetime,
+    runtime: &tokio::runtime::Handle,
+    create: impl FnOnce() -> Result<VmDir>,
+) -> Result<Attached> {
+    let cluster = store.cluster(name);
+    let client = client(&cluster);
+    let deadline = Instant::now() + PATIENCE;
+    let mut create = Some(create);
+    loop {
+        if let Some(lock) = cluster.try_lock()? {
+            let vm = match (cluster.vm(name), create.take()) {
+                (Some(vm), _) => vm,
+                (None, Some(create)) => create()?,
+                (None, None) => return Err(Error::NoVm { name: name.clone() }),
+            };
+            let config = WorkerConfig {
+                home: store.home().to_owned(),
+                cluster: name.clone(),
+                detached: lifetime == Lifetime::Detached,
+                delete_at_end: match lifetime {
+                    Lifetime::Ephemeral => vec![name.clone()],
+                    Lifetime::Bound | Lifetime::Detached => Vec::new(),
+                },
+            };
+            let log = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(cluster.log())
+                .map_err(|source| ProcessError::StartWorker { cluster: name.to_string(), source })?;
+            let lock = lock.into_file();
+            let lifeline = start_worker(&config, lock.as_fd(), log)?;
+            let lifeline = (lifetime != Lifetime::Detached).then_some(lifeline);
+            return Ok(Attached { client, vm, lifeline });
+        }
+        match runtime.block_on(client.list()) {
+            Ok(_) => {
+                if let Some(vm) = cluster.vm(name) {
+                    return Ok(Attached { client, vm, lifeline: None });
+                }
+            }
+            Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Busy { name: name.clone(), waited: PATIENCE });
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// A client for the cluster's worker, running or not.
+pub(crate) fn client(cluster: &ClusterDir) -> Client {
+    Client::new(cluster.name().as_str(), cluster.path())
+}
+
+/// Waits until the worker of a cluster has ended.
+///
+/// # Errors
+/// [`Error::Busy`] if it does not in a minute.
+pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.is_running()? {
+        if Instant::now() > deadline {
+            return Err(Error::Busy { name: cluster.name().clone(), waited: PATIENCE });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Marks a VM as one that is to be deleted with its owner.
+///
+/// # Errors
+/// The file system.
+pub(crate) fn mark_ephemeral(dir: &std::path::Path) -> std::io::Result<()> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(EPHEMERAL)).map(drop)
+}
+
+/// True for a VM that is to be deleted with its owner.
+pub(crate) fn is_ephemeral(vm: &VmDir) -> bool {
+    vm.paths().dir().join(EPHEMERAL).exists()
+}
+
+/// Removes what killed processes left: half-created VMs, and ephemeral ones whose worker could
+/// not delete them any more.
+pub(crate) fn sweep(store: &Store) -> Result<()> {
+    store.sweep()?;
+    for vm in store.vms()? {
+        if !is_ephemeral(&vm) {
+            continue;
+        }
+        // Its creator or its worker holds the cluster's lock while it is of use.
+        let cluster = store.cluster(vm.cluster());
+        if let Some(lock) = cluster.try_lock()? {
+            match vm.destroy() {
+                Ok(()) => tracing::info!(vm = %vm.name(), "deleted an orphaned test VM"),
+                // Its machine process is about to end; the next sweep finds it.
+                Err(error) => tracing::debug!(vm = %vm.name(), %error, "not deleted yet"),
+            }
+            drop(lock);
+            cluster.remove_if_unused()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Talking to a worker: each request on a connection of its own.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::ProcessError;
+use super::protocol::{
+    ExitReport, Hello, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply, Request,
+    WorkerConfig,
+};
+use super::spawn::{self, Role};
+use super::{socket, wire};
+
+/// How long a worker may take to greet.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// How long a worker may take to serve, once started.
+const START: Duration = Duration::from_secs(30);
+
+/// The owner's end of a bound worker's life: the worker ends when this is dropped, or when the
+/// process that holds it ends in whatever way.
+#[derive(Debug)]
+pub(crate) struct Lifeline(#[expect(dead_code, reason = "held for its being closed")] StdUnixStream);
+
+/// Starts a worker that takes over `lock`, and waits until it serves. Blocks.
+///
+/// # Errors
+/// The process cannot be started, or the worker says why it cannot serve.
+pub(crate) fn start_worker(
+    config: &WorkerConfig,
+    lock: BorrowedFd<'_>,
+    log: File,
+) -> Result<Lifeline, ProcessError> {
+    let failed = |source| ProcessError::StartWorker { cluster: config.cluster.to_string(), source };
+    let (mut ours, theirs) = StdUnixStream::pair().map_err(failed)?;
+    let mut child = spawn::command(Role::Worker, config.cluster.as_str(), &[theirs.as_fd(), lock])
+        .and_then(|mut command| command.stderr(Stdio::from(log)).spawn())
+        .map_err(failed)?;
+    drop(theirs);
+    // A child that is not waited for stays as a zombie for as long as this process lives.
+    std::thread::Builder::new()
+        .name("fleetbox-reaper".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(move || child.wait())
+        .map_err(failed)?;
+    ours.set_read_timeout(Some(START)).map_err(failed)?;
+    wire::send(&mut ours, config).map_err(failed)?;
+    match wire::receive(&mut ours).map_err(failed)? {
+        Readiness::Ready => Ok(Lifeline(ours)),
+        Readiness::Failed(message) => Err(failed(io::Error::other(message))),
+    }
+}
+
+/// A client of the worker whose control socket is in `dir`.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    cluster: String,
+    dir: PathBuf,
+}
+
+impl Client {
+    /// Connects to nothing yet.
+    pub(crate) fn new(cluster: &str, dir: &Path) -> Self {
+        Self { cluster: cluster.to_owned(), dir: dir.to_owned() }
+    }
+
+    fn lost(&self) -> impl Fn(io::Error) -> ProcessError {
+        let cluster = self.cluster.clone();
+        move |source| ProcessError::Lost { cluster: cluster.clone(), source }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ProcessError> {
+        let mut stream = socket::connect(&self.dir).await.map_err(|source| {
+            ProcessError::NoWorker { cluster: self.cluster.clone(), source }
+        })?;
+        let greeting = timeout(GREETING, async {
+            wire::send_async(&mut stream, &Hello::own()).await?;
+            wire::receive_async::<Hello>(&mut stream).await
+        });
+        let hello = match greeting.await {
+            Ok(hello) => hello.map_err(self.lost())?,
+            Err(elapsed) => return Err(self.lost()(elapsed.into())),
+        };
+        if hello.protocol != PROTOCOL {
+            return Err(ProcessError::Version {
+                cluster: self.cluster.clone(),
+                theirs: super::console::printable(hello.version.as_bytes()),
+            });
+        }
+        Ok(stream)
+    }
+
+    async fn request(&self, request: &Request) -> Result<Reply, ProcessError> {
+        let mut stream = self.connect().await?;
+        wire::send_async(&mut stream, request).await.map_err(self.lost())?;
+        let reply = wire::receive_async(&mut stream).await.map_err(self.lost())?;
+        self.succeeded(reply)
+    }
+
+    fn succeeded(&self, reply: Reply) -> Result<Reply, ProcessError> {
+        match reply {
+            Reply::Failed { reason: Reason::NotRunning, message } => {
+                Err(ProcessError::NotRunning(message))
+            }
+            Reply::Failed { reason: Reason::Refused, message } => {
+                Err(ProcessError::Refused(message))
+            }
+            Reply::Failed { reason: Reason::Other, message } => Err(ProcessError::Failed(message)),
+            reply => Ok(reply),
+        }
+    }
+
+    fn unexpected(&self) -> ProcessError {
+        self.lost()(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))
+    }
+
+    /// Starts a machine, or finds that it runs: `(already, ip)`.
+    pub(crate) async fn start(
+        &self,
+        spec: MachineSpec,
+    ) -> Result<(bool, Option<Ipv4Addr>), ProcessError> {
+        match self.request(&Request::Start(Box::new(spec))).await? {
+            Reply::Started { already, ip } => Ok((already, ip)),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// The cluster's machines.
+    pub(crate) async fn list(&self) -> Result<Vec<MachineStatus>, ProcessError> {
+        match self.request(&Request::List).await? {
+            Reply::Machines(machines) => Ok(machines),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Returns when the machine has ended.
+    pub(crate) async fn wait(&self, vm: &str) -> Result<ExitReport, ProcessError> {
+        match self.request(&Request::Wait { vm: vm.to_owned() }).await? {
+            Reply::Ended(report) => Ok(report),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// The last of the console's output.
+    pub(crate) async fn console(&self, vm: &str) -> Result<String, ProcessError> {
+        match self.request(&Request::Console { vm: vm.to_owned() }).await? {
+            Reply::Console(text) => Ok(text),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// A stream to the guest's TCP port.
+    pub(crate) async fn dial(&self, vm: &str, port: u16) -> Result<UnixStream, ProcessError> {
+        let mut stream = self.connect().await?;
+        let request = Request::Dial { vm: vm.to_owned(), port };
+        wire::send_async(&mut stream, &request).await.map_err(self.lost())?;
+        let reply = wire::receive_async(&mut stream).await.map_err(self.lost())?;
+        match self.succeeded(reply)? {
+            Reply::Connected => Ok(stream),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// A loopback address whose connections go to the guest's TCP port while the machine runs.
+    pub(crate) async fn forward(&self, vm: &str, port: u16) -> Result<SocketAddr, ProcessError> {
+        match self.request(&Request::Forward { vm: vm.to_owned(), port }).await? {
+            Reply::Forwarded(address) => Ok(address),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Stops a machine; true if it had to be killed at the deadline.
+    pub(crate) async fn stop(&self, vm: &str, deadline: Duration) -> Result<bool, ProcessError> {
+        let deadline_ms = deadline.as_millis().try_into().unwrap_or(u64::MAX);
+        match self.request(&Request::Stop { vm: vm.to_owned(), deadline_ms }).await? {
+            Reply::Stopped { forced } => Ok(forced),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Kills the machines and ends the worker.
+    pub(crate) async fn shutdown(&self) -> Result<(), ProcessError> {
+        match self.request(&Request::Shutdown).await? {
+            Reply::Done => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+}

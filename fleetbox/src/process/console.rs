@@ -1,0 +1,188 @@
+//! The last of a machine's console output, for errors and for people.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Bytes kept in memory.
+const KEPT: usize = 32 * 1024;
+
+/// Bytes of a log file before it becomes `NAME.1` and a new one is begun.
+const LOG_LIMIT: u64 = 4 << 20;
+
+/// Keeps the end of a console's output, and writes all of it to a bounded log.
+pub(crate) struct Console {
+    recent: VecDeque<u8>,
+    log: Option<Log>,
+}
+
+struct Log {
+    file: File,
+    path: PathBuf,
+    len: u64,
+}
+
+impl Console {
+    /// A console whose output also goes to the file `log`.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub(crate) fn with_log(log: &Path) -> io::Result<Self> {
+        Ok(Self { recent: VecDeque::new(), log: Some(Log::open(log)?) })
+    }
+
+    /// Takes output. A log that cannot be written is given up, the output in memory is not.
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
+        let bytes_kept = &bytes[bytes.len().saturating_sub(KEPT)..];
+        let excess = (self.recent.len() + bytes_kept.len()).saturating_sub(KEPT);
+        self.recent.drain(..excess);
+        self.recent.extend(bytes_kept);
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.write(bytes)
+        {
+            tracing::warn!(path = %log.path.display(), %error, "console log given up");
+            self.log = None;
+        }
+    }
+
+    /// What was last printed, as text that is safe on a terminal.
+    pub(crate) fn tail(&self) -> String {
+        let (front, back) = self.recent.as_slices();
+        printable(&[front, back].concat())
+    }
+
+    /// The last `count` lines of [`Console::tail`].
+    pub(crate) fn last_lines(&self, count: usize) -> String {
+        last_lines(&self.tail(), count).to_owned()
+    }
+}
+
+impl Log {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(Self { file, path: path.to_owned(), len: 0 })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.len > LOG_LIMIT {
+            let mut old = self.path.clone().into_os_string();
+            old.push(".1");
+            std::fs::rename(&self.path, old)?;
+            *self = Self::open(&self.path)?;
+        }
+        self.file.write_all(bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// The last `count` lines of `text`.
+pub(crate) fn last_lines(text: &str, count: usize) -> &str {
+    let trimmed = text.trim_end();
+    let start = trimmed.rmatch_indices('\n').nth(count.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
+    trimmed.get(start..).unwrap_or_default()
+}
+
+/// Text without escape sequences and control characters: a guest must not drive the terminal of
+/// whoever reads an error message.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\x1b' => skip_escape(&mut chars),
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn skip_escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
+    match chars.peek() {
+        // Control sequence: up to a final byte (ECMA-48, 5.4).
+        Some('[') => {
+            chars.next();
+            while let Some(&c) = chars.peek() {
+                if c.is_control() {
+                    return;
+                }
+                chars.next();
+                if ('\x40'..='\x7e').contains(&c) {
+                    return;
+                }
+            }
+        }
+        // Operating system command: up to BEL or the next escape.
+        Some(']') => {
+            while let Some(&c) = chars.peek() {
+                if c == '\x1b' || c == '\n' {
+                    return;
+                }
+                chars.next();
+                if c == '\x07' {
+                    return;
+                }
+            }
+        }
+        Some(c) if !c.is_control() => {
+            chars.next();
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut console = Console::with_log(&dir.path().join("console.log")).unwrap();
+        console.append(&vec![b'a'; KEPT]);
+        console.append(b"\nthe end\n");
+        assert_eq!(console.tail().len(), KEPT);
+        assert_eq!(console.last_lines(1), "the end");
+        console.append(&vec![b'b'; 3 * KEPT]);
+        assert_eq!(console.tail(), "b".repeat(KEPT));
+        let log = std::fs::read(dir.path().join("console.log")).unwrap();
+        assert_eq!(log.len(), 4 * KEPT + 9);
+    }
+
+    #[test]
+    fn a_log_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut console = Console::with_log(&path).unwrap();
+        let megabyte = vec![b'x'; 1 << 20];
+        for _ in 0..12 {
+            console.append(&megabyte);
+        }
+        let total: u64 = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
+        assert!(total <= 2 * (LOG_LIMIT + (2 << 20)), "{total}");
+        assert!(dir.path().join("console.log.1").exists());
+    }
+
+    #[test]
+    fn a_guest_does_not_reach_the_terminal() {
+        let hostile = b"\x1b[2J\x1b]0;title\x07\x1b[31mred\x1b[0m\r\n\x07\x9b5n ok \xff\x1b";
+        assert_eq!(printable(hostile), "red\n\u{fffd}5n ok \u{fffd}");
+        assert_eq!(printable("\u{9b}2J gr\u{fc}n".as_bytes()), "2J gr\u{fc}n");
+    }
+
+    #[test]
+    fn lines_from_the_end() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines("a", 5), "a");
+        assert_eq!(last_lines("", 5), "");
+    }
+}

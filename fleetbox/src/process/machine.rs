@@ -1,0 +1,276 @@
+//! The machine process: one virtual machine and nothing else.
+//!
+//! It links the VMM, parses what the guest has written to its disks, and holds no more than the
+//! file descriptors it was given. It ends when its worker does: the socket between them then
+//! reads as closed, whatever way the worker went.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::entry::exit_status;
+use super::protocol::{MachineCommand, MachineConfig, MachineEvent};
+use super::wire;
+
+/// Console bytes that may wait for the worker; more than that and the oldest are dropped.
+const CONSOLE_BACKLOG: usize = 1 << 20;
+
+/// A running machine as this process sees it, so that the life cycle can be tested without KVM.
+pub(super) struct Running {
+    /// Presses the power button.
+    pub(super) power_button: Box<dyn Fn() + Send>,
+    /// Returns when the machine has ended: `Ok` after a power-off, else why.
+    pub(super) wait: Box<dyn FnOnce() -> Result<(), String>>,
+}
+
+/// Entry point of the role.
+pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
+    let mut fds = fds.into_iter();
+    let Some(control) = fds.next().map(UnixStream::from) else { return exit_status::USAGE };
+    let mut reader = match control.try_clone() {
+        Ok(reader) => reader,
+        Err(_) => return exit_status::FAILED,
+    };
+    let config: MachineConfig = match wire::receive(&mut reader) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(%error, "no configuration");
+            return exit_status::USAGE;
+        }
+    };
+    if let Err(error) = restrict() {
+        tracing::error!(%error, "cannot drop privileges");
+        return exit_status::FAILED;
+    }
+    // Open until this process ends, and with it the VM is known to run.
+    let Some(_lock) = fds.next() else { return exit_status::USAGE };
+    let Some(nic) = fds.next() else { return exit_status::USAGE };
+    let reporter = Reporter::start(control);
+    let button = Arc::new(Mutex::new(Button::Free));
+    {
+        let button = Arc::clone(&button);
+        let listen = move || obey(&mut reader, &button);
+        if thread::Builder::new().name("control".to_owned()).spawn(listen).is_err() {
+            return exit_status::FAILED;
+        }
+    }
+
+    let result = run(config, nic, &reporter, &button);
+    let failure = result.err();
+    let status = if failure.is_none() { exit_status::OK } else { exit_status::FAILED };
+    reporter.finish(&MachineEvent::Ended { failure });
+    status
+}
+
+fn run(
+    config: MachineConfig,
+    nic: OwnedFd,
+    reporter: &Reporter,
+    button: &Mutex<Button>,
+) -> Result<(), String> {
+    let console = Box::new(reporter.console());
+    #[cfg(test)]
+    let running = match config.spec.fake.clone() {
+        Some(script) => super::fake::start(script, console)?,
+        None => super::vmm::start(config.spec, nic, console)?,
+    };
+    #[cfg(not(test))]
+    let running = super::vmm::start(config.spec, nic, console)?;
+    reporter.event(&MachineEvent::Started);
+    {
+        let mut button = lock(button);
+        if matches!(*button, Button::Pressed) {
+            (running.power_button)();
+        }
+        *button = Button::Wired(running.power_button);
+    }
+    (running.wait)()
+}
+
+/// The power button, which may be pressed before there is a machine.
+enum Button {
+    Free,
+    Pressed,
+    Wired(Box<dyn Fn() + Send>),
+}
+
+/// Carries out the worker's commands until it is gone, and goes with it.
+fn obey(reader: &mut UnixStream, button: &Mutex<Button>) {
+    while let Ok(command) = wire::receive(reader) {
+        match command {
+            MachineCommand::PowerButton => {
+                let mut button = lock(button);
+                match &*button {
+                    Button::Wired(press) => press(),
+                    Button::Free | Button::Pressed => *button = Button::Pressed,
+                }
+            }
+        }
+    }
+    // SAFETY: ends the process at once. Nobody is left to tell, and waiting for vCPU threads
+    // or for a stuck disk would keep an ownerless machine alive.
+    unsafe { libc::_exit(exit_status::ORPHANED) }
+}
+
+/// Gives up what a machine never needs, before anything of the guest's is looked at.
+fn restrict() -> io::Result<()> {
+    use nix::sys::resource::{Resource, setrlimit};
+    // No set-user-id program run from here could gain anything.
+    nix::sys::prctl::set_no_new_privs()?;
+    // Neither a core dump nor another process of this user gets at the guest's memory.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    nix::sys::prctl::set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024)?;
+    Ok(())
+}
+
+/// Sends events and console output to the worker from a thread of its own, so that a slow
+/// worker never stops a vCPU.
+struct Reporter {
+    shared: Arc<Shared>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    console: Vec<u8>,
+    dropped: u64,
+    events: Vec<MachineEvent>,
+    finished: bool,
+}
+
+impl Reporter {
+    fn start(mut control: UnixStream) -> Self {
+        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
+        let thread = {
+            let shared = Arc::clone(&shared);
+            let report = move || {
+                if let Err(error) = shared.report(&mut control) {
+                    tracing::debug!(%error, "the worker no longer listens");
+                }
+            };
+            thread::Builder::new().name("report".to_owned()).spawn(report)
+        };
+        if let Err(error) = &thread {
+            tracing::error!(%error, "cannot start the report thread");
+        }
+        Self { shared, thread: thread.ok() }
+    }
+
+    fn console(&self) -> ConsoleWriter {
+        ConsoleWriter(Arc::clone(&self.shared))
+    }
+
+    fn event(&self, event: &MachineEvent) {
+        lock(&self.shared.queue).events.push(event.clone());
+        self.shared.changed.notify_one();
+    }
+
+    /// Sends a last event and all before it.
+    fn finish(self, event: &MachineEvent) {
+        {
+            let mut queue = lock(&self.shared.queue);
+            queue.events.push(event.clone());
+            queue.finished = true;
+        }
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn report(&self, control: &mut UnixStream) -> io::Result<()> {
+        loop {
+            let queue = {
+                let mut queue = lock(&self.queue);
+                while queue.console.is_empty() && queue.events.is_empty() && !queue.finished {
+                    queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                }
+                std::mem::take(&mut *queue)
+            };
+            if queue.dropped > 0 {
+                let note = format!("\n[{} bytes of console output lost]\n", queue.dropped);
+                wire::send_bytes(control, note.as_bytes())?;
+            }
+            // Output first: what led to an event stands before it.
+            wire::send_bytes(control, &queue.console)?;
+            for event in &queue.events {
+                wire::send(control, event)?;
+            }
+            if queue.finished {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Where the machine's serial port writes.
+struct ConsoleWriter(Arc<Shared>);
+
+impl Write for ConsoleWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut queue = lock(&self.0.queue);
+        queue.console.extend_from_slice(bytes);
+        if let Some(excess) = queue.console.len().checked_sub(CONSOLE_BACKLOG)
+            && excess > 0
+        {
+            // Half of it at once, or a full queue would be moved at each byte.
+            let cut = (excess + CONSOLE_BACKLOG / 2).min(queue.console.len());
+            queue.console.drain(..cut);
+            queue.dropped += cut as u64;
+        }
+        drop(queue);
+        self.0.changed.notify_one();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_precedes_the_event_it_led_to_and_none_is_lost_at_the_end() {
+        let (mut worker, machine) = UnixStream::pair().unwrap();
+        let reporter = Reporter::start(machine);
+        let mut console = reporter.console();
+        console.write_all(b"Kernel panic").unwrap();
+        reporter.finish(&MachineEvent::Ended { failure: Some("panic".to_owned()) });
+        let mut all = Vec::new();
+        io::Read::read_to_end(&mut worker, &mut all).unwrap();
+        let text = String::from_utf8_lossy(&all);
+        let (output, event) =
+            (text.find("Kernel panic").unwrap(), text.find("\"Ended\"").unwrap());
+        assert!(output < event);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_read_costs_no_memory() {
+        let (_worker, machine) = UnixStream::pair().unwrap();
+        let reporter = Reporter::start(machine);
+        let mut console = reporter.console();
+        for _ in 0..64 {
+            console.write_all(&[b'x'; 128 * 1024]).unwrap();
+        }
+        let queue = lock(&reporter.shared.queue);
+        assert!(queue.console.len() <= CONSOLE_BACKLOG);
+        assert!(queue.dropped > 0);
+    }
+}

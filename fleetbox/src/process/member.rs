@@ -1,0 +1,270 @@
+//! One machine as its worker sees it: a process, its console, and how it ended.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::console::{Console, last_lines};
+use super::network::Link;
+use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
+use super::spawn::{self, Role};
+use super::wire::{self, Frame};
+use super::worker::lock;
+use crate::store::Lock;
+
+/// Lines of console output in a failure's message.
+const LINES_IN_ERROR: usize = 30;
+
+/// How long a machine process may take to end once it has closed its socket, and its socket to
+/// drain once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Where a machine is in its life.
+#[derive(Debug, Clone)]
+pub(super) enum State {
+    /// The process is there.
+    Starting,
+    /// The vCPUs run.
+    Running,
+    /// The process is gone.
+    Ended(ExitReport),
+}
+
+enum Order {
+    PowerButton,
+    Kill,
+}
+
+/// A machine process and what is known of it.
+pub(super) struct Member {
+    name: String,
+    ip: Ipv4Addr,
+    console: Mutex<Console>,
+    state: watch::Sender<State>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Member {
+    /// Starts a process for the machine; [`Member::settled`] tells whether the machine runs.
+    pub(super) fn spawn(spec: MachineSpec, link: Link) -> io::Result<Arc<Self>> {
+        let lock = Lock::try_acquire(&spec.lock)
+            .map_err(io::Error::other)?
+            .ok_or_else(|| io::Error::other("another process is using its disk"))?
+            .into_file();
+        let (ours, theirs) = StdUnixStream::pair()?;
+        let console = Console::with_log(&spec.console_log)?;
+        let inherited = [theirs.as_fd(), lock.as_fd(), link.fd.as_fd()];
+        let command = spawn::command(Role::Machine, &spec.name, &inherited)?;
+        let mut command = Command::from(command);
+        // What it logs goes where the worker's goes.
+        command.stderr(Stdio::inherit()).kill_on_drop(true);
+        let child = command.spawn()?;
+        // The machine process has these now, and nobody else.
+        drop((theirs, lock, link.fd));
+
+        let name = spec.name.clone();
+        let config = MachineConfig { spec };
+        let mut configure = ours.try_clone()?;
+        wire::send(&mut configure, &config)?;
+        ours.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(ours)?;
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let member = Arc::new(Self {
+            name,
+            ip: link.ip,
+            console: Mutex::new(console),
+            state: watch::Sender::new(State::Starting),
+            orders,
+        });
+        tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver));
+        Ok(member)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    pub(super) fn console_tail(&self) -> String {
+        lock(&self.console).tail()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(*self.state.borrow(), State::Ended(_))
+    }
+
+    pub(super) fn exit(&self) -> Option<ExitReport> {
+        match &*self.state.borrow() {
+            State::Ended(report) => Some(report.clone()),
+            State::Starting | State::Running => None,
+        }
+    }
+
+    pub(super) fn press_power_button(&self) {
+        // Without a receiver the machine has ended already.
+        let _ = self.orders.send(Order::PowerButton);
+    }
+
+    pub(super) fn kill(&self) {
+        let _ = self.orders.send(Order::Kill);
+    }
+
+    /// The state once the machine runs or has failed to.
+    pub(super) async fn settled(&self) -> State {
+        self.state_when(|state| !matches!(state, State::Starting)).await
+    }
+
+    /// How the machine ended, once it has.
+    pub(super) async fn ended(&self) -> ExitReport {
+        match self.state_when(|state| matches!(state, State::Ended(_))).await {
+            State::Ended(report) => report,
+            // Not reached: the state awaited is the one above.
+            State::Starting | State::Running => {
+                ExitReport { failure: None, console: String::new() }
+            }
+        }
+    }
+
+    async fn state_when(&self, what: impl FnMut(&State) -> bool) -> State {
+        let mut states = self.state.subscribe();
+        // `self` owns the sender, so the channel is open.
+        match states.wait_for(what).await {
+            Ok(state) => state.clone(),
+            Err(_) => self.state.borrow().clone(),
+        }
+    }
+
+    async fn supervise(
+        self: Arc<Self>,
+        mut child: Child,
+        stream: UnixStream,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) {
+        let (read, mut write) = stream.into_split();
+        let mut reading = tokio::spawn(Arc::clone(&self).read_events(read));
+        let mut last_words = None;
+        let mut killed = false;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status,
+                ended = &mut reading, if last_words.is_none() => {
+                    last_words = Some(ended.unwrap_or(None));
+                    match timeout(LAST_WORDS, child.wait()).await {
+                        Ok(status) => break status,
+                        Err(_) => drop(child.start_kill()),
+                    }
+                }
+                order = orders.recv() => match order {
+                    Some(Order::PowerButton) => {
+                        // A failure means that the machine is ending.
+                        let _ = wire::send_async(&mut write, &MachineCommand::PowerButton).await;
+                    }
+                    Some(Order::Kill) | None => {
+                        killed = true;
+                        let _ = child.start_kill();
+                    }
+                },
+            }
+        };
+        let last_words = match last_words {
+            Some(words) => words,
+            None => match timeout(LAST_WORDS, &mut reading).await {
+                Ok(words) => words.unwrap_or(None),
+                Err(_) => {
+                    reading.abort();
+                    None
+                }
+            },
+        };
+        let console = self.console_tail();
+        let failure = failure(&self.name, status, last_words, killed, &console);
+        if let Some(failure) = &failure {
+            tracing::warn!(vm = self.name, failure, "machine ended");
+        } else {
+            tracing::info!(vm = self.name, "machine powered off");
+        }
+        let console = last_lines(&console, 4 * LINES_IN_ERROR);
+        // A report has to fit a frame whatever the guest printed.
+        let start = console.len().saturating_sub(16 * 1024);
+        let console = (start..console.len())
+            .find_map(|start| console.get(start..))
+            .unwrap_or_default()
+            .to_owned();
+        self.state.send_replace(State::Ended(ExitReport { failure, console }));
+    }
+
+    /// Takes in what the machine process reports until it closes its socket; what it said last.
+    async fn read_events(self: Arc<Self>, mut read: OwnedReadHalf) -> Option<MachineEvent> {
+        let mut last = None;
+        loop {
+            match wire::receive_frame::<MachineEvent>(&mut read).await {
+                Ok(Frame::Bytes(bytes)) => lock(&self.console).append(&bytes),
+                Ok(Frame::Message(MachineEvent::Started)) => {
+                    self.state.send_if_modified(|state| {
+                        let starting = matches!(state, State::Starting);
+                        if starting {
+                            *state = State::Running;
+                        }
+                        starting
+                    });
+                }
+                Ok(Frame::Message(event @ MachineEvent::Ended { .. })) => last = Some(event),
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::UnexpectedEof {
+                        tracing::warn!(vm = self.name, %error, "machine process sent nonsense");
+                    }
+                    return last;
+                }
+            }
+        }
+    }
+}
+
+/// Why a machine ended, in words; `None` if its guest powered off or it was told to end.
+fn failure(
+    name: &str,
+    status: io::Result<ExitStatus>,
+    last_words: Option<MachineEvent>,
+    killed: bool,
+    console: &str,
+) -> Option<String> {
+    let what = match (last_words, status) {
+        (Some(MachineEvent::Ended { failure: None }), _) => return None,
+        _ if killed => return None,
+        (Some(MachineEvent::Ended { failure: Some(failure) }), _) => {
+            format!("{name} failed: {}", super::console::printable(failure.as_bytes()))
+        }
+        (_, Ok(status)) => match (status.signal(), status.code()) {
+            (Some(signal), _) => {
+                let signal = Signal::try_from(signal)
+                    .map_or_else(|_| signal.to_string(), |signal| signal.as_str().to_owned());
+                format!("the machine process of {name} was ended by signal {signal}")
+            }
+            (None, code) => format!(
+                "the machine process of {name} ended with status {} and without a word",
+                code.unwrap_or(-1)
+            ),
+        },
+        (_, Err(error)) => format!("the machine process of {name} was lost: {error}"),
+    };
+    let tail = last_lines(console, LINES_IN_ERROR);
+    if tail.is_empty() {
+        return Some(format!("{what}; its console printed nothing"));
+    }
+    Some(format!("{what}; the console's last lines:\n{tail}"))
+}

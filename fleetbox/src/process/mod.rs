@@ -1,0 +1,85 @@
+//! The processes behind the library, all of them this executable run again.
+//!
+//! ```text
+//! test or CLI process          worker (one per cluster)          machine (one per VM)
+//!   client  --worker.sock-->     worker, network, member  --+-->   machine -> VMM
+//!           --lifeline-------->                             +-->   machine -> VMM
+//! ```
+//!
+//! `entry` is how a process takes a role, `spawn` how it is started in one, `wire` and
+//! `protocol` what they say to each other. Nobody looks at process ids: a worker is alive while
+//! its cluster's lock is held, and everybody notices the end of a peer by a socket that closes.
+
+mod client;
+mod console;
+mod entry;
+#[cfg(test)]
+mod fake;
+mod machine;
+mod member;
+mod network;
+mod protocol;
+mod socket;
+mod spawn;
+#[cfg(test)]
+mod tests;
+mod vmm;
+mod wire;
+mod worker;
+
+pub(crate) use client::{Client, Lifeline, start_worker};
+pub(crate) use console::last_lines;
+pub(crate) use protocol::{BootSpec, DiskSpec, MachineSpec, WorkerConfig};
+
+use std::io;
+
+/// Why a VM's processes did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// The worker could not be started.
+    #[error("cannot start the worker process of {cluster}: {source}")]
+    StartWorker {
+        /// The cluster.
+        cluster: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// No worker listens.
+    #[error("{cluster} is not running ({source}); start it with `fleetbox up {cluster}`")]
+    NoWorker {
+        /// The cluster.
+        cluster: String,
+        /// Why the connection failed.
+        source: io::Error,
+    },
+    /// The worker went away, or said something that is not understood.
+    #[error("lost the worker process of {cluster}: {source}; its worker.log may say why")]
+    Lost {
+        /// The cluster.
+        cluster: String,
+        /// What happened to the connection.
+        source: io::Error,
+    },
+    /// The worker was started by another version of this library.
+    #[error(
+        "{cluster} is run by fleetbox {theirs}, which this version ({}) cannot talk to; \
+         stop it with that version (`fleetbox down {cluster}`)",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Version {
+        /// The cluster.
+        cluster: String,
+        /// The version of the worker.
+        theirs: String,
+    },
+    /// The machine does not run.
+    #[error("{0}")]
+    NotRunning(String),
+    /// The guest refuses a connection.
+    #[error("{0}")]
+    Refused(String),
+    /// The worker failed to do it; the message is complete.
+    #[error("{0}")]
+    Failed(String),
+}

@@ -1,0 +1,208 @@
+//! What the processes say to each other.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::Name;
+
+/// Version of the protocol between a client and a worker. Workers outlive the program that
+/// started them, so the two ends may differ; [`Hello`] itself never changes shape.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// First message of both ends of a connection to a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// [`PROTOCOL`] of the sender.
+    pub(crate) protocol: u32,
+    /// Version of the sender's package, for messages.
+    pub(crate) version: String,
+}
+
+impl Hello {
+    /// Of this program.
+    pub(crate) fn own() -> Self {
+        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// What a worker is told at its start, over the socket it inherits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct WorkerConfig {
+    /// The state directory.
+    pub(crate) home: PathBuf,
+    /// The cluster's name.
+    pub(crate) cluster: Name,
+    /// Outlives its owner; ends when no machine runs.
+    pub(crate) detached: bool,
+    /// VMs to delete when the worker ends.
+    pub(crate) delete_at_end: Vec<Name>,
+}
+
+/// A worker's or machine's answer to its configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Readiness {
+    /// It serves.
+    Ready,
+    /// It ends, for this reason.
+    Failed(String),
+}
+
+/// A virtual machine as a worker is asked to start it. Paths are absolute.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MachineSpec {
+    /// The VM's name.
+    pub(crate) name: String,
+    /// Number of vCPUs.
+    pub(crate) cpus: u8,
+    /// Memory in bytes.
+    pub(crate) memory: u64,
+    /// What to boot.
+    pub(crate) boot: BootSpec,
+    /// Disks in the order the guest sees them.
+    pub(crate) disks: Vec<DiskSpec>,
+    /// The NIC's hardware address.
+    pub(crate) mac: [u8; 6],
+    /// The address that DHCP gives to it.
+    pub(crate) ip: Ipv4Addr,
+    /// File that gets the console's output.
+    pub(crate) console_log: PathBuf,
+    /// The VM's lock, held by its machine process for as long as that lives.
+    pub(crate) lock: PathBuf,
+    /// Runs no VMM but a script (tests of the life cycle).
+    #[cfg(test)]
+    pub(crate) fake: Option<super::fake::Script>,
+}
+
+/// What a machine boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum BootSpec {
+    /// What the boot loader on the first disk would.
+    Auto,
+    /// A kernel file.
+    Kernel { kernel: PathBuf, initrd: Option<PathBuf>, cmdline: String },
+    /// A firmware file (PVH ELF).
+    Firmware(PathBuf),
+}
+
+/// A machine's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DiskSpec {
+    /// The image or copy-on-write layer.
+    pub(crate) path: PathBuf,
+    /// Refuses writes.
+    pub(crate) read_only: bool,
+    /// Serial number the guest sees (at most 20 bytes).
+    pub(crate) serial: String,
+}
+
+/// What a client asks of a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Start a machine, if it does not run already.
+    Start(Box<MachineSpec>),
+    /// Which machines there are.
+    List,
+    /// Answer when the machine no longer runs.
+    Wait { vm: String },
+    /// The last console output.
+    Console { vm: String },
+    /// Connect to a guest's TCP port; after the answer the connection carries its bytes.
+    Dial { vm: String, port: u16 },
+    /// Listen on a loopback port and connect each connection to the guest's port.
+    Forward { vm: String, port: u16 },
+    /// Press the power button; kill at the deadline.
+    Stop { vm: String, deadline_ms: u64 },
+    /// Kill the machines, delete nothing but what was configured, and end.
+    Shutdown,
+}
+
+/// A worker's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// To [`Request::Start`].
+    Started {
+        /// It ran already.
+        already: bool,
+        /// The guest's address in the cluster's network.
+        ip: Option<Ipv4Addr>,
+    },
+    /// To [`Request::List`].
+    Machines(Vec<MachineStatus>),
+    /// To [`Request::Wait`].
+    Ended(ExitReport),
+    /// To [`Request::Console`].
+    Console(String),
+    /// To [`Request::Dial`].
+    Connected,
+    /// To [`Request::Forward`].
+    Forwarded(SocketAddr),
+    /// To [`Request::Stop`].
+    Stopped {
+        /// The guest did not power off by itself in time.
+        forced: bool,
+    },
+    /// To [`Request::Shutdown`].
+    Done,
+    /// It failed.
+    Failed {
+        /// Why.
+        reason: Reason,
+        /// In words.
+        message: String,
+    },
+}
+
+/// Kinds of failure a client may tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reason {
+    /// No machine of that name runs here.
+    NotRunning,
+    /// The guest refuses the connection, or does not answer.
+    Refused,
+    /// Anything else.
+    Other,
+}
+
+/// A machine in a worker's list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MachineStatus {
+    pub(crate) name: String,
+    pub(crate) running: bool,
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// How it ended, if it has.
+    pub(crate) exit: Option<ExitReport>,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExitReport {
+    /// `None` if the guest powered itself off; else what went wrong.
+    pub(crate) failure: Option<String>,
+    /// The console's last output.
+    pub(crate) console: String,
+}
+
+/// What a machine process is told at its start. File descriptors are inherited: the control
+/// socket, the VM's held lock, the NIC's link.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MachineConfig {
+    pub(crate) spec: MachineSpec,
+}
+
+/// What a worker tells a machine process later on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MachineCommand {
+    /// Press the power button.
+    PowerButton,
+}
+
+/// What a machine process reports; console output comes as raw bytes between these.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum MachineEvent {
+    /// The vCPUs run.
+    Started,
+    /// The machine ended: `None` after a power-off, else why.
+    Ended { failure: Option<String> },
+}

@@ -1,0 +1,66 @@
+//! A worker's control socket, wherever the state directory is.
+//!
+//! The address of a Unix socket holds 107 bytes of path, less than many a temporary directory
+//! needs. The directory is opened and the socket named relative to it, as
+//! `/proc/self/fd/N/worker.sock`, which is always short.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The socket's name in its directory.
+pub(crate) const NAME: &str = "worker.sock";
+
+fn short_path(dir: &Path) -> io::Result<(File, PathBuf)> {
+    let dir = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
+        .open(dir)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{NAME}", dir.as_raw_fd()));
+    Ok((dir, path))
+}
+
+/// Listens in `dir`, replacing the socket of a worker that was killed. The caller holds the
+/// cluster's lock, so no living worker listens there.
+///
+/// # Errors
+/// The directory is missing or not writable.
+pub(crate) fn listen(dir: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let (_dir, path) = short_path(dir)?;
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::os::unix::net::UnixListener::bind(&path)
+}
+
+/// Connects to the worker that listens in `dir`.
+///
+/// # Errors
+/// None does.
+pub(crate) async fn connect(dir: &Path) -> io::Result<tokio::net::UnixStream> {
+    let (_dir, path) = short_path(dir)?;
+    tokio::net::UnixStream::connect(&path).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_directory_is_no_obstacle() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("d".repeat(120)).join("e".repeat(120));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert!(connect(&dir).await.is_err());
+        let first = listen(&dir).unwrap();
+        drop(first);
+        // The socket stays behind, refuses, and is replaced.
+        assert!(dir.join(NAME).exists());
+        assert!(connect(&dir).await.is_err());
+        let _second = listen(&dir).unwrap();
+        connect(&dir).await.unwrap();
+    }
+}

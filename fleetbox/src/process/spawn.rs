@@ -1,0 +1,97 @@
+//! Starting this executable again in another role.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::entry;
+
+/// What a re-executed process is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A cluster's worker.
+    Worker,
+    /// One virtual machine.
+    Machine,
+    /// A process that owns clusters and is killed by a test.
+    #[cfg(test)]
+    Owner,
+}
+
+impl Role {
+    const ALL: &[Self] = &[
+        Self::Worker,
+        Self::Machine,
+        #[cfg(test)]
+        Self::Owner,
+    ];
+
+    /// As it stands in the environment.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Machine => "machine",
+            #[cfg(test)]
+            Self::Owner => "owner",
+        }
+    }
+
+    /// The role of that name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|role| role.name() == name)
+    }
+}
+
+/// A command that runs this executable as `role` for `subject`, with `fds` inherited in that
+/// order and nothing else. Its standard streams are /dev/null until the caller sets them.
+///
+/// # Errors
+/// Out of file descriptors, or this program was linked without the entry point.
+pub(crate) fn command(role: Role, subject: &str, fds: &[BorrowedFd<'_>]) -> io::Result<Command> {
+    if !entry::is_linked() {
+        return Err(io::Error::other(
+            "this program was linked without fleetbox's constructor (.init_array was dropped), \
+             so it cannot run virtual machines",
+        ));
+    }
+    // Numbers below 3 would collide with the child's standard streams.
+    let fds = fds
+        .iter()
+        .map(|fd| {
+            let number = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?;
+            // SAFETY: the descriptor was created just now and nothing else owns it.
+            Ok(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number) })
+        })
+        .collect::<nix::Result<Vec<OwnedFd>>>()?;
+    let mut value = OsString::from(role.name());
+    for (index, fd) in fds.iter().enumerate() {
+        value.push(if index == 0 { ":" } else { "," });
+        value.push(fd.as_raw_fd().to_string());
+    }
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(format!("fleetbox-{}: {subject}", role.name()))
+        .env(entry::VARIABLE, value)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let in_child = move || {
+        for fd in &fds {
+            fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        if role == Role::Worker {
+            // Away from the owner's terminal: its Ctrl-C and hang-up are not the worker's.
+            nix::unistd::setsid()?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes the system calls fcntl and setsid and allocates nothing, so
+    // it is sound in the child of a process with several threads.
+    unsafe { command.pre_exec(in_child) };
+    Ok(command)
+}

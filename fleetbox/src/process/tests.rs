@@ -1,0 +1,413 @@
+//! What is left after processes are killed, with a fake machine in place of the VMM.
+
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::fake::Script;
+use super::protocol::{BootSpec, MachineSpec};
+use super::spawn::{self, Role};
+use super::{ProcessError, wire};
+use crate::lifecycle::{self, Attached, Lifetime};
+use crate::names::Name;
+use crate::size::Size;
+use crate::store::{ImageRecord, MacAddr, Store, VmDir, VmRecord, now};
+
+const SECONDS: Duration = Duration::from_secs(20);
+
+/// A state directory and a name no other test has.
+struct Fixture {
+    _dir: tempfile::TempDir,
+    store: Store,
+    name: Name,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Longer than a socket address, as temporary directories tend to be.
+        let store = Store::open(dir.path().join("long".repeat(30))).unwrap();
+        let name = Name::new(format!("t{}", uuid::Uuid::new_v4().simple())).unwrap();
+        Self { _dir: dir, store, name }
+    }
+
+    /// Attaches as the library does, and starts the machine.
+    fn start(&self, lifetime: Lifetime, script: Script) -> (Attached, Result<bool, ProcessError>) {
+        start(&self.store, &self.name, lifetime, script)
+    }
+
+    /// Another process that starts the VM and then sleeps for ever.
+    fn owner(&self, lifetime: Lifetime, script: Script) -> (Child, UnixStream) {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let order = Order {
+            home: self.store.home().to_owned(),
+            name: self.name.clone(),
+            ephemeral: lifetime == Lifetime::Ephemeral,
+            detached: lifetime == Lifetime::Detached,
+            script,
+        };
+        wire::send(&mut ours, &order).unwrap();
+        let child = spawn::command(Role::Owner, "test", &[theirs.as_fd()]).unwrap().spawn().unwrap();
+        (child, ours)
+    }
+
+    /// Processes of this fixture's VM in a role.
+    fn processes(&self, role: Role) -> Vec<Pid> {
+        let wanted = format!("fleetbox-{}: {}\0", role.name(), self.name);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if line.starts_with(wanted.as_bytes()) {
+                found.push(Pid::from_raw(pid));
+            }
+        }
+        found
+    }
+
+    fn kill(&self, role: Role) {
+        let processes = self.processes(role);
+        assert_eq!(processes.len(), 1, "{role:?}");
+        kill(processes[0], Signal::SIGKILL).unwrap();
+    }
+
+    fn vm(&self) -> Option<VmDir> {
+        self.store.cluster(&self.name).vm(&self.name)
+    }
+
+    /// No process and no held lock.
+    fn assert_quiet(&self) {
+        let cluster = self.store.cluster(&self.name);
+        eventually("no process and no lock is left", || {
+            self.processes(Role::Worker).is_empty()
+                && self.processes(Role::Machine).is_empty()
+                && !cluster.is_running().unwrap()
+                && self.vm().is_none_or(|vm| !vm.is_running().unwrap())
+        });
+    }
+
+    /// Nothing at all in the file system.
+    fn assert_gone(&self) {
+        let cluster = self.store.cluster(&self.name);
+        eventually("the cluster's directory is gone", || !cluster.path().exists());
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // A failed test must not leave processes behind either.
+        for role in [Role::Worker, Role::Machine] {
+            for pid in self.processes(role) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SECONDS;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in {SECONDS:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir> {
+    let draft = store.create_vm(name, name)?;
+    std::fs::write(draft.paths().disk_layer(), b"disk").unwrap();
+    if lifetime == Lifetime::Ephemeral {
+        lifecycle::mark_ephemeral(draft.paths().dir()).unwrap();
+    }
+    let record = VmRecord {
+        name: name.clone(),
+        cluster: name.clone(),
+        image: ImageRecord { reference: "tiny".into(), path: "/tiny".into(), sha256: None },
+        cpus: 1,
+        memory: Size::mib(64),
+        disk: Size::mib(64),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        ip: Ipv4Addr::new(10, 187, 41, 2),
+        created: now(),
+        instance_id: "i".into(),
+        ssh_user: "u".into(),
+        ssh_key: "k".into(),
+        host_key: "h".into(),
+    };
+    let (vm, _lock) = draft.commit(&record)?;
+    Ok(vm)
+}
+
+fn spec(vm: &VmDir, script: Script) -> MachineSpec {
+    MachineSpec {
+        name: vm.name().to_string(),
+        cpus: 1,
+        memory: 64 << 20,
+        boot: BootSpec::Auto,
+        disks: Vec::new(),
+        mac: [2, 0, 0, 0, 0, 1],
+        ip: Ipv4Addr::new(10, 187, 41, 2),
+        console_log: vm.paths().console_log(),
+        lock: vm.paths().lock(),
+        fake: Some(script),
+    }
+}
+
+fn start(
+    store: &Store,
+    name: &Name,
+    lifetime: Lifetime,
+    script: Script,
+) -> (Attached, Result<bool, ProcessError>) {
+    let runtime = runtime();
+    let attached =
+        lifecycle::attach(store, name, lifetime, runtime.handle(), || create(store, name, lifetime))
+            .unwrap();
+    let started = runtime.block_on(attached.client.start(spec(&attached.vm, script)));
+    (attached, started.map(|(already, _)| already))
+}
+
+fn runs() -> Script {
+    Script::Run { console: "booting\nlogin: ".to_owned() }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    home: PathBuf,
+    name: Name,
+    ephemeral: bool,
+    detached: bool,
+    script: Script,
+}
+
+/// The process that is killed: starts the VM, says whether it ran already, and sleeps.
+pub(super) fn owner_main(fds: Vec<OwnedFd>) -> i32 {
+    let mut control = UnixStream::from(fds.into_iter().next().unwrap());
+    let order: Order = wire::receive(&mut control).unwrap();
+    let lifetime = match (order.ephemeral, order.detached) {
+        (true, _) => Lifetime::Ephemeral,
+        (false, true) => Lifetime::Detached,
+        (false, false) => Lifetime::Bound,
+    };
+    let store = Store::open(&order.home).unwrap();
+    let (attached, started) = start(&store, &order.name, lifetime, order.script);
+    wire::send(&mut control, &started.map_err(|e| e.to_string())).unwrap();
+    // Until the test closes its end, or kills this process.
+    let _ = control.read(&mut [0]);
+    drop(attached);
+    0
+}
+
+fn answer(control: &mut UnixStream) -> Result<bool, String> {
+    control.set_read_timeout(Some(SECONDS)).unwrap();
+    wire::receive(control).unwrap()
+}
+
+#[test]
+fn a_killed_owner_leaves_its_vm_stopped_and_nothing_else() {
+    let fixture = Fixture::new();
+    let (mut owner, mut control) = fixture.owner(Lifetime::Bound, runs());
+    assert_eq!(answer(&mut control), Ok(false));
+    assert_eq!(fixture.processes(Role::Machine).len(), 1);
+    assert!(fixture.vm().unwrap().is_running().unwrap());
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    fixture.assert_quiet();
+    assert!(fixture.vm().is_some());
+    assert!(!fixture.store.cluster(&fixture.name).path().join(super::socket::NAME).exists());
+}
+
+#[test]
+fn a_killed_owner_takes_its_ephemeral_vm_with_it() {
+    let fixture = Fixture::new();
+    let (mut owner, mut control) = fixture.owner(Lifetime::Ephemeral, runs());
+    assert_eq!(answer(&mut control), Ok(false));
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    fixture.assert_quiet();
+    fixture.assert_gone();
+}
+
+#[test]
+fn dropping_the_handle_is_enough() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Ephemeral, runs());
+    assert!(!started.unwrap());
+    drop(attached);
+    fixture.assert_quiet();
+    fixture.assert_gone();
+}
+
+#[test]
+fn a_detached_vm_outlives_its_owner_until_it_is_stopped() {
+    let fixture = Fixture::new();
+    let (mut owner, mut control) = fixture.owner(Lifetime::Detached, runs());
+    assert_eq!(answer(&mut control), Ok(false));
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(fixture.processes(Role::Machine).len(), 1);
+
+    let (attached, again) = fixture.start(Lifetime::Detached, runs());
+    assert!(again.unwrap(), "it runs already");
+    let runtime = runtime();
+    let tail = runtime.block_on(attached.client.console(fixture.name.as_str())).unwrap();
+    assert_eq!(tail, "booting\nlogin: ");
+    let forced = runtime.block_on(attached.client.stop(fixture.name.as_str(), SECONDS)).unwrap();
+    assert!(!forced);
+    fixture.assert_quiet();
+    assert!(fixture.vm().is_some());
+    let log = std::fs::read_to_string(fixture.vm().unwrap().paths().console_log()).unwrap();
+    assert_eq!(log, "booting\nlogin: Power down.\n");
+}
+
+#[test]
+fn a_deaf_guest_is_stopped_by_force() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Bound, Script::Deaf);
+    assert!(!started.unwrap());
+    let stop = attached.client.stop(fixture.name.as_str(), Duration::from_millis(200));
+    let forced = runtime().block_on(stop);
+    assert!(forced.unwrap());
+    assert!(fixture.processes(Role::Machine).is_empty());
+    assert!(!fixture.vm().unwrap().is_running().unwrap());
+}
+
+#[test]
+fn after_a_killed_worker_the_next_start_works() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Detached, runs());
+    assert!(!started.unwrap());
+    fixture.kill(Role::Worker);
+    fixture.assert_quiet();
+    // The socket is still there, and says nothing.
+    assert!(fixture.store.cluster(&fixture.name).path().join(super::socket::NAME).exists());
+    let lost = runtime().block_on(attached.client.list());
+    assert!(matches!(lost, Err(ProcessError::NoWorker { .. })), "{lost:?}");
+
+    let (attached, started) = fixture.start(Lifetime::Detached, runs());
+    assert!(!started.unwrap());
+    runtime().block_on(attached.client.shutdown()).unwrap();
+    fixture.assert_quiet();
+}
+
+#[test]
+fn a_killed_machine_is_that_vms_failure() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Bound, runs());
+    assert!(!started.unwrap());
+    let runtime = runtime();
+    let name = fixture.name.as_str();
+    eventually("the console's output has arrived", || {
+        runtime.block_on(attached.client.console(name)).unwrap().contains("login")
+    });
+    fixture.kill(Role::Machine);
+    let report = runtime.block_on(attached.client.wait(name)).unwrap();
+    let failure = report.failure.unwrap();
+    assert!(failure.contains("SIGKILL") && failure.contains("login:"), "{failure}");
+    let machines = runtime.block_on(attached.client.list()).unwrap();
+    assert!(!machines[0].running);
+    assert!(!fixture.vm().unwrap().is_running().unwrap());
+
+    let again = runtime.block_on(attached.client.start(spec(&attached.vm, runs()))).unwrap();
+    assert!(!again.0, "started anew");
+}
+
+#[test]
+fn failures_carry_the_reason_and_the_console() {
+    let fixture = Fixture::new();
+    let refuse = Script::Refuse { error: "no KVM here".to_owned() };
+    let (attached, refused) = fixture.start(Lifetime::Bound, refuse);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("no KVM here"), "{refused}");
+
+    let runtime = runtime();
+    let name = fixture.name.as_str();
+    for (script, expected) in [
+        (Script::Fail { console: "Oops".to_owned(), error: "triple fault".to_owned() }, "triple"),
+        (Script::Abort { console: "Oops".to_owned() }, "SIGABRT"),
+    ] {
+        // It may fail before or after the start is acknowledged.
+        let message = match runtime.block_on(attached.client.start(spec(&attached.vm, script))) {
+            Err(error) => error.to_string(),
+            Ok(_) => runtime.block_on(attached.client.wait(name)).unwrap().failure.unwrap(),
+        };
+        assert!(message.contains(expected) && message.contains("Oops"), "{message}");
+    }
+}
+
+#[test]
+fn two_starts_at_once_give_one_machine() {
+    let fixture = Fixture::new();
+    let mut owners: Vec<_> =
+        (0..3).map(|_| fixture.owner(Lifetime::Detached, runs())).collect();
+    let answers: Vec<_> = owners.iter_mut().map(|(_, control)| answer(control)).collect();
+    let first = answers.iter().filter(|answer| **answer == Ok(false)).count();
+    let others = answers.iter().filter(|answer| **answer == Ok(true)).count();
+    assert_eq!((first, others), (1, 2), "{answers:?}");
+    assert_eq!(fixture.processes(Role::Machine).len(), 1);
+    assert_eq!(fixture.processes(Role::Worker).len(), 1);
+    for (owner, _) in &mut owners {
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_killed_processes_left_is_swept() {
+    let fixture = Fixture::new();
+    // An ephemeral VM whose worker was killed, and a VM half-created.
+    let (attached, started) = fixture.start(Lifetime::Ephemeral, runs());
+    assert!(!started.unwrap());
+    let other = Name::new("kept").unwrap();
+    create(&fixture.store, &other, Lifetime::Bound).unwrap();
+    lifecycle::sweep(&fixture.store).unwrap();
+    assert!(fixture.vm().is_some(), "in use");
+    fixture.kill(Role::Worker);
+    fixture.assert_quiet();
+    drop(attached);
+    assert!(fixture.vm().is_some());
+    lifecycle::sweep(&fixture.store).unwrap();
+    fixture.assert_gone();
+    assert!(fixture.store.cluster(&other).vm(&other).is_some());
+}
+
+#[test]
+fn a_worker_inherits_nothing_but_what_it_is_given() {
+    let fixture = Fixture::new();
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    // Inheritable, as a careless program's files are.
+    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let leaked = std::fs::read_link(proc_fd(Pid::this(), &theirs)).unwrap();
+    let (_attached, started) = fixture.start(Lifetime::Bound, runs());
+    assert!(!started.unwrap());
+    for role in [Role::Worker, Role::Machine] {
+        let pid = fixture.processes(role)[0];
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        for fd in fds.flatten() {
+            assert_ne!(std::fs::read_link(fd.path()).unwrap_or_default(), leaked, "{role:?}");
+        }
+    }
+    let status = |role| {
+        std::fs::read_to_string(Path::new(&format!("/proc/{}/status", fixture.processes(role)[0])))
+            .unwrap()
+    };
+    assert!(status(Role::Machine).contains("NoNewPrivs:\t1"));
+}
+
+fn proc_fd(pid: Pid, fd: &impl std::os::fd::AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/fd/{}", fd.as_raw_fd()))
+}

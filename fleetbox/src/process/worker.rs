@@ -1,0 +1,442 @@
+//! The worker process: owns one cluster's network and the life cycle of its machines.
+//!
+//! While it lives it holds the cluster's lock (inherited, so there is no moment without) and
+//! serves the control socket. A bound worker ends when the socket to its owner reads as closed;
+//! a detached one when none of its machines runs any more.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::entry::exit_status;
+use super::member::{Member, State};
+use super::network::ClusterNetwork;
+use super::protocol::{
+    Hello, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply, Request, WorkerConfig,
+};
+use super::{socket, wire};
+use crate::store::Store;
+
+/// How long a client may take from connecting to its request.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a detached worker without machines waits for work.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// Most machines of one cluster.
+const MAX_MACHINES: usize = 256;
+
+/// Entry point of the role. The inherited descriptors are the socket to the owner and the
+/// cluster's held lock.
+pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
+    let mut fds = fds.into_iter();
+    let Some(mut owner) = fds.next().map(StdUnixStream::from) else { return exit_status::USAGE };
+    let Some(lock) = fds.next() else { return exit_status::USAGE };
+    let config: WorkerConfig = match wire::receive(&mut owner) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(%error, "no configuration");
+            return exit_status::USAGE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("worker")
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(config, &mut owner, lock)),
+        Err(error) => Err(format!("cannot start the worker's threads: {error}")),
+    };
+    match result {
+        Ok(()) => exit_status::OK,
+        Err(message) => {
+            tracing::error!(%message, "worker failed");
+            // The owner may be gone; then nobody wants to know.
+            let _ = wire::send(&mut owner, &Readiness::Failed(message));
+            exit_status::FAILED
+        }
+    }
+}
+
+async fn run(
+    config: WorkerConfig,
+    owner: &mut StdUnixStream,
+    lock: OwnedFd,
+) -> Result<(), String> {
+    let store = Store::open(&config.home).map_err(|e| e.to_string())?;
+    let cluster = store.cluster(&config.cluster);
+    let listener = socket::listen(cluster.path()).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener)
+    });
+    let listener = listener
+        .map_err(|e| format!("cannot listen in {}: {e}", cluster.path().display()))?;
+    let network = ClusterNetwork::start()
+        .map_err(|e| format!("cannot start the network of {}: {e}", config.cluster))?;
+    let worker = Arc::new(Worker {
+        network,
+        members: Mutex::new(BTreeMap::new()),
+        activity: watch::Sender::new(Activity { running: 0, connections: 0 }),
+        shutdown: watch::Sender::new(false),
+    });
+    wire::send(owner, &Readiness::Ready).map_err(|e| format!("the owner is gone: {e}"))?;
+    let owner = if config.detached {
+        None
+    } else {
+        let watched = owner.try_clone().and_then(|owner| {
+            owner.set_nonblocking(true)?;
+            UnixStream::from_std(owner)
+        });
+        Some(watched.map_err(|e| format!("cannot watch the owner: {e}"))?)
+    };
+    tracing::info!(cluster = %config.cluster, detached = config.detached, "worker serves");
+
+    let serving = tokio::spawn(serve(Arc::clone(&worker), listener));
+    let mut shutdown = worker.shutdown.subscribe();
+    tokio::select! {
+        () = owner_gone(owner) => tracing::info!("the owner is gone"),
+        () = worker.idle(config.detached) => tracing::info!("no machine runs any more"),
+        _ = shutdown.wait_for(|down| *down) => tracing::info!("told to end"),
+    }
+    serving.abort();
+    worker.kill_all().await;
+    clear_away(&store, &config, lock);
+    Ok(())
+}
+
+/// Leaves nothing of a cluster that ends, but the VMs that are to be kept.
+fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
+    let cluster = store.cluster(&config.cluster);
+    if let Err(error) = std::fs::remove_file(cluster.path().join(socket::NAME)) {
+        tracing::debug!(%error, "socket not removed");
+    }
+    for vm in config.delete_at_end.iter().filter_map(|name| cluster.vm(name)) {
+        if let Err(error) = vm.destroy() {
+            tracing::warn!(vm = %vm.name(), %error, "cannot delete");
+        }
+    }
+    // The directory goes with its last VM, but not while the lock says that it is in use.
+    drop(lock);
+    if let Err(error) = cluster.remove_if_unused() {
+        tracing::debug!(%error, "cluster directory not removed");
+    }
+}
+
+/// Returns when the owner's end of its socket is closed; never without an owner.
+async fn owner_gone(owner: Option<UnixStream>) {
+    let Some(mut owner) = owner else { return std::future::pending().await };
+    let mut byte = [0];
+    // The owner never sends anything after the configuration.
+    while matches!(owner.read(&mut byte).await, Ok(1..)) {}
+}
+
+async fn serve(worker: Arc<Worker>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let guard = Connection::new(Arc::clone(&worker));
+                tokio::spawn(async move {
+                    if let Err(error) = guard.0.converse(stream).await {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    drop(guard);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, perhaps: others will be closed.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// What keeps a detached worker alive.
+#[derive(Debug, Clone, Copy)]
+struct Activity {
+    running: usize,
+    connections: usize,
+}
+
+/// Counts an open connection for as long as it exists.
+struct Connection(Arc<Worker>);
+
+impl Connection {
+    fn new(worker: Arc<Worker>) -> Self {
+        worker.activity.send_modify(|activity| activity.connections += 1);
+        Self(worker)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.activity.send_modify(|activity| activity.connections -= 1);
+    }
+}
+
+struct Worker {
+    network: ClusterNetwork,
+    members: Mutex<BTreeMap<String, Arc<Member>>>,
+    activity: watch::Sender<Activity>,
+    shutdown: watch::Sender<bool>,
+}
+
+impl Worker {
+    /// Returns when a detached worker has nothing left to do.
+    async fn idle(&self, detached: bool) {
+        if !detached {
+            return std::future::pending().await;
+        }
+        let mut activity = self.activity.subscribe();
+        let mut started = false;
+        let mut deadline = Instant::now() + IDLE;
+        loop {
+            let now = *activity.borrow_and_update();
+            started |= now.running > 0;
+            if now.running > 0 || now.connections > 0 {
+                deadline = Instant::now() + IDLE;
+                if activity.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            if started {
+                return;
+            }
+            tokio::select! {
+                () = sleep_until(deadline) => return,
+                changed = activity.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn kill_all(&self) {
+        let members = std::mem::take(&mut *self.members.lock().await);
+        for member in members.values() {
+            member.kill();
+        }
+        for member in members.values() {
+            member.ended().await;
+        }
+    }
+
+    async fn converse(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
+        let same_user = stream.peer_cred()?.uid() == nix::unistd::geteuid().as_raw();
+        let root = stream.peer_cred()?.uid() == 0;
+        if !same_user && !root {
+            return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        }
+        let request = timeout(REQUEST_DEADLINE, async {
+            let hello: Hello = wire::receive_async(&mut stream).await?;
+            wire::send_async(&mut stream, &Hello::own()).await?;
+            if hello.protocol != PROTOCOL {
+                return Ok(None);
+            }
+            wire::receive_async(&mut stream).await.map(Some)
+        });
+        match request.await?? {
+            None => Ok(()),
+            Some(Request::Dial { vm, port }) => self.dial(stream, &vm, port).await,
+            Some(Request::Wait { vm }) => {
+                // The client may lose interest before the machine ends.
+                let (mut read, mut write) = stream.split();
+                let mut byte = [0];
+                tokio::select! {
+                    reply = self.wait(&vm) => wire::send_async(&mut write, &reply).await,
+                    _ = read.read(&mut byte) => Ok(()),
+                }
+            }
+            Some(request) => {
+                // Carried out to its end even if the client goes away in between.
+                let end = matches!(request, Request::Shutdown);
+                let reply = self.answer(request).await;
+                let sent = wire::send_async(&mut stream, &reply).await;
+                if end {
+                    self.shutdown.send_replace(true);
+                }
+                sent
+            }
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request) -> Reply {
+        match request {
+            Request::Start(spec) => self.start(*spec).await,
+            Request::List => Reply::Machines(self.list().await),
+            Request::Console { vm } => match self.member(&vm).await {
+                Ok(member) => Reply::Console(member.console_tail()),
+                Err(reply) => reply,
+            },
+            Request::Forward { vm, port } => self.forward(&vm, port).await,
+            Request::Stop { vm, deadline_ms } => {
+                self.stop(&vm, Duration::from_millis(deadline_ms)).await
+            }
+            Request::Shutdown => {
+                self.kill_all().await;
+                Reply::Done
+            }
+            Request::Dial { .. } | Request::Wait { .. } => {
+                failed(Reason::Other, "not a request with a single answer".to_owned())
+            }
+        }
+    }
+
+    /// The machine of that name, running or ended.
+    async fn member(&self, vm: &str) -> Result<Arc<Member>, Reply> {
+        self.members.lock().await.get(vm).cloned().ok_or_else(|| not_running(vm))
+    }
+
+    async fn start(self: &Arc<Self>, spec: MachineSpec) -> Reply {
+        let name = spec.name.clone();
+        let (member, already) = {
+            let mut members = self.members.lock().await;
+            match members.get(&name) {
+                Some(member) if !member.has_ended() => (Arc::clone(member), true),
+                old => {
+                    if old.is_none() && members.len() >= MAX_MACHINES {
+                        return failed(
+                            Reason::Other,
+                            format!("cannot start {name}: a cluster has at most {MAX_MACHINES} VMs"),
+                        );
+                    }
+                    let link = match self.network.attach(&name, spec.mac, spec.ip) {
+                        Ok(link) => link,
+                        Err(error) => {
+                            return failed(
+                                Reason::Other,
+                                format!("cannot attach {name} to its network: {error}"),
+                            );
+                        }
+                    };
+                    match Member::spawn(spec, link) {
+                        Ok(member) => {
+                            members.insert(name.clone(), Arc::clone(&member));
+                            self.count(Arc::clone(&member));
+                            (member, false)
+                        }
+                        Err(error) => {
+                            return failed(
+                                Reason::Other,
+                                format!("cannot start a process for {name}: {error}"),
+                            );
+                        }
+                    }
+                }
+            }
+        };
+        match member.settled().await {
+            State::Ended(report) => failed(
+                Reason::Other,
+                report.failure.unwrap_or_else(|| format!("{name} powered off at once")),
+            ),
+            State::Starting | State::Running => Reply::Started { already, ip: Some(member.ip()) },
+        }
+    }
+
+    /// Counts the machine as running until it ends, and then takes it off the network.
+    fn count(self: &Arc<Self>, member: Arc<Member>) {
+        let worker = Arc::clone(self);
+        worker.activity.send_modify(|activity| activity.running += 1);
+        tokio::spawn(async move {
+            member.ended().await;
+            worker.network.detach(member.name());
+            worker.activity.send_modify(|activity| activity.running -= 1);
+        });
+    }
+
+    async fn list(&self) -> Vec<MachineStatus> {
+        let members = self.members.lock().await;
+        members
+            .values()
+            .map(|member| MachineStatus {
+                name: member.name().to_owned(),
+                running: !member.has_ended(),
+                ip: Some(member.ip()),
+                exit: member.exit(),
+            })
+            .collect()
+    }
+
+    async fn wait(&self, vm: &str) -> Reply {
+        match self.member(vm).await {
+            Ok(member) => Reply::Ended(member.ended().await),
+            Err(reply) => reply,
+        }
+    }
+
+    async fn stop(&self, vm: &str, deadline: Duration) -> Reply {
+        let member = match self.member(vm).await {
+            Ok(member) if !member.has_ended() => member,
+            Ok(_) => return not_running(vm),
+            Err(reply) => return reply,
+        };
+        member.press_power_button();
+        let forced = timeout(deadline, member.ended()).await.is_err();
+        if forced {
+            tracing::info!(vm, ?deadline, "the guest did not power off, killed");
+            member.kill();
+            member.ended().await;
+        }
+        Reply::Stopped { forced }
+    }
+
+    async fn dial(&self, mut stream: UnixStream, vm: &str, port: u16) -> io::Result<()> {
+        let mut guest = match self.connect(vm, port).await {
+            Ok(guest) => guest,
+            Err(reply) => return wire::send_async(&mut stream, &reply).await,
+        };
+        wire::send_async(&mut stream, &Reply::Connected).await?;
+        tokio::io::copy_bidirectional(&mut stream, &mut guest).await?;
+        stream.shutdown().await
+    }
+
+    async fn connect(&self, vm: &str, port: u16) -> Result<super::network::Stream, Reply> {
+        let member = self.member(vm).await?;
+        if member.has_ended() {
+            return Err(not_running(vm));
+        }
+        tokio::select! {
+            connected = self.network.connect(member.ip(), port) => connected.map_err(|error| {
+                failed(Reason::Refused, format!("cannot connect to port {port} of {vm}: {error}"))
+            }),
+            _ = member.ended() => Err(not_running(vm)),
+        }
+    }
+
+    async fn forward(&self, vm: &str, port: u16) -> Reply {
+        let member = match self.member(vm).await {
+            Ok(member) if !member.has_ended() => member,
+            Ok(_) => return not_running(vm),
+            Err(reply) => return reply,
+        };
+        match self.network.forward(member.ip(), port).await {
+            Ok(address) => Reply::Forwarded(address),
+            Err(error) => failed(
+                Reason::Other,
+                format!("cannot forward to port {port} of {vm}: {error}"),
+            ),
+        }
+    }
+}
+
+fn failed(reason: Reason, message: String) -> Reply {
+    Reply::Failed { reason, message }
+}
+
+fn not_running(vm: &str) -> Reply {
+    failed(Reason::NotRunning, format!("{vm} is not running; start it with `fleetbox up {vm}`"))
+}
+
+/// A lock whose holder never panics with it held in a way that matters here.
+pub(super) fn lock<T>(mutex: &StdMutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
