@@ -1,8 +1,15 @@
 //! The error of the public API: one variant for each part of the library, with its own error as
 //! the source.
 
+use std::io;
+use std::time::Duration;
+
+use fleetbox_devices::block::DiskError;
+
 use crate::images::ImageError;
-use crate::names::InvalidValue;
+use crate::names::{InvalidValue, Name};
+use crate::preflight::Probe;
+use crate::process::ProcessError;
 use crate::seed::SeedError;
 use crate::ssh::SshError;
 use crate::store::StoreError;
@@ -29,6 +36,58 @@ pub enum Error {
     /// Keys, or the SSH connection to the guest.
     #[error(transparent)]
     Ssh(#[from] SshError),
+    /// Creating a VM's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A VM's processes, or what they were asked.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// This host cannot run VMs.
+    #[error("{0}")]
+    Host(Probe),
+    /// There is no such VM.
+    #[error("there is no VM {name}; `fleetbox ls` shows those there are")]
+    NoVm {
+        /// The name.
+        name: Name,
+    },
+    /// The VM is not running.
+    #[error("{name} is not running; start it with `fleetbox up {name}`")]
+    NotRunning {
+        /// The name.
+        name: Name,
+    },
+    /// Another process starts or ends the VM and does not come to an end.
+    #[error("{name} is being started or ended by another process, which has taken {waited:?} now; look at worker.log in its directory")]
+    Busy {
+        /// The VM's name.
+        name: Name,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The guest did not come up.
+    #[error("{name} did not come up: {why}{}", console_part(console))]
+    NotReady {
+        /// The VM's name.
+        name: Name,
+        /// What went wrong last.
+        why: String,
+        /// The console's last lines.
+        console: String,
+    },
+    /// A file of the VM could not be written.
+    #[error("cannot write the VM's files: {0}")]
+    Io(#[from] io::Error),
+    /// The tokio runtime that this was called in is shutting down.
+    #[error("the tokio runtime is shutting down")]
+    ShuttingDown,
+}
+
+fn console_part(console: &str) -> String {
+    if console.is_empty() {
+        return "; its console printed nothing".to_owned();
+    }
+    format!("; the console's last lines:\n{console}")
 }
 
 /// A result with the library's [`Error`].

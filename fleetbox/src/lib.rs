@@ -1,12 +1,50 @@
-//! Real Linux VMs as test fixtures.
+//! Real Linux VMs as Rust test fixtures.
+//!
+//! ```no_run
+//! # async fn example() -> fleetbox::Result<()> {
+//! use fleetbox::{Size, Vm};
+//!
+//! let vm = Vm::test().image("debian-12").memory(Size::gib(1)).start().await?;
+//! let out = vm.ssh("uname -a").await?;
+//! assert!(out.status.success());
+//! println!("{}", out.stdout_text());
+//! # Ok(())
+//! # } // dropped here: the VM is destroyed
+//! ```
+//!
+//! A VM made by [`Vm::test`] lives as long as its handle; one made by [`Vm::builder`] has a name
+//! and a disk that stays. [`blocking`] has the same for a plain `#[test]`.
+//!
+//! The processes that run a VM are this very program, started again: a constructor that runs
+//! before `main` makes them of it, so there is nothing to install. A program
+//! that links this crate as a dynamic library which it loads at run time cannot use it.
 
+pub mod blocking;
+mod builder;
+mod error;
 pub mod images;
+mod lifecycle;
 pub mod names;
+pub mod preflight;
+mod process;
 pub mod seed;
 pub mod size;
 pub mod ssh;
 pub mod store;
+mod stream;
+mod timing;
+mod vm;
 
-mod error;
-
+pub use builder::{
+    DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder,
+};
 pub use error::{Error, Result};
+pub use process::ProcessError;
+pub use size::Size;
+pub use ssh::{ExitStatus, Output};
+pub use stream::Stream;
+pub use timing::{Phase, Timings};
+pub use vm::{STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, list, remove, stop};
+
+#[cfg(test)]
+mod vm_test;

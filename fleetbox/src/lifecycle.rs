@@ -4,9 +4,12 @@
 //! over. Whoever does not, talks to the worker that has it, or waits until it can do either: a
 //! worker that is just starting or ending.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::names::Name;
@@ -40,14 +43,14 @@ pub(crate) struct Attached {
     pub(crate) client: Client,
     pub(crate) vm: VmDir,
     /// Present if this process owns a bound worker.
-    pub(crate) lifeline: Option<Lifeline>,
+    pub(crate) lifeline: Option<Arc<Lifeline>>,
 }
 
 /// Attaches to the worker of VM `name`, starting it if there is none. `create` makes the VM if it
 /// does not exist; it is called with the cluster's lock held.
 ///
 /// Blocks for the file system and for the start of a process, so it is called on a thread for
-/// that; `client_for` is its only asynchronous need and is given by the caller.
+/// that; `runtime` is where it talks to a worker meanwhile.
 pub(crate) fn attach(
     store: &Store,
     name: &Name,
@@ -84,13 +87,13 @@ pub(crate) fn attach(
                 .map_err(|source| ProcessError::StartWorker { cluster: name.to_string(), source })?;
             let lock = lock.into_file();
             let lifeline = start_worker(&config, lock.as_fd(), log)?;
-            let lifeline = (lifetime != Lifetime::Detached).then_some(lifeline);
+            let lifeline = (lifetime != Lifetime::Detached).then(|| own(&cluster, lifeline));
             return Ok(Attached { client, vm, lifeline });
         }
         match runtime.block_on(client.list()) {
             Ok(_) => {
                 if let Some(vm) = cluster.vm(name) {
-                    return Ok(Attached { client, vm, lifeline: None });
+                    return Ok(Attached { client, vm, lifeline: owned(&cluster) });
                 }
             }
             Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
@@ -101,6 +104,23 @@ pub(crate) fn attach(
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// The lifelines of this process, by the cluster's directory: all handles on a VM share one, so
+/// that the VM runs until the last of them is dropped.
+static OWNED: LazyLock<Mutex<HashMap<PathBuf, Weak<Lifeline>>>> = LazyLock::new(Mutex::default);
+
+fn own(cluster: &ClusterDir, lifeline: Lifeline) -> Arc<Lifeline> {
+    let lifeline = Arc::new(lifeline);
+    let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    owned.retain(|_, lifeline| lifeline.strong_count() > 0);
+    owned.insert(cluster.path().to_owned(), Arc::downgrade(&lifeline));
+    lifeline
+}
+
+fn owned(cluster: &ClusterDir) -> Option<Arc<Lifeline>> {
+    let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    owned.get(cluster.path())?.upgrade()
 }
 
 /// A client for the cluster's worker, running or not.

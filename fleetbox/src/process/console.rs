@@ -52,11 +52,6 @@ impl Console {
         let (front, back) = self.recent.as_slices();
         printable(&[front, back].concat())
     }
-
-    /// The last `count` lines of [`Console::tail`].
-    pub(crate) fn last_lines(&self, count: usize) -> String {
-        last_lines(&self.tail(), count).to_owned()
-    }
 }
 
 impl Log {
@@ -148,7 +143,7 @@ mod tests {
         console.append(&vec![b'a'; KEPT]);
         console.append(b"\nthe end\n");
         assert_eq!(console.tail().len(), KEPT);
-        assert_eq!(console.last_lines(1), "the end");
+        assert_eq!(last_lines(&console.tail(), 1), "the end");
         console.append(&vec![b'b'; 3 * KEPT]);
         assert_eq!(console.tail(), "b".repeat(KEPT));
         let log = std::fs::read(dir.path().join("console.log")).unwrap();

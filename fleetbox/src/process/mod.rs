@@ -14,7 +14,7 @@ mod client;
 mod console;
 mod entry;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod machine;
 mod member;
 mod network;
@@ -29,7 +29,7 @@ mod worker;
 
 pub(crate) use client::{Client, Lifeline, start_worker};
 pub(crate) use console::last_lines;
-pub(crate) use protocol::{BootSpec, DiskSpec, MachineSpec, WorkerConfig};
+pub(crate) use protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec, WorkerConfig};
 
 use std::io;
 

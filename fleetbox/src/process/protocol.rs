@@ -91,10 +91,23 @@ pub(crate) enum BootSpec {
 pub(crate) struct DiskSpec {
     /// The image or copy-on-write layer.
     pub(crate) path: PathBuf,
+    /// What the file is. Never guessed: a guest may have written it.
+    pub(crate) format: DiskFormat,
     /// Refuses writes.
     pub(crate) read_only: bool,
+    /// What the guest flushes survives a crash of the host.
+    pub(crate) durable: bool,
     /// Serial number the guest sees (at most 20 bytes).
     pub(crate) serial: String,
+}
+
+/// The format of a disk's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum DiskFormat {
+    /// A copy-on-write layer.
+    Layer,
+    /// The disk's bytes.
+    Raw,
 }
 
 /// What a client asks of a worker.

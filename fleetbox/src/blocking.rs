@@ -1,0 +1,240 @@
+//! The library for code that is not asynchronous, such as a plain `#[test]`.
+//!
+//! ```no_run
+//! use fleetbox::blocking::Vm;
+//!
+//! let vm = Vm::test().image("debian-12").start()?;
+//! let out = vm.ssh("systemctl is-system-running --wait")?;
+//! assert_eq!(out.stdout_text().trim(), "running");
+//! # Ok::<(), fleetbox::Error>(())
+//! ```
+//!
+//! The work is done on threads of its own, so this can be called from anywhere, an asynchronous
+//! function included (which it then blocks).
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+
+use crate::images::Progress;
+use crate::{Error, Output, Result, Size, Stopped, Timings};
+
+/// The runtime that does the work, for all of the process.
+fn runtime() -> Result<&'static Runtime> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("fleetbox")
+        .enable_all()
+        .build()?;
+    // Of two threads that come here at once one's is used and the other's dropped.
+    Ok(RUNTIME.get_or_init(|| runtime))
+}
+
+/// Runs `work` on the runtime's threads. Blocking on the runtime itself would panic in a thread
+/// that belongs to another one.
+fn run<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let task = runtime()?.spawn(async move {
+        // The receiver waits below.
+        let _ = send.send(work.await);
+    });
+    match receive.recv() {
+        Ok(result) => result,
+        Err(_) => {
+            // The task panicked: its panic is the caller's.
+            drop(task);
+            Err(Error::ShuttingDown)
+        }
+    }
+}
+
+/// As [`crate::VmBuilder`].
+#[derive(Debug, Clone)]
+#[must_use = "a VM is started by `start`"]
+pub struct VmBuilder(crate::VmBuilder);
+
+impl From<crate::VmBuilder> for VmBuilder {
+    fn from(builder: crate::VmBuilder) -> Self {
+        Self(builder)
+    }
+}
+
+impl VmBuilder {
+    /// As [`crate::VmBuilder::image`].
+    pub fn image(self, image: impl Into<String>) -> Self {
+        Self(self.0.image(image))
+    }
+
+    /// As [`crate::VmBuilder::cpus`].
+    pub fn cpus(self, cpus: u32) -> Self {
+        Self(self.0.cpus(cpus))
+    }
+
+    /// As [`crate::VmBuilder::memory`].
+    pub fn memory(self, memory: Size) -> Self {
+        Self(self.0.memory(memory))
+    }
+
+    /// As [`crate::VmBuilder::disk`].
+    pub fn disk(self, disk: Size) -> Self {
+        Self(self.0.disk(disk))
+    }
+
+    /// As [`crate::VmBuilder::user`].
+    pub fn user(self, user: impl Into<String>) -> Self {
+        Self(self.0.user(user))
+    }
+
+    /// As [`crate::VmBuilder::home`].
+    pub fn home(self, home: impl Into<PathBuf>) -> Self {
+        Self(self.0.home(home))
+    }
+
+    /// As [`crate::VmBuilder::boot_timeout`].
+    pub fn boot_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.boot_timeout(timeout))
+    }
+
+    /// As [`crate::VmBuilder::progress`].
+    pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        Self(self.0.progress(progress))
+    }
+
+    /// As [`crate::VmBuilder::detached`].
+    pub fn detached(self) -> Self {
+        Self(self.0.detached())
+    }
+
+    /// As [`crate::VmBuilder::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(self) -> Result<Vm> {
+        Ok(Vm(Arc::new(run(self.0.start())?)))
+    }
+}
+
+/// As [`crate::Vm`], with methods that block.
+#[derive(Debug)]
+pub struct Vm(Arc<crate::Vm>);
+
+impl Vm {
+    /// As [`crate::Vm::builder`].
+    pub fn builder(name: impl Into<String>) -> VmBuilder {
+        VmBuilder(crate::Vm::builder(name))
+    }
+
+    /// As [`crate::Vm::test`].
+    pub fn test() -> VmBuilder {
+        VmBuilder(crate::Vm::test())
+    }
+
+    /// As [`crate::Vm::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(name: &str) -> Result<Self> {
+        let name = name.to_owned();
+        let vm = run(async move { crate::Vm::open(&name).await })?;
+        Ok(Self(Arc::new(vm)))
+    }
+
+    /// As [`crate::Vm::name`].
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// As [`crate::Vm::ip`].
+    pub fn ip(&self) -> Ipv4Addr {
+        self.0.ip()
+    }
+
+    /// As [`crate::Vm::timings`].
+    pub fn timings(&self) -> &Timings {
+        self.0.timings()
+    }
+
+    /// As [`crate::Vm::ssh`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ssh(&self, command: &str) -> Result<Output> {
+        let (vm, command) = (Arc::clone(&self.0), command.to_owned());
+        run(async move { vm.ssh(&command).await })
+    }
+
+    /// Runs a shell command in the guest with `stdin` as its standard input.
+    ///
+    /// # Errors
+    /// As [`crate::Vm::ssh`].
+    pub fn ssh_with_input(&self, command: &str, stdin: &[u8]) -> Result<Output> {
+        let (vm, command, stdin) = (Arc::clone(&self.0), command.to_owned(), stdin.to_vec());
+        run(async move { vm.ssh_with_input(&command, &stdin).await })
+    }
+
+    /// As [`crate::Vm::connect`], as a stream for blocking reads and writes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect(&self, port: u16) -> Result<UnixStream> {
+        let vm = Arc::clone(&self.0);
+        run(async move { Ok(vm.connect(port).await?.into_std()?) })
+    }
+
+    /// As [`crate::Vm::forward`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward(&self, guest_port: u16) -> Result<SocketAddr> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.forward(guest_port).await })
+    }
+
+    /// As [`crate::Vm::wait_ready`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.wait_ready(timeout).await })
+    }
+
+    /// As [`crate::Vm::console_tail`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn console_tail(&self) -> Result<String> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.console_tail().await })
+    }
+
+    /// As [`crate::Vm::stop`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop(&self) -> Result<Stopped> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.stop().await })
+    }
+
+    /// As [`crate::Vm::destroy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn destroy(self) -> Result<()> {
+        match Arc::try_unwrap(self.0) {
+            Ok(vm) => run(vm.destroy()),
+            // A call on another thread holds it: none can, as that call borrows `self`.
+            Err(_) => Err(Error::ShuttingDown),
+        }
+    }
+}

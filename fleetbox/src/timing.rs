@@ -1,0 +1,109 @@
+//! How long the steps of a start took.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+/// One step of [`VmBuilder::start`](crate::VmBuilder::start).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// Whether this host can run VMs at all.
+    Preflight,
+    /// The image: found, or downloaded and verified.
+    Image,
+    /// The VM's files and its worker process.
+    Create,
+    /// The machine process, up to its vCPUs running.
+    Machine,
+    /// The guest, from its first instruction to an SSH log-in.
+    Boot,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preflight => "preflight",
+            Self::Image => "image",
+            Self::Create => "create",
+            Self::Machine => "machine",
+            Self::Boot => "boot to SSH",
+        })
+    }
+}
+
+/// How long each step of a start took, in their order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Timings(Vec<(Phase, Duration)>);
+
+impl Timings {
+    /// The steps in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (Phase, Duration)> {
+        self.0.iter().copied()
+    }
+
+    /// How long a step took, if it was taken.
+    pub fn get(&self, phase: Phase) -> Option<Duration> {
+        self.0.iter().find(|(this, _)| *this == phase).map(|(_, duration)| *duration)
+    }
+
+    /// The sum of all steps.
+    pub fn total(&self) -> Duration {
+        self.0.iter().map(|(_, duration)| *duration).sum()
+    }
+}
+
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (phase, duration) in self.iter() {
+            write!(f, "{phase} {:.2} s, ", duration.as_secs_f64())?;
+        }
+        write!(f, "in all {:.2} s", self.total().as_secs_f64())
+    }
+}
+
+/// Measures steps that follow one another.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    timings: Timings,
+    since: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self { timings: Timings::default(), since: Instant::now() }
+    }
+
+    /// The step that ends now.
+    pub(crate) fn done(&mut self, phase: Phase) {
+        let now = Instant::now();
+        let duration = now - self.since;
+        tracing::debug!(%phase, ?duration, "done");
+        self.timings.0.push((phase, duration));
+        self.since = now;
+    }
+
+    pub(crate) fn finish(self) -> Timings {
+        self.timings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_add_up_in_their_order() {
+        let mut clock = Clock::start();
+        clock.done(Phase::Preflight);
+        std::thread::sleep(Duration::from_millis(5));
+        clock.done(Phase::Image);
+        let timings = clock.finish();
+        assert!(timings.get(Phase::Image).unwrap() >= Duration::from_millis(5));
+        assert_eq!(timings.get(Phase::Boot), None);
+        assert!(timings.total() >= timings.get(Phase::Image).unwrap());
+        assert!(timings.to_string().starts_with("preflight 0.0"));
+    }
+}

@@ -1,0 +1,487 @@
+//! A running VM.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::builder::{blocking, open_store, test_name};
+use crate::lifecycle::{self, Attached, Lifetime};
+use crate::names::Name;
+use crate::process::{Client, Lifeline, MachineSpec, ProcessError, last_lines};
+use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
+use crate::store::{Store, VmDir, VmRecord};
+use crate::{Error, Result, Size, Stream, Timings, VmBuilder};
+
+/// The address of a cluster's first guest in its network.
+pub(crate) const FIRST_IP: Ipv4Addr = Ipv4Addr::new(10, 187, 41, 2);
+
+/// How long [`Vm::stop`] gives a guest to power off.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Lines of the console that an error carries.
+const CONSOLE_LINES: usize = 40;
+
+const SSH_PORT: u16 = 22;
+
+/// Most bytes of a command's output that are kept.
+const OUTPUT_LIMIT: usize = 256 << 20;
+
+/// A virtual machine that runs.
+///
+/// A VM of [`Vm::test`] is destroyed when this is dropped, or when the process ends in whatever
+/// way. One of [`Vm::builder`] is only powered off then, without notice to the guest (call
+/// [`Vm::stop`] first for an orderly shutdown); its disk stays and it can be started again. One
+/// that is [detached](VmBuilder::detached), or that was found running, runs on.
+#[derive(Debug)]
+pub struct Vm {
+    name: Name,
+    store: Store,
+    dir: VmDir,
+    record: VmRecord,
+    client: Client,
+    target: Arc<Target>,
+    // Closing it tells the worker to end; that needs no runtime, so it works in any drop.
+    lifeline: Option<Arc<Lifeline>>,
+    session: Mutex<Option<Arc<ssh::Client>>>,
+    ignored: Vec<&'static str>,
+    timings: Timings,
+}
+
+impl Vm {
+    /// A VM with a name, whose disk stays until [`Vm::destroy`].
+    pub fn builder(name: impl Into<String>) -> VmBuilder {
+        VmBuilder::new(name.into(), Lifetime::Bound)
+    }
+
+    /// A VM for a test: its name is made up from that of the test and no other VM's, and it is
+    /// destroyed when its handle is dropped.
+    pub fn test() -> VmBuilder {
+        VmBuilder::new(test_name(), Lifetime::Ephemeral)
+    }
+
+    /// The running VM of that name, whoever started it. Dropping the handle changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], [`Error::NotRunning`].
+    pub async fn open(name: &str) -> Result<Self> {
+        Self::open_in(None, name).await
+    }
+
+    /// As [`Vm::open`], in a state directory of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Vm::open`].
+    pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
+        let (store, dir) = find(home, name).await?;
+        let cluster = store.cluster(dir.cluster());
+        if !dir.is_running()? {
+            return Err(Error::NotRunning { name: dir.name().clone() });
+        }
+        let client = lifecycle::client(&cluster);
+        let record = dir.record()?;
+        Self::attached(store, Attached { client, vm: dir, lifeline: None }, record, Vec::new())
+    }
+
+    pub(crate) fn attached(
+        store: Store,
+        attached: Attached,
+        record: VmRecord,
+        ignored: Vec<&'static str>,
+    ) -> Result<Self> {
+        let Attached { client, vm: dir, lifeline } = attached;
+        let target = Target {
+            user: record.ssh_user.clone(),
+            key: Keypair::of_store(&store)?,
+            host_key: record.host_key.parse::<PublicKey>()?,
+        };
+        Ok(Self {
+            name: record.name.clone(),
+            store,
+            dir,
+            record,
+            client,
+            target: Arc::new(target),
+            lifeline,
+            session: Mutex::new(None),
+            ignored,
+            timings: Timings::default(),
+        })
+    }
+
+    pub(crate) fn with_timings(mut self, timings: Timings) -> Self {
+        self.timings = timings;
+        self
+    }
+
+    pub(crate) async fn start_machine(&self, spec: MachineSpec) -> Result<()> {
+        self.client.start(spec).await?;
+        Ok(())
+    }
+
+    /// Waits until the guest answers by SSH, or its machine ends.
+    pub(crate) async fn wait_for_ssh(&self, deadline: Instant) -> Result<()> {
+        let connect = || async {
+            self.client.dial(self.name.as_str(), SSH_PORT).await.map_err(io::Error::other)
+        };
+        let ready = ssh::wait_ready(connect, &self.target, deadline);
+        let error = tokio::select! {
+            ready = ready => match ready {
+                Ok(session) => {
+                    *self.session.lock().await = Some(Arc::new(session));
+                    return Ok(());
+                }
+                Err(error) => error.to_string(),
+            },
+            ended = self.client.wait(self.name.as_str()) => match ended {
+                Ok(report) => match report.failure {
+                    // It carries the console's last lines already.
+                    Some(failure) => return Err(ProcessError::Failed(failure).into()),
+                    None => "the guest powered off before it answered by SSH".to_owned(),
+                },
+                Err(error) => error.to_string(),
+            },
+        };
+        let console = self.console_tail().await.unwrap_or_default();
+        Err(Error::NotReady {
+            name: self.name.clone(),
+            why: error,
+            console: last_lines(&console, CONSOLE_LINES).to_owned(),
+        })
+    }
+
+    /// The VM's name, which is also the guest's hostname.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The guest's address in its cluster's network. That network exists in the worker process
+    /// only: use [`Vm::connect`] and [`Vm::forward`] to reach the guest from this host.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.record.ip
+    }
+
+    /// The image that the VM was made from, as it was named then.
+    pub fn image(&self) -> &str {
+        &self.record.image.reference
+    }
+
+    /// How long the steps of [`VmBuilder::start`] took; empty for a VM found by [`Vm::open`].
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// Options given to [`VmBuilder::start`] that differ from what the VM, which existed, was
+    /// created with. They were ignored.
+    pub fn ignored_options(&self) -> &[&'static str] {
+        &self.ignored
+    }
+
+    /// Runs a shell command in the guest and collects what it writes. A command that fails is no
+    /// error: look at [`Output::status`].
+    ///
+    /// # Errors
+    /// [`Error::Ssh`], [`Error::Process`] if the guest cannot be reached.
+    pub async fn ssh(&self, command: &str) -> Result<Output> {
+        Ok(self.session().await?.exec(command).await?)
+    }
+
+    /// Runs a shell command in the guest with `stdin` as its standard input, and collects what it
+    /// writes.
+    ///
+    /// # Errors
+    /// As [`Vm::ssh`].
+    pub async fn ssh_with_input(&self, command: &str, stdin: &[u8]) -> Result<Output> {
+        let mut child = self.ssh_spawn(command).await?;
+        let input = child.stdin.take();
+        let write = async {
+            if let Some(mut input) = input {
+                // A command need not read all of its input.
+                let _ = input.write_all(stdin).await;
+                let _ = input.shutdown().await;
+            }
+        };
+        let (output, ()) = tokio::join!(child.output(OUTPUT_LIMIT), write);
+        Ok(output?)
+    }
+
+    /// Starts a shell command in the guest with its standard streams as pipes.
+    ///
+    /// # Errors
+    /// As [`Vm::ssh`].
+    pub async fn ssh_spawn(&self, command: &str) -> Result<Child> {
+        Ok(self.session().await?.spawn(command).await?)
+    }
+
+    /// Starts a command, or the login shell, on a new terminal in the guest.
+    ///
+    /// # Errors
+    /// As [`Vm::ssh`].
+    pub async fn ssh_pty(&self, pty: &PtyRequest, command: Option<&str>) -> Result<Child> {
+        Ok(self.session().await?.spawn_pty(pty, command).await?)
+    }
+
+    /// The SSH connection, which commands share; a new one if it was lost.
+    async fn session(&self) -> Result<Arc<ssh::Client>> {
+        let mut session = self.session.lock().await;
+        if let Some(session) = session.as_ref().filter(|session| !session.is_closed()) {
+            return Ok(Arc::clone(session));
+        }
+        let stream = self.client.dial(self.name.as_str(), SSH_PORT).await?;
+        let limit = Duration::from_secs(60);
+        let connected = tokio::time::timeout(limit, ssh::Client::connect(stream, &self.target));
+        let client = match connected.await {
+            Ok(client) => Arc::new(client?),
+            Err(_) => return Err(SshError::HandshakeTimeout(limit).into()),
+        };
+        *session = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    /// Waits until the guest answers by SSH (again, after a reboot).
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] at the deadline, with the console's last lines.
+    pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
+        self.wait_for_ssh(Instant::now() + timeout).await
+    }
+
+    /// Connects to a TCP port of the guest.
+    ///
+    /// # Errors
+    /// [`Error::Process`] if the guest refuses or does not answer, or does not run.
+    pub async fn connect(&self, port: u16) -> Result<Stream> {
+        Ok(Stream(self.client.dial(self.name.as_str(), port).await?))
+    }
+
+    /// A loopback address of this host whose connections go to a TCP port of the guest, for as
+    /// long as the VM runs. Asked again it is the same.
+    ///
+    /// # Errors
+    /// [`Error::Process`] if no address is free, or the VM does not run.
+    pub async fn forward(&self, guest_port: u16) -> Result<SocketAddr> {
+        Ok(self.client.forward(self.name.as_str(), guest_port).await?)
+    }
+
+    /// The last of the console's output, at most 32 KiB, without escape sequences.
+    ///
+    /// # Errors
+    /// [`Error::Process`] if the VM's worker does not run.
+    pub async fn console_tail(&self) -> Result<String> {
+        Ok(self.client.console(self.name.as_str()).await?)
+    }
+
+    /// Waits until the VM ends: `Ok` if the guest powered off or the VM was stopped.
+    ///
+    /// # Errors
+    /// [`Error::Process`] with the reason and the console's last lines if it failed.
+    pub async fn wait(&self) -> Result<()> {
+        match self.client.wait(self.name.as_str()).await?.failure {
+            None => Ok(()),
+            Some(failure) => Err(ProcessError::Failed(failure).into()),
+        }
+    }
+
+    /// Presses the power button, waits for the guest to power off, and kills the VM after
+    /// [`STOP_DEADLINE`]. The disk stays; [`Vm::builder`] starts the VM again.
+    ///
+    /// # Errors
+    /// [`Error::Process`] if it does not run.
+    pub async fn stop(&self) -> Result<Stopped> {
+        self.stop_within(STOP_DEADLINE).await
+    }
+
+    /// As [`Vm::stop`], with a deadline of the caller's choice; zero kills at once.
+    ///
+    /// # Errors
+    /// As [`Vm::stop`].
+    pub async fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
+        *self.session.lock().await = None;
+        let forced = self.client.stop(self.name.as_str(), deadline).await?;
+        if self.lifeline.is_none() {
+            self.await_unlocked().await?;
+        }
+        Ok(if forced { Stopped::Forced } else { Stopped::PoweredOff })
+    }
+
+    /// Kills the VM and removes it with its disk.
+    ///
+    /// # Errors
+    /// The file system, or a process that does not end.
+    pub async fn destroy(self) -> Result<()> {
+        let Self { store, dir, client, lifeline, .. } = self;
+        destroy(&store, &dir, &client, lifeline).await
+    }
+
+    /// Waits until no process has the VM's lock.
+    async fn await_unlocked(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.dir.is_running()? {
+            if Instant::now() > deadline {
+                return Err(Error::Busy {
+                    name: self.name.clone(),
+                    waited: Duration::from_secs(20),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
+
+/// How a VM was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// It did not in time, and was killed.
+    Forced,
+}
+
+/// Ends the worker, if there is one, and deletes the VM.
+async fn destroy(
+    store: &Store,
+    dir: &VmDir,
+    client: &Client,
+    lifeline: Option<Arc<Lifeline>>,
+) -> Result<()> {
+    let cluster = store.cluster(dir.cluster());
+    match client.shutdown().await {
+        Ok(()) | Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    drop(lifeline);
+    lifecycle::worker_ended(&cluster).await?;
+    let dir = dir.clone();
+    blocking(move || {
+        // Its machine process may be on its way out if the worker was killed.
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while dir.is_running()? && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(dir.destroy()?)
+    })
+    .await?;
+    // The worker may have held the directory when it deleted the VM itself.
+    blocking(move || Ok(cluster.remove_if_unused()?)).await
+}
+
+/// What a VM is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// A machine process has it.
+    Running,
+    /// It can be started.
+    Stopped,
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A VM in a listing.
+#[derive(Debug, Clone, Serialize)]
+pub struct VmInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: VmState,
+    /// Its image, as it was named when the VM was created.
+    pub image: String,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// Memory in bytes.
+    pub memory: Size,
+    /// Size of the disk in bytes, as the guest sees it.
+    pub disk: Size,
+    /// Its address in its cluster's network.
+    pub ip: Ipv4Addr,
+    /// When it was created, in seconds since 1970 (UTC).
+    pub created: u64,
+    /// It is deleted when the process that owns it ends.
+    pub ephemeral: bool,
+}
+
+/// All VMs of a state directory (the default one if none is given), by name.
+///
+/// # Errors
+/// The file system, or a damaged record.
+pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
+    let store = open_store(home).await?;
+    blocking(move || {
+        let mut vms = Vec::new();
+        for vm in store.vms()? {
+            let record = match vm.record() {
+                Ok(record) => record,
+                // Removed in this moment.
+                Err(_) if !vm.paths().dir().exists() => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let running = vm.is_running()?;
+            vms.push(VmInfo {
+                name: record.name.to_string(),
+                state: if running { VmState::Running } else { VmState::Stopped },
+                image: record.image.reference,
+                cpus: record.cpus,
+                memory: record.memory,
+                disk: record.disk,
+                ip: record.ip,
+                created: record.created,
+                ephemeral: lifecycle::is_ephemeral(&vm),
+            });
+        }
+        Ok(vms)
+    })
+    .await
+}
+
+/// Stops a VM, running or not: `None` if it did not run.
+///
+/// # Errors
+/// [`Error::NoVm`], or a worker that cannot be talked to.
+pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
+    match Vm::open_in(home, name).await {
+        Ok(vm) => match vm.stop_within(deadline).await {
+            Ok(stopped) => Ok(Some(stopped)),
+            // It ended in between.
+            Err(Error::Process(
+                ProcessError::NotRunning(_) | ProcessError::NoWorker { .. },
+            )) => Ok(None),
+            Err(error) => Err(error),
+        },
+        Err(Error::NotRunning { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes a VM with its disk, killing it if it runs.
+///
+/// # Errors
+/// [`Error::NoVm`], or a process that does not end.
+pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
+    let (store, dir) = find(home, name).await?;
+    let client = lifecycle::client(&store.cluster(dir.cluster()));
+    destroy(&store, &dir, &client, None).await
+}
+
+async fn find(home: Option<&Path>, name: &str) -> Result<(Store, VmDir)> {
+    let name = Name::new(name)?;
+    let store = open_store(home).await?;
+    blocking(move || match store.find(&name)?.into_iter().next() {
+        Some(dir) => Ok((store, dir)),
+        None => Err(Error::NoVm { name }),
+    })
+    .await
+}

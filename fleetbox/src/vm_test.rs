@@ -1,0 +1,180 @@
+//! The public API with a fake machine in place of the VMM.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::process::fake::Script;
+use crate::{Error, Size, Stopped, Vm, VmBuilder, VmState, blocking, list, remove};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn set(&self, mut builder: VmBuilder) -> VmBuilder {
+        builder.fake = Some(Script::Run { console: "login: ".to_owned() });
+        let image = self.dir.path().join("disk.raw");
+        builder.home(self.path()).image(image.to_str().unwrap()).disk(Size::mib(8))
+    }
+
+    async fn states(&self) -> Vec<(String, VmState)> {
+        let vms = list(Some(&self.path())).await.unwrap();
+        vms.into_iter().map(|vm| (vm.name, vm.state)).collect()
+    }
+
+    fn clusters(&self) -> usize {
+        std::fs::read_dir(self.path().join("clusters")).unwrap().count()
+    }
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[tokio::test]
+async fn a_test_vm_is_gone_with_its_handle() {
+    let home = Home::new();
+    let vm = home.set(Vm::test()).start().await.unwrap();
+    assert!(vm.name().starts_with("a-test-vm-is-gone-with-its-handle-"), "{}", vm.name());
+    assert_eq!(home.states().await, [(vm.name().to_owned(), VmState::Running)]);
+    drop(vm);
+    eventually("nothing is left", || home.clusters() == 0);
+}
+
+#[test]
+fn a_drop_needs_no_runtime() {
+    let home = Home::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let vm = runtime.block_on(home.set(Vm::test()).start()).unwrap();
+    drop(runtime);
+    drop(vm);
+    eventually("nothing is left", || home.clusters() == 0);
+}
+
+#[tokio::test]
+async fn a_named_vm_is_started_once_and_keeps_its_disk() {
+    let home = Home::new();
+    let builder = home.set(Vm::builder("web")).cpus(1);
+    let first = builder.clone().start().await.unwrap();
+    let layer = home.path().join("clusters/web/web/disk.layer");
+    std::fs::metadata(&layer).unwrap();
+    assert!(first.ignored_options().is_empty());
+    assert!(first.console_tail().await.unwrap().ends_with("login: "));
+
+    // The same machine, and other options are of no effect.
+    let second = builder.clone().cpus(2).memory(Size::gib(1)).start().await.unwrap();
+    assert_eq!(second.ignored_options(), ["cpus", "memory"]);
+    drop(first);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(home.states().await, [("web".to_owned(), VmState::Running)]);
+
+    assert_eq!(second.stop().await.unwrap(), Stopped::PoweredOff);
+    assert!(second.stop().await.is_err(), "stopped already");
+    let third = builder.start().await.unwrap();
+    drop(second);
+    drop(third);
+    let mut states = home.states().await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while states != [("web".to_owned(), VmState::Stopped)] && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        states = home.states().await;
+    }
+    assert_eq!(states, [("web".to_owned(), VmState::Stopped)]);
+    assert!(layer.exists());
+    remove(Some(&home.path()), "web").await.unwrap();
+    assert_eq!(home.clusters(), 0);
+}
+
+#[tokio::test]
+async fn a_detached_vm_is_found_by_name_and_removed_while_it_runs() {
+    let home = Home::new();
+    drop(home.set(Vm::builder("box")).detached().start().await.unwrap());
+    let vm = Vm::open_in(Some(&home.path()), "box").await.unwrap();
+    assert_eq!(vm.name(), "box");
+    drop(vm);
+    remove(Some(&home.path()), "box").await.unwrap();
+    assert_eq!(home.clusters(), 0);
+    assert!(matches!(
+        Vm::open_in(Some(&home.path()), "box").await,
+        Err(Error::NoVm { .. })
+    ));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_refused_before_anything_is_created() {
+    let home = Home::new();
+    let cases = [
+        home.set(Vm::builder("Bad_Name")),
+        home.set(Vm::builder("web")).cpus(0),
+        home.set(Vm::builder("web")).memory(Size::mib(1)),
+        home.set(Vm::builder("web")).disk(Size::from_bytes(17)),
+        home.set(Vm::builder("web")).image("no such image"),
+        home.set(Vm::builder("web")).user("root; rm"),
+    ];
+    for builder in cases {
+        let shown = format!("{builder:?}");
+        assert!(builder.start().await.is_err(), "{shown}");
+        assert!(!home.path().exists(), "{shown}");
+    }
+    // The disk is found to be too small for the image when the VM is made, and the VM is not.
+    let small = home.set(Vm::builder("web")).disk(Size::from_bytes(4096 * 2));
+    assert!(small.start().await.is_err());
+    assert!(!home.path().join("clusters/web/web").exists());
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
+    let home = Home::new();
+    let mut builder = home.set(Vm::test());
+    builder.fake = Some(Script::Refuse { error: "the kernel is missing".to_owned() });
+    let error = builder.start().await.unwrap_err().to_string();
+    assert!(error.contains("the kernel is missing"), "{error}");
+    eventually("nothing is left", || home.clusters() == 0);
+}
+
+#[tokio::test]
+async fn the_blocking_facade_works_inside_a_runtime_too() {
+    let home = Home::new();
+    let vm = blocking::VmBuilder::from(home.set(Vm::test())).start().unwrap();
+    assert!(vm.console_tail().unwrap().contains("login"));
+    vm.destroy().unwrap();
+    assert_eq!(home.clusters(), 0);
+}
+
+#[test]
+fn the_state_is_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    fn check(path: &Path) {
+        let mode = std::fs::symlink_metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} {mode:o}", path.display());
+        if path.is_dir() {
+            for entry in std::fs::read_dir(path).unwrap() {
+                check(&entry.unwrap().path());
+            }
+        }
+    }
+    let home = Home::new();
+    let vm = blocking::VmBuilder::from(home.set(Vm::builder("web"))).start().unwrap();
+    for entry in std::fs::read_dir(home.path()).unwrap() {
+        let path = entry.unwrap().path();
+        // A public key is for everybody.
+        if !path.ends_with("keys") {
+            check(&path);
+        }
+    }
+    vm.destroy().unwrap();
+}
