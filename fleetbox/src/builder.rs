@@ -195,7 +195,9 @@ impl VmBuilder {
         clock.done(Phase::Image);
 
         let plan = Arc::new(plan);
-        let vm = self.run(&mut clock, &store, plan, image, existing.is_some()).await?;
+        let vm = self
+            .run(&mut clock, &store, plan, image, existing.is_some())
+            .await?;
         clock.done(Phase::Machine);
         if self.needs_kvm() {
             vm.wait_for_ssh(Instant::now() + self.boot_timeout).await?;
@@ -225,7 +227,9 @@ impl VmBuilder {
                     let create = || match &image {
                         Some(image) => create(&store, &plan, image, lifetime),
                         // Another process has removed it since it was looked up.
-                        None => Err(Error::NoVm { name: plan.name.clone() }),
+                        None => Err(Error::NoVm {
+                            name: plan.name.clone(),
+                        }),
                     };
                     lifecycle::attach(&store, &plan.name, lifetime, &runtime, create)
                 };
@@ -233,12 +237,16 @@ impl VmBuilder {
             };
             clock.done(Phase::Create);
             let record = attached.vm.record()?;
-            let ignored = if existed { self.ignored(&record) } else { Vec::new() };
+            let ignored = if existed {
+                self.ignored(&record)
+            } else {
+                Vec::new()
+            };
             if !ignored.is_empty() {
                 tracing::warn!(vm = %plan.name, ?ignored, "the VM exists; these options are ignored");
             }
             let spec = self.spec(&attached.vm, &record);
-            let vm = Vm::attached(store.clone(), attached, record, ignored)?;
+            let mut vm = Vm::attached(store.clone(), attached, record, ignored)?;
             match vm.start_machine(spec).await {
                 Ok(()) => return Ok(vm),
                 // The worker was about to end when it was found.
@@ -279,13 +287,33 @@ impl VmBuilder {
     /// Options that were given and differ from those of a VM that exists.
     fn ignored(&self, record: &VmRecord) -> Vec<&'static str> {
         let given = [
-            ("image", self.image.as_ref().is_some_and(|image| *image != record.image.reference)),
-            ("cpus", self.cpus.is_some_and(|cpus| cpus != u32::from(record.cpus))),
-            ("memory", self.memory.is_some_and(|memory| memory != record.memory)),
+            (
+                "image",
+                self.image
+                    .as_ref()
+                    .is_some_and(|image| *image != record.image.reference),
+            ),
+            (
+                "cpus",
+                self.cpus.is_some_and(|cpus| cpus != u32::from(record.cpus)),
+            ),
+            (
+                "memory",
+                self.memory.is_some_and(|memory| memory != record.memory),
+            ),
             ("disk", self.disk.is_some_and(|disk| disk != record.disk)),
-            ("user", self.user.as_ref().is_some_and(|user| *user != record.ssh_user)),
+            (
+                "user",
+                self.user
+                    .as_ref()
+                    .is_some_and(|user| *user != record.ssh_user),
+            ),
         ];
-        given.into_iter().filter(|(_, differs)| *differs).map(|(option, _)| option).collect()
+        given
+            .into_iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(option, _)| option)
+            .collect()
     }
 
     fn spec(&self, vm: &VmDir, record: &VmRecord) -> MachineSpec {
@@ -364,10 +392,13 @@ fn create(store: &Store, plan: &Plan, image: &Image, lifetime: Lifetime) -> Resu
 }
 
 fn create_disk(paths: &VmPaths, plan: &Plan, image: &Image, lifetime: Lifetime) -> Result<Size> {
-    let mut base = Base::new(&image.path, Some(match image.format {
-        ImageFormat::Raw => Format::Raw,
-        ImageFormat::Qcow2 => Format::Qcow2,
-    }));
+    let mut base = Base::new(
+        &image.path,
+        Some(match image.format {
+            ImageFormat::Raw => Format::Raw,
+            ImageFormat::Qcow2 => Format::Qcow2,
+        }),
+    );
     base.digest = image.sha256.map(|sum| sum.to_string());
     let options = LayerOptions {
         base: Some(base),
@@ -401,7 +432,13 @@ pub(crate) fn test_name() -> String {
         .and_then(|name| name.rsplit("::").next())
         .unwrap_or("test")
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
         .take(40)
         .collect();
     let stem = stem.trim_matches('-');

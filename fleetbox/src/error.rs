@@ -58,7 +58,9 @@ pub enum Error {
         name: Name,
     },
     /// Another process starts or ends the VM and does not come to an end.
-    #[error("{name} is being started or ended by another process, which has taken {waited:?} now; look at worker.log in its directory")]
+    #[error(
+        "{name} is being started or ended by another process, which has taken {waited:?} now; look at worker.log in its directory"
+    )]
     Busy {
         /// The VM's name.
         name: Name,

@@ -35,9 +35,7 @@ mod stream;
 mod timing;
 mod vm;
 
-pub use builder::{
-    DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder,
-};
+pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
 pub use error::{Error, Result};
 pub use process::ProcessError;
 pub use size::Size;

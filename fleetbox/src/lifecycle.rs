@@ -84,23 +84,37 @@ pub(crate) fn attach(
                 .truncate(true)
                 .mode(0o600)
                 .open(cluster.log())
-                .map_err(|source| ProcessError::StartWorker { cluster: name.to_string(), source })?;
+                .map_err(|source| ProcessError::StartWorker {
+                    cluster: name.to_string(),
+                    source,
+                })?;
             let lock = lock.into_file();
             let lifeline = start_worker(&config, lock.as_fd(), log)?;
             let lifeline = (lifetime != Lifetime::Detached).then(|| own(&cluster, lifeline));
-            return Ok(Attached { client, vm, lifeline });
+            return Ok(Attached {
+                client,
+                vm,
+                lifeline,
+            });
         }
         match runtime.block_on(client.list()) {
             Ok(_) => {
                 if let Some(vm) = cluster.vm(name) {
-                    return Ok(Attached { client, vm, lifeline: owned(&cluster) });
+                    return Ok(Attached {
+                        client,
+                        vm,
+                        lifeline: owned(&cluster),
+                    });
                 }
             }
             Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         if Instant::now() > deadline {
-            return Err(Error::Busy { name: name.clone(), waited: PATIENCE });
+            return Err(Error::Busy {
+                name: name.clone(),
+                waited: PATIENCE,
+            });
         }
         std::thread::sleep(POLL);
     }
@@ -136,7 +150,10 @@ pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while cluster.is_running()? {
         if Instant::now() > deadline {
-            return Err(Error::Busy { name: cluster.name().clone(), waited: PATIENCE });
+            return Err(Error::Busy {
+                name: cluster.name().clone(),
+                waited: PATIENCE,
+            });
         }
         tokio::time::sleep(POLL).await;
     }
@@ -148,7 +165,12 @@ pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
 /// # Errors
 /// The file system.
 pub(crate) fn mark_ephemeral(dir: &std::path::Path) -> std::io::Result<()> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(EPHEMERAL)).map(drop)
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(dir.join(EPHEMERAL))
+        .map(drop)
 }
 
 /// True for a VM that is to be deleted with its owner.

@@ -46,7 +46,10 @@ impl Timings {
 
     /// How long a step took, if it was taken.
     pub fn get(&self, phase: Phase) -> Option<Duration> {
-        self.0.iter().find(|(this, _)| *this == phase).map(|(_, duration)| *duration)
+        self.0
+            .iter()
+            .find(|(this, _)| *this == phase)
+            .map(|(_, duration)| *duration)
     }
 
     /// The sum of all steps.
@@ -73,7 +76,10 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self { timings: Timings::default(), since: Instant::now() }
+        Self {
+            timings: Timings::default(),
+            since: Instant::now(),
+        }
     }
 
     /// The step that ends now.

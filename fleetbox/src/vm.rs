@@ -51,6 +51,7 @@ pub struct Vm {
     lifeline: Option<Arc<Lifeline>>,
     session: Mutex<Option<Arc<ssh::Client>>>,
     ignored: Vec<&'static str>,
+    was_running: bool,
     timings: Timings,
 }
 
@@ -82,11 +83,22 @@ impl Vm {
         let (store, dir) = find(home, name).await?;
         let cluster = store.cluster(dir.cluster());
         if !dir.is_running()? {
-            return Err(Error::NotRunning { name: dir.name().clone() });
+            return Err(Error::NotRunning {
+                name: dir.name().clone(),
+            });
         }
         let client = lifecycle::client(&cluster);
         let record = dir.record()?;
-        Self::attached(store, Attached { client, vm: dir, lifeline: None }, record, Vec::new())
+        Self::attached(
+            store,
+            Attached {
+                client,
+                vm: dir,
+                lifeline: None,
+            },
+            record,
+            Vec::new(),
+        )
     }
 
     pub(crate) fn attached(
@@ -95,7 +107,11 @@ impl Vm {
         record: VmRecord,
         ignored: Vec<&'static str>,
     ) -> Result<Self> {
-        let Attached { client, vm: dir, lifeline } = attached;
+        let Attached {
+            client,
+            vm: dir,
+            lifeline,
+        } = attached;
         let target = Target {
             user: record.ssh_user.clone(),
             key: Keypair::of_store(&store)?,
@@ -111,6 +127,7 @@ impl Vm {
             lifeline,
             session: Mutex::new(None),
             ignored,
+            was_running: true,
             timings: Timings::default(),
         })
     }
@@ -120,15 +137,18 @@ impl Vm {
         self
     }
 
-    pub(crate) async fn start_machine(&self, spec: MachineSpec) -> Result<()> {
-        self.client.start(spec).await?;
+    pub(crate) async fn start_machine(&mut self, spec: MachineSpec) -> Result<()> {
+        self.was_running = self.client.start(spec).await?.0;
         Ok(())
     }
 
     /// Waits until the guest answers by SSH, or its machine ends.
     pub(crate) async fn wait_for_ssh(&self, deadline: Instant) -> Result<()> {
         let connect = || async {
-            self.client.dial(self.name.as_str(), SSH_PORT).await.map_err(io::Error::other)
+            self.client
+                .dial(self.name.as_str(), SSH_PORT)
+                .await
+                .map_err(io::Error::other)
         };
         let ready = ssh::wait_ready(connect, &self.target, deadline);
         let error = tokio::select! {
@@ -175,6 +195,11 @@ impl Vm {
     /// How long the steps of [`VmBuilder::start`] took; empty for a VM found by [`Vm::open`].
     pub fn timings(&self) -> &Timings {
         &self.timings
+    }
+
+    /// True if the VM ran already when this handle was made.
+    pub fn was_running(&self) -> bool {
+        self.was_running
     }
 
     /// Options given to [`VmBuilder::start`] that differ from what the VM, which existed, was
@@ -307,7 +332,11 @@ impl Vm {
         if self.lifeline.is_none() {
             self.await_unlocked().await?;
         }
-        Ok(if forced { Stopped::Forced } else { Stopped::PoweredOff })
+        Ok(if forced {
+            Stopped::Forced
+        } else {
+            Stopped::PoweredOff
+        })
     }
 
     /// Kills the VM and removes it with its disk.
@@ -315,7 +344,13 @@ impl Vm {
     /// # Errors
     /// The file system, or a process that does not end.
     pub async fn destroy(self) -> Result<()> {
-        let Self { store, dir, client, lifeline, .. } = self;
+        let Self {
+            store,
+            dir,
+            client,
+            lifeline,
+            ..
+        } = self;
         destroy(&store, &dir, &client, lifeline).await
     }
 
@@ -432,7 +467,11 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
             let running = vm.is_running()?;
             vms.push(VmInfo {
                 name: record.name.to_string(),
-                state: if running { VmState::Running } else { VmState::Stopped },
+                state: if running {
+                    VmState::Running
+                } else {
+                    VmState::Stopped
+                },
                 image: record.image.reference,
                 cpus: record.cpus,
                 memory: record.memory,
@@ -456,9 +495,9 @@ pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result
         Ok(vm) => match vm.stop_within(deadline).await {
             Ok(stopped) => Ok(Some(stopped)),
             // It ended in between.
-            Err(Error::Process(
-                ProcessError::NotRunning(_) | ProcessError::NoWorker { .. },
-            )) => Ok(None),
+            Err(Error::Process(ProcessError::NotRunning(_) | ProcessError::NoWorker { .. })) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         },
         Err(Error::NotRunning { .. }) => Ok(None),

@@ -22,9 +22,14 @@ impl Home {
     }
 
     fn set(&self, mut builder: VmBuilder) -> VmBuilder {
-        builder.fake = Some(Script::Run { console: "login: ".to_owned() });
+        builder.fake = Some(Script::Run {
+            console: "login: ".to_owned(),
+        });
         let image = self.dir.path().join("disk.raw");
-        builder.home(self.path()).image(image.to_str().unwrap()).disk(Size::mib(8))
+        builder
+            .home(self.path())
+            .image(image.to_str().unwrap())
+            .disk(Size::mib(8))
     }
 
     async fn states(&self) -> Vec<(String, VmState)> {
@@ -33,7 +38,9 @@ impl Home {
     }
 
     fn clusters(&self) -> usize {
-        std::fs::read_dir(self.path().join("clusters")).unwrap().count()
+        std::fs::read_dir(self.path().join("clusters"))
+            .unwrap()
+            .count()
     }
 }
 
@@ -49,8 +56,15 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 async fn a_test_vm_is_gone_with_its_handle() {
     let home = Home::new();
     let vm = home.set(Vm::test()).start().await.unwrap();
-    assert!(vm.name().starts_with("a-test-vm-is-gone-with-its-handle-"), "{}", vm.name());
-    assert_eq!(home.states().await, [(vm.name().to_owned(), VmState::Running)]);
+    assert!(
+        vm.name().starts_with("a-test-vm-is-gone-with-its-handle-"),
+        "{}",
+        vm.name()
+    );
+    assert_eq!(
+        home.states().await,
+        [(vm.name().to_owned(), VmState::Running)]
+    );
     drop(vm);
     eventually("nothing is left", || home.clusters() == 0);
 }
@@ -76,7 +90,13 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
     assert!(first.console_tail().await.unwrap().ends_with("login: "));
 
     // The same machine, and other options are of no effect.
-    let second = builder.clone().cpus(2).memory(Size::gib(1)).start().await.unwrap();
+    let second = builder
+        .clone()
+        .cpus(2)
+        .memory(Size::gib(1))
+        .start()
+        .await
+        .unwrap();
     assert_eq!(second.ignored_options(), ["cpus", "memory"]);
     drop(first);
     std::thread::sleep(Duration::from_millis(200));
@@ -102,7 +122,13 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
 #[tokio::test]
 async fn a_detached_vm_is_found_by_name_and_removed_while_it_runs() {
     let home = Home::new();
-    drop(home.set(Vm::builder("box")).detached().start().await.unwrap());
+    drop(
+        home.set(Vm::builder("box"))
+            .detached()
+            .start()
+            .await
+            .unwrap(),
+    );
     let vm = Vm::open_in(Some(&home.path()), "box").await.unwrap();
     assert_eq!(vm.name(), "box");
     drop(vm);
@@ -131,7 +157,9 @@ async fn what_is_wrong_is_refused_before_anything_is_created() {
         assert!(!home.path().exists(), "{shown}");
     }
     // The disk is found to be too small for the image when the VM is made, and the VM is not.
-    let small = home.set(Vm::builder("web")).disk(Size::from_bytes(4096 * 2));
+    let small = home
+        .set(Vm::builder("web"))
+        .disk(Size::from_bytes(4096 * 2));
     assert!(small.start().await.is_err());
     assert!(!home.path().join("clusters/web/web").exists());
 }
@@ -140,7 +168,9 @@ async fn what_is_wrong_is_refused_before_anything_is_created() {
 async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
     let home = Home::new();
     let mut builder = home.set(Vm::test());
-    builder.fake = Some(Script::Refuse { error: "the kernel is missing".to_owned() });
+    builder.fake = Some(Script::Refuse {
+        error: "the kernel is missing".to_owned(),
+    });
     let error = builder.start().await.unwrap_err().to_string();
     assert!(error.contains("the kernel is missing"), "{error}");
     eventually("nothing is left", || home.clusters() == 0);
@@ -149,7 +179,9 @@ async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
 #[tokio::test]
 async fn the_blocking_facade_works_inside_a_runtime_too() {
     let home = Home::new();
-    let vm = blocking::VmBuilder::from(home.set(Vm::test())).start().unwrap();
+    let vm = blocking::VmBuilder::from(home.set(Vm::test()))
+        .start()
+        .unwrap();
     assert!(vm.console_tail().unwrap().contains("login"));
     vm.destroy().unwrap();
     assert_eq!(home.clusters(), 0);
@@ -159,7 +191,10 @@ async fn the_blocking_facade_works_inside_a_runtime_too() {
 fn the_state_is_private() {
     use std::os::unix::fs::PermissionsExt as _;
     fn check(path: &Path) {
-        let mode = std::fs::symlink_metadata(path).unwrap().permissions().mode();
+        let mode = std::fs::symlink_metadata(path)
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o077, 0, "{} {mode:o}", path.display());
         if path.is_dir() {
             for entry in std::fs::read_dir(path).unwrap() {
@@ -168,7 +203,9 @@ fn the_state_is_private() {
         }
     }
     let home = Home::new();
-    let vm = blocking::VmBuilder::from(home.set(Vm::builder("web"))).start().unwrap();
+    let vm = blocking::VmBuilder::from(home.set(Vm::builder("web")))
+        .start()
+        .unwrap();
     for entry in std::fs::read_dir(home.path()).unwrap() {
         let path = entry.unwrap().path();
         // A public key is for everybody.

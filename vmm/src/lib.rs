@@ -1,1 +1,3 @@
-//! Placeholder crate root.
+//! A minimal virtual machine monitor for stock Linux images.
+
+pub mod preflight;

@@ -29,7 +29,9 @@ const START: Duration = Duration::from_secs(30);
 /// The owner's end of a bound worker's life: the worker ends when this is dropped, or when the
 /// process that holds it ends in whatever way.
 #[derive(Debug)]
-pub(crate) struct Lifeline(#[expect(dead_code, reason = "held for its being closed")] StdUnixStream);
+pub(crate) struct Lifeline(
+    #[expect(dead_code, reason = "held for its being closed")] StdUnixStream,
+);
 
 /// Starts a worker that takes over `lock`, and waits until it serves. Blocks.
 ///
@@ -40,11 +42,18 @@ pub(crate) fn start_worker(
     lock: BorrowedFd<'_>,
     log: File,
 ) -> Result<Lifeline, ProcessError> {
-    let failed = |source| ProcessError::StartWorker { cluster: config.cluster.to_string(), source };
+    let failed = |source| ProcessError::StartWorker {
+        cluster: config.cluster.to_string(),
+        source,
+    };
     let (mut ours, theirs) = StdUnixStream::pair().map_err(failed)?;
-    let mut child = spawn::command(Role::Worker, config.cluster.as_str(), &[theirs.as_fd(), lock])
-        .and_then(|mut command| command.stderr(Stdio::from(log)).spawn())
-        .map_err(failed)?;
+    let mut child = spawn::command(
+        Role::Worker,
+        config.cluster.as_str(),
+        &[theirs.as_fd(), lock],
+    )
+    .and_then(|mut command| command.stderr(Stdio::from(log)).spawn())
+    .map_err(failed)?;
     drop(theirs);
     // A child that is not waited for stays as a zombie for as long as this process lives.
     std::thread::Builder::new()
@@ -70,18 +79,28 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to nothing yet.
     pub(crate) fn new(cluster: &str, dir: &Path) -> Self {
-        Self { cluster: cluster.to_owned(), dir: dir.to_owned() }
+        Self {
+            cluster: cluster.to_owned(),
+            dir: dir.to_owned(),
+        }
     }
 
     fn lost(&self) -> impl Fn(io::Error) -> ProcessError {
         let cluster = self.cluster.clone();
-        move |source| ProcessError::Lost { cluster: cluster.clone(), source }
+        move |source| ProcessError::Lost {
+            cluster: cluster.clone(),
+            source,
+        }
     }
 
     async fn connect(&self) -> Result<UnixStream, ProcessError> {
-        let mut stream = socket::connect(&self.dir).await.map_err(|source| {
-            ProcessError::NoWorker { cluster: self.cluster.clone(), source }
-        })?;
+        let mut stream =
+            socket::connect(&self.dir)
+                .await
+                .map_err(|source| ProcessError::NoWorker {
+                    cluster: self.cluster.clone(),
+                    source,
+                })?;
         let greeting = timeout(GREETING, async {
             wire::send_async(&mut stream, &Hello::own()).await?;
             wire::receive_async::<Hello>(&mut stream).await
@@ -101,26 +120,38 @@ impl Client {
 
     async fn request(&self, request: &Request) -> Result<Reply, ProcessError> {
         let mut stream = self.connect().await?;
-        wire::send_async(&mut stream, request).await.map_err(self.lost())?;
-        let reply = wire::receive_async(&mut stream).await.map_err(self.lost())?;
+        wire::send_async(&mut stream, request)
+            .await
+            .map_err(self.lost())?;
+        let reply = wire::receive_async(&mut stream)
+            .await
+            .map_err(self.lost())?;
         self.succeeded(reply)
     }
 
     fn succeeded(&self, reply: Reply) -> Result<Reply, ProcessError> {
         match reply {
-            Reply::Failed { reason: Reason::NotRunning, message } => {
-                Err(ProcessError::NotRunning(message))
-            }
-            Reply::Failed { reason: Reason::Refused, message } => {
-                Err(ProcessError::Refused(message))
-            }
-            Reply::Failed { reason: Reason::Other, message } => Err(ProcessError::Failed(message)),
+            Reply::Failed {
+                reason: Reason::NotRunning,
+                message,
+            } => Err(ProcessError::NotRunning(message)),
+            Reply::Failed {
+                reason: Reason::Refused,
+                message,
+            } => Err(ProcessError::Refused(message)),
+            Reply::Failed {
+                reason: Reason::Other,
+                message,
+            } => Err(ProcessError::Failed(message)),
             reply => Ok(reply),
         }
     }
 
     fn unexpected(&self) -> ProcessError {
-        self.lost()(io::Error::new(io::ErrorKind::InvalidData, "an answer to another question"))
+        self.lost()(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "an answer to another question",
+        ))
     }
 
     /// Starts a machine, or finds that it runs: `(already, ip)`.
@@ -152,7 +183,10 @@ impl Client {
 
     /// The last of the console's output.
     pub(crate) async fn console(&self, vm: &str) -> Result<String, ProcessError> {
-        match self.request(&Request::Console { vm: vm.to_owned() }).await? {
+        match self
+            .request(&Request::Console { vm: vm.to_owned() })
+            .await?
+        {
             Reply::Console(text) => Ok(text),
             _ => Err(self.unexpected()),
         }
@@ -161,9 +195,16 @@ impl Client {
     /// A stream to the guest's TCP port.
     pub(crate) async fn dial(&self, vm: &str, port: u16) -> Result<UnixStream, ProcessError> {
         let mut stream = self.connect().await?;
-        let request = Request::Dial { vm: vm.to_owned(), port };
-        wire::send_async(&mut stream, &request).await.map_err(self.lost())?;
-        let reply = wire::receive_async(&mut stream).await.map_err(self.lost())?;
+        let request = Request::Dial {
+            vm: vm.to_owned(),
+            port,
+        };
+        wire::send_async(&mut stream, &request)
+            .await
+            .map_err(self.lost())?;
+        let reply = wire::receive_async(&mut stream)
+            .await
+            .map_err(self.lost())?;
         match self.succeeded(reply)? {
             Reply::Connected => Ok(stream),
             _ => Err(self.unexpected()),
@@ -172,7 +213,13 @@ impl Client {
 
     /// A loopback address whose connections go to the guest's TCP port while the machine runs.
     pub(crate) async fn forward(&self, vm: &str, port: u16) -> Result<SocketAddr, ProcessError> {
-        match self.request(&Request::Forward { vm: vm.to_owned(), port }).await? {
+        match self
+            .request(&Request::Forward {
+                vm: vm.to_owned(),
+                port,
+            })
+            .await?
+        {
             Reply::Forwarded(address) => Ok(address),
             _ => Err(self.unexpected()),
         }
@@ -181,7 +228,13 @@ impl Client {
     /// Stops a machine; true if it had to be killed at the deadline.
     pub(crate) async fn stop(&self, vm: &str, deadline: Duration) -> Result<bool, ProcessError> {
         let deadline_ms = deadline.as_millis().try_into().unwrap_or(u64::MAX);
-        match self.request(&Request::Stop { vm: vm.to_owned(), deadline_ms }).await? {
+        match self
+            .request(&Request::Stop {
+                vm: vm.to_owned(),
+                deadline_ms,
+            })
+            .await?
+        {
             Reply::Stopped { forced } => Ok(forced),
             _ => Err(self.unexpected()),
         }

@@ -30,7 +30,10 @@ impl Console {
     /// # Errors
     /// The file cannot be created.
     pub(crate) fn with_log(log: &Path) -> io::Result<Self> {
-        Ok(Self { recent: VecDeque::new(), log: Some(Log::open(log)?) })
+        Ok(Self {
+            recent: VecDeque::new(),
+            log: Some(Log::open(log)?),
+        })
     }
 
     /// Takes output. A log that cannot be written is given up, the output in memory is not.
@@ -56,9 +59,17 @@ impl Console {
 
 impl Log {
     fn open(path: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(Self { file, path: path.to_owned(), len: 0 })
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            len: 0,
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -77,7 +88,10 @@ impl Log {
 /// The last `count` lines of `text`.
 pub(crate) fn last_lines(text: &str, count: usize) -> &str {
     let trimmed = text.trim_end();
-    let start = trimmed.rmatch_indices('\n').nth(count.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
+    let start = trimmed
+        .rmatch_indices('\n')
+        .nth(count.saturating_sub(1))
+        .map_or(0, |(at, _)| at + 1);
     trimmed.get(start..).unwrap_or_default()
 }
 

@@ -25,7 +25,9 @@ pub(crate) fn is_linked() -> bool {
 #[ctor::ctor(unsafe)]
 fn enter() {
     LINKED.store(true, Ordering::Relaxed);
-    let Some(value) = std::env::var_os(VARIABLE) else { return };
+    let Some(value) = std::env::var_os(VARIABLE) else {
+        return;
+    };
     // SAFETY: constructors run on the only thread, before `main`.
     unsafe { std::env::remove_var(VARIABLE) };
     let status = match value.to_str().and_then(parse) {
@@ -55,7 +57,10 @@ pub(crate) mod exit_status {
 
 fn parse(value: &str) -> Option<(Role, Vec<RawFd>)> {
     let (role, fds) = value.split_once(':')?;
-    let fds = fds.split(',').map(|fd| fd.parse().ok().filter(|fd| *fd > 2)).collect::<Option<_>>();
+    let fds = fds
+        .split(',')
+        .map(|fd| fd.parse().ok().filter(|fd| *fd > 2))
+        .collect::<Option<_>>();
     Some((Role::from_name(role)?, fds?))
 }
 
@@ -88,7 +93,10 @@ fn run(role: Role, fds: &[RawFd]) -> i32 {
 
 /// Closes all file descriptors above the standard streams but `keep`.
 fn close_others(keep: &[RawFd]) {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    let mut keep: Vec<u32> = keep
+        .iter()
+        .filter_map(|fd| u32::try_from(*fd).ok())
+        .collect();
     keep.sort_unstable();
     let mut first = 3;
     for fd in keep {
@@ -107,9 +115,13 @@ fn close_range(first: u32, last: u32) {
         return;
     }
     // Linux before 5.9 does not have the call.
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
-    let fds: Vec<RawFd> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let fds: Vec<RawFd> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
     for fd in fds {
         if u32::try_from(fd).is_ok_and(|fd| (first..=last).contains(&fd)) {
             // SAFETY: as above; closing the directory's own, closed already, does nothing.
@@ -138,7 +150,15 @@ mod tests {
     fn the_variable_is_read_strictly() {
         assert_eq!(parse("worker:3,4"), Some((Role::Worker, vec![3, 4])));
         assert_eq!(parse("machine:9"), Some((Role::Machine, vec![9])));
-        for wrong in ["", "worker", "worker:", "worker:1", "worker:x", "worker:-1", "init:3"] {
+        for wrong in [
+            "",
+            "worker",
+            "worker:",
+            "worker:1",
+            "worker:x",
+            "worker:-1",
+            "init:3",
+        ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
     }

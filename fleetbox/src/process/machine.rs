@@ -28,7 +28,9 @@ pub(super) struct Running {
 /// Entry point of the role.
 pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     let mut fds = fds.into_iter();
-    let Some(control) = fds.next().map(UnixStream::from) else { return exit_status::USAGE };
+    let Some(control) = fds.next().map(UnixStream::from) else {
+        return exit_status::USAGE;
+    };
     let mut reader = match control.try_clone() {
         Ok(reader) => reader,
         Err(_) => return exit_status::FAILED,
@@ -45,21 +47,33 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
         return exit_status::FAILED;
     }
     // Open until this process ends, and with it the VM is known to run.
-    let Some(_lock) = fds.next() else { return exit_status::USAGE };
-    let Some(nic) = fds.next() else { return exit_status::USAGE };
+    let Some(_lock) = fds.next() else {
+        return exit_status::USAGE;
+    };
+    let Some(nic) = fds.next() else {
+        return exit_status::USAGE;
+    };
     let reporter = Reporter::start(control);
     let button = Arc::new(Mutex::new(Button::Free));
     {
         let button = Arc::clone(&button);
         let listen = move || obey(&mut reader, &button);
-        if thread::Builder::new().name("control".to_owned()).spawn(listen).is_err() {
+        if thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(listen)
+            .is_err()
+        {
             return exit_status::FAILED;
         }
     }
 
     let result = run(config, nic, &reporter, &button);
     let failure = result.err();
-    let status = if failure.is_none() { exit_status::OK } else { exit_status::FAILED };
+    let status = if failure.is_none() {
+        exit_status::OK
+    } else {
+        exit_status::FAILED
+    };
     reporter.finish(&MachineEvent::Ended { failure });
     status
 }
@@ -148,7 +162,10 @@ struct Queue {
 
 impl Reporter {
     fn start(mut control: UnixStream) -> Self {
-        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let thread = {
             let shared = Arc::clone(&shared);
             let report = move || {
@@ -156,12 +173,17 @@ impl Reporter {
                     tracing::debug!(%error, "the worker no longer listens");
                 }
             };
-            thread::Builder::new().name("report".to_owned()).spawn(report)
+            thread::Builder::new()
+                .name("report".to_owned())
+                .spawn(report)
         };
         if let Err(error) = &thread {
             tracing::error!(%error, "cannot start the report thread");
         }
-        Self { shared, thread: thread.ok() }
+        Self {
+            shared,
+            thread: thread.ok(),
+        }
     }
 
     fn console(&self) -> ConsoleWriter {
@@ -193,7 +215,10 @@ impl Shared {
             let queue = {
                 let mut queue = lock(&self.queue);
                 while queue.console.is_empty() && queue.events.is_empty() && !queue.finished {
-                    queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    queue = self
+                        .changed
+                        .wait(queue)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 std::mem::take(&mut *queue)
             };
@@ -252,12 +277,16 @@ mod tests {
         let reporter = Reporter::start(machine);
         let mut console = reporter.console();
         console.write_all(b"Kernel panic").unwrap();
-        reporter.finish(&MachineEvent::Ended { failure: Some("panic".to_owned()) });
+        reporter.finish(&MachineEvent::Ended {
+            failure: Some("panic".to_owned()),
+        });
         let mut all = Vec::new();
         io::Read::read_to_end(&mut worker, &mut all).unwrap();
         let text = String::from_utf8_lossy(&all);
-        let (output, event) =
-            (text.find("Kernel panic").unwrap(), text.find("\"Ended\"").unwrap());
+        let (output, event) = (
+            text.find("Kernel panic").unwrap(),
+            text.find("\"Ended\"").unwrap(),
+        );
         assert!(output < event);
     }
 

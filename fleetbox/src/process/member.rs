@@ -126,17 +126,22 @@ impl Member {
 
     /// The state once the machine runs or has failed to.
     pub(super) async fn settled(&self) -> State {
-        self.state_when(|state| !matches!(state, State::Starting)).await
+        self.state_when(|state| !matches!(state, State::Starting))
+            .await
     }
 
     /// How the machine ended, once it has.
     pub(super) async fn ended(&self) -> ExitReport {
-        match self.state_when(|state| matches!(state, State::Ended(_))).await {
+        match self
+            .state_when(|state| matches!(state, State::Ended(_)))
+            .await
+        {
             State::Ended(report) => report,
             // Not reached: the state awaited is the one above.
-            State::Starting | State::Running => {
-                ExitReport { failure: None, console: String::new() }
-            }
+            State::Starting | State::Running => ExitReport {
+                failure: None,
+                console: String::new(),
+            },
         }
     }
 
@@ -205,7 +210,8 @@ impl Member {
             .find_map(|start| console.get(start..))
             .unwrap_or_default()
             .to_owned();
-        self.state.send_replace(State::Ended(ExitReport { failure, console }));
+        self.state
+            .send_replace(State::Ended(ExitReport { failure, console }));
     }
 
     /// Takes in what the machine process reports until it closes its socket; what it said last.
@@ -246,8 +252,16 @@ fn failure(
     let what = match (last_words, status) {
         (Some(MachineEvent::Ended { failure: None }), _) => return None,
         _ if killed => return None,
-        (Some(MachineEvent::Ended { failure: Some(failure) }), _) => {
-            format!("{name} failed: {}", super::console::printable(failure.as_bytes()))
+        (
+            Some(MachineEvent::Ended {
+                failure: Some(failure),
+            }),
+            _,
+        ) => {
+            format!(
+                "{name} failed: {}",
+                super::console::printable(failure.as_bytes())
+            )
         }
         (_, Ok(status)) => match (status.signal(), status.code()) {
             (Some(signal), _) => {

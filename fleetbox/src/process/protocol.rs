@@ -23,7 +23,10 @@ pub(crate) struct Hello {
 impl Hello {
     /// Of this program.
     pub(crate) fn own() -> Self {
-        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() }
+        Self {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 }
 
@@ -81,7 +84,11 @@ pub(crate) enum BootSpec {
     /// What the boot loader on the first disk would.
     Auto,
     /// A kernel file.
-    Kernel { kernel: PathBuf, initrd: Option<PathBuf>, cmdline: String },
+    Kernel {
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        cmdline: String,
+    },
     /// A firmware file (PVH ELF).
     Firmware(PathBuf),
 }

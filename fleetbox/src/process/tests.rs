@@ -36,7 +36,11 @@ impl Fixture {
         // Longer than a socket address, as temporary directories tend to be.
         let store = Store::open(dir.path().join("long".repeat(30))).unwrap();
         let name = Name::new(format!("t{}", uuid::Uuid::new_v4().simple())).unwrap();
-        Self { _dir: dir, store, name }
+        Self {
+            _dir: dir,
+            store,
+            name,
+        }
     }
 
     /// Attaches as the library does, and starts the machine.
@@ -55,7 +59,10 @@ impl Fixture {
             script,
         };
         wire::send(&mut ours, &order).unwrap();
-        let child = spawn::command(Role::Owner, "test", &[theirs.as_fd()]).unwrap().spawn().unwrap();
+        let child = spawn::command(Role::Owner, "test", &[theirs.as_fd()])
+            .unwrap()
+            .spawn()
+            .unwrap();
         (child, ours)
     }
 
@@ -64,7 +71,11 @@ impl Fixture {
         let wanted = format!("fleetbox-{}: {}\0", role.name(), self.name);
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
                 continue;
             };
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -99,7 +110,9 @@ impl Fixture {
     /// Nothing at all in the file system.
     fn assert_gone(&self) {
         let cluster = self.store.cluster(&self.name);
-        eventually("the cluster's directory is gone", || !cluster.path().exists());
+        eventually("the cluster's directory is gone", || {
+            !cluster.path().exists()
+        });
     }
 }
 
@@ -123,7 +136,11 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir> {
@@ -135,7 +152,11 @@ fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir
     let record = VmRecord {
         name: name.clone(),
         cluster: name.clone(),
-        image: ImageRecord { reference: "tiny".into(), path: "/tiny".into(), sha256: None },
+        image: ImageRecord {
+            reference: "tiny".into(),
+            path: "/tiny".into(),
+            sha256: None,
+        },
         cpus: 1,
         memory: Size::mib(64),
         disk: Size::mib(64),
@@ -173,15 +194,18 @@ fn start(
     script: Script,
 ) -> (Attached, Result<bool, ProcessError>) {
     let runtime = runtime();
-    let attached =
-        lifecycle::attach(store, name, lifetime, runtime.handle(), || create(store, name, lifetime))
-            .unwrap();
+    let attached = lifecycle::attach(store, name, lifetime, runtime.handle(), || {
+        create(store, name, lifetime)
+    })
+    .unwrap();
     let started = runtime.block_on(attached.client.start(spec(&attached.vm, script)));
     (attached, started.map(|(already, _)| already))
 }
 
 fn runs() -> Script {
-    Script::Run { console: "booting\nlogin: ".to_owned() }
+    Script::Run {
+        console: "booting\nlogin: ".to_owned(),
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -227,7 +251,14 @@ fn a_killed_owner_leaves_its_vm_stopped_and_nothing_else() {
     owner.wait().unwrap();
     fixture.assert_quiet();
     assert!(fixture.vm().is_some());
-    assert!(!fixture.store.cluster(&fixture.name).path().join(super::socket::NAME).exists());
+    assert!(
+        !fixture
+            .store
+            .cluster(&fixture.name)
+            .path()
+            .join(super::socket::NAME)
+            .exists()
+    );
 }
 
 #[test]
@@ -264,9 +295,13 @@ fn a_detached_vm_outlives_its_owner_until_it_is_stopped() {
     let (attached, again) = fixture.start(Lifetime::Detached, runs());
     assert!(again.unwrap(), "it runs already");
     let runtime = runtime();
-    let tail = runtime.block_on(attached.client.console(fixture.name.as_str())).unwrap();
+    let tail = runtime
+        .block_on(attached.client.console(fixture.name.as_str()))
+        .unwrap();
     assert_eq!(tail, "booting\nlogin: ");
-    let forced = runtime.block_on(attached.client.stop(fixture.name.as_str(), SECONDS)).unwrap();
+    let forced = runtime
+        .block_on(attached.client.stop(fixture.name.as_str(), SECONDS))
+        .unwrap();
     assert!(!forced);
     fixture.assert_quiet();
     assert!(fixture.vm().is_some());
@@ -279,7 +314,9 @@ fn a_deaf_guest_is_stopped_by_force() {
     let fixture = Fixture::new();
     let (attached, started) = fixture.start(Lifetime::Bound, Script::Deaf);
     assert!(!started.unwrap());
-    let stop = attached.client.stop(fixture.name.as_str(), Duration::from_millis(200));
+    let stop = attached
+        .client
+        .stop(fixture.name.as_str(), Duration::from_millis(200));
     let forced = runtime().block_on(stop);
     assert!(forced.unwrap());
     assert!(fixture.processes(Role::Machine).is_empty());
@@ -294,9 +331,19 @@ fn after_a_killed_worker_the_next_start_works() {
     fixture.kill(Role::Worker);
     fixture.assert_quiet();
     // The socket is still there, and says nothing.
-    assert!(fixture.store.cluster(&fixture.name).path().join(super::socket::NAME).exists());
+    assert!(
+        fixture
+            .store
+            .cluster(&fixture.name)
+            .path()
+            .join(super::socket::NAME)
+            .exists()
+    );
     let lost = runtime().block_on(attached.client.list());
-    assert!(matches!(lost, Err(ProcessError::NoWorker { .. })), "{lost:?}");
+    assert!(
+        matches!(lost, Err(ProcessError::NoWorker { .. })),
+        "{lost:?}"
+    );
 
     let (attached, started) = fixture.start(Lifetime::Detached, runs());
     assert!(!started.unwrap());
@@ -312,24 +359,34 @@ fn a_killed_machine_is_that_vms_failure() {
     let runtime = runtime();
     let name = fixture.name.as_str();
     eventually("the console's output has arrived", || {
-        runtime.block_on(attached.client.console(name)).unwrap().contains("login")
+        runtime
+            .block_on(attached.client.console(name))
+            .unwrap()
+            .contains("login")
     });
     fixture.kill(Role::Machine);
     let report = runtime.block_on(attached.client.wait(name)).unwrap();
     let failure = report.failure.unwrap();
-    assert!(failure.contains("SIGKILL") && failure.contains("login:"), "{failure}");
+    assert!(
+        failure.contains("SIGKILL") && failure.contains("login:"),
+        "{failure}"
+    );
     let machines = runtime.block_on(attached.client.list()).unwrap();
     assert!(!machines[0].running);
     assert!(!fixture.vm().unwrap().is_running().unwrap());
 
-    let again = runtime.block_on(attached.client.start(spec(&attached.vm, runs()))).unwrap();
+    let again = runtime
+        .block_on(attached.client.start(spec(&attached.vm, runs())))
+        .unwrap();
     assert!(!again.0, "started anew");
 }
 
 #[test]
 fn failures_carry_the_reason_and_the_console() {
     let fixture = Fixture::new();
-    let refuse = Script::Refuse { error: "no KVM here".to_owned() };
+    let refuse = Script::Refuse {
+        error: "no KVM here".to_owned(),
+    };
     let (attached, refused) = fixture.start(Lifetime::Bound, refuse);
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("no KVM here"), "{refused}");
@@ -337,25 +394,50 @@ fn failures_carry_the_reason_and_the_console() {
     let runtime = runtime();
     let name = fixture.name.as_str();
     for (script, expected) in [
-        (Script::Fail { console: "Oops".to_owned(), error: "triple fault".to_owned() }, "triple"),
-        (Script::Abort { console: "Oops".to_owned() }, "SIGABRT"),
+        (
+            Script::Fail {
+                console: "Oops".to_owned(),
+                error: "triple fault".to_owned(),
+            },
+            "triple",
+        ),
+        (
+            Script::Abort {
+                console: "Oops".to_owned(),
+            },
+            "SIGABRT",
+        ),
     ] {
         // It may fail before or after the start is acknowledged.
         let message = match runtime.block_on(attached.client.start(spec(&attached.vm, script))) {
             Err(error) => error.to_string(),
-            Ok(_) => runtime.block_on(attached.client.wait(name)).unwrap().failure.unwrap(),
+            Ok(_) => runtime
+                .block_on(attached.client.wait(name))
+                .unwrap()
+                .failure
+                .unwrap(),
         };
-        assert!(message.contains(expected) && message.contains("Oops"), "{message}");
+        assert!(
+            message.contains(expected) && message.contains("Oops"),
+            "{message}"
+        );
     }
 }
 
 #[test]
 fn two_starts_at_once_give_one_machine() {
     let fixture = Fixture::new();
-    let mut owners: Vec<_> =
-        (0..3).map(|_| fixture.owner(Lifetime::Detached, runs())).collect();
-    let answers: Vec<_> = owners.iter_mut().map(|(_, control)| answer(control)).collect();
-    let first = answers.iter().filter(|answer| **answer == Ok(false)).count();
+    let mut owners: Vec<_> = (0..3)
+        .map(|_| fixture.owner(Lifetime::Detached, runs()))
+        .collect();
+    let answers: Vec<_> = owners
+        .iter_mut()
+        .map(|(_, control)| answer(control))
+        .collect();
+    let first = answers
+        .iter()
+        .filter(|answer| **answer == Ok(false))
+        .count();
     let others = answers.iter().filter(|answer| **answer == Ok(true)).count();
     assert_eq!((first, others), (1, 2), "{answers:?}");
     assert_eq!(fixture.processes(Role::Machine).len(), 1);
@@ -390,7 +472,11 @@ fn a_worker_inherits_nothing_but_what_it_is_given() {
     let fixture = Fixture::new();
     let (_ours, theirs) = UnixStream::pair().unwrap();
     // Inheritable, as a careless program's files are.
-    nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    nix::fcntl::fcntl(
+        &theirs,
+        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
+    )
+    .unwrap();
     let leaked = std::fs::read_link(proc_fd(Pid::this(), &theirs)).unwrap();
     let (_attached, started) = fixture.start(Lifetime::Bound, runs());
     assert!(!started.unwrap());
@@ -398,12 +484,19 @@ fn a_worker_inherits_nothing_but_what_it_is_given() {
         let pid = fixture.processes(role)[0];
         let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
         for fd in fds.flatten() {
-            assert_ne!(std::fs::read_link(fd.path()).unwrap_or_default(), leaked, "{role:?}");
+            assert_ne!(
+                std::fs::read_link(fd.path()).unwrap_or_default(),
+                leaked,
+                "{role:?}"
+            );
         }
     }
     let status = |role| {
-        std::fs::read_to_string(Path::new(&format!("/proc/{}/status", fixture.processes(role)[0])))
-            .unwrap()
+        std::fs::read_to_string(Path::new(&format!(
+            "/proc/{}/status",
+            fixture.processes(role)[0]
+        )))
+        .unwrap()
     };
     assert!(status(Role::Machine).contains("NoNewPrivs:\t1"));
 }

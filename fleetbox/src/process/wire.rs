@@ -35,7 +35,10 @@ fn encode(kind: Kind, payload: &[u8]) -> io::Result<Vec<u8>> {
     if payload.len() > MAX_PAYLOAD {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("message of {} bytes, the limit is {MAX_PAYLOAD}", payload.len()),
+            format!(
+                "message of {} bytes, the limit is {MAX_PAYLOAD}",
+                payload.len()
+            ),
         ));
     }
     let mut frame = Vec::with_capacity(HEADER + payload.len());
@@ -58,7 +61,9 @@ fn decode_header(header: [u8; HEADER]) -> io::Result<(Kind, usize)> {
         other => return Err(invalid(format!("frame of unknown kind {other}"))),
     };
     if len > MAX_PAYLOAD {
-        return Err(invalid(format!("frame of {len} bytes, the limit is {MAX_PAYLOAD}")));
+        return Err(invalid(format!(
+            "frame of {len} bytes, the limit is {MAX_PAYLOAD}"
+        )));
     }
     Ok((kind, len))
 }
@@ -158,7 +163,10 @@ mod tests {
         let mut pipe = Vec::new();
         send(&mut pipe, &("start", 3)).unwrap();
         let mut read = pipe.as_slice();
-        assert_eq!(receive::<(String, u32)>(&mut read).unwrap(), ("start".to_owned(), 3));
+        assert_eq!(
+            receive::<(String, u32)>(&mut read).unwrap(),
+            ("start".to_owned(), 3)
+        );
         assert!(read.is_empty());
 
         let mut pipe = Vec::new();

@@ -38,8 +38,12 @@ const MAX_MACHINES: usize = 256;
 /// cluster's held lock.
 pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     let mut fds = fds.into_iter();
-    let Some(mut owner) = fds.next().map(StdUnixStream::from) else { return exit_status::USAGE };
-    let Some(lock) = fds.next() else { return exit_status::USAGE };
+    let Some(mut owner) = fds.next().map(StdUnixStream::from) else {
+        return exit_status::USAGE;
+    };
+    let Some(lock) = fds.next() else {
+        return exit_status::USAGE;
+    };
     let config: WorkerConfig = match wire::receive(&mut owner) {
         Ok(config) => config,
         Err(error) => {
@@ -67,25 +71,24 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     }
 }
 
-async fn run(
-    config: WorkerConfig,
-    owner: &mut StdUnixStream,
-    lock: OwnedFd,
-) -> Result<(), String> {
+async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> Result<(), String> {
     let store = Store::open(&config.home).map_err(|e| e.to_string())?;
     let cluster = store.cluster(&config.cluster);
     let listener = socket::listen(cluster.path()).and_then(|listener| {
         listener.set_nonblocking(true)?;
         UnixListener::from_std(listener)
     });
-    let listener = listener
-        .map_err(|e| format!("cannot listen in {}: {e}", cluster.path().display()))?;
+    let listener =
+        listener.map_err(|e| format!("cannot listen in {}: {e}", cluster.path().display()))?;
     let network = ClusterNetwork::start()
         .map_err(|e| format!("cannot start the network of {}: {e}", config.cluster))?;
     let worker = Arc::new(Worker {
         network,
         members: Mutex::new(BTreeMap::new()),
-        activity: watch::Sender::new(Activity { running: 0, connections: 0 }),
+        activity: watch::Sender::new(Activity {
+            running: 0,
+            connections: 0,
+        }),
         shutdown: watch::Sender::new(false),
     });
     wire::send(owner, &Readiness::Ready).map_err(|e| format!("the owner is gone: {e}"))?;
@@ -119,7 +122,11 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
     if let Err(error) = std::fs::remove_file(cluster.path().join(socket::NAME)) {
         tracing::debug!(%error, "socket not removed");
     }
-    for vm in config.delete_at_end.iter().filter_map(|name| cluster.vm(name)) {
+    for vm in config
+        .delete_at_end
+        .iter()
+        .filter_map(|name| cluster.vm(name))
+    {
         if let Err(error) = vm.destroy() {
             tracing::warn!(vm = %vm.name(), %error, "cannot delete");
         }
@@ -133,7 +140,9 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
 
 /// Returns when the owner's end of its socket is closed; never without an owner.
 async fn owner_gone(owner: Option<UnixStream>) {
-    let Some(mut owner) = owner else { return std::future::pending().await };
+    let Some(mut owner) = owner else {
+        return std::future::pending().await;
+    };
     let mut byte = [0];
     // The owner never sends anything after the configuration.
     while matches!(owner.read(&mut byte).await, Ok(1..)) {}
@@ -172,14 +181,18 @@ struct Connection(Arc<Worker>);
 
 impl Connection {
     fn new(worker: Arc<Worker>) -> Self {
-        worker.activity.send_modify(|activity| activity.connections += 1);
+        worker
+            .activity
+            .send_modify(|activity| activity.connections += 1);
         Self(worker)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.activity.send_modify(|activity| activity.connections -= 1);
+        self.0
+            .activity
+            .send_modify(|activity| activity.connections -= 1);
     }
 }
 
@@ -284,15 +297,21 @@ impl Worker {
                 self.kill_all().await;
                 Reply::Done
             }
-            Request::Dial { .. } | Request::Wait { .. } => {
-                failed(Reason::Other, "not a request with a single answer".to_owned())
-            }
+            Request::Dial { .. } | Request::Wait { .. } => failed(
+                Reason::Other,
+                "not a request with a single answer".to_owned(),
+            ),
         }
     }
 
     /// The machine of that name, running or ended.
     async fn member(&self, vm: &str) -> Result<Arc<Member>, Reply> {
-        self.members.lock().await.get(vm).cloned().ok_or_else(|| not_running(vm))
+        self.members
+            .lock()
+            .await
+            .get(vm)
+            .cloned()
+            .ok_or_else(|| not_running(vm))
     }
 
     async fn start(self: &Arc<Self>, spec: MachineSpec) -> Reply {
@@ -305,7 +324,9 @@ impl Worker {
                     if old.is_none() && members.len() >= MAX_MACHINES {
                         return failed(
                             Reason::Other,
-                            format!("cannot start {name}: a cluster has at most {MAX_MACHINES} VMs"),
+                            format!(
+                                "cannot start {name}: a cluster has at most {MAX_MACHINES} VMs"
+                            ),
                         );
                     }
                     let link = match self.network.attach(&name, spec.mac, spec.ip) {
@@ -336,20 +357,29 @@ impl Worker {
         match member.settled().await {
             State::Ended(report) => failed(
                 Reason::Other,
-                report.failure.unwrap_or_else(|| format!("{name} powered off at once")),
+                report
+                    .failure
+                    .unwrap_or_else(|| format!("{name} powered off at once")),
             ),
-            State::Starting | State::Running => Reply::Started { already, ip: Some(member.ip()) },
+            State::Starting | State::Running => Reply::Started {
+                already,
+                ip: Some(member.ip()),
+            },
         }
     }
 
     /// Counts the machine as running until it ends, and then takes it off the network.
     fn count(self: &Arc<Self>, member: Arc<Member>) {
         let worker = Arc::clone(self);
-        worker.activity.send_modify(|activity| activity.running += 1);
+        worker
+            .activity
+            .send_modify(|activity| activity.running += 1);
         tokio::spawn(async move {
             member.ended().await;
             worker.network.detach(member.name());
-            worker.activity.send_modify(|activity| activity.running -= 1);
+            worker
+                .activity
+                .send_modify(|activity| activity.running -= 1);
         });
     }
 
@@ -433,7 +463,10 @@ fn failed(reason: Reason, message: String) -> Reply {
 }
 
 fn not_running(vm: &str) -> Reply {
-    failed(Reason::NotRunning, format!("{vm} is not running; start it with `fleetbox up {vm}`"))
+    failed(
+        Reason::NotRunning,
+        format!("{vm} is not running; start it with `fleetbox up {vm}`"),
+    )
 }
 
 /// A lock whose holder never panics with it held in a way that matters here.

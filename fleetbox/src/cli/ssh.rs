@@ -1,0 +1,140 @@
+//! `ssh` and `dial`: standard streams that go to the guest.
+
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
+
+use crossterm::terminal;
+use fleetbox::names::Name;
+use fleetbox::ssh::{Child, PtyRequest};
+use fleetbox::{ExitStatus, Result, Vm};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{SSH_FAILURE, Ssh, complain};
+
+/// What a login without a terminal runs.
+const SHELL: &str = "exec \"${SHELL:-/bin/sh}\" -l";
+
+pub(super) async fn run(home: Option<&Path>, ssh: Ssh) -> Result<u8> {
+    let vm = Vm::open_in(home, ssh.name.as_str()).await?;
+    let command = (!ssh.command.is_empty()).then(|| ssh.command.join(" "));
+    let wants_terminal = ssh.tty || (command.is_none() && io::stdin().is_terminal());
+    let status = if wants_terminal {
+        on_terminal(&vm, command.as_deref()).await?
+    } else {
+        on_pipes(vm.ssh_spawn(command.as_deref().unwrap_or(SHELL)).await?).await?
+    };
+    Ok(match status {
+        ExitStatus::Code(code) => u8::try_from(code).unwrap_or(SSH_FAILURE),
+        killed => {
+            complain(format_args!("the command was {killed}"));
+            SSH_FAILURE
+        }
+    })
+}
+
+async fn on_pipes(mut child: Child) -> Result<ExitStatus> {
+    let input = child.stdin.take();
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let feeding = tokio::spawn(async move {
+        if let Some(mut input) = input {
+            // Fails when the command ends without reading all of it.
+            let _ = copy(&mut tokio::io::stdin(), &mut input).await;
+            let _ = input.shutdown().await;
+        }
+    });
+    tokio::join!(
+        pass(output, tokio::io::stdout()),
+        pass(errors, tokio::io::stderr())
+    );
+    let status = child.wait().await;
+    feeding.abort();
+    Ok(status?)
+}
+
+async fn on_terminal(vm: &Vm, command: Option<&str>) -> Result<ExitStatus> {
+    let (columns, rows) = size();
+    let term = std::env::var("TERM").unwrap_or_else(|_| "xterm-256color".to_owned());
+    let mut child = vm
+        .ssh_pty(
+            &PtyRequest {
+                term,
+                columns,
+                rows,
+            },
+            command,
+        )
+        .await?;
+    let input = child.stdin.take();
+    let output = child.stdout.take();
+    let mut resized = signal(SignalKind::window_change())?;
+    let raw = Raw::enter();
+    let feeding = tokio::spawn(async move {
+        if let Some(mut input) = input {
+            let _ = copy(&mut tokio::io::stdin(), &mut input).await;
+            let _ = input.shutdown().await;
+        }
+    });
+    let mut passing = std::pin::pin!(pass(output, tokio::io::stdout()));
+    loop {
+        tokio::select! {
+            () = &mut passing => break,
+            Some(()) = resized.recv() => {
+                let (columns, rows) = size();
+                // The next read tells if the connection is lost.
+                let _ = child.resize(columns, rows).await;
+            }
+        }
+    }
+    let status = child.wait().await;
+    feeding.abort();
+    drop(raw);
+    Ok(status?)
+}
+
+fn size() -> (u32, u32) {
+    let (columns, rows) = terminal::size().unwrap_or((80, 24));
+    (columns.into(), rows.into())
+}
+
+/// The terminal in raw mode, until dropped; nothing if there is no terminal.
+struct Raw;
+
+impl Raw {
+    fn enter() -> Option<Self> {
+        if !io::stdin().is_terminal() {
+            return None;
+        }
+        terminal::enable_raw_mode().ok().map(|()| Self)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = terminal::disable_raw_mode();
+    }
+}
+
+/// Copies until either side is closed.
+async fn pass(from: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite + Unpin) {
+    if let Some(mut from) = from {
+        let _ = copy(&mut from, &mut to).await;
+        let _ = to.flush().await;
+    }
+}
+
+pub(super) async fn dial(home: Option<&Path>, name: &Name, port: u16) -> Result<u8> {
+    let vm = Vm::open_in(home, name.as_str()).await?;
+    let (mut read, mut write) = tokio::io::split(vm.connect(port).await?);
+    let sending = tokio::spawn(async move {
+        let _ = copy(&mut tokio::io::stdin(), &mut write).await;
+        // The guest may still have something to say.
+        let _ = write.shutdown().await;
+    });
+    let mut output = tokio::io::stdout();
+    let received = copy(&mut read, &mut output).await;
+    let _ = output.flush().await;
+    sending.abort();
+    received?;
+    Ok(0)
+}

@@ -1,0 +1,195 @@
+//! Whether this host can run a machine, told in one sentence, without creating one.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// What the host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// KVM on virtualisation hardware: everything runs.
+    Hardware,
+    /// A KVM that interprets guest kernels: bare-metal payloads run, distributions do not.
+    Software {
+        /// The kernel module that provides it, where that is known.
+        module: Option<String>,
+    },
+    /// There is no /dev/kvm.
+    Missing {
+        /// The CPU has virtualisation extensions, so that a module is all that is lacking.
+        cpu_capable: bool,
+    },
+    /// /dev/kvm is there but cannot be opened by this user.
+    Denied {
+        /// The group that owns the device.
+        group: String,
+        /// True if the group's permission would let a member in.
+        group_may: bool,
+    },
+    /// /dev/kvm is there but opening it fails for another reason.
+    Broken {
+        /// What the operating system says.
+        error: String,
+    },
+}
+
+impl Probe {
+    /// True if a VM can be created at all.
+    pub fn usable(&self) -> bool {
+        matches!(self, Self::Hardware | Self::Software { .. })
+    }
+
+    /// True if a stock kernel can be run.
+    pub fn hardware(&self) -> bool {
+        matches!(self, Self::Hardware)
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hardware => f.write_str("/dev/kvm is there and uses virtualisation hardware"),
+            Self::Software { module } => write!(
+                f,
+                "/dev/kvm is software only{}: it interprets guest kernels one instruction at a \
+                 time and cannot boot a distribution's; use a host with VT-x or AMD-V, or enable \
+                 nested virtualisation for this machine",
+                match module {
+                    Some(module) => format!(" (module {module}, no vmx or svm in /proc/cpuinfo)"),
+                    None => " (no vmx or svm in /proc/cpuinfo)".to_owned(),
+                }
+            ),
+            Self::Missing { cpu_capable: true } => f.write_str(
+                "/dev/kvm is missing although the CPU can virtualise: load the module with \
+                 `modprobe kvm_intel` or `modprobe kvm_amd`",
+            ),
+            Self::Missing { cpu_capable: false } => f.write_str(
+                "/dev/kvm is missing and the CPU shows neither vmx nor svm: enable virtualisation \
+                 in the firmware setup, or nested virtualisation if this is itself a VM",
+            ),
+            Self::Denied {
+                group,
+                group_may: true,
+            } => write!(
+                f,
+                "/dev/kvm cannot be opened by this user: join the group that owns it with \
+                 `sudo usermod -aG {group} $USER` and log in again"
+            ),
+            Self::Denied {
+                group,
+                group_may: false,
+            } => write!(
+                f,
+                "/dev/kvm cannot be opened by this user, and its group {group} has no access \
+                 either: let the group in with `sudo chmod g+rw /dev/kvm`"
+            ),
+            Self::Broken { error } => {
+                write!(
+                    f,
+                    "/dev/kvm cannot be opened: {error}; see `dmesg | grep kvm`"
+                )
+            }
+        }
+    }
+}
+
+/// Looks at the host; takes well under a millisecond.
+pub fn probe() -> Probe {
+    let device = Path::new("/dev/kvm");
+    let cpu_capable = cpu_can_virtualise(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    match fs::OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) if cpu_capable => Probe::Hardware,
+        Ok(_) => Probe::Software {
+            module: loaded_backend(Path::new("/sys/module")),
+        },
+        Err(e) => match e.kind() {
+            io::ErrorKind::NotFound => Probe::Missing { cpu_capable },
+            io::ErrorKind::PermissionDenied => denied(device),
+            _ if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
+                Probe::Missing { cpu_capable }
+            }
+            _ => Probe::Broken {
+                error: e.to_string(),
+            },
+        },
+    }
+}
+
+fn denied(device: &Path) -> Probe {
+    let (gid, mode) = fs::metadata(device).map_or((0, 0), |m| (m.gid(), m.mode()));
+    let group = nix::unistd::Group::from_gid(gid.into())
+        .ok()
+        .flatten()
+        .map_or_else(|| gid.to_string(), |g| g.name);
+    Probe::Denied {
+        group,
+        group_may: mode & 0o060 == 0o060,
+    }
+}
+
+/// True if a `flags` line of /proc/cpuinfo names VT-x or AMD-V.
+fn cpu_can_virtualise(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_whitespace().any(|f| f == "vmx" || f == "svm"))
+}
+
+fn loaded_backend(modules: &Path) -> Option<String> {
+    let mut names: Vec<String> = fs::read_dir(modules)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("kvm_"))
+        .collect();
+    names.sort();
+    names.into_iter().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtualisation_is_recognised_as_a_whole_word() {
+        assert!(cpu_can_virtualise("processor: 0\nflags\t\t: fpu svm npt\n"));
+        assert!(cpu_can_virtualise("flags : vmx\n"));
+        assert!(!cpu_can_virtualise("flags : fpu svmx\nbugs: vmx\n"));
+        assert!(!cpu_can_virtualise(""));
+    }
+
+    #[test]
+    fn every_refusal_names_a_remedy() {
+        let refusals = [
+            (Probe::Missing { cpu_capable: true }, "modprobe"),
+            (Probe::Missing { cpu_capable: false }, "enable"),
+            (
+                Probe::Denied {
+                    group: "kvm".into(),
+                    group_may: true,
+                },
+                "usermod -aG kvm",
+            ),
+            (
+                Probe::Denied {
+                    group: "root".into(),
+                    group_may: false,
+                },
+                "chmod g+rw",
+            ),
+            (
+                Probe::Software {
+                    module: Some("kvm_pvm".into()),
+                },
+                "use a host",
+            ),
+        ];
+        for (probe, remedy) in refusals {
+            let text = probe.to_string();
+            assert!(text.contains(remedy), "{text}");
+            assert!(!probe.hardware());
+            assert!(!text.contains('\n'));
+        }
+    }
+}
