@@ -127,8 +127,7 @@ pub fn vmlinux_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     let magic = *data
         .first_chunk::<4>()
         .ok_or(KernelError::BzImage("its payload is empty"))?;
-    let (compression, decompress): (_, fn(&[u8], &mut [u8]) -> Result<usize, String>) = match magic
-    {
+    let (compression, decompress): (_, Decompress) = match magic {
         LZ4_LEGACY_MAGIC => ("LZ4", lz4_legacy),
         ZSTD_MAGIC => ("Zstandard", zstd),
         elf::MAGIC => ("uncompressed", stored),
@@ -155,6 +154,9 @@ pub fn vmlinux_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     }
     Ok(vmlinux)
 }
+
+/// Decompresses the first slice into the second; returns how many bytes there were.
+type Decompress = fn(&[u8], &mut [u8]) -> Result<usize, String>;
 
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();

@@ -264,7 +264,7 @@ pub(super) struct Placed {
 fn low_ram(memory: &GuestMemory) -> u64 {
     memory
         .find_region(GuestAddress(0))
-        .map_or(0, |r| vm_memory::GuestMemoryRegion::len(r))
+        .map_or(0, vm_memory::GuestMemoryRegion::len)
         .min(layout::LOW_RAM_END)
 }
 
