@@ -5,17 +5,21 @@
 //! the worker on a thread of its own from DRIVER_OK to reset.
 
 mod blk;
+mod net;
 mod pci;
 mod queue;
 mod registers;
+mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 mod worker;
 
 pub use blk::{Blk, BlkState};
+pub use net::{Net, NetState};
 pub use pci::{NoIoEvents, VirtioEnv, VirtioPci, VirtioPciState};
 pub use queue::{Buffer, Chain, QueueError, Virtqueue};
 pub use registers::{Interrupt, QueueState};
+pub use rng::Rng;
 pub use worker::{Interest, QueueWorker};
 
 use crate::GuestMemory;
@@ -43,6 +47,10 @@ pub struct ActivateContext {
 pub enum DeviceState {
     /// A [`Blk`].
     Blk(BlkState),
+    /// A [`Net`].
+    Net(NetState),
+    /// A [`Rng`], which has none.
+    Rng,
 }
 
 /// A virtio device, seen from its transport.

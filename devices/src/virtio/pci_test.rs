@@ -375,7 +375,7 @@ fn access() -> impl Strategy<Value = Access> {
         4 => (offset.clone(), len.clone()).prop_map(|(o, l)| Access::ReadBar(o, l)),
         8 => (offset, len.clone(), value.clone())
             .prop_map(|(o, l, v)| Access::WriteBar(o, l, v)),
-        2 => (register.clone(), len.clone()).prop_map(|(o, l)| Access::ReadConfig(o, l)),
+        2 => (register, len.clone()).prop_map(|(o, l)| Access::ReadConfig(o, l)),
         4 => (register, len, value).prop_map(|(o, l, v)| Access::WriteConfig(o, l, v)),
         1 => Just(Access::Start),
         1 => Just(Access::Pause),

@@ -141,6 +141,8 @@ fn pieces(
 /// A queue that a driver has set up, or one that it has not and that is always empty.
 pub struct Virtqueue {
     queue: Option<Queue>,
+    /// Position in the used ring when the driver was last considered for an interrupt.
+    announced: u16,
     index: u16,
     memory: GuestMemory,
     event: Event,
@@ -184,6 +186,7 @@ impl Virtqueue {
         }
         Ok(Self {
             queue,
+            announced: state.next_used,
             index,
             memory,
             event,
@@ -298,23 +301,61 @@ impl Virtqueue {
         result.map_err(|e| self.ring(e))
     }
 
+    /// Returns several chains at once: the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    pub fn push_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((head, written), first)) = chains.split_last() else {
+            return Ok(());
+        };
+        if let Some(queue) = &mut self.queue {
+            // All elements but the last are stored ahead of the ring's index, which the last one
+            // then moves past all of them.
+            let size = queue.size();
+            for (head, written) in first {
+                let next = queue.next_used();
+                let at = queue.used_ring() + 4 + 8 * u64::from(next % size);
+                let element = u64::from(*head) | u64::from(*written) << 32;
+                self.memory
+                    .write_obj(element.to_le(), GuestAddress(at))
+                    .map_err(|e| QueueError::Ring {
+                        queue: self.index,
+                        source: virtio_queue::Error::GuestMemory(e),
+                    })?;
+                queue.set_next_used(next.wrapping_add(1));
+            }
+        }
+        self.push(*head, *written)
+    }
+
     /// Interrupts the driver about returned chains, if it wants to be.
     ///
     /// # Errors
     /// The ring is broken.
     pub fn interrupt(&mut self) -> Result<(), QueueError> {
-        let Some(queue) = &mut self.queue else {
+        let Some(queue) = &self.queue else {
             return Ok(());
         };
+        // The driver must see the chains before this looks whether it waits for them.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let load = |at: u64| {
+            self.memory
+                .load::<u16>(GuestAddress(at), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(virtio_queue::Error::GuestMemory)
+        };
+        let used = queue.next_used();
         let wanted = if queue.event_idx_enabled() {
-            queue.needs_notification(&self.memory)
+            // used_event follows the ring (section 2.7.7): an interrupt is due if the chain that
+            // it names is among those returned since the last time.
+            let before = std::mem::replace(&mut self.announced, used);
+            let at = queue.avail_ring() + 4 + 2 * u64::from(queue.size());
+            load(at)
+                .map(|event| used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before))
         } else {
             // The flag may be stale by a moment either way, which the specification allows.
-            std::sync::atomic::fence(Ordering::SeqCst);
-            self.memory
-                .load::<u16>(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-                .map(|flags| u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0)
-                .map_err(virtio_queue::Error::GuestMemory)
+            load(queue.avail_ring()).map(|flags| flags & AVAIL_F_NO_INTERRUPT == 0)
         };
         if wanted.map_err(|e| self.ring(e))? {
             self.interrupt.queue(self.index);

@@ -228,6 +228,18 @@ fn interrupts_are_suppressed_as_the_driver_wishes() {
         queue.interrupt().unwrap();
         assert_eq!(setup.msi.delivered().len(), expected);
     }
+    // The one it waits for may be any of several returned together.
+    setup.memory.write_obj(5u16, used_event).unwrap();
+    queue.push_all(&[(1, 10), (2, 20), (3, 30)]).unwrap();
+    queue.interrupt().unwrap();
+    assert_eq!(setup.msi.delivered().len(), 2);
+    let used = |at: u64| -> [u32; 2] {
+        let at = GuestAddress(USED_RING + 4 + 8 * at);
+        setup.memory.read_obj(at).unwrap()
+    };
+    assert_eq!([used(4), used(5), used(6)], [[1, 10], [2, 20], [3, 30]]);
+    let used_idx: u16 = setup.memory.read_obj(GuestAddress(USED_RING + 2)).unwrap();
+    assert_eq!(used_idx, 7);
     // Without EVENT_IDX it is the flag.
     let setup = Setup::new();
     let mock = setup.mock();
