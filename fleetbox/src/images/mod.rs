@@ -629,3 +629,6 @@ fn is_html(head: &[u8]) -> bool {
             .is_some_and(|start| start.eq_ignore_ascii_case(tag.as_bytes()))
     })
 }
+
+#[cfg(test)]
+mod tests;

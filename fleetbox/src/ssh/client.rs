@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use russh::client::{self, Handle};
 use russh::keys::{Algorithm, PrivateKeyWithHashAlg};
-use russh::{Preferred, cipher, kex};
+use russh::{Preferred, cipher, compression, kex};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::child::{self, Child, Output};
@@ -101,6 +101,7 @@ fn config() -> client::Config {
                 cipher::CHACHA20_POLY1305,
                 cipher::AES_256_CTR,
             ]),
+            compression: Cow::Borrowed(&[compression::NONE]),
             ..Preferred::default()
         },
         ..client::Config::default()

@@ -122,3 +122,6 @@ impl From<russh::Error> for SshError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
