@@ -5,8 +5,9 @@
 //! keeps the listed file descriptors and no others, and never reaches `main`. So every program
 //! that links this crate is its own helper, and there is nothing to install.
 
+use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -135,11 +136,40 @@ fn start_log() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(BoundedLog::default)
         .with_ansi(false)
         .finish();
     // It cannot be set already: this process has just begun.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Most bytes that one process writes to the log.
+const LOG_LIMIT: usize = 4 << 20;
+
+/// Standard error, up to a limit: a guest can make its machine process complain without end, and
+/// must not fill the host's disk by it.
+#[derive(Default)]
+struct BoundedLog;
+
+impl Write for BoundedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+        let before = WRITTEN.fetch_add(bytes.len(), Ordering::Relaxed);
+        if before < LOG_LIMIT {
+            io::stderr().write_all(bytes)?;
+            if before + bytes.len() >= LOG_LIMIT {
+                io::stderr().write_all(b"log ends here: its limit is reached\n")?;
+            }
+        } else {
+            // Keeps the counter from wrapping around.
+            WRITTEN.store(LOG_LIMIT, Ordering::Relaxed);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

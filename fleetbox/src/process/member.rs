@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::console::{Console, last_lines};
+use super::forward::Forwards;
 use super::network::Link;
 use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
 use super::spawn::{self, Role};
@@ -54,6 +55,7 @@ pub(super) struct Member {
     console: Mutex<Console>,
     state: watch::Sender<State>,
     orders: mpsc::UnboundedSender<Order>,
+    forwards: Forwards,
 }
 
 impl Member {
@@ -87,6 +89,7 @@ impl Member {
             console: Mutex::new(console),
             state: watch::Sender::new(State::Starting),
             orders,
+            forwards: Forwards::default(),
         });
         tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver));
         Ok(member)
@@ -98,6 +101,10 @@ impl Member {
 
     pub(super) fn ip(&self) -> Ipv4Addr {
         self.ip
+    }
+
+    pub(super) fn forwards(&self) -> &Forwards {
+        &self.forwards
     }
 
     pub(super) fn console_tail(&self) -> String {
@@ -210,6 +217,7 @@ impl Member {
             .find_map(|start| console.get(start..))
             .unwrap_or_default()
             .to_owned();
+        self.forwards.close();
         self.state
             .send_replace(State::Ended(ExitReport { failure, console }));
     }

@@ -15,6 +15,7 @@ mod console;
 mod entry;
 #[cfg(test)]
 pub(crate) mod fake;
+mod forward;
 mod machine;
 mod member;
 mod network;

@@ -1,7 +1,7 @@
 //! The cluster's network as its worker uses it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 /// A byte stream to a guest's port.
@@ -31,10 +31,6 @@ impl ClusterNetwork {
     pub(super) fn detach(&self, _name: &str) {}
 
     pub(super) async fn connect(&self, _ip: Ipv4Addr, _port: u16) -> io::Result<Stream> {
-        Err(io::Error::from(io::ErrorKind::ConnectionRefused))
-    }
-
-    pub(super) async fn forward(&self, _ip: Ipv4Addr, _port: u16) -> io::Result<SocketAddr> {
         Err(io::Error::from(io::ErrorKind::ConnectionRefused))
     }
 }

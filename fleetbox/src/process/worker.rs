@@ -442,13 +442,18 @@ impl Worker {
         }
     }
 
-    async fn forward(&self, vm: &str, port: u16) -> Reply {
+    async fn forward(self: &Arc<Self>, vm: &str, port: u16) -> Reply {
         let member = match self.member(vm).await {
             Ok(member) if !member.has_ended() => member,
             Ok(_) => return not_running(vm),
             Err(reply) => return reply,
         };
-        match self.network.forward(member.ip(), port).await {
+        let (worker, ip) = (Arc::clone(self), member.ip());
+        let connect = move || {
+            let worker = Arc::clone(&worker);
+            async move { worker.network.connect(ip, port).await }
+        };
+        match member.forwards().open(port, connect).await {
             Ok(address) => Reply::Forwarded(address),
             Err(error) => failed(
                 Reason::Other,
