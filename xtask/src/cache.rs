@@ -122,6 +122,14 @@ pub fn artefact(kind: &str, key: &str, build: impl FnOnce(&Path) -> Result<()>) 
     Ok(path)
 }
 
+/// The most recently used artefact of a kind.
+///
+/// # Errors
+/// There is no cache.
+pub fn newest(kind: &str) -> Result<Option<PathBuf>> {
+    Ok(artefacts(&dir()?, kind).pop().map(|(_, path)| path))
+}
+
 /// An exclusive lock, held until it is dropped.
 fn lock(root: &Path, name: &str) -> Result<Flock<File>> {
     let path = root.join(format!("{name}.lock"));
@@ -145,27 +153,34 @@ fn touch(path: &Path) {
     }
 }
 
+/// The complete artefacts of a kind, the most recently used one last.
+fn artefacts(root: &Path, kind: &str) -> Vec<(std::time::SystemTime, PathBuf)> {
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    let is_one = |name: &str| {
+        let key = name
+            .strip_prefix(kind)
+            .and_then(|rest| rest.strip_prefix('-'));
+        key.is_some_and(|k| k.len() == 20 && k.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter(|e| is_one(&e.file_name().to_string_lossy()) && e.path().is_dir())
+        .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+        .collect();
+    found.sort();
+    found
+}
+
 /// How many artefacts of one kind stay.
 const KEEP: usize = 3;
 
 fn sweep(root: &Path, kind: &str, fresh: &Path) {
-    let Ok(entries) = fs::read_dir(root) else {
-        return;
-    };
-    let mut old: Vec<_> = entries
-        .flatten()
-        .filter(|e| {
-            let name = e.file_name();
-            let name = name.to_string_lossy();
-            let key = name
-                .strip_prefix(kind)
-                .and_then(|rest| rest.strip_prefix('-'));
-            key.is_some_and(|k| k.len() == 20 && k.bytes().all(|b| b.is_ascii_hexdigit()))
-                && e.path() != fresh
-        })
-        .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+    let old: Vec<_> = artefacts(root, kind)
+        .into_iter()
+        .filter(|(_, p)| p != fresh)
         .collect();
-    old.sort();
     for (_, path) in old.iter().rev().skip(KEEP - 1) {
         let _ = remove(path);
         let _ = fs::remove_file(path.with_extension("lock"));

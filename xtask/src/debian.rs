@@ -97,11 +97,28 @@ pub fn sources_list(sources: &[Source]) -> String {
         .collect()
 }
 
+/// Fetches apt's lists where this machine has none, as fresh installations have.
+fn refresh() -> Result<()> {
+    if Cmd::new("apt-cache")
+        .args(["show", "linux-image-cloud-amd64"])
+        .succeeds()
+    {
+        return Ok(());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "apt has no lists of packages; get them with\n  sudo apt-get update\nand run this again"
+        );
+    }
+    Cmd::new("apt-get").args(["update", "-q"]).limit(180).run()
+}
+
 /// The package with the newest stock cloud kernel and its version, as `("linux-image-6.1.0-1-cloud-amd64", "6.1.1-1")`.
 ///
 /// # Errors
 /// apt does not know one.
 pub fn cloud_kernel() -> Result<(String, String)> {
+    refresh()?;
     let depends = Cmd::new("apt-cache")
         .args(["depends", "--no-recommends", "linux-image-cloud-amd64"])
         .text()?;
@@ -124,6 +141,22 @@ pub fn cloud_kernel() -> Result<(String, String)> {
             ))
         })?;
     Ok((package.to_owned(), version.to_owned()))
+}
+
+/// The versions of `packages` that apt would install, as text that changes when one of them does.
+///
+/// # Errors
+/// apt cannot be asked.
+pub fn candidates(packages: &[&str]) -> Result<String> {
+    let policy = Cmd::new("apt-cache")
+        .arg("policy")
+        .args(packages)
+        .env("LC_ALL", "C")
+        .text()?;
+    Ok(policy
+        .lines()
+        .filter(|l| !l.starts_with(' ') || l.trim().starts_with("Candidate:"))
+        .collect())
 }
 
 /// Downloads a package and unpacks it, without installing it. Returns the directory it is unpacked in.

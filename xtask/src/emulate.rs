@@ -19,6 +19,9 @@ use crate::error::{Context, Error, Result};
 
 pub use qemu::Outcome;
 
+pub(crate) use host::kernel_parts;
+pub(crate) use initrd::{decompress, load_order};
+
 /// A file to be put at hand in the emulated host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestFile {

@@ -1,13 +1,121 @@
-//! Disk images for tests, made from Debian's packages.
+//! Disk images for tests, made from Debian's packages: one like Debian's own generic cloud image, and a tiny one
+//! that boots in seconds even where every instruction is emulated.
 
-use std::path::PathBuf;
+mod debian12;
+mod disk;
+mod tiny;
 
-use crate::error::Result;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-/// The images built so far, as names (`tiny.raw`) and paths.
+use crate::bail;
+use crate::cache;
+use crate::deps::{self, Need};
+use crate::error::{Context, Result};
+use crate::run::{Cmd, step};
+
+/// An image that can be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// Equal in layout and content to Debian 12's generic cloud image.
+    Debian12,
+    /// A stock kernel, GRUB and a small userland with sshd, which reads the same seed.
+    Tiny,
+}
+
+/// Format of an image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A raw disk; holes where there is nothing.
+    Raw,
+    /// qcow2 with clusters compressed by deflate, as distributions publish it.
+    Qcow2,
+}
+
+impl Image {
+    /// All images.
+    pub const ALL: [Self; 2] = [Self::Debian12, Self::Tiny];
+
+    /// Its name on the command line and in the cache.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debian12 => "debian-12",
+            Self::Tiny => "tiny",
+        }
+    }
+
+    /// The image of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|i| i.name() == name)
+    }
+
+    /// Builds it, or finds it in the cache, and returns its path.
+    ///
+    /// # Errors
+    /// A program is missing, this is not root, a package cannot be had, or the cache cannot be written.
+    pub fn build(self, format: Format) -> Result<PathBuf> {
+        deps::ensure(&[Need::Images])?;
+        let key = match self {
+            Self::Debian12 => debian12::key()?,
+            Self::Tiny => tiny::key()?,
+        };
+        let name = self.name();
+        let kind = format!("image-{name}");
+        let dir = cache::artefact(&kind, &key, |dir| {
+            if !nix::unistd::geteuid().is_root() {
+                bail!(
+                    "building the image {name} sets owners of files and changes root: run it as root"
+                );
+            }
+            step(&format!("building the image {name}"), || {
+                let disk = dir.join(format!("{name}.raw"));
+                match self {
+                    Self::Debian12 => debian12::build(dir, &disk),
+                    Self::Tiny => tiny::build(dir, &disk),
+                }
+            })
+        })?;
+        let raw = dir.join(format!("{name}.raw"));
+        match format {
+            Format::Raw => Ok(raw),
+            Format::Qcow2 => qcow2(&raw, &dir.join(format!("{name}.qcow2"))),
+        }
+    }
+}
+
+/// Converts a raw image, unless that was done before.
+fn qcow2(raw: &Path, target: &Path) -> Result<PathBuf> {
+    if !target.is_file() {
+        let partial = target.with_extension(format!("partial-{}", std::process::id()));
+        step(&format!("converting {} to qcow2", raw.display()), || {
+            Cmd::new("qemu-img")
+                .args(["convert", "-c", "-f", "raw", "-O", "qcow2"])
+                .args([raw, &partial])
+                .limit(600)
+                .run()?;
+            fs::rename(&partial, target).context(|| format!("cannot rename {}", partial.display()))
+        })?;
+    }
+    Ok(target.to_owned())
+}
+
+/// The images built so far, newest inputs only, as names (`tiny.raw`, `tiny.qcow2`) and paths.
 ///
 /// # Errors
 /// The cache cannot be read.
 pub fn built() -> Result<Vec<(String, PathBuf)>> {
-    Ok(Vec::new())
+    let mut found = Vec::new();
+    for image in Image::ALL {
+        let Some(dir) = cache::newest(&format!("image-{}", image.name()))? else {
+            continue;
+        };
+        for extension in ["raw", "qcow2"] {
+            let name = format!("{}.{extension}", image.name());
+            let path = dir.join(&name);
+            if path.is_file() {
+                found.push((name, path));
+            }
+        }
+    }
+    Ok(found)
 }

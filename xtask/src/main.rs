@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use xtask::deps::{self, Need};
 use xtask::emulate::{Emulation, GuestFile};
 use xtask::error::{Error, Result};
+use xtask::image::{Format, Image};
 
 /// Everything this repository does besides compiling.
 #[derive(Debug, Parser)]
@@ -21,6 +22,15 @@ struct Cli {
 enum Task {
     /// Check for the programs that the other tasks need and, as root on Debian, install what is missing.
     Setup,
+    /// Build a disk image for tests, or find it in the cache, and print its path.
+    Image {
+        /// `debian-12` or `tiny`.
+        #[arg(value_parser = ["debian-12", "tiny"])]
+        name: String,
+        /// `raw` or `qcow2`.
+        #[arg(long, default_value = "raw", value_parser = ["raw", "qcow2"])]
+        format: String,
+    },
     /// Run a command in an emulated host that has KVM.
     Emulate(EmulateArgs),
 }
@@ -74,8 +84,23 @@ fn run(task: Task) -> Result<ExitCode> {
             eprintln!("  everything is there");
             Ok(ExitCode::SUCCESS)
         }
+        Task::Image { name, format } => image(&name, &format),
         Task::Emulate(args) => emulate(args),
     }
+}
+
+fn image(name: &str, format: &str) -> Result<ExitCode> {
+    let start = Instant::now();
+    let image =
+        Image::from_name(name).ok_or_else(|| Error::new(format!("there is no image {name}")))?;
+    let path = image.build(if format == "qcow2" {
+        Format::Qcow2
+    } else {
+        Format::Raw
+    })?;
+    println!("{}", path.display());
+    eprintln!("  image {name}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn emulate(args: EmulateArgs) -> Result<ExitCode> {

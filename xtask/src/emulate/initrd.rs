@@ -45,7 +45,8 @@ pub(super) fn build(host: &Host, script: &str) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
+/// A module as the kernel takes it.
+pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if path.extension().is_some_and(|e| e == "xz") {
         return crate::run::Cmd::new("xz").arg("-dc").input(bytes).output();
     }

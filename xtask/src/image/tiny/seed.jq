@@ -1,0 +1,8 @@
+# Reads meta-data, user-data and network-config; writes calls of the shell functions in rcS.
+.[0] as $meta | .[1] as $user | (.[2].network // .[2]) as $net |
+@sh "set_hostname \($user.hostname // $meta["local-hostname"] // "tiny")",
+@sh "host_key \($user.ssh_keys.ed25519_private // "" | rtrimstr("\n"))",
+(($user.users // [])[] | select(type == "object") |
+    @sh "add_user \(.name) \((.ssh_authorized_keys // []) | join("\n"))"),
+@sh "network \([$net.ethernets // {} | .[] | select(.dhcp4) | .match.macaddress // empty | ascii_downcase] | join(" "))",
+@sh "# \($meta["instance-id"] // "")"
