@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::host::HostFile;
 use super::layer::{self, LayerDisk};
-use super::qcow2::Qcow2Disk;
+use super::qcow2;
 use super::raw::RawDisk;
 use super::{Disk, DiskError, FileIdentity, SECTOR};
 
@@ -177,14 +177,14 @@ impl Chain {
         };
         match format {
             Format::Raw => Ok(Arc::new(RawDisk::new(file, options))),
-            Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(file, options, self)?)),
+            Format::Qcow2 => qcow2::open(file, options, self),
             Format::Layer => Ok(Arc::new(LayerDisk::open(file, options, self)?)),
         }
     }
 
     /// Refuses a file that is in the chain already, before its lock is found taken by ourselves,
     /// and a chain that is too long.
-    pub(super) fn check(&mut self, path: &Path) -> Result<(), DiskError> {
+    fn check(&mut self, path: &Path) -> Result<(), DiskError> {
         use std::os::unix::fs::MetadataExt;
         if self.seen.len() >= MAX_CHAIN {
             return Err(DiskError::ChainTooLong {

@@ -10,11 +10,26 @@ use nix::unistd::{Whence, lseek};
 /// Takes a lock on the whole file that lasts until the last descriptor of this open file is
 /// closed, by a kill too. False if another open file's lock excludes it.
 pub(super) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
-    let kind = if exclusive {
-        libc::F_WRLCK
-    } else {
-        libc::F_RDLCK
-    };
+    match set_lock(
+        file,
+        if exclusive {
+            libc::F_WRLCK
+        } else {
+            libc::F_RDLCK
+        },
+    ) {
+        Ok(()) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Gives up the lock, for all descriptors of this open file.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    Ok(set_lock(file, libc::F_UNLCK)?)
+}
+
+fn set_lock(file: &File, kind: libc::c_int) -> nix::Result<()> {
     let lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -22,11 +37,7 @@ pub(super) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
         l_len: 0,
         l_pid: 0,
     };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-        Ok(_) => Ok(true),
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
 /// Gives the range's blocks back. False if the file system has no holes.

@@ -197,3 +197,50 @@ impl HostFile {
         )))
     }
 }
+
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just starting has a copy of the
+        // descriptor until it executes its program.
+        if let Err(error) = os::unlock(&self.file) {
+            tracing::debug!(path = %self.path.display(), %error, "unlocking failed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_ends_with_the_disk_though_a_child_being_started_has_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let first = HostFile::open(&path, true).unwrap();
+        let copy = first.file.try_clone().unwrap();
+        assert!(matches!(
+            HostFile::open(&path, false),
+            Err(DiskError::InUse { .. })
+        ));
+        drop(first);
+        HostFile::open(&path, true).unwrap();
+        drop(copy);
+    }
+
+    #[test]
+    fn a_failed_sync_is_never_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let file = HostFile::open(&path, true).unwrap();
+        file.sync().unwrap();
+        file.sync_failed.store(true, Ordering::Release);
+        assert!(
+            file.sync()
+                .unwrap_err()
+                .to_string()
+                .contains("writes may be lost")
+        );
+    }
+}

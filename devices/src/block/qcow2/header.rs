@@ -23,18 +23,37 @@ const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
 /// What a checked header says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Header {
+    /// Version of the format, 2 or 3.
+    pub(super) version: u32,
     /// Size of the disk in bytes.
     pub(super) size: u64,
+    /// log2 of the bytes of a cluster.
+    pub(super) cluster_bits: u32,
     /// Bytes of a cluster.
     pub(super) cluster: u64,
+    /// How compressed clusters are compressed.
+    pub(super) compression: Compression,
+    /// Where the L1 table is, within the file.
+    pub(super) l1_offset: u64,
+    /// Bytes of the L1 table.
+    pub(super) l1_len: u64,
     /// The image under this one.
     pub(super) backing: Option<Backing>,
 }
 
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compression {
+    /// RFC 1951.
+    Deflate,
+    /// RFC 8878.
+    Zstd,
+}
+
 /// The image under another.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Backing {
     pub(super) path: PathBuf,
     pub(super) format: Format,
@@ -97,8 +116,9 @@ impl Checker<'_> {
             ));
         }
         let mut header_len = 72;
+        let mut compression = Compression::Deflate;
         if version == 3 {
-            self.check_features(u64_at(72), start[104])?;
+            compression = self.check_features(u64_at(72), start[104])?;
             let refcount_order = u32_at(96);
             if refcount_order > 6 {
                 return Err(self.corrupt(format!(
@@ -160,24 +180,40 @@ impl Checker<'_> {
             _ => Some(self.backing(&area, name_offset, name_len, format)?),
         };
         Ok(Header {
+            version,
             size,
+            cluster_bits,
             cluster,
+            compression,
+            l1_offset: u64_at(40),
+            l1_len,
             backing,
         })
     }
 
-    /// Refuses incompatible features. All of them change how the image is to be read.
-    fn check_features(&self, bits: u64, compression: u8) -> Result<(), DiskError> {
-        let convert = "convert it: qemu-img convert -O qcow2 IN OUT";
-        let repair = "repair it: qemu-img check -r all IMAGE";
-        if bits & 1 << 3 != 0 && compression == 1 {
+    /// Refuses incompatible features, all of which change how the image is to be read, but for
+    /// zstd in images that are only read.
+    fn check_features(&self, bits: u64, compression: u8) -> Result<Compression, DiskError> {
+        const COMPRESSION_TYPE: u64 = 1 << 3;
+        let zstd = bits & COMPRESSION_TYPE != 0 && compression == 1;
+        if zstd && self.write {
             return Err(self.unsupported(
-                "its clusters are compressed with zstd",
-                "convert it: qemu-img convert -O qcow2 -c -o compression_type=zlib IN OUT",
+                "its clusters are compressed with zstd, so it can be opened for reading only",
+                "create a layer over it, or convert it: \
+                 qemu-img convert -O qcow2 -c -o compression_type=zlib IN OUT",
             ));
         }
+        let bits = if zstd { bits & !COMPRESSION_TYPE } else { bits };
+        let convert = "convert it: qemu-img convert -O qcow2 IN OUT";
+        let repair = "repair it: qemu-img check -r all IMAGE";
         let (what, remedy) = match bits.trailing_zeros() {
-            64 => return Ok(()),
+            64 => {
+                return Ok(if zstd {
+                    Compression::Zstd
+                } else {
+                    Compression::Deflate
+                });
+            }
             0 => (
                 "it was not closed properly, so its refcounts may be wrong",
                 repair,

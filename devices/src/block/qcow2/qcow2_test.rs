@@ -1,14 +1,17 @@
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
 use crate::block::model_test::{compare, contents, op, pattern};
-use crate::block::{Base, LayerOptions, create_layer, open_disk};
+use crate::block::{
+    Base, Disk, DiskError, Format, LayerOptions, OpenOptions, create_layer, open_disk,
+};
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: usize = 1 << CLUSTER_BITS;
@@ -31,6 +34,7 @@ struct Builder {
     size: u64,
     backing: Option<(&'static str, &'static str)>,
     kinds: Vec<Kind>,
+    zstd: bool,
 }
 
 impl Builder {
@@ -41,6 +45,7 @@ impl Builder {
             size: SIZE,
             backing: None,
             kinds,
+            zstd: false,
         }
     }
 
@@ -49,6 +54,19 @@ impl Builder {
             backing: Some((name, format)),
             ..self
         }
+    }
+
+    fn compress(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut packed = vec![0; bytes.len()];
+        let n = if self.zstd {
+            zstd::bulk::compress_to_buffer(bytes, &mut packed, 1).unwrap()
+        } else {
+            let level = libdeflater::CompressionLvl::default();
+            let mut compressor = libdeflater::Compressor::new(level);
+            compressor.deflate_compress(bytes, &mut packed).unwrap()
+        };
+        packed.truncate(n);
+        packed
     }
 
     /// The file's bytes; `content` is the disk's.
@@ -65,12 +83,16 @@ impl Builder {
         put(48, &(cluster as u64).to_be_bytes());
         put(56, &1u32.to_be_bytes());
         put(96, &4u32.to_be_bytes());
-        put(100, &104u32.to_be_bytes());
+        put(100, &112u32.to_be_bytes());
+        if self.zstd {
+            put(79, &[8]);
+            put(104, &[1]);
+        }
         if let Some((name, format)) = self.backing {
-            put(104, &0xe279_2acau32.to_be_bytes());
-            put(108, &(format.len() as u32).to_be_bytes());
-            put(112, format.as_bytes());
-            let at = 112 + format.len().next_multiple_of(8) + 8;
+            put(112, &0xe279_2acau32.to_be_bytes());
+            put(116, &(format.len() as u32).to_be_bytes());
+            put(120, format.as_bytes());
+            let at = 120 + format.len().next_multiple_of(8) + 8;
             put(8, &(at as u64).to_be_bytes());
             put(16, &(name.len() as u32).to_be_bytes());
             put(at, name.as_bytes());
@@ -89,8 +111,7 @@ impl Builder {
                     at | 1 << 63
                 }
                 Compressed => {
-                    let packed = miniz_oxide::deflate::compress_to_vec(&bytes, 6);
-                    assert!(packed.len() <= cluster);
+                    let packed = self.compress(&bytes);
                     file.extend(&packed);
                     file.resize(file.len().next_multiple_of(cluster), 0);
                     let sectors = (packed.len() as u64 - 1) / 512;
@@ -181,6 +202,26 @@ fn all_kinds_of_clusters_are_read() {
 }
 
 #[test]
+fn zstd_is_read_and_refused_for_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    let builder = Builder {
+        zstd: true,
+        ..Builder::new(&[Compressed, Data, Compressed])
+    };
+    fs::write(&path, builder.build(&content(1))).unwrap();
+    assert!(contents(&*read_only(&path).unwrap()) == content(1));
+    let error = open_disk(&path, &OpenOptions::writable(Format::Qcow2))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("zstd") && error.contains("compression_type=zlib"),
+        "{error}"
+    );
+}
+
+#[test]
 fn chains_are_read_and_locked() {
     let (dir, path, model) = chain();
     let disk = read_only(&path).unwrap();
@@ -249,24 +290,16 @@ fn images_that_cannot_be_used_say_why() {
         (40, &[0, 0, 0, 0, 0, 0, 0, 8], "not within"),
         (40, &[0xff; 8], "not within"),
         (54, &[1], "refcount table"),
-        (108, &[0xff; 4], "extensions"),
+        (116, &[0xff; 4], "extensions"),
         (16, &[0, 0, 4, 0], "backing file"),
         (8, &[0xff; 8], "backing file"),
-        (112, b"vmdk", "rebase -u"),
-        (128, b"n:/x", "not given as a local path"),
+        (120, b"vmdk", "rebase -u"),
+        (136, b"n:/x", "not given as a local path"),
         (0, b"QFI\xfb", "none"),
     ] {
         let error = with(at, bytes);
         assert!(error.contains(needle), "{at} {bytes:?}: {error}");
     }
-    let mut zstd = good.clone();
-    (zstd[79], zstd[103], zstd[104]) = (8, 112, 1);
-    fs::write(&path, zstd).unwrap();
-    let error = read_only(&path).err().unwrap().to_string();
-    assert!(
-        error.contains("zstd") && error.contains("compression_type=zlib"),
-        "{error}"
-    );
     let loops = Builder::new(&[Data])
         .backed("image", "qcow2")
         .build(&content(1));
@@ -295,7 +328,7 @@ fn a_truncated_image_is_an_error_and_not_zeroes() {
     let disk = read_only(&path).unwrap();
     disk.read_at(&mut vec![0; CLUSTER], 0).unwrap();
     let error = disk.read_at(&mut vec![0; SIZE as usize], 0).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert!(error.to_string().contains("truncated"), "{error}");
 }
 
 #[test]
@@ -424,6 +457,7 @@ proptest! {
         place in 0..5usize,
         cut: Option<prop::sample::Index>,
         write: bool,
+        zstd: bool,
     ) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
@@ -432,6 +466,7 @@ proptest! {
             size: 20 * 512,
             backing: None,
             kinds: [Data, Compressed, Zero, Unallocated].repeat(5),
+            zstd,
         };
         let mut image = small.build(&pattern(0, 0, small.size));
         for (header, table, value) in damage {
