@@ -94,8 +94,8 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 }
 
 /// Returns the directory `kind-key` of the cache. Where it does not exist yet, `build` fills it under a temporary
-/// name first, with a lock against others who want the same one, so it is either complete or not there. Older
-/// artefacts of the same kind are removed, except the two most recent.
+/// name first, with a lock against others who want the same one, so it is either complete or not there. Only
+/// the most recent artefacts of a kind stay.
 ///
 /// # Errors
 /// What `build` returns, or the cache cannot be written.
@@ -173,8 +173,8 @@ fn artefacts(root: &Path, kind: &str) -> Vec<(std::time::SystemTime, PathBuf)> {
     found
 }
 
-/// How many artefacts of one kind stay.
-const KEEP: usize = 3;
+/// How many artefacts of one kind stay; one run may use several of the same kind.
+const KEEP: usize = 8;
 
 fn sweep(root: &Path, kind: &str, fresh: &Path) {
     let old: Vec<_> = artefacts(root, kind)

@@ -44,14 +44,15 @@ pub struct Source {
 /// # Errors
 /// apt names none.
 pub fn sources(codename: &str) -> Result<Vec<Source>> {
-    let listing = Cmd::new("apt-get")
-        .args([
+    let listing = ask(
+        "apt-get",
+        &[
             "indextargets",
             "--format",
             "$(REPO_URI) $(RELEASE) $(COMPONENT)",
             "Created-By: Packages",
-        ])
-        .text()?;
+        ],
+    )?;
     let sources = parse_sources(&listing, codename);
     if sources.is_empty() {
         bail!(
@@ -88,6 +89,39 @@ fn parse_sources(listing: &str, codename: &str) -> Vec<Source> {
     found
 }
 
+/// What apt answers. An answer takes a second and changes only with apt's lists, its configuration and what is
+/// installed, so it is kept in the cache under their times of modification.
+fn ask(program: &str, args: &[&str]) -> Result<String> {
+    let mut state = cache::Key::new("apt");
+    for path in [
+        "/etc/apt",
+        "/etc/apt/sources.list",
+        "/etc/apt/sources.list.d",
+        "/etc/apt/preferences.d",
+        "/var/lib/apt/lists",
+        "/var/lib/apt/lists/partial",
+        "/var/lib/dpkg/status",
+    ] {
+        let path = Path::new(path);
+        if path.exists() {
+            state = state.with_file_identity(path)?;
+        }
+    }
+    let answers = cache::artefact("apt", &state.finish(), |_| Ok(()))?;
+    let question = args
+        .iter()
+        .fold(cache::Key::new(program), |key, arg| key.with(arg));
+    let path = answers.join(question.finish());
+    if let Ok(answer) = fs::read_to_string(&path) {
+        return Ok(answer);
+    }
+    let answer = Cmd::new(program).args(args).env("LC_ALL", "C").text()?;
+    let partial = path.with_extension(std::process::id().to_string());
+    fs::write(&partial, &answer).context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, &path).context(|| format!("cannot rename {}", partial.display()))?;
+    Ok(answer)
+}
+
 /// Lines for `sources.list`.
 pub fn sources_list(sources: &[Source]) -> String {
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -99,10 +133,7 @@ pub fn sources_list(sources: &[Source]) -> String {
 
 /// Fetches apt's lists where this machine has none, as fresh installations have.
 fn refresh() -> Result<()> {
-    if Cmd::new("apt-cache")
-        .args(["show", "linux-image-cloud-amd64"])
-        .succeeds()
-    {
+    if ask("apt-cache", &["show", "linux-image-cloud-amd64"]).is_ok() {
         return Ok(());
     }
     if !nix::unistd::geteuid().is_root() {
@@ -119,9 +150,10 @@ fn refresh() -> Result<()> {
 /// apt does not know one.
 pub fn cloud_kernel() -> Result<(String, String)> {
     refresh()?;
-    let depends = Cmd::new("apt-cache")
-        .args(["depends", "--no-recommends", "linux-image-cloud-amd64"])
-        .text()?;
+    let depends = ask(
+        "apt-cache",
+        &["depends", "--no-recommends", "linux-image-cloud-amd64"],
+    )?;
     let package = depends
         .lines()
         .find_map(|l| {
@@ -130,7 +162,7 @@ pub fn cloud_kernel() -> Result<(String, String)> {
                 .filter(|p| p.starts_with("linux-image-"))
         })
         .ok_or_else(|| Error::new("apt knows no linux-image-cloud-amd64: run apt-get update"))?;
-    let policy = Cmd::new("apt-cache").args(["policy", package]).text()?;
+    let policy = ask("apt-cache", &["policy", package])?;
     let version = policy
         .lines()
         .find_map(|l| l.trim().strip_prefix("Candidate: "))
@@ -148,11 +180,7 @@ pub fn cloud_kernel() -> Result<(String, String)> {
 /// # Errors
 /// apt cannot be asked.
 pub fn candidates(packages: &[&str]) -> Result<String> {
-    let policy = Cmd::new("apt-cache")
-        .arg("policy")
-        .args(packages)
-        .env("LC_ALL", "C")
-        .text()?;
+    let policy = ask("apt-cache", &[&["policy"], packages].concat())?;
     Ok(policy
         .lines()
         .filter(|l| !l.starts_with(' ') || l.trim().starts_with("Candidate:"))

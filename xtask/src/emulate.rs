@@ -103,11 +103,13 @@ impl Emulation {
                 files.push(GuestFile::same(Path::new(arg))?);
             }
         }
-        if program.to_string_lossy().contains('/')
-            && files.is_empty()
-            && !Path::new(program).starts_with("/usr/bin")
+        let path = Path::new(program);
+        let own = ["/usr", "/bin", "/sbin", "/images"];
+        if path.components().count() > 1
+            && !path.is_file()
+            && !own.iter().any(|d| path.starts_with(d))
         {
-            bail!("there is no file {}", Path::new(program).display());
+            bail!("there is no file {}", path.display());
         }
         let build = crate::workspace().join("target/debug");
         for program in ["fleetbox", "fleetbox-vmm"] {

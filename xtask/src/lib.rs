@@ -12,6 +12,7 @@ pub mod error;
 pub mod image;
 pub mod kernel;
 pub mod run;
+pub mod serve;
 
 /// The root of this workspace.
 pub fn workspace() -> PathBuf {

@@ -1,6 +1,7 @@
 //! `cargo xtask`: see [`xtask`].
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use xtask::deps::{self, Need};
 use xtask::emulate::{Emulation, GuestFile};
 use xtask::error::{Error, Result};
 use xtask::image::{Format, Image};
+use xtask::serve::Server;
 
 /// Everything this repository does besides compiling.
 #[derive(Debug, Parser)]
@@ -30,6 +32,14 @@ enum Task {
         /// `raw` or `qcow2`.
         #[arg(long, default_value = "raw", value_parser = ["raw", "qcow2"])]
         format: String,
+    },
+    /// Serve a directory over HTTP on loopback, with ranges, until killed.
+    Serve {
+        /// The directory.
+        dir: PathBuf,
+        /// Port; 0 takes a free one.
+        #[arg(long, default_value_t = 0)]
+        port: u16,
     },
     /// Run a command in an emulated host that has KVM.
     Emulate(EmulateArgs),
@@ -85,6 +95,13 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Image { name, format } => image(&name, &format),
+        Task::Serve { dir, port } => {
+            let server = Server::start(&dir, port)?;
+            println!("{}", server.url(""));
+            loop {
+                std::thread::park();
+            }
+        }
         Task::Emulate(args) => emulate(args),
     }
 }

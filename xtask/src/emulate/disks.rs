@@ -2,7 +2,7 @@
 //! own once, and that disk is kept in the cache.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -22,24 +22,20 @@ const MAX_DISKS: usize = 25;
 /// The disks that hold the files of one run.
 #[derive(Debug)]
 pub(super) struct Disks {
-    /// ext4 file systems, in the order of `/dev/vdb`, `/dev/vdc` and so on.
-    pub(super) images: Vec<PathBuf>,
+    /// The ext4 file system of the small files: `/dev/vdb`. It has no name any more, so nothing is left behind.
+    pub(super) small: File,
+    /// ext4 file systems in the cache: `/dev/vdc` and so on.
+    pub(super) large: Vec<PathBuf>,
     /// Disk, name on it, absolute path in the host.
     files: Vec<(usize, String, String)>,
-    /// Holds the disk of small files; removed when this is dropped.
-    _temporary: TempDir,
 }
 
 pub(super) fn prepare(files: &[GuestFile]) -> Result<Disks> {
     let temporary =
         TempDir::new_in(cache::dir()?).context(|| "cannot create a directory in the cache")?;
-    let small = temporary.path().join("small");
-    fs::create_dir(&small).context(|| "cannot create a directory in the cache")?;
-    let mut disks = Disks {
-        images: vec![temporary.path().join("small.ext4")],
-        files: Vec::new(),
-        _temporary: temporary,
-    };
+    let source = temporary.path().join("small");
+    fs::create_dir(&source).context(|| "cannot create a directory in the cache")?;
+    let (mut large, mut placed) = (Vec::new(), Vec::new());
     let mut seen = BTreeSet::new();
     let mut total = 0;
     for file in files {
@@ -52,32 +48,36 @@ pub(super) fn prepare(files: &[GuestFile]) -> Result<Disks> {
             .ok_or_else(|| Error::new(format!("{} is not UTF-8", file.guest.display())))?;
         let meta =
             fs::metadata(&file.host).context(|| format!("cannot read {}", file.host.display()))?;
-        let name = format!("f{}", disks.files.len());
+        let name = format!("f{}", placed.len());
         if meta.len() < LARGE {
             total += meta.len();
             // mke2fs copies what a link in the source directory is, not what it points at: a hard link does, and
             // where that is impossible, a copy.
-            let target = small.join(&name);
+            let target = source.join(&name);
             if fs::hard_link(&file.host, &target).is_err() {
                 fs::copy(&file.host, &target)
                     .context(|| format!("cannot copy {}", file.host.display()))?;
             }
-            disks.files.push((0, name, guest.to_owned()));
+            placed.push((0, name, guest.to_owned()));
         } else {
-            disks.images.push(own_disk(&file.host, meta.len())?);
-            disks
-                .files
-                .push((disks.images.len() - 1, "file".to_owned(), guest.to_owned()));
+            large.push(own_disk(&file.host, meta.len())?);
+            placed.push((large.len(), "file".to_owned(), guest.to_owned()));
         }
     }
-    if disks.images.len() > MAX_DISKS {
+    if large.len() >= MAX_DISKS {
         bail!(
             "{} large files are more than the emulated host has disks for",
-            disks.images.len() - 1
+            large.len()
         );
     }
-    make_ext4(&small, &disks.images[0], total)?;
-    Ok(disks)
+    let image = temporary.path().join("small.ext4");
+    make_ext4(&source, &image, total)?;
+    let small = File::open(&image).context(|| format!("cannot open {}", image.display()))?;
+    Ok(Disks {
+        small,
+        large,
+        files: placed,
+    })
 }
 
 /// A disk in the cache with `path` as its only file.
@@ -130,7 +130,7 @@ impl Disks {
     /// a program then sees its own path as the one it was started by.
     pub(super) fn mount_script(&self) -> String {
         let mut script = String::new();
-        for index in 0..self.images.len() {
+        for index in 0..=self.large.len() {
             let letter = char::from(b'b' + u8::try_from(index).unwrap_or(0));
             script.push_str(&format!(
                 "$b mkdir -p /run/disks/{index}\n$b mount -t ext4 -o noatime /dev/vd{letter} /run/disks/{index}\n"

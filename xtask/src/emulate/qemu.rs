@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -80,7 +80,14 @@ pub(super) fn run(
             .arg("-device")
             .arg(format!("virtserialport,chardev={name},name={name}"));
     }
-    let inherited = [&initrd, &console.1, &out.1, &err.1, &status.1].map(AsRawFd::as_raw_fd);
+    let inherited = [
+        initrd.as_raw_fd(),
+        disks.small.as_raw_fd(),
+        console.1.as_raw_fd(),
+        out.1.as_raw_fd(),
+        err.1.as_raw_fd(),
+        status.1.as_raw_fd(),
+    ];
     let mut qemu = Kill(spawn(command, &inherited)?);
     // QEMU holds these now; ours would keep the channels open after its end.
     let [console, out, err, status] = [console, out, err, status].map(|(ours, _theirs)| ours);
@@ -182,7 +189,8 @@ fn command_line(emulation: &Emulation, host: &Host, disks: &Disks) -> Command {
         ])
         .arg("-kernel")
         .arg(&host.vmlinux);
-    for disk in std::iter::once(&host.root).chain(&disks.images) {
+    let small = PathBuf::from(format!("/proc/self/fd/{}", disks.small.as_raw_fd()));
+    for disk in [&host.root, &small].into_iter().chain(&disks.large) {
         command.arg("-drive").arg(drive(disk));
     }
     command.args([
@@ -219,7 +227,7 @@ fn memory_file(content: &[u8]) -> Result<OwnedFd> {
 }
 
 /// Starts QEMU with the descriptors `inherited` open, to be killed when this thread ends.
-fn spawn(mut command: Command, inherited: &[i32; 5]) -> Result<Child> {
+fn spawn(mut command: Command, inherited: &[i32; 6]) -> Result<Child> {
     let parent = nix::unistd::getpid();
     let inherited = *inherited;
     command
@@ -301,7 +309,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 60"]);
         let fd = theirs.as_raw_fd();
-        let child = Kill(spawn(command, &[fd; 5]).unwrap());
+        let child = Kill(spawn(command, &[fd; 6]).unwrap());
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.0.id()).unwrap());
         drop(theirs);
         drop(child);
