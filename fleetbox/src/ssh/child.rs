@@ -168,7 +168,8 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 impl Drop for Child {
-    /// Closes the command's channel: the server hangs up on a command that still runs.
+    /// Closes the command's channel. A command on a terminal is hung up by that; another one ends
+    /// once it reads or writes its streams.
     fn drop(&mut self) {
         if self.pump.0.is_finished() {
             return;
