@@ -1,0 +1,210 @@
+//! The disk's partitions as GRUB sees them: `(hd0,gpt1)/boot/vmlinuz`.
+
+use std::cell::OnceCell;
+
+use super::fs::{Content, FsError, Kind, Volume, probe};
+use super::partition::Partition;
+use super::window::Window;
+
+/// A partition and, once somebody asked, what is on it.
+pub(super) struct Device {
+    /// `hd0,gpt1`; `hd0` for a disk without partitions.
+    pub(super) name: String,
+    pub(super) esp: bool,
+    window: Option<Window>,
+    content: OnceCell<Content>,
+}
+
+impl Device {
+    /// What is on it.
+    pub(super) fn content(&self) -> &Content {
+        self.content
+            .get_or_init(|| self.window.as_ref().map_or(Content::Unknown, probe))
+    }
+
+    /// Its file system, if that can be read.
+    pub(super) fn volume(&self) -> Option<&dyn Volume> {
+        match self.content() {
+            Content::Volume(volume) => Some(&**volume),
+            _ => None,
+        }
+    }
+}
+
+/// A file by device and path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    /// Index of the device.
+    pub(super) device: usize,
+    /// Absolute path.
+    pub(super) path: String,
+}
+
+/// All of a machine's disk that may be booted from.
+pub(super) struct Devices(Vec<Device>);
+
+impl Devices {
+    pub(super) fn new(partitions: Vec<Partition>) -> Self {
+        let device = |partition: Partition| Device {
+            name: match partition.name.as_str() {
+                "" => "hd0".into(),
+                name => format!("hd0,{name}"),
+            },
+            esp: partition.esp,
+            window: Some(partition.window),
+            content: OnceCell::new(),
+        };
+        Self(partitions.into_iter().map(device).collect())
+    }
+
+    /// Devices with the given content.
+    #[cfg(test)]
+    pub(super) fn of(contents: Vec<(&str, Content)>) -> Self {
+        let device = |(name, content): (&str, Content)| Device {
+            name: name.into(),
+            esp: false,
+            window: None,
+            content: OnceCell::from(content),
+        };
+        Self(contents.into_iter().map(device).collect())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Device)> {
+        self.0.iter().enumerate()
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&Device> {
+        self.0.get(index)
+    }
+
+    /// The device that GRUB calls `name`, with or without parentheses; a partition may be given by
+    /// its number alone (`hd0,1`).
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        let name = name
+            .strip_prefix('(')
+            .and_then(|name| name.strip_suffix(')'))
+            .unwrap_or(name);
+        let same = |device: &Device| {
+            device.name == name
+                || name.split_once(',').is_some_and(|(disk, number)| {
+                    device
+                        .name
+                        .split_once(',')
+                        .is_some_and(|(have, partition)| {
+                            disk == have
+                                && number.bytes().all(|byte| byte.is_ascii_digit())
+                                && partition.trim_start_matches(|c: char| c.is_ascii_alphabetic())
+                                    == number
+                        })
+                })
+        };
+        self.0.iter().position(same)
+    }
+
+    /// Where `path` is: on the device in parentheses before it, else on `root`.
+    ///
+    /// # Errors
+    /// There is no such device, or the path is not absolute; says which.
+    pub(super) fn locate(&self, path: &str, root: &str) -> Result<Location, String> {
+        let (device, rest) = match path.strip_prefix('(') {
+            Some(inner) => inner.split_once(')').ok_or("a `(` that is never closed")?,
+            None => (root, path),
+        };
+        if !rest.starts_with('/') {
+            return Err(format!("`{path}` is not a path that starts with `/`"));
+        }
+        let index = self
+            .find(device)
+            .ok_or_else(|| format!("there is no device `{device}`"))?;
+        Ok(Location {
+            device: index,
+            path: rest.into(),
+        })
+    }
+
+    /// `(hd0,gpt1)/path`.
+    pub(super) fn display(&self, location: &Location) -> String {
+        let name = self
+            .get(location.device)
+            .map_or("?", |device| device.name.as_str());
+        format!("({name}){}", location.path)
+    }
+
+    fn volume(&self, location: &Location) -> Result<&dyn Volume, FsError> {
+        match self.get(location.device).map(Device::content) {
+            Some(Content::Volume(volume)) => Ok(&**volume),
+            Some(Content::Unreadable { what, why }) => Err(FsError::Unsupported(format!(
+                "the partition holds {what}: {why}"
+            ))),
+            _ => Err(FsError::Unsupported(
+                "the partition holds no known file system".into(),
+            )),
+        }
+    }
+
+    pub(super) fn kind(&self, location: &Location) -> Result<Option<Kind>, FsError> {
+        self.volume(location)?.kind(&location.path)
+    }
+
+    pub(super) fn read(&self, location: &Location, limit: u64) -> Result<Vec<u8>, FsError> {
+        self.volume(location)?.read(&location.path, limit)
+    }
+
+    /// A sentence on the partitions that cannot be read, for an error's end; empty if all can.
+    pub(super) fn unreadable(&self) -> String {
+        let mut text = String::new();
+        for device in &self.0 {
+            if let Content::Unreadable { what, why } = device.content() {
+                text.push_str(&format!("; ({}) holds {what}: {why}", device.name));
+            }
+        }
+        text
+    }
+
+    /// The readable partitions' names, for an error.
+    pub(super) fn summary(&self) -> String {
+        let names: Vec<String> = self
+            .0
+            .iter()
+            .map(|device| {
+                let what = match device.content() {
+                    Content::Volume(volume) => volume.kind_name().replace("ext2", "ext4"),
+                    Content::Unreadable { what, why } => format!("{what}: {why}"),
+                    Content::Unknown => "nothing known".into(),
+                };
+                format!("({}) holds {what}", device.name)
+            })
+            .collect();
+        if names.is_empty() {
+            "there are no partitions".into()
+        } else {
+            names.join("; ")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths() {
+        let content = || Content::Unknown;
+        let devices = Devices::of(vec![("hd0,gpt1", content()), ("hd0,gpt15", content())]);
+        assert_eq!(devices.find("(hd0,gpt15)"), Some(1));
+        assert_eq!(devices.find("hd0,1"), Some(0));
+        assert_eq!(devices.find("hd0,"), None);
+        assert_eq!(devices.find("hd1,gpt1"), None);
+        let at = |device, path: &str| {
+            Ok(Location {
+                device,
+                path: path.into(),
+            })
+        };
+        assert_eq!(devices.locate("(hd0,gpt15)/a", "hd0,gpt1"), at(1, "/a"));
+        assert_eq!(devices.locate("/b", "hd0,gpt1"), at(0, "/b"));
+        assert!(devices.locate("b", "hd0,gpt1").is_err());
+        assert!(devices.locate("/b", "hd9").is_err());
+        assert!(devices.locate("(hd0", "hd0,gpt1").is_err());
+    }
+}

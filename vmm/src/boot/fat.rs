@@ -1,0 +1,172 @@
+//! FAT, by the `fatfs` crate, for the EFI system partition.
+//!
+//! The crate trusts what it reads: a cluster chain may lead in circles, which ends when the read
+//! budget does, and an impossible number may make it panic, which is caught.
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use fatfs::{FileSystem, FsOptions};
+
+use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
+use super::window::{Cached, Window};
+
+/// A FAT file system.
+pub(super) struct FatVolume {
+    fs: FileSystem<Stream>,
+    label: Option<String>,
+}
+
+impl FatVolume {
+    /// Opens the file system on `window`.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub(super) fn open(window: Window) -> Result<Self, FsError> {
+        let stream = Stream {
+            disk: Cached::new(window),
+            position: 0,
+        };
+        guarded(|| {
+            let fs = FileSystem::new(stream, FsOptions::new())?;
+            let label = Some(fs.volume_label()).filter(|label| !label.is_empty());
+            Ok(Self { fs, label })
+        })
+    }
+}
+
+impl Volume for FatVolume {
+    fn uuid(&self) -> Option<String> {
+        let id = self.fs.volume_id();
+        Some(format!("{:04X}-{:04X}", id >> 16, id & 0xFFFF))
+    }
+
+    fn label(&self) -> Option<String> {
+        self.label.clone()
+    }
+
+    fn kind_name(&self) -> &'static str {
+        "fat"
+    }
+
+    fn kind(&self, path: &str) -> Result<Option<Kind>, FsError> {
+        let path = path.trim_matches('/');
+        if path.is_empty() {
+            return Ok(Some(Kind::Directory));
+        }
+        guarded(|| {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let root = self.fs.root_dir();
+            let dir = match parent {
+                "" => root,
+                parent => match root.open_dir(parent) {
+                    Ok(dir) => dir,
+                    Err(error) if is_absent(&error) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            for entry in dir.iter() {
+                let entry = entry?;
+                let matches = entry.file_name().eq_ignore_ascii_case(name)
+                    || entry.short_file_name().eq_ignore_ascii_case(name);
+                if matches {
+                    let kind = if entry.is_dir() {
+                        Kind::Directory
+                    } else {
+                        Kind::File(entry.len())
+                    };
+                    return Ok(Some(kind));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, FsError> {
+        let size = match self.kind(path)? {
+            Some(Kind::File(size)) => size,
+            Some(_) => return Err(FsError::NotAFile),
+            None => return Err(FsError::NotFound),
+        };
+        if size > limit {
+            return Err(FsError::TooLarge { size, limit });
+        }
+        guarded(|| {
+            let file = self.fs.root_dir().open_file(path.trim_matches('/'))?;
+            let mut data = Vec::new();
+            file.take(size).read_to_end(&mut data)?;
+            if data.len() as u64 != size {
+                return Err(FsError::Corrupt("the file ends early".into()));
+            }
+            Ok(data)
+        })
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<String>, FsError> {
+        guarded(|| {
+            let root = self.fs.root_dir();
+            let dir = match path.trim_matches('/') {
+                "" => root,
+                path => root.open_dir(path).map_err(|error| {
+                    if is_absent(&error) {
+                        FsError::NotFound
+                    } else {
+                        error.into()
+                    }
+                })?,
+            };
+            let mut names = Vec::new();
+            for entry in dir.iter().take(MAX_NAMES) {
+                let name = entry?.file_name();
+                if name != "." && name != ".." {
+                    names.push(name);
+                }
+            }
+            Ok(names)
+        })
+    }
+}
+
+/// The crate says so of a component that is absent, and of one that is a file, the latter only in
+/// words.
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.to_string() == "Not a directory"
+}
+
+/// The volume as the stream that the crate wants.
+struct Stream {
+    disk: Cached,
+    position: u64,
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.disk.len().saturating_sub(self.position);
+        let count = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let (now, _) = buf.split_at_mut(count);
+        self.disk.read(self.position.min(self.disk.len()), now)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Stream {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.disk.len().checked_add_signed(by),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, _buf: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

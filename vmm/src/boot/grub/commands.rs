@@ -1,0 +1,593 @@
+//! GRUB's commands.
+
+use super::super::BootError;
+use super::super::devices::Device;
+use super::super::fs::{FsError, Kind};
+use super::menu::Entry;
+use super::syntax::Block;
+use super::{Flow, Interpreter, Loaded, MAX_ENTRIES, environment, expression};
+
+/// Commands that have nothing to do here: modules are there, nobody looks at a screen or types.
+const NOTHING_TO_DO: &[&str] = &[
+    "authenticate",
+    "background_color",
+    "background_image",
+    "badram",
+    "cat",
+    "clear",
+    "cls",
+    "cmosclean",
+    "cutmem",
+    "date",
+    "distrust",
+    "echo",
+    "gettext",
+    "hashsum",
+    "insmod",
+    "keymap",
+    "list_trusted",
+    "loadfont",
+    "ls",
+    "lsfonts",
+    "lsmmap",
+    "lsmod",
+    "lspci",
+    "nativedisk",
+    "password",
+    "password_pbkdf2",
+    "pause",
+    "play",
+    "rmmod",
+    "serial",
+    "sleep",
+    "terminal",
+    "terminal_input",
+    "terminal_output",
+    "tpm",
+    "trust",
+    "videoinfo",
+    "videotest",
+    "verify_detached",
+];
+
+/// Commands that answer no here.
+const ALWAYS_FALSE: &[&str] = &["cmostest", "false", "keystatus"];
+
+/// Commands that start, or are part of starting, something that cannot be started here.
+const CANNOT: &[(&str, &str)] = &[
+    (
+        "chainloader",
+        "it starts another boot loader, which needs a firmware",
+    ),
+    (
+        "blscfg",
+        "Boot Loader Specification entries are not read yet",
+    ),
+    ("multiboot", "multiboot kernels are not started"),
+    ("multiboot2", "multiboot kernels are not started"),
+    ("module", "multiboot kernels are not started"),
+    ("module2", "multiboot kernels are not started"),
+    ("xen_hypervisor", "Xen is not started"),
+    ("kfreebsd", "only Linux is started"),
+    ("knetbsd", "only Linux is started"),
+    ("kopenbsd", "only Linux is started"),
+    ("ntldr", "only Linux is started"),
+    (
+        "fwsetup",
+        "it enters a firmware's settings, and there is no firmware",
+    ),
+    (
+        "halt",
+        "it powers the machine off before a kernel is loaded",
+    ),
+    (
+        "reboot",
+        "it restarts the machine before a kernel is loaded",
+    ),
+    (
+        "exit",
+        "it leaves GRUB for the firmware, and there is no firmware",
+    ),
+    ("loopback", "images within files are not opened"),
+    ("cryptomount", "encrypted partitions are not opened"),
+    (
+        "devicetree",
+        "a device tree is not passed to a kernel on this architecture",
+    ),
+    ("acpi", "replacing ACPI tables is not supported"),
+];
+
+impl Interpreter<'_> {
+    /// Runs the command, function or assignment `name`.
+    pub(super) fn call(
+        &mut self,
+        name: &str,
+        words: Vec<String>,
+        block: Option<&Block>,
+    ) -> Result<Flow, BootError> {
+        let construct = || {
+            let text = std::iter::once(name).chain(words.iter().map(String::as_str));
+            text.collect::<Vec<_>>()
+                .join(" ")
+                .chars()
+                .take(200)
+                .collect::<String>()
+        };
+        let count = || {
+            words
+                .first()
+                .and_then(|n| n.parse().ok())
+                .filter(|n| *n > 0)
+                .unwrap_or(1)
+        };
+        let mut flow = Flow::Next;
+        let outcome: Result<(), String> = match name {
+            "set" => self.assign_all(&words)?,
+            "unset" => {
+                words.iter().for_each(|name| self.env.unset(name));
+                Ok(())
+            }
+            "export" => {
+                words.iter().for_each(|name| self.env.export(name));
+                Ok(())
+            }
+            "true" => Ok(()),
+            "[" | "test" => {
+                self.status = i32::from(!self.test(words));
+                return Ok(Flow::Next);
+            }
+            "menuentry" | "submenu" => match block {
+                Some(block) => self.add_entry(&words, block, name == "submenu"),
+                None => Err("it has no `{ ... }`".into()),
+            },
+            "linux" | "linux16" | "linuxefi" => self.linux(&words),
+            // Without its initrd a kernel would start and then find no root: unlike GRUB, stop.
+            "initrd" | "initrd16" | "initrdefi" => {
+                let loaded = self.initrd(&words);
+                loaded.map_err(|problem| self.error(construct(), problem))?;
+                Ok(())
+            }
+            "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => {
+                self.search(name, &words)?
+            }
+            "probe" => self.probe(&words)?,
+            "load_env" => self.load_env(&words)?,
+            "save_env" => {
+                for name in words.iter().filter(|word| !word.starts_with('-')) {
+                    let value = self.env.get(name).map(str::to_string);
+                    self.saved.retain(|(have, _)| have != name);
+                    if self.saved.len() < super::MAX_PROBLEMS {
+                        self.saved.push((name.clone(), value));
+                    }
+                }
+                Ok(())
+            }
+            "source" | "." => {
+                flow = self.include(&words)?;
+                return Ok(flow);
+            }
+            "configfile" => return self.configfile(&words),
+            "normal" => match words.first() {
+                Some(_) => return self.configfile(&words),
+                None => Ok(()),
+            },
+            "break" => {
+                flow = Flow::Break(count());
+                Ok(())
+            }
+            "continue" => {
+                flow = Flow::Continue(count());
+                Ok(())
+            }
+            "return" => {
+                self.status = words
+                    .first()
+                    .and_then(|n| n.parse().ok())
+                    .unwrap_or(self.status);
+                return Ok(Flow::Return);
+            }
+            "shift" => {
+                let by = count() as usize;
+                let by = by.min(self.parameters.len());
+                self.parameters.drain(..by);
+                Ok(())
+            }
+            "setparams" => {
+                self.parameters = words.clone();
+                Ok(())
+            }
+            "boot" => match self.loaded {
+                Some(_) => {
+                    flow = Flow::Boot;
+                    Ok(())
+                }
+                None => Err("no kernel is loaded".into()),
+            },
+            "hwmatch" => {
+                // No graphics card is on any list.
+                self.set("match", "0")?;
+                Ok(())
+            }
+            "read" => {
+                // Nobody types anything.
+                if let Some(name) = words.first() {
+                    self.set(name, "")?;
+                }
+                Ok(())
+            }
+            // Asked whether there are settings to enter, the firmware that is not there says no.
+            "fwsetup" if words.first().is_some_and(|word| word == "--is-supported") => {
+                self.status = 1;
+                return Ok(Flow::Next);
+            }
+            name if ALWAYS_FALSE.contains(&name) => {
+                self.status = 1;
+                return Ok(Flow::Next);
+            }
+            name => {
+                if let Some((_, why)) = CANNOT.iter().find(|(cannot, _)| *cannot == name) {
+                    return Err(self.error(construct(), *why));
+                }
+                if let Some(function) = self.functions.get(name).cloned() {
+                    self.status = 0;
+                    return self.invoke(&function, words);
+                }
+                if NOTHING_TO_DO.contains(&name) {
+                    Ok(())
+                } else if let Some((name, value)) = name.split_once('=') {
+                    self.set(name, value)?;
+                    Ok(())
+                } else if self.in_entry && self.conditions == 0 {
+                    return Err(self.error(construct(), format!("`{name}` is not understood")));
+                } else {
+                    Err(format!("`{name}` is not understood"))
+                }
+            }
+        };
+        self.status = i32::from(outcome.is_err());
+        if let Err(problem) = outcome {
+            self.note(&construct(), &problem);
+        }
+        Ok(flow)
+    }
+
+    fn assign_all(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
+        match words.first().map(|word| word.split_once('=')) {
+            Some(Some((name, value))) => self.set(name, value).map(Ok),
+            Some(None) => Ok(Err("a `=` is missing".into())),
+            None => Ok(Ok(())),
+        }
+    }
+
+    fn test(&mut self, mut words: Vec<String>) -> bool {
+        if words.last().is_some_and(|word| word == "]") {
+            words.pop();
+        }
+        let root = self.root();
+        let devices = self.devices;
+        expression::evaluate(&words, &mut |path| {
+            let location = devices.locate(path, &root).ok()?;
+            devices.kind(&location).ok().flatten()
+        })
+    }
+
+    fn add_entry(&mut self, words: &[String], block: &Block, submenu: bool) -> Result<(), String> {
+        let mut arguments = Vec::new();
+        let mut id = None;
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--" => arguments.extend(words.by_ref().cloned()),
+                "--id" => id = words.next().cloned(),
+                "--class" | "--users" | "--hotkey" | "--source" | "-c" | "-u" | "-k" => {
+                    words.next();
+                }
+                "--unrestricted" | "-r" => {}
+                option if option.starts_with("--") => match option.split_once('=') {
+                    Some(("--id", value)) => id = Some(value.to_string()),
+                    Some(("--class" | "--users" | "--hotkey" | "--source", _)) => {}
+                    _ => return Err(format!("unknown option `{option}`")),
+                },
+                _ => arguments.push(word.clone()),
+            }
+        }
+        let title = arguments.first().cloned().ok_or("it has no title")?;
+        let entry = Entry {
+            id: id.unwrap_or_else(|| title.clone()),
+            title,
+            arguments,
+            body: block.clone(),
+            submenu,
+            file: self.current.clone(),
+            line: self.line,
+        };
+        match self.menus.last_mut() {
+            Some(menu) if menu.len() < MAX_ENTRIES => menu.push(entry),
+            _ => return Err("too many menu entries".into()),
+        }
+        Ok(())
+    }
+
+    /// The regular file at `path`.
+    fn regular(&self, path: &str) -> Result<super::Location, String> {
+        let location = self.locate(path)?;
+        match self.devices.kind(&location) {
+            Ok(Some(Kind::File(_))) => Ok(location),
+            Ok(found) => {
+                let error = if found.is_some() {
+                    FsError::NotAFile
+                } else {
+                    FsError::NotFound
+                };
+                Err(format!("{}: {error}", self.devices.display(&location)))
+            }
+            Err(error) => Err(format!("{}: {error}", self.devices.display(&location))),
+        }
+    }
+
+    fn linux(&mut self, words: &[String]) -> Result<(), String> {
+        // What was loaded before is gone, whether this succeeds or not.
+        self.loaded = None;
+        let path = words.first().ok_or("it names no kernel")?;
+        let kernel = self.regular(path)?;
+        let cmdline = format!("BOOT_IMAGE={}", loader_words(words));
+        let config = self.current.clone();
+        self.loaded = Some(Loaded {
+            kernel,
+            initrds: Vec::new(),
+            cmdline,
+            config,
+        });
+        Ok(())
+    }
+
+    fn initrd(&mut self, words: &[String]) -> Result<(), String> {
+        if self.loaded.is_none() {
+            // GRUB says so too; the failed `linux` before it is the cause and is reported.
+            self.note("initrd", "no kernel is loaded");
+            return Ok(());
+        }
+        if words.is_empty() {
+            return Err("it names no file".into());
+        }
+        let mut initrds = Vec::new();
+        for path in words {
+            if path.starts_with("newc:") {
+                return Err("archives made of single files (`newc:`) are not supported".into());
+            }
+            initrds.push(self.regular(path)?);
+        }
+        if let Some(loaded) = &mut self.loaded {
+            loaded.initrds = initrds;
+        }
+        Ok(())
+    }
+
+    /// `search` and its forms with one letter less to type; hints only decide between equals.
+    fn search(&mut self, name: &str, words: &[String]) -> Result<Result<(), String>, BootError> {
+        let mut by = name.strip_prefix("search.").map(str::to_string);
+        let mut variable = None;
+        let mut hints = Vec::new();
+        let mut names = Vec::new();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let (option, value) = match word.split_once('=') {
+                Some((option, value)) if option.starts_with("--") => (option, Some(value)),
+                _ => (word.as_str(), None),
+            };
+            match option {
+                "--fs-uuid" | "-u" => by = Some("fs_uuid".into()),
+                "--label" | "--fs-label" | "-l" => by = Some("fs_label".into()),
+                "--file" | "-f" => by = Some("file".into()),
+                "--set" | "-s" => variable = Some(value.unwrap_or("root").to_string()),
+                "--no-floppy" | "-n" | "--efidisk-only" | "--root-dev-only" | "--quiet" => {}
+                "--hint" | "-h" => {
+                    hints.extend(value.map(str::to_string).or_else(|| words.next().cloned()));
+                }
+                option if option.starts_with("--hint-") => {
+                    hints.extend(value.filter(|_| option == "--hint-efi").map(str::to_string));
+                }
+                option if option.starts_with('-') => {
+                    return Ok(Err(format!("unknown option `{option}`")));
+                }
+                _ => names.push(word.clone()),
+            }
+        }
+        if name != "search" {
+            // NAME [VARIABLE [HINT...]]
+            if names.len() > 1 {
+                variable = Some(names.remove(1));
+                hints.extend(names.drain(1..));
+            }
+        }
+        let (Some(by), Some(wanted)) = (by, names.first()) else {
+            return Ok(Err("it does not say what to search for".into()));
+        };
+        let matches = |device: &Device| {
+            let Some(volume) = device.volume() else {
+                return false;
+            };
+            match by.as_str() {
+                "fs_uuid" => volume
+                    .uuid()
+                    .is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
+                "fs_label" => volume.label().is_some_and(|label| label == *wanted),
+                _ => matches!(volume.kind(wanted), Ok(Some(_))),
+            }
+        };
+        let hinted = hints.iter().filter_map(|hint| {
+            let index = self.devices.find(hint.trim_end_matches(','))?;
+            self.devices.get(index)
+        });
+        let all = self.devices.iter().map(|(_, device)| device);
+        let found = hinted
+            .chain(all)
+            .find(|device| matches(device))
+            .map(|d| d.name.clone());
+        let Some(found) = found else {
+            let what = by
+                .replace("fs_uuid", "file system UUID")
+                .replace("fs_label", "label");
+            return Ok(Err(format!("no partition with the {what} `{wanted}`")));
+        };
+        if let Some(variable) = variable {
+            self.set(&variable, &found)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// `probe --set=VARIABLE --fs-uuid|--label|--fs DEVICE`.
+    fn probe(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
+        let (mut variable, mut what, mut device) = (None, None, None);
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "-s" | "--set" => variable = words.next().cloned(),
+                "-u" | "--fs-uuid" => what = Some("uuid"),
+                "-l" | "--label" => what = Some("label"),
+                "-f" | "--fs" => what = Some("fs"),
+                word => match word.strip_prefix("--set=") {
+                    Some(name) => variable = Some(name.to_string()),
+                    None if word.starts_with('-') => {
+                        return Ok(Err(format!("unknown option `{word}`")));
+                    }
+                    None => device = Some(word.to_string()),
+                },
+            }
+        }
+        let root = self.root();
+        let device = device.unwrap_or(root);
+        let volume = self
+            .devices
+            .find(&device)
+            .and_then(|i| self.devices.get(i))
+            .and_then(Device::volume);
+        let Some(volume) = volume else {
+            return Ok(Err(format!(
+                "`{device}` has no file system that can be read"
+            )));
+        };
+        let value = match what {
+            Some("uuid") => volume.uuid(),
+            Some("label") => Some(volume.label().unwrap_or_default()),
+            Some("fs") => Some(volume.kind_name().to_string()),
+            _ => None,
+        };
+        match (value, variable) {
+            (Some(value), Some(name)) => self.set(&name, &value).map(Ok),
+            (Some(_), None) => Ok(Ok(())),
+            (None, _) => Ok(Err("this is not known of it".into())),
+        }
+    }
+
+    fn load_env(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
+        let mut file = None;
+        let mut only = Vec::new();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "-f" | "--file" => file = words.next().cloned(),
+                "-s" | "--skip-sig" => {}
+                word => match word.strip_prefix("--file=") {
+                    Some(path) => file = Some(path.to_string()),
+                    None => only.push(word.to_string()),
+                },
+            }
+        }
+        let prefix = self.env.get("prefix").unwrap_or_default();
+        let path = file.unwrap_or_else(|| format!("{prefix}/grubenv"));
+        let read = self.locate(&path).and_then(|location| {
+            let read = self.devices.read(&location, self.limits.config);
+            read.map_err(|error| format!("{}: {error}", self.devices.display(&location)))
+        });
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let Some(variables) = environment::read_block(&bytes) else {
+            return Ok(Err(format!("{path} is not an environment block")));
+        };
+        for (name, value) in variables {
+            if only.is_empty() || only.contains(&name) {
+                self.set(&name, &value)?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn include(&mut self, words: &[String]) -> Result<Flow, BootError> {
+        self.status = 0;
+        match words.first() {
+            Some(path) => match self.file(path)? {
+                Flow::Boot => Ok(Flow::Boot),
+                _ => Ok(Flow::Next),
+            },
+            None => Ok(Flow::Next),
+        }
+    }
+
+    /// Runs another file in a context of its own, then its menu.
+    fn configfile(&mut self, words: &[String]) -> Result<Flow, BootError> {
+        let Some(path) = words.first() else {
+            return Ok(Flow::Next);
+        };
+        self.env.open();
+        self.menus.push(Vec::new());
+        let outer = std::mem::replace(&mut self.in_entry, false);
+        let conditions = std::mem::replace(&mut self.conditions, 0);
+        self.status = 0;
+        let booted = self.file(path)? == Flow::Boot || self.menu()?;
+        (self.in_entry, self.conditions) = (outer, conditions);
+        self.menus.pop();
+        self.env.close();
+        Ok(if booted { Flow::Boot } else { Flow::Next })
+    }
+}
+
+/// Words as GRUB joins them to a command line: one with a space is put in double quotes; quotes
+/// and backslashes are escaped, but for `\xHH`.
+fn loader_words(words: &[String]) -> String {
+    let mut line = String::new();
+    for word in words {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        let spaced = word.contains(' ');
+        if spaced {
+            line.push('"');
+        }
+        for (at, char) in word.char_indices() {
+            let rest = word.as_bytes().get(at + 1..at + 4).unwrap_or_default();
+            let hex =
+                matches!(rest, [b'x', a, b] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+            if matches!(char, '\'' | '"') || (char == '\\' && !hex) {
+                line.push('\\');
+            }
+            line.push(char);
+        }
+        if spaced {
+            line.push('"');
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_lines_are_quoted_as_grub_does() {
+        let words = [
+            "/vmlinuz",
+            "root=LABEL=my disk",
+            "a='b'",
+            "c=\"d\"",
+            r"e=\x20",
+            r"f\g",
+        ];
+        let words = words.map(String::from);
+        let expected = r#"/vmlinuz "root=LABEL=my disk" a=\'b\' c=\"d\" e=\x20 f\\g"#;
+        assert_eq!(loader_words(&words), expected);
+    }
+}

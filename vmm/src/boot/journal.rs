@@ -1,0 +1,468 @@
+//! ext4's journal (jbd2), replayed in memory.
+//!
+//! The disk of a guest that was killed holds its latest metadata in the journal only. Nothing is
+//! written: committed blocks become an overlay that the file system reader sees in place of the
+//! old ones. The recovery is the kernel's: find the last whole transaction, collect what was
+//! revoked, then map every block that no later transaction revoked. The log is circular and wraps.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::crc::crc32c;
+use super::fs::FsError;
+use super::window::Cached;
+
+const MAGIC: u32 = 0xC03B_3998;
+/// Blocks of a journal that are looked at; 1 GiB of 4 KiB blocks, the largest mke2fs makes.
+const MAX_BLOCKS: u32 = 1 << 18;
+/// Revocations kept; a kernel revokes far fewer before it has written the blocks in place.
+const MAX_REVOKED: usize = 1 << 22;
+/// Deepest extent tree (the kernel's limit).
+const MAX_DEPTH: u16 = 5;
+
+const INCOMPAT_64BIT: u32 = 0x2;
+const INCOMPAT_CSUM_V2: u32 = 0x8;
+const INCOMPAT_CSUM_V3: u32 = 0x10;
+const INCOMPAT_FAST_COMMIT: u32 = 0x20;
+/// Revocations, 64-bit block numbers, asynchronous commits, checksums of version 2 and 3.
+const INCOMPAT_KNOWN: u32 = 0x1 | INCOMPAT_64BIT | 0x4 | INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3;
+
+const TAG_ESCAPED: u32 = 1;
+const TAG_SAME_UUID: u32 = 2;
+const TAG_LAST: u32 = 8;
+
+/// Where the newest copy of a block is.
+#[derive(Clone, Copy)]
+struct Newer {
+    /// Block of the file system that holds it.
+    at: u64,
+    /// Its first four bytes were the journal's magic number and were zeroed in the journal.
+    escaped: bool,
+    /// Sequence number of its transaction, and its checksum if the journal has them.
+    sequence: u32,
+    checksum: Option<u32>,
+}
+
+/// The blocks that the journal replaces.
+#[derive(Default)]
+pub(super) struct Overlay {
+    blocks: BTreeMap<u64, Newer>,
+    block_size: usize,
+    /// CRC-32C of the journal's UUID.
+    seed: u32,
+    /// Checksums of version 2 keep only the low half.
+    half: bool,
+}
+
+impl Overlay {
+    /// Number of blocks replaced.
+    pub(super) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Replaces in `buf`, which holds the file system's bytes from `offset`, what is newer.
+    ///
+    /// # Errors
+    /// A journal block cannot be read or does not match its checksum.
+    pub(super) fn apply(&self, disk: &Cached, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        if self.blocks.is_empty() || buf.is_empty() {
+            return Ok(());
+        }
+        let size = self.block_size as u64;
+        let end = offset.saturating_add(buf.len() as u64);
+        for (block, newer) in self.blocks.range(offset / size..end.div_ceil(size)) {
+            let mut data = vec![0; self.block_size];
+            disk.read(newer.at.saturating_mul(size), &mut data)?;
+            if let Some(expected) = newer.checksum {
+                let crc = crc32c(crc32c(self.seed, &newer.sequence.to_be_bytes()), &data);
+                let crc = if self.half { crc & 0xFFFF } else { crc };
+                if crc != expected {
+                    return Err(FsError::Corrupt(format!(
+                        "the journal's copy of block {block} does not match its checksum"
+                    )));
+                }
+            }
+            if newer.escaped
+                && let Some(head) = data.first_chunk_mut::<4>()
+            {
+                *head = MAGIC.to_be_bytes();
+            }
+            let start = block * size;
+            let from = start.max(offset);
+            let to = (start + size).min(end);
+            let source = data.get((from - start) as usize..(to - start) as usize);
+            let target = buf.get_mut((from - offset) as usize..(to - offset) as usize);
+            if let (Some(source), Some(target)) = (source, target) {
+                target.copy_from_slice(source);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor's or revocation's content, in log order.
+struct Transaction {
+    sequence: u32,
+    tags: Vec<(u64, Newer)>,
+    revoked: Vec<u64>,
+}
+
+/// Reads the journal whose inode has the block map `map` (the 60 bytes of `i_block`).
+///
+/// # Errors
+/// It is damaged, or has features that cannot be read.
+pub(super) fn replay(disk: &Cached, block_size: usize, map: &[u8]) -> Result<Overlay, FsError> {
+    let mut extents = Vec::new();
+    collect_extents(disk, block_size, map, MAX_DEPTH, &mut extents)?;
+    extents.sort_unstable();
+    let log = Log::open(disk, block_size, extents)?;
+    log.overlay()
+}
+
+/// An extent: first block in the file, first block in the file system, length in blocks.
+type Extent = (u32, u64, u32);
+
+fn collect_extents(
+    disk: &Cached,
+    block_size: usize,
+    node: &[u8],
+    depth: u16,
+    extents: &mut Vec<Extent>,
+) -> Result<(), FsError> {
+    let corrupt = || FsError::Corrupt("the journal's extent tree is damaged".into());
+    if le16(node, 0) != Some(0xF30A) {
+        return Err(FsError::Unsupported(
+            "its journal is not mapped by extents (an ext3 file system)".into(),
+        ));
+    }
+    let count = le16(node, 2).ok_or_else(corrupt)?;
+    let level = le16(node, 6).ok_or_else(corrupt)?;
+    if level > depth {
+        return Err(corrupt());
+    }
+    for i in 1..=usize::from(count) {
+        let entry = node.get(i * 12..i * 12 + 12).ok_or_else(corrupt)?;
+        let number = |low: usize, high: usize| {
+            Some(u64::from(le16(entry, high)?) << 32 | u64::from(le32(entry, low)?))
+        };
+        if level == 0 {
+            let (first, len) = (le32(entry, 0), le16(entry, 4));
+            let (Some(first), Some(len), Some(start)) = (first, len, number(8, 6)) else {
+                return Err(corrupt());
+            };
+            if len == 0 || len > 0x8000 || extents.len() >= MAX_BLOCKS as usize {
+                return Err(corrupt());
+            }
+            extents.push((first, start, u32::from(len)));
+        } else {
+            let child = number(4, 8).ok_or_else(corrupt)?;
+            let mut node = vec![0; block_size];
+            let at = child.checked_mul(block_size as u64).ok_or_else(corrupt)?;
+            disk.read(at, &mut node)?;
+            collect_extents(disk, block_size, &node, level - 1, extents)?;
+        }
+    }
+    Ok(())
+}
+
+struct Log<'a> {
+    disk: &'a Cached,
+    block_size: usize,
+    extents: Vec<Extent>,
+    first: u32,
+    /// One past the log's last block.
+    end: u32,
+    start: u32,
+    sequence: u32,
+    features: u32,
+    seed: u32,
+}
+
+impl<'a> Log<'a> {
+    fn open(disk: &'a Cached, block_size: usize, extents: Vec<Extent>) -> Result<Self, FsError> {
+        let mut log = Self {
+            disk,
+            block_size,
+            extents,
+            first: 0,
+            end: 1,
+            start: 0,
+            sequence: 0,
+            features: 0,
+            seed: 0,
+        };
+        let corrupt = |what: &str| FsError::Corrupt(format!("the journal's superblock {what}"));
+        let block = log.read(0)?;
+        let field = |at: usize| be32(&block, at).ok_or_else(|| corrupt("is cut off"));
+        if field(0)? != MAGIC {
+            return Err(corrupt("has no magic number"));
+        }
+        match field(4)? {
+            // Version 1 has no feature fields.
+            3 => {}
+            4 => log.features = field(0x28)?,
+            kind => return Err(corrupt(&format!("is of unknown type {kind}"))),
+        }
+        if field(0xC)? as usize != block_size {
+            return Err(corrupt("gives another block size than the file system's"));
+        }
+        if log.features & INCOMPAT_FAST_COMMIT != 0 {
+            return Err(FsError::Unsupported("its journal has fast commits".into()));
+        }
+        if log.features & !INCOMPAT_KNOWN != 0 {
+            return Err(FsError::Unsupported(format!(
+                "its journal has unknown features {:#x}",
+                log.features & !INCOMPAT_KNOWN
+            )));
+        }
+        log.seed = crc32c(!0, block.get(0x30..0x40).unwrap_or_default());
+        if log.checksums() {
+            let mut hashed = block
+                .get(..1024)
+                .ok_or_else(|| corrupt("is cut off"))?
+                .to_vec();
+            hashed.get_mut(0xFC..0x100).unwrap_or_default().fill(0);
+            if crc32c(!0, &hashed) != field(0xFC)? {
+                return Err(corrupt("does not match its checksum"));
+            }
+        }
+        (log.end, log.first) = (field(0x10)?, field(0x14)?);
+        (log.sequence, log.start) = (field(0x18)?, field(0x1C)?);
+        if log.end > MAX_BLOCKS || log.first == 0 || log.first >= log.end {
+            return Err(corrupt("gives a log of impossible bounds"));
+        }
+        if log.start != 0 && !(log.first..log.end).contains(&log.start) {
+            return Err(corrupt("gives a log that starts outside its bounds"));
+        }
+        Ok(log)
+    }
+
+    fn checksums(&self) -> bool {
+        self.features & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) != 0
+    }
+
+    /// Where the log's block `index` is.
+    fn locate(&self, index: u32) -> Result<u64, FsError> {
+        let after = self
+            .extents
+            .partition_point(|(first, _, _)| *first <= index);
+        after
+            .checked_sub(1)
+            .and_then(|i| self.extents.get(i))
+            .and_then(|(first, start, len)| {
+                let within = index.checked_sub(*first).filter(|within| within < len)?;
+                start.checked_add(u64::from(within))
+            })
+            .ok_or_else(|| FsError::Corrupt(format!("the journal has no block {index}")))
+    }
+
+    fn read(&self, index: u32) -> Result<Vec<u8>, FsError> {
+        let mut block = vec![0; self.block_size];
+        let at = self.locate(index)?.saturating_mul(self.block_size as u64);
+        self.disk.read(at, &mut block)?;
+        Ok(block)
+    }
+
+    /// `index + by`, around the end.
+    fn advance(&self, index: u32, by: u32) -> u32 {
+        let span = self.end - self.first;
+        self.first + (index - self.first + by % span) % span
+    }
+
+    /// True if the block's last four bytes are its checksum, or there are none.
+    fn tail_matches(&self, block: &[u8]) -> bool {
+        if !self.checksums() {
+            return true;
+        }
+        let Some((body, tail)) = block.split_last_chunk::<4>() else {
+            return false;
+        };
+        crc32c(crc32c(self.seed, body), &[0; 4]) == u32::from_be_bytes(*tail)
+    }
+
+    fn commit_matches(&self, block: &[u8]) -> bool {
+        if !self.checksums() {
+            return true;
+        }
+        let Some(expected) = be32(block, 0x10) else {
+            return false;
+        };
+        let mut hashed = block.to_vec();
+        hashed.get_mut(0x10..0x14).unwrap_or_default().fill(0);
+        crc32c(self.seed, &hashed) == expected
+    }
+
+    /// All whole transactions, oldest first.
+    fn transactions(&self) -> Result<Vec<Transaction>, FsError> {
+        let mut whole = Vec::new();
+        if self.start == 0 {
+            return Ok(whole);
+        }
+        let (mut at, mut sequence) = (self.start, self.sequence);
+        let mut current = Transaction {
+            sequence,
+            tags: Vec::new(),
+            revoked: Vec::new(),
+        };
+        let (mut seen, mut revoked): (u32, usize) = (0, 0);
+        // More blocks than the log has would be a second time round.
+        while seen < self.end - self.first {
+            let block = self.read(at)?;
+            if be32(&block, 0) != Some(MAGIC) || be32(&block, 8) != Some(sequence) {
+                break;
+            }
+            let mut used = 1;
+            match be32(&block, 4) {
+                Some(1) => {
+                    if !self.tail_matches(&block) {
+                        break;
+                    }
+                    let Some(count) = self.tags(&block, at, &mut current)? else {
+                        break;
+                    };
+                    used += count;
+                }
+                Some(2) => {
+                    if !self.commit_matches(&block) {
+                        break;
+                    }
+                    sequence = sequence.wrapping_add(1);
+                    let next = Transaction {
+                        sequence,
+                        tags: Vec::new(),
+                        revoked: Vec::new(),
+                    };
+                    whole.push(std::mem::replace(&mut current, next));
+                }
+                Some(5) => {
+                    if !self.tail_matches(&block) {
+                        break;
+                    }
+                    self.revocations(&block, &mut current);
+                    revoked += current.revoked.len();
+                    if revoked > MAX_REVOKED {
+                        return Err(FsError::Corrupt(
+                            "the journal revokes too many blocks".into(),
+                        ));
+                    }
+                }
+                _ => break,
+            }
+            seen = seen.saturating_add(used);
+            at = self.advance(at, used);
+        }
+        Ok(whole)
+    }
+
+    /// Reads a descriptor's tags; the blocks they describe follow it. `None` if it is damaged.
+    fn tags(
+        &self,
+        block: &[u8],
+        at: u32,
+        transaction: &mut Transaction,
+    ) -> Result<Option<u32>, FsError> {
+        let wide = self.features & INCOMPAT_64BIT != 0;
+        let v3 = self.features & INCOMPAT_CSUM_V3 != 0;
+        let v2 = !v3 && self.features & INCOMPAT_CSUM_V2 != 0;
+        let size = match (v3, wide) {
+            (true, _) => 16,
+            (false, true) => 12,
+            (false, false) => 8,
+        } + if v2 { 2 } else { 0 };
+        let end = block.len() - if self.checksums() { 4 } else { 0 };
+        let (mut offset, mut count) = (12, 0u32);
+        while offset + size <= end {
+            let tag = block.get(offset..offset + size).unwrap_or_default();
+            let low = be32(tag, 0).unwrap_or(0);
+            let (flags, checksum, high) = if v3 {
+                (be32(tag, 4), be32(tag, 12), be32(tag, 8))
+            } else {
+                let checksum = be16(tag, 4).map(u32::from).filter(|_| v2);
+                (be16(tag, 6).map(u32::from), checksum, be32(tag, 8))
+            };
+            let flags = flags.unwrap_or(0);
+            let high = if wide { high.unwrap_or(0) } else { 0 };
+            count += 1;
+            if count >= self.end - self.first {
+                return Ok(None);
+            }
+            let newer = Newer {
+                at: self.locate(self.advance(at, count))?,
+                escaped: flags & TAG_ESCAPED != 0,
+                sequence: transaction.sequence,
+                checksum,
+            };
+            transaction
+                .tags
+                .push((u64::from(high) << 32 | u64::from(low), newer));
+            offset += size + if flags & TAG_SAME_UUID == 0 { 16 } else { 0 };
+            if flags & TAG_LAST != 0 {
+                break;
+            }
+        }
+        Ok(Some(count))
+    }
+
+    fn revocations(&self, block: &[u8], transaction: &mut Transaction) {
+        let wide = self.features & INCOMPAT_64BIT != 0;
+        let size = if wide { 8 } else { 4 };
+        let tail = if self.checksums() { 4 } else { 0 };
+        let used = be32(block, 12).unwrap_or(0) as usize;
+        let records = block
+            .get(16..used.min(block.len() - tail))
+            .unwrap_or_default();
+        transaction
+            .revoked
+            .extend(records.chunks_exact(size).map(|record| {
+                record
+                    .iter()
+                    .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+            }));
+    }
+
+    fn overlay(&self) -> Result<Overlay, FsError> {
+        let transactions = self.transactions()?;
+        // Position in the log, not sequence number, since numbers wrap.
+        let mut revoked: HashMap<u64, usize> = HashMap::new();
+        for (position, transaction) in transactions.iter().enumerate() {
+            for block in &transaction.revoked {
+                revoked.insert(*block, position);
+            }
+        }
+        let mut blocks = BTreeMap::new();
+        for (position, transaction) in transactions.iter().enumerate() {
+            for (block, newer) in &transaction.tags {
+                if revoked.get(block).is_none_or(|last| *last < position) {
+                    blocks.insert(*block, *newer);
+                }
+            }
+        }
+        tracing::debug!(
+            transactions = transactions.len(),
+            blocks = blocks.len(),
+            "journal replayed in memory"
+        );
+        let half = self.features & INCOMPAT_CSUM_V3 == 0;
+        Ok(Overlay {
+            blocks,
+            block_size: self.block_size,
+            seed: self.seed,
+            half,
+        })
+    }
+}
+
+fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn le16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn le32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
