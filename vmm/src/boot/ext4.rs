@@ -312,7 +312,7 @@ impl Geometry {
         }
         let (per_group, inodes) = (u64::from(u32_at(0x20)), u64::from(u32_at(0x28)));
         // With bigalloc a group's bitmap counts clusters of up to 2^15 blocks.
-        if !(256..=block_size * 8 << 15).contains(&per_group)
+        if !(256..=(block_size * 8) << 15).contains(&per_group)
             || blocks.div_ceil(per_group) > MAX_GROUPS
         {
             return Err(wrong("an impossible number of block groups"));
