@@ -79,7 +79,7 @@ impl SetupHeader {
 }
 
 /// True if `source` has the setup header's magic number.
-pub(super) fn is_bzimage(source: &Source<'_>) -> bool {
+pub fn is_bzimage(source: &Source<'_>) -> bool {
     let mut magic = [0; 4];
     source.read_at(HEADER_MAGIC_AT as u64, &mut magic).is_ok() && magic == *HEADER_MAGIC
 }
@@ -104,6 +104,9 @@ pub(super) fn load(
         pvh: None,
     })
 }
+
+/// Decompresses its first argument into its second; returns the length.
+type Decompress = fn(&[u8], &mut [u8]) -> Result<usize, String>;
 
 /// The uncompressed ELF kernel inside a bzImage.
 ///
@@ -154,9 +157,6 @@ pub fn vmlinux_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     }
     Ok(vmlinux)
 }
-
-/// Decompresses the first slice into the second; returns how many bytes there were.
-type Decompress = fn(&[u8], &mut [u8]) -> Result<usize, String>;
 
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();

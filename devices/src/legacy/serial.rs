@@ -9,7 +9,6 @@ use vm_superio::Trigger;
 use vm_superio::serial::{SerialEvents, SerialState as UartState};
 
 use crate::bus::BusDevice;
-use crate::event::Event;
 use crate::irq::IrqLine;
 
 /// Bytes that the receive FIFO holds.
@@ -29,14 +28,14 @@ impl Trigger for Edge {
 }
 
 /// Tells the owner that the guest has taken all input.
-struct Drained(Event);
+struct Drained(Arc<dyn Fn() + Send + Sync>);
 
 impl SerialEvents for Drained {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        self.0.signal();
+        (self.0)();
     }
 }
 
@@ -69,7 +68,7 @@ pub struct Serial {
     uart: Mutex<Uart>,
     output: Arc<Mutex<Output>>,
     irq: Arc<dyn IrqLine>,
-    drained: Event,
+    drained: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Why a saved state cannot be restored.
@@ -108,7 +107,12 @@ pub struct SerialState {
 impl Serial {
     /// A UART after reset. `output` gets single bytes, each flushed; an error of it loses the byte
     /// and is traced.
-    pub fn new(irq: Arc<dyn IrqLine>, output: Output, drained: Event) -> Self {
+    pub fn new(
+        irq: Arc<dyn IrqLine>,
+        output: Output,
+        drained: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        let drained: Arc<dyn Fn() + Send + Sync> = Arc::new(drained);
         let output = Arc::new(Mutex::new(output));
         let uart = Uart::with_events(
             Edge(irq.clone()),
@@ -125,8 +129,9 @@ impl Serial {
 
     /// Offers input to the guest; returns how many bytes the FIFO took, without waiting.
     ///
-    /// When not all were taken, try again after the event given to [`Serial::new`] was signalled:
-    /// the guest has then read everything.
+    /// When not all were taken, try again after the function given to [`Serial::new`] was called:
+    /// the guest has then read everything. It is called on a vCPU's thread with the port locked, so
+    /// it must only pass the news on.
     pub fn enqueue(&self, input: &[u8]) -> usize {
         // The errors are a full FIFO and a failed trigger, and the trigger cannot fail.
         lock(&self.uart).enqueue_raw_bytes(input).unwrap_or(0)
@@ -202,6 +207,7 @@ impl BusDevice for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Event;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[derive(Default)]
@@ -243,7 +249,12 @@ mod tests {
     fn serial() -> (Serial, Arc<Counter>, Sink, Event) {
         let (irq, sink) = (Arc::new(Counter::default()), Sink::default());
         let drained = Event::new().unwrap();
-        let serial = Serial::new(irq.clone(), Box::new(sink.clone()), drained.clone());
+        let serial = {
+            let drained = drained.clone();
+            Serial::new(irq.clone(), Box::new(sink.clone()), move || {
+                drained.signal();
+            })
+        };
         (serial, irq, sink, drained)
     }
 

@@ -53,7 +53,7 @@ fn esp() -> Vec<u8> {
 }
 
 fn plan(disk: Vec<u8>) -> Result<BootPlan, BootError> {
-    discover(MemoryDisk::arc(disk), &Limits::default())
+    discover(MemoryDisk::disk(disk), &Limits::default())
 }
 
 fn check(plan: &BootPlan) {
@@ -157,7 +157,7 @@ fn a_disk_without_a_boot_loader_says_what_it_holds() {
 
 #[test]
 fn limits_hold() {
-    let disk = MemoryDisk::arc(cloud_disk(&esp(), &root(&[])));
+    let disk = MemoryDisk::disk(cloud_disk(&esp(), &root(&[])));
     let with = |limits: Limits| discover(disk.clone(), &limits);
     let error = with(Limits {
         kernel: 1 << 20,
@@ -241,7 +241,7 @@ fn damaged_metadata_has_an_answer_in_bounded_time() {
             time: std::time::Duration::from_secs(5),
             ..Limits::default()
         };
-        let _ = discover(MemoryDisk::arc(disk), &limits);
+        let _ = discover(MemoryDisk::disk(disk), &limits);
     }
     assert!(started.elapsed() < std::time::Duration::from_secs(300));
 }

@@ -29,8 +29,6 @@ mod window;
 #[cfg(test)]
 mod discover_test;
 #[cfg(test)]
-mod journal_test;
-#[cfg(test)]
 mod testing;
 
 use std::fmt::Write as _;

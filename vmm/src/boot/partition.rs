@@ -198,7 +198,7 @@ mod tests {
     use crate::boot::testing::{self, MemoryDisk};
 
     fn table(data: Vec<u8>) -> Result<Vec<Partition>, BootError> {
-        partitions(&testing::window(MemoryDisk::arc(data)))
+        partitions(&testing::window(MemoryDisk::disk(data)))
     }
 
     fn names(data: Vec<u8>) -> Vec<(String, bool, u64)> {

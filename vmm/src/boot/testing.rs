@@ -14,7 +14,7 @@ use super::window::{Budget, Window};
 pub(super) struct MemoryDisk(RwLock<Vec<u8>>);
 
 impl MemoryDisk {
-    pub(super) fn arc(data: Vec<u8>) -> Arc<dyn Disk> {
+    pub(super) fn disk(data: Vec<u8>) -> Arc<dyn Disk> {
         Arc::new(Self(RwLock::new(data)))
     }
 }

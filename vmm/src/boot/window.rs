@@ -215,7 +215,7 @@ mod tests {
     fn window(len: usize, budget: u64) -> Window {
         let data = (0..len).map(|i| (i / 512) as u8).collect();
         let deadline = Instant::now() + Duration::from_secs(60);
-        Window::whole(MemoryDisk::arc(data), Budget::new(budget, 1000, deadline))
+        Window::whole(MemoryDisk::disk(data), Budget::new(budget, 1000, deadline))
     }
 
     #[test]

@@ -1,0 +1,210 @@
+//! The KVM backend (Linux).
+//!
+//! x86_64 uses the split irqchip: each vCPU's LAPIC is in the kernel, the IOAPIC is ours, and there
+//! is no PIT, since creating one makes every later memory slot slow and tear-down slower still.
+
+mod interrupts;
+mod state;
+mod vcpu;
+
+use std::sync::Arc;
+
+use fleetbox_arch::x86_64::{cpuid, layout};
+use fleetbox_devices::GuestMemory;
+use fleetbox_devices::event::{Event, IoEvents, IoTrigger};
+use fleetbox_devices::ioapic::IoApicRoutes;
+use fleetbox_devices::irq::MsiController;
+use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{Capabilities, Error, Hypervisor, Result, Vcpu, Vm, VmSpec};
+use interrupts::{Controller, Interrupts, PinRoutes};
+use vcpu::KvmVcpu;
+
+const NAME: &str = "KVM";
+
+fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    let operation = operation.into();
+    move |e| Error::Failed {
+        backend: NAME,
+        operation,
+        source: std::io::Error::from_raw_os_error(e.errno()),
+    }
+}
+
+/// The host's KVM.
+pub struct KvmHypervisor {
+    kvm: Kvm,
+    capabilities: Capabilities,
+}
+
+impl KvmHypervisor {
+    /// Opens /dev/kvm.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with the remedy where KVM is missing or not openable,
+    /// [`Error::Lacks`] where it is too old.
+    pub fn open() -> Result<Self> {
+        let probe = crate::preflight::probe();
+        if !probe.usable() {
+            return Err(Error::Unavailable(probe.to_string()));
+        }
+        let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
+        for cap in [
+            Cap::SplitIrqchip,
+            Cap::Irqfd,
+            Cap::Ioeventfd,
+            Cap::ImmediateExit,
+            Cap::ExtCpuid,
+            Cap::UserMemory,
+            Cap::SignalMsi,
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(Error::Lacks {
+                    backend: NAME,
+                    what: format!("{cap:?}"),
+                    remedy: "a host kernel of 4.10 or newer has it",
+                });
+            }
+        }
+        let capabilities = Capabilities {
+            max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            hardware: probe.hardware(),
+        };
+        Ok(Self { kvm, capabilities })
+    }
+}
+
+impl Hypervisor for KvmHypervisor {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>> {
+        if u32::from(spec.vcpus) > self.capabilities.max_vcpus {
+            return Err(Error::Lacks {
+                backend: NAME,
+                what: format!(
+                    "room for {} vCPUs (its limit is {})",
+                    spec.vcpus, self.capabilities.max_vcpus
+                ),
+                remedy: "ask for fewer",
+            });
+        }
+        let fd = self.kvm.create_vm().map_err(failed("creating a VM"))?;
+        fd.set_tss_address(layout::KVM_TSS_START as usize)
+            .map_err(failed("placing the TSS"))?;
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
+        cap.args[0] = layout::IOAPIC_PINS.into();
+        fd.enable_cap(&cap)
+            .map_err(failed("splitting the interrupt controller"))?;
+        map_memory(&fd, &spec.memory)?;
+        let fd = Arc::new(fd);
+        let supported = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("asking for the supported CPUID"))?;
+        Ok(Arc::new(KvmVm {
+            interrupts: Arc::new(Interrupts::new(fd.clone())),
+            fd,
+            supported: state::cpuid_from_kvm(&supported),
+            tsc_deadline: self.capabilities.tsc_deadline,
+            spec,
+        }))
+    }
+}
+
+fn map_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
+    for (slot, region) in memory.iter().enumerate() {
+        let slot = slot as u32;
+        let description = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is a mapping of `memory_size` bytes that `VmSpec::memory` keeps alive
+        // for as long as the VM, and vm-memory accesses it as volatile memory only.
+        unsafe { fd.set_user_memory_region(description) }.map_err(failed(format!(
+            "mapping {} MiB of guest memory at {:#x}",
+            region.len() >> 20,
+            region.start_addr().raw_value()
+        )))?;
+    }
+    Ok(())
+}
+
+struct KvmVm {
+    // Dropped before `spec.memory`, which the kernel has mapped into the guest.
+    interrupts: Arc<Interrupts>,
+    fd: Arc<VmFd>,
+    supported: Vec<cpuid::CpuidEntry>,
+    tsc_deadline: bool,
+    spec: VmSpec,
+}
+
+impl Vm for KvmVm {
+    fn create_vcpu(&self, index: u8) -> Result<Box<dyn Vcpu>> {
+        let fd = self
+            .fd
+            .create_vcpu(u64::from(index))
+            .map_err(failed(format!("creating vCPU {index}")))?;
+        let leaves = cpuid::configure(
+            &self.supported,
+            &cpuid::CpuidConfig {
+                vcpu: index,
+                count: self.spec.vcpus,
+                tsc_deadline: self.tsc_deadline,
+                // Some hosts do not know; the guest then measures it.
+                tsc_khz: fd.get_tsc_khz().ok(),
+            },
+        );
+        let leaves: CpuId = state::cpuid_to_kvm(&leaves).ok_or_else(|| Error::Lacks {
+            backend: NAME,
+            what: format!("room for {} CPUID entries", leaves.len()),
+            remedy: "please report this host's CPU",
+        })?;
+        fd.set_cpuid2(&leaves)
+            .map_err(failed(format!("setting the CPUID of vCPU {index}")))?;
+        Ok(Box::new(KvmVcpu::new(fd, index)?))
+    }
+
+    fn msi(&self) -> Arc<dyn MsiController> {
+        Arc::new(Controller(self.interrupts.clone()))
+    }
+
+    fn ioapic_routes(&self) -> Box<dyn IoApicRoutes> {
+        Box::new(PinRoutes(self.interrupts.clone()))
+    }
+
+    fn io_events(&self) -> Arc<dyn IoEvents> {
+        Arc::new(KvmIoEvents(self.fd.clone()))
+    }
+}
+
+struct KvmIoEvents(Arc<VmFd>);
+
+impl IoEvents for KvmIoEvents {
+    // Registered for writes of any length: a write of another length than the trigger's then wakes
+    // the device for nothing, which it tolerates.
+    fn register(&self, trigger: IoTrigger, event: &Event) -> std::io::Result<()> {
+        let address = IoEventAddress::Mmio(trigger.address);
+        self.0
+            .register_ioevent(event.as_eventfd(), &address, NoDatamatch)
+            .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
+    }
+
+    fn unregister(&self, trigger: IoTrigger, event: &Event) -> std::io::Result<()> {
+        let address = IoEventAddress::Mmio(trigger.address);
+        self.0
+            .unregister_ioevent(event.as_eventfd(), &address, NoDatamatch)
+            .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
+    }
+}

@@ -1,0 +1,190 @@
+//! One KVM vCPU.
+
+use std::os::raw::c_int;
+use std::sync::{Arc, Once};
+
+use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
+use kvm_bindings::{KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EMULATION, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::{NAME, failed, state};
+use crate::hypervisor::{Error, IoHandler, Result, Vcpu, VcpuKicker, VmExit};
+
+pub(super) struct KvmVcpu {
+    fd: VcpuFd,
+    index: u8,
+}
+
+impl KvmVcpu {
+    pub(super) fn new(fd: VcpuFd, index: u8) -> Result<Self> {
+        install_kick_handler()?;
+        Ok(Self { fd, index })
+    }
+
+    /// What an I/O exit says about itself; `VcpuExit` leaves the size of each element out, and
+    /// string instructions transfer several.
+    fn port_access(&mut self) -> PortAccess {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: only called after an exit whose reason is KVM_EXIT_IO, for which KVM fills in
+        // this member of the union.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        PortAccess {
+            out: u32::from(io.direction) == KVM_EXIT_IO_OUT,
+            port: io.port,
+            size: usize::from(io.size),
+        }
+    }
+}
+
+struct PortAccess {
+    out: bool,
+    port: u16,
+    size: usize,
+}
+
+/// Outcome of one KVM_RUN that does not borrow the vCPU.
+enum Step {
+    Again,
+    Port(*mut u8, usize),
+    Exit(VmExit),
+    Internal,
+    FailEntry(u64, u32),
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self, io: &dyn IoHandler) -> Result<VmExit> {
+        loop {
+            let step = match self.fd.run() {
+                Ok(VcpuExit::IoIn(_, data)) => Step::Port(data.as_mut_ptr(), data.len()),
+                Ok(VcpuExit::IoOut(_, data)) => Step::Port(data.as_ptr().cast_mut(), data.len()),
+                Ok(VcpuExit::MmioRead(gpa, data)) => {
+                    io.mmio_read(gpa, data);
+                    Step::Again
+                }
+                Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                    io.mmio_write(gpa, data);
+                    Step::Again
+                }
+                Ok(VcpuExit::IoapicEoi(vector)) => {
+                    io.end_of_interrupt(vector);
+                    Step::Again
+                }
+                Ok(VcpuExit::Hlt) => Step::Exit(VmExit::Halted),
+                Ok(VcpuExit::Shutdown) => Step::Exit(VmExit::TripleFault),
+                Ok(VcpuExit::Intr) => Step::Exit(VmExit::Interrupted),
+                Ok(VcpuExit::IrqWindowOpen) => Step::Again,
+                Ok(VcpuExit::InternalError) => Step::Internal,
+                Ok(VcpuExit::FailEntry(reason, cpu)) => Step::FailEntry(reason, cpu),
+                Ok(other) => Step::Exit(VmExit::Fault(format!("unexpected KVM exit {other:?}"))),
+                Err(e) if e.errno() == libc::EINTR => Step::Exit(VmExit::Interrupted),
+                Err(e) if e.errno() == libc::EAGAIN => Step::Again,
+                Err(e) => return Err(failed(format!("running vCPU {}", self.index))(e)),
+            };
+            match step {
+                Step::Again => {}
+                Step::Exit(exit) => return Ok(exit),
+                Step::Internal => {
+                    let why = internal_error(self.fd.get_kvm_run());
+                    return Ok(VmExit::Fault(why));
+                }
+                Step::FailEntry(reason, cpu) => {
+                    return Ok(VmExit::Fault(format!(
+                        "KVM could not enter the guest: hardware reason {reason:#x} on host CPU {cpu}"
+                    )));
+                }
+                Step::Port(data, len) => {
+                    let access = self.port_access();
+                    // SAFETY: pointer and length are those of the slice that `run` returned, in
+                    // the vCPU's shared run area, which lives as long as `self.fd`; nothing else
+                    // refers to it until the next KVM_RUN.
+                    let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
+                    for element in data.chunks_mut(access.size.max(1)) {
+                        if access.out {
+                            io.port_write(access.port, element);
+                        } else {
+                            io.port_read(access.port, element);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn kicker(&self) -> Arc<dyn VcpuKicker> {
+        Arc::new(Kicker {
+            process: std::process::id() as libc::pid_t,
+            thread: nix::unistd::gettid().as_raw(),
+        })
+    }
+
+    fn boot(&mut self, boot: &BootRegs) -> Result<()> {
+        state::boot(&self.fd, self.index, boot)
+    }
+
+    fn save(&self) -> Result<VcpuState> {
+        state::save(&self.fd, self.index)
+    }
+
+    fn restore(&mut self, state: &VcpuState) -> Result<()> {
+        state::restore(&self.fd, self.index, state)
+    }
+}
+
+/// The text of KVM_EXIT_INTERNAL_ERROR, with the instruction bytes where KVM tells them.
+fn internal_error(run: &kvm_run) -> String {
+    // SAFETY: only called after an exit whose reason is KVM_EXIT_INTERNAL_ERROR, for which KVM
+    // fills in this member of the union; it is plain data.
+    let error = unsafe { run.__bindgen_anon_1.internal };
+    let kind = match error.suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "emulation failure".to_owned(),
+        2 => "simultaneous exceptions".to_owned(),
+        3 => "event delivery failed".to_owned(),
+        4 => "unexpected exit reason".to_owned(),
+        other => format!("suberror {other}"),
+    };
+    // Emulation failures carry flags, then size and bytes of the instruction
+    // (struct kvm_run.emulation_failure).
+    let words = &error.data[..error.data.len().min(error.ndata as usize)];
+    let mut text = format!("KVM internal error: {kind}");
+    if error.suberror == KVM_INTERNAL_ERROR_EMULATION && words.len() >= 4 && words[0] & 1 != 0 {
+        let bytes: Vec<u8> = words[1..].iter().flat_map(|w| w.to_le_bytes()).collect();
+        let len = usize::from(bytes[0]).min(15).min(bytes.len() - 1);
+        text.push_str(" at instruction");
+        for byte in &bytes[1..1 + len] {
+            text.push_str(&format!(" {byte:02x}"));
+        }
+    } else if !words.is_empty() {
+        text.push_str(&format!(" (data {words:#x?})"));
+    }
+    text
+}
+
+struct Kicker {
+    process: libc::pid_t,
+    thread: libc::pid_t,
+}
+
+impl VcpuKicker for Kicker {
+    fn kick(&self) {
+        // SAFETY: tgkill takes plain numbers. The thread may have ended, and its number may even
+        // belong to another thread of this process: the signal's handler does nothing.
+        unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, SIGRTMIN()) };
+    }
+}
+
+extern "C" fn on_kick(_: c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// A handler that does nothing makes the signal interrupt KVM_RUN instead of the process.
+fn install_kick_handler() -> Result<()> {
+    static INSTALLED: Once = Once::new();
+    let mut result = Ok(());
+    INSTALLED.call_once(|| {
+        result = register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| Error::Failed {
+            backend: NAME,
+            operation: "installing the vCPU signal handler".into(),
+            source: std::io::Error::from_raw_os_error(e.errno()),
+        });
+    });
+    result
+}

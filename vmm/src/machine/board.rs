@@ -1,0 +1,223 @@
+//! One boot of a machine: memory, VM, buses and devices, wired up.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use fleetbox_arch::x86_64::{acpi, layout, regs};
+use fleetbox_devices::GuestMemory;
+use fleetbox_devices::acpi::ged::Ged;
+use fleetbox_devices::acpi::pm_timer::PmTimer;
+use fleetbox_devices::acpi::power::{PowerControl, PowerRequest};
+use fleetbox_devices::bus::{Bus, BusDevice};
+use fleetbox_devices::ioapic::IoApic;
+use fleetbox_devices::legacy::rtc::Rtc;
+use fleetbox_devices::legacy::serial::Serial;
+use fleetbox_devices::pci::PciBus;
+use fleetbox_devices::virtio::{Blk, Net, Rng, VirtioDevice, VirtioEnv, VirtioPci};
+
+use super::console::Console;
+use super::payload::Payload;
+use super::vcpu::{Buses, Vcpus};
+use super::{Error, MachineConfig, Signal};
+use crate::hypervisor::{Hypervisor, Vm, VmSpec};
+
+/// Console input kept for a guest that does not read it.
+const MAX_INPUT: usize = 64 << 10;
+
+/// A machine between power-on and power-off or reset.
+///
+/// Fields are dropped in order: the vCPUs stop before the devices go, and those before the VM.
+pub(super) struct Board {
+    _vcpus: Vcpus,
+    serial: Arc<Serial>,
+    ged: Arc<Ged>,
+    input: VecDeque<u8>,
+    pci: PciBus,
+    _buses: Arc<Buses>,
+    _vm: Arc<dyn Vm>,
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        // The devices' threads use guest memory, disks and links; the next board must find them
+        // stopped.
+        self.pci.reset();
+    }
+}
+
+impl Board {
+    /// Builds everything, loads `payload` and lets the vCPUs run.
+    pub(super) fn start(
+        hypervisor: &dyn Hypervisor,
+        config: &MachineConfig,
+        payload: Payload,
+        console: &Console,
+        signals: &Sender<Signal>,
+    ) -> Result<Self, Error> {
+        let memory = allocate_memory(config.memory)?;
+        let vm = hypervisor.create_vm(VmSpec {
+            memory: memory.clone(),
+            vcpus: config.cpus,
+        })?;
+        let kernel = payload.load(&memory)?;
+        acpi::write_tables(&memory, config.cpus).map_err(|e| Error::Load {
+            what: "the ACPI tables".into(),
+            reason: e.to_string(),
+        })?;
+
+        let ioapic = IoApic::new(vm.msi(), vm.ioapic_routes());
+        let serial = {
+            let signals = signals.clone();
+            Arc::new(Serial::new(
+                ioapic.line(layout::COM1_GSI as u8),
+                Box::new(console.clone()),
+                move || drop(signals.send(Signal::InputDrained)),
+            ))
+        };
+        let ged = Arc::new(Ged::new(ioapic.line(layout::GED_GSI as u8)));
+        let power = {
+            let signals = signals.clone();
+            Arc::new(PowerControl::new(move |request| {
+                let signal = match request {
+                    PowerRequest::PowerOff => Signal::PowerOff,
+                    PowerRequest::Reset => Signal::Reset,
+                };
+                let _ = signals.send(signal);
+            }))
+        };
+        let pci = build_pci(config, &memory, vm.as_ref())?;
+
+        let buses = Arc::new(Buses {
+            ports: Bus::new("port"),
+            mmio: Bus::new("mmio"),
+            ioapic: ioapic.clone(),
+        });
+        let ports: [(u16, u16, Arc<dyn BusDevice>); 6] = [
+            (layout::COM1_PORT, layout::COM1_PORTS, serial.clone()),
+            (
+                layout::RTC_PORT,
+                layout::RTC_PORTS,
+                Arc::new(Rtc::new(ioapic.line(layout::RTC_GSI as u8))),
+            ),
+            (
+                layout::PCI_CONFIG_PORT,
+                layout::PCI_CONFIG_PORTS,
+                pci.ports(),
+            ),
+            (layout::SLEEP_CONTROL_PORT, 3, power),
+            (layout::GED_STATUS_PORT, 4, ged.clone()),
+            (layout::PM_TIMER_PORT, 4, Arc::new(PmTimer::new())),
+        ];
+        for (base, len, device) in ports {
+            insert(&buses.ports, base.into(), len.into(), device)?;
+        }
+        let mmio: [(u64, u64, Arc<dyn BusDevice>); 3] = [
+            (layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, pci.mmio()),
+            (layout::ECAM_START, layout::ECAM_SIZE, pci.ecam()),
+            (layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic),
+        ];
+        for (base, len, device) in mmio {
+            insert(&buses.mmio, base, len, device)?;
+        }
+
+        let vcpus = Vcpus::start(
+            &vm,
+            config.cpus,
+            &regs::boot_regs(&kernel.entry),
+            &buses,
+            signals,
+        )?;
+        Ok(Self {
+            _vcpus: vcpus,
+            serial,
+            ged,
+            input: VecDeque::new(),
+            pci,
+            _buses: buses,
+            _vm: vm,
+        })
+    }
+
+    pub(super) fn power_button(&self) {
+        self.ged.power_button();
+    }
+
+    /// Types at the console; what does not fit into the UART waits for [`Board::feed`].
+    pub(super) fn serial_input(&mut self, bytes: &[u8]) {
+        let room = MAX_INPUT.saturating_sub(self.input.len());
+        if bytes.len() > room {
+            tracing::warn!(
+                lost = bytes.len() - room,
+                "the guest does not read its console: input lost"
+            );
+        }
+        self.input.extend(&bytes[..bytes.len().min(room)]);
+        self.feed();
+    }
+
+    /// Gives waiting input to the UART.
+    pub(super) fn feed(&mut self) {
+        while !self.input.is_empty() {
+            let taken = self.serial.enqueue(self.input.as_slices().0);
+            if taken == 0 {
+                break;
+            }
+            self.input.drain(..taken);
+        }
+    }
+}
+
+fn insert(bus: &Bus, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), Error> {
+    let name = device.name().to_owned();
+    bus.insert(base, len, device).map_err(|e| Error::Device {
+        device: name,
+        reason: e.to_string(),
+    })
+}
+
+/// Anonymous memory without reservation: the host backs a page when the guest first touches it.
+fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
+    GuestMemory::from_ranges(&layout::memory_regions(size)).map_err(|e| Error::Resource {
+        what: format!("{} MiB of guest memory", size >> 20),
+        source: std::io::Error::other(e.to_string()),
+    })
+}
+
+/// Puts the virtio devices on the bus: disks from slot 1 on, network interfaces after them, the
+/// source of random numbers last. A guest names its disks in that order.
+fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Result<PciBus, Error> {
+    let pci = PciBus::new(layout::PCI_MMIO_START..layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE);
+    let env = VirtioEnv {
+        memory: memory.clone(),
+        io_events: vm.io_events(),
+        msi: vm.msi(),
+    };
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (i, disk) in config.disks.iter().enumerate() {
+        devices.push(Box::new(Blk::new(
+            &format!("disk{i}"),
+            disk.disk.clone(),
+            &disk.serial,
+        )));
+    }
+    for (i, nic) in config.nics.iter().enumerate() {
+        // Every boot has its own descriptor of the one link, so that it can close it.
+        let link = nic.link.try_clone().map_err(|source| Error::Resource {
+            what: format!("the link of network interface {i}"),
+            source,
+        })?;
+        devices.push(Box::new(Net::new(&format!("net{i}"), nic.mac, link)));
+    }
+    devices.push(Box::new(Rng::new()));
+    for (slot, device) in (1u8..).zip(devices) {
+        let name = device.name().to_owned();
+        let failed = |reason: String| Error::Device {
+            device: name.clone(),
+            reason,
+        };
+        let function = VirtioPci::new(device, &env).map_err(|e| failed(e.to_string()))?;
+        pci.add(slot, function).map_err(|e| failed(e.to_string()))?;
+    }
+    Ok(pci)
+}

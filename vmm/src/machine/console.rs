@@ -1,0 +1,216 @@
+//! The host side of the serial console: passes output on, keeps its tail, notices a panic.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Bytes of output kept for error messages.
+const TAIL: usize = 16 << 10;
+/// Longest line that is looked at for a panic message; the rest of a longer one is skipped.
+const LINE: usize = 512;
+
+/// What the console noticed in the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// The first byte of this boot.
+    FirstOutput,
+    /// A line with which the Linux kernel announces that it is about to stop for good.
+    Panic(String),
+}
+
+/// Shared by the serial device, which writes, and the machine, which reads the tail.
+#[derive(Clone)]
+pub(super) struct Console(Arc<Mutex<State>>);
+
+struct State {
+    sink: Option<Box<dyn Write + Send>>,
+    notify: Box<dyn Fn(Notice) + Send>,
+    tail: VecDeque<u8>,
+    line: Vec<u8>,
+    quiet: bool,
+}
+
+impl Console {
+    pub(super) fn new(
+        sink: Option<Box<dyn Write + Send>>,
+        notify: impl Fn(Notice) + Send + 'static,
+    ) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            sink,
+            notify: Box::new(notify),
+            tail: VecDeque::new(),
+            line: Vec::new(),
+            quiet: true,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A new boot begins: the next byte is its first.
+    pub(super) fn begin_boot(&self) {
+        let mut state = self.state();
+        state.quiet = true;
+        state.line.clear();
+    }
+
+    /// The last `lines` lines, without control characters other than tabs.
+    pub(super) fn tail(&self, lines: usize) -> String {
+        let mut state = self.state();
+        let text = String::from_utf8_lossy(state.tail.make_contiguous());
+        let text: Vec<String> = text
+            .lines()
+            .map(|line| {
+                let line = strip_escapes(line);
+                line.trim_end().to_owned()
+            })
+            .filter(|line| !line.is_empty())
+            .collect();
+        text[text.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+/// Removes ANSI escape sequences and control characters.
+fn strip_escapes(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '\u{1b}' {
+            if chars.next_if_eq(&'[').is_some() {
+                while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
+            } else {
+                chars.next();
+            }
+        } else if !c.is_control() || c == '\t' {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// True for the kernel's own announcement: its message at the start of a line, after the time
+/// stamp if there is one. Other programs' mentions of a panic mostly stand in other places.
+fn announces_panic(line: &str) -> bool {
+    let rest = line.trim_start();
+    let rest = match rest.strip_prefix('[') {
+        Some(stamped) => match stamped.split_once(']') {
+            Some((stamp, rest)) if stamp.trim().parse::<f64>().is_ok() => rest.trim_start(),
+            _ => return false,
+        },
+        None => rest,
+    };
+    rest.starts_with("Kernel panic - not syncing")
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if state.quiet && !bytes.is_empty() {
+            state.quiet = false;
+            (state.notify)(Notice::FirstOutput);
+        }
+        let excess = (state.tail.len() + bytes.len()).saturating_sub(TAIL);
+        state.tail.drain(..excess.min(state.tail.len()));
+        state
+            .tail
+            .extend(&bytes[bytes.len().saturating_sub(TAIL)..]);
+        for byte in bytes {
+            if *byte == b'\n' {
+                let line = String::from_utf8_lossy(&state.line);
+                if announces_panic(&line) {
+                    (state.notify)(Notice::Panic(strip_escapes(line.trim())));
+                }
+                state.line.clear();
+            } else if state.line.len() < LINE {
+                state.line.push(*byte);
+            }
+        }
+        if let Some(sink) = &mut state.sink
+            && let Err(error) = sink.write_all(bytes)
+        {
+            // A terminal that went away must not stop the guest; the tail goes on.
+            tracing::warn!(%error, "the serial console's output cannot be written any more");
+            state.sink = None;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.state().sink {
+            Some(sink) => sink.flush(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console() -> (Console, Arc<Mutex<Vec<Notice>>>) {
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let seen = notices.clone();
+        let console = Console::new(None, move |n| seen.lock().unwrap().push(n));
+        (console, notices)
+    }
+
+    #[test]
+    fn the_tail_is_bounded_and_clean() {
+        let (mut console, _) = console();
+        for i in 0..10_000 {
+            console
+                .write_all(format!("\x1b[32mline {i}\x1b[0m\r\n").as_bytes())
+                .unwrap();
+        }
+        assert_eq!(console.tail(2), "line 9998\nline 9999");
+        assert!(console.state().tail.len() <= TAIL);
+        console.write_all(&vec![b'x'; 3 * TAIL]).unwrap();
+        assert_eq!(console.tail(1).len(), TAIL);
+    }
+
+    #[test]
+    fn a_panic_is_noticed_once_and_only_from_the_kernel() {
+        let (mut console, notices) = console();
+        let text = b"login: echo Kernel panic - not syncing\r\n\
+            [    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n";
+        for byte in text {
+            console.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(
+            *notices.lock().unwrap(),
+            [
+                Notice::FirstOutput,
+                Notice::Panic(
+                    "[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs".into()
+                )
+            ]
+        );
+    }
+
+    #[test]
+    fn every_boot_has_its_first_output() {
+        let (mut console, notices) = console();
+        console.write_all(b"a").unwrap();
+        console.begin_boot();
+        console.write_all(b"bc").unwrap();
+        assert_eq!(*notices.lock().unwrap(), vec![Notice::FirstOutput; 2]);
+    }
+
+    #[test]
+    fn a_broken_sink_does_not_stop_the_guest() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut console = Console::new(Some(Box::new(Broken)), |_| {});
+        console.write_all(b"still here").unwrap();
+        assert_eq!(console.tail(1), "still here");
+    }
+}

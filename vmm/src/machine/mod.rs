@@ -1,0 +1,330 @@
+//! A machine: what [`MachineConfig`] describes, running.
+//!
+//! A machine lives through boots. Each boot builds a new board (memory, VM, devices, vCPUs) from
+//! the same description and tears it down when the guest asks for a reset, so that a reboot starts
+//! from the same state as a start does; the disks, the network links and the console stay.
+
+mod board;
+mod config;
+mod console;
+mod error;
+mod event;
+mod payload;
+mod vcpu;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use config::{BootSource, DiskConfig, MAX_CPUS, MachineConfig, NicConfig};
+pub use error::{Error, GuestFailure};
+pub use event::Event;
+
+use crate::hypervisor::Hypervisor;
+use board::Board;
+use console::{Console, Notice};
+use vcpu::VcpuFailure;
+
+/// Lines of the console that an error carries.
+const ERROR_LINES: usize = 40;
+/// How long a guest whose kernel panicked has to reset by itself (`panic=` on its command line)
+/// before the machine ends.
+const PANIC_GRACE: Duration = Duration::from_secs(2);
+
+/// How a machine ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered off.
+    PowerOff,
+    /// [`Handle::kill`] ended it.
+    Killed,
+}
+
+/// What the parts of a machine tell its thread.
+#[derive(Debug)]
+enum Signal {
+    PowerOff,
+    Reset,
+    Kill,
+    PowerButton,
+    Input(Vec<u8>),
+    InputDrained,
+    Console(Notice),
+    Failure(VcpuFailure),
+}
+
+/// A handle on a running machine, for any thread. It does not keep the machine alive.
+#[derive(Clone)]
+pub struct Handle {
+    signals: Sender<Signal>,
+    console: Console,
+}
+
+impl Handle {
+    /// Presses the power button: the guest's operating system decides what it does.
+    pub fn power_button(&self) {
+        let _ = self.signals.send(Signal::PowerButton);
+    }
+
+    /// Ends the machine now, as a power cut would. Writes that the guest has not flushed may be
+    /// lost.
+    pub fn kill(&self) {
+        let _ = self.signals.send(Signal::Kill);
+    }
+
+    /// Types `bytes` at the serial console. Input that the guest does not read is kept, up to 64
+    /// KiB.
+    pub fn serial_input(&self, bytes: &[u8]) {
+        let _ = self.signals.send(Signal::Input(bytes.to_vec()));
+    }
+
+    /// The last `lines` lines of the console's output, without escape sequences.
+    pub fn console_tail(&self, lines: usize) -> String {
+        self.console.tail(lines)
+    }
+}
+
+/// A running machine. Dropping it ends it.
+///
+/// ```no_run
+/// use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
+/// use fleetbox_vmm::machine::{BootSource, Machine, MachineConfig};
+///
+/// let machine = Machine::start(
+///     &(std::sync::Arc::new(KvmHypervisor::open()?) as _),
+///     MachineConfig {
+///         boot: BootSource::Kernel {
+///             kernel: "payload.elf".into(),
+///             initrd: None,
+///             cmdline: String::new(),
+///         },
+///         ..Default::default()
+///     },
+/// )?;
+/// let exit = machine.wait()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Machine {
+    handle: Handle,
+    thread: Option<JoinHandle<Result<Exit, Error>>>,
+}
+
+impl Machine {
+    /// Builds the machine and starts its first boot.
+    ///
+    /// # Errors
+    /// The description is invalid, there is nothing to boot or it is not understood, or the host
+    /// refuses what is needed. Nothing runs then.
+    pub fn start(
+        hypervisor: &Arc<dyn Hypervisor>,
+        mut config: MachineConfig,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let (signals, inbox) = channel();
+        let notices = Mutex::new(signals.clone());
+        let console = Console::new(config.serial.take(), move |notice| {
+            let signals = notices.lock().unwrap_or_else(|e| e.into_inner());
+            let _ = signals.send(Signal::Console(notice));
+        });
+        let mut life = Life {
+            hypervisor: hypervisor.clone(),
+            config,
+            console: console.clone(),
+            signals: signals.clone(),
+            inbox,
+            boot: 0,
+        };
+        let board = life.boot()?;
+        let thread = std::thread::Builder::new()
+            .name("machine".into())
+            .spawn(move || life.run(board))
+            .map_err(|source| Error::Resource {
+                what: "the machine's thread".into(),
+                source,
+            })?;
+        Ok(Self {
+            handle: Handle { signals, console },
+            thread: Some(thread),
+        })
+    }
+
+    /// A handle to press the power button or kill the machine with.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Waits until the machine ends.
+    ///
+    /// # Errors
+    /// The guest failed, or a later boot could not be started.
+    pub fn wait(mut self) -> Result<Exit, Error> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<Exit, Error> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(Error::Resource {
+                what: "the machine's thread".into(),
+                source: std::io::Error::other("it panicked: this is a bug in the VMM"),
+            }),
+            None => Ok(Exit::Killed),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.handle.kill();
+            let _ = self.join();
+        }
+    }
+}
+
+/// What stays from one boot to the next.
+struct Life {
+    hypervisor: Arc<dyn Hypervisor>,
+    config: MachineConfig,
+    console: Console,
+    signals: Sender<Signal>,
+    inbox: Receiver<Signal>,
+    boot: u64,
+}
+
+/// How one boot ended.
+enum BoardEnd {
+    Reset,
+    Exit(Exit),
+}
+
+impl Life {
+    fn emit(&self, event: Event) {
+        tracing::debug!(?event, "machine event");
+        if let Some(events) = &self.config.events {
+            events(event);
+        }
+    }
+
+    /// Builds a board and lets it run.
+    fn boot(&mut self) -> Result<Board, Error> {
+        self.console.begin_boot();
+        let payload = payload::read(&self.config, self.hypervisor.capabilities().hardware)?;
+        self.emit(Event::Booting {
+            boot: self.boot,
+            source: payload.source.clone(),
+            cmdline: payload.cmdline.clone(),
+        });
+        let board = Board::start(
+            self.hypervisor.as_ref(),
+            &self.config,
+            payload,
+            &self.console,
+            &self.signals,
+        )?;
+        self.emit(Event::Running { boot: self.boot });
+        Ok(board)
+    }
+
+    fn run(mut self, mut board: Board) -> Result<Exit, Error> {
+        let outcome = loop {
+            match self.supervise(&mut board) {
+                Ok(BoardEnd::Exit(exit)) => {
+                    drop(board);
+                    break Ok(exit);
+                }
+                Ok(BoardEnd::Reset) => {
+                    drop(board);
+                    // What the old board's devices still had to say does not concern the new one.
+                    if self.inbox.try_iter().any(|s| matches!(s, Signal::Kill)) {
+                        break Ok(Exit::Killed);
+                    }
+                    self.emit(Event::Reset);
+                    self.boot += 1;
+                    board = match self.boot() {
+                        Ok(board) => board,
+                        Err(e) => break Err(e),
+                    };
+                }
+                Err(e) => {
+                    drop(board);
+                    break Err(e);
+                }
+            }
+        };
+        let outcome = self.flush_disks().and(outcome);
+        self.emit(Event::Exited {
+            reason: match &outcome {
+                Ok(Exit::PowerOff) => "the guest powered off".into(),
+                Ok(Exit::Killed) => "killed".into(),
+                Err(e) => e.to_string(),
+            },
+        });
+        outcome
+    }
+
+    /// Serves the board until it ends.
+    fn supervise(&self, board: &mut Board) -> Result<BoardEnd, Error> {
+        let mut panicked: Option<(Instant, String)> = None;
+        loop {
+            let signal = match &panicked {
+                None => self
+                    .inbox
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Some((deadline, _)) => self
+                    .inbox
+                    .recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            };
+            match signal {
+                Ok(Signal::PowerOff) => return Ok(BoardEnd::Exit(Exit::PowerOff)),
+                Ok(Signal::Kill) | Err(RecvTimeoutError::Disconnected) => {
+                    return Ok(BoardEnd::Exit(Exit::Killed));
+                }
+                Ok(Signal::Reset) => return Ok(BoardEnd::Reset),
+                Ok(Signal::PowerButton) => {
+                    board.power_button();
+                    self.emit(Event::PowerButton);
+                }
+                Ok(Signal::Input(bytes)) => board.serial_input(&bytes),
+                Ok(Signal::InputDrained) => board.feed(),
+                Ok(Signal::Console(Notice::FirstOutput)) => {
+                    self.emit(Event::FirstOutput { boot: self.boot });
+                }
+                Ok(Signal::Console(Notice::Panic(message))) => {
+                    self.emit(Event::Panic {
+                        message: message.clone(),
+                    });
+                    panicked.get_or_insert((Instant::now() + PANIC_GRACE, message));
+                }
+                Ok(Signal::Failure(failure)) => {
+                    return Err(Error::Guest(Box::new(GuestFailure {
+                        what: failure.what,
+                        vcpu: Some(failure.vcpu),
+                        registers: failure.registers,
+                        console: self.console.tail(ERROR_LINES),
+                    })));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(Error::Guest(Box::new(GuestFailure {
+                        what: panicked.map_or_else(String::new, |(_, message)| message),
+                        vcpu: None,
+                        registers: None,
+                        console: self.console.tail(ERROR_LINES),
+                    })));
+                }
+            }
+        }
+    }
+
+    fn flush_disks(&self) -> Result<(), Error> {
+        for disk in self.config.disks.iter().filter(|d| !d.disk.read_only()) {
+            disk.disk.flush().map_err(|source| Error::Resource {
+                what: format!("flushing disk {}", disk.serial),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+//! What one boot of a machine loads: read anew every time.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use fleetbox_arch::x86_64::bzimage;
+use fleetbox_arch::x86_64::kernel::{self, LoadOptions, LoadedKernel, Source};
+use fleetbox_devices::GuestMemory;
+
+use super::{BootSource, Error, MachineConfig};
+use crate::boot;
+
+/// Kernel, initial RAM disk and command line of one boot.
+pub(super) struct Payload {
+    kernel: Part,
+    initrd: Option<Part>,
+    pub(super) cmdline: String,
+    /// Where they come from, for people.
+    pub(super) source: String,
+}
+
+enum Part {
+    File(PathBuf, File),
+    Bytes(String, Vec<u8>),
+}
+
+impl Part {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|source| Error::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self::File(path.to_owned(), file))
+    }
+
+    fn source(&self) -> Source<'_> {
+        match self {
+            Self::File(_, file) => Source::File(file),
+            Self::Bytes(_, bytes) => Source::Bytes(bytes),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::File(path, _) => path.display().to_string(),
+            Self::Bytes(name, _) => name.clone(),
+        }
+    }
+}
+
+/// Finds out what to boot. `stock_kernels` says whether the host can run a distribution's kernel:
+/// if it cannot, an image or a bzImage is refused here, before anything is loaded.
+pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payload, Error> {
+    let refuse = |what: String| Error::Host {
+        what,
+        reason: crate::preflight::probe().to_string(),
+    };
+    match &config.boot {
+        BootSource::Auto => {
+            if !stock_kernels {
+                return Err(refuse("a disk image's kernel".into()));
+            }
+            let disk = config
+                .disks
+                .first()
+                .ok_or_else(|| Error::Config("there is no disk to boot from".into()))?;
+            let plan = boot::discover(disk.disk.clone(), &boot::Limits::default())?;
+            Ok(Payload {
+                source: format!("{} ({})", plan.source.entry.join(" > "), plan.source.kernel),
+                kernel: Part::Bytes("the image's kernel".into(), plan.kernel),
+                initrd: plan
+                    .initrd
+                    .map(|bytes| Part::Bytes("the image's initrd".into(), bytes)),
+                cmdline: plan.cmdline,
+            })
+        }
+        BootSource::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+        } => {
+            let source = kernel.display().to_string();
+            let kernel = Part::open(kernel)?;
+            if !stock_kernels && bzimage::is_bzimage(&kernel.source()) {
+                return Err(refuse(format!("{source}, a bzImage,")));
+            }
+            Ok(Payload {
+                kernel,
+                initrd: initrd.as_deref().map(Part::open).transpose()?,
+                cmdline: cmdline.clone(),
+                source,
+            })
+        }
+        BootSource::Firmware(path) => Ok(Payload {
+            kernel: Part::open(path)?,
+            initrd: None,
+            cmdline: String::new(),
+            source: path.display().to_string(),
+        }),
+    }
+}
+
+impl Payload {
+    /// Puts everything into guest memory with the tables of its boot protocol.
+    pub(super) fn load(self, memory: &GuestMemory) -> Result<LoadedKernel, Error> {
+        let initrd = self.initrd.as_ref().map(Part::source);
+        kernel::load(
+            memory,
+            &self.kernel.source(),
+            initrd.as_ref(),
+            &self.cmdline,
+            &LoadOptions::default(),
+        )
+        .map_err(|e| Error::Load {
+            what: self.kernel.name(),
+            reason: e.to_string(),
+        })
+    }
+}

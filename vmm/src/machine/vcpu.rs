@@ -1,0 +1,247 @@
+//! The threads that run the vCPUs.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
+use fleetbox_devices::bus::Bus;
+use fleetbox_devices::ioapic::IoApic;
+
+use super::{Error, Signal};
+use crate::hypervisor::{self, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
+
+/// How often a vCPU that was told to stop is told again: a kick between two runs gets lost.
+const KICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What all vCPUs of a machine share.
+pub(super) struct Buses {
+    pub(super) ports: Bus,
+    pub(super) mmio: Bus,
+    pub(super) ioapic: Arc<IoApic>,
+}
+
+impl IoHandler for Buses {
+    fn port_read(&self, port: u16, data: &mut [u8]) {
+        self.ports.read(port.into(), data);
+    }
+
+    fn port_write(&self, port: u16, data: &[u8]) {
+        self.ports.write(port.into(), data);
+    }
+
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
+        self.mmio.read(gpa, data);
+    }
+
+    fn mmio_write(&self, gpa: u64, data: &[u8]) {
+        self.mmio.write(gpa, data);
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.ioapic.end_of_interrupt(vector);
+    }
+}
+
+/// A vCPU that cannot go on, as it tells the machine.
+#[derive(Debug)]
+pub(super) struct VcpuFailure {
+    pub(super) vcpu: u8,
+    pub(super) what: String,
+    pub(super) registers: Option<String>,
+}
+
+struct Running {
+    thread: JoinHandle<()>,
+    kicker: Arc<dyn VcpuKicker>,
+}
+
+/// The running vCPUs of a machine. Dropping it stops them.
+pub(super) struct Vcpus {
+    stop: Arc<AtomicBool>,
+    running: Vec<Running>,
+}
+
+impl Vcpus {
+    /// Creates every vCPU on a thread of its own; none runs before all exist.
+    pub(super) fn start(
+        vm: &Arc<dyn Vm>,
+        count: u8,
+        boot: &BootRegs,
+        buses: &Arc<Buses>,
+        signals: &Sender<Signal>,
+    ) -> Result<Self, Error> {
+        let mut vcpus = Self {
+            stop: Arc::new(AtomicBool::new(false)),
+            running: Vec::with_capacity(count.into()),
+        };
+        let gate = Arc::new(OnceLock::new());
+        for index in 0..count {
+            let (created, creation) = sync_channel(1);
+            let thread = VcpuThread {
+                index,
+                vm: vm.clone(),
+                boot: (index == 0).then(|| boot.clone()),
+                buses: buses.clone(),
+                signals: signals.clone(),
+                stop: vcpus.stop.clone(),
+                gate: gate.clone(),
+            };
+            let created = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || thread.main(&created))
+                .map_err(|e| thread_error(index, e))
+                .and_then(|thread| match creation.recv() {
+                    Ok(Ok(kicker)) => Ok(Running { thread, kicker }),
+                    Ok(Err(e)) => Err(e.into()),
+                    Err(_) => Err(thread_error(index, io::Error::other("it ended at once"))),
+                });
+            match created {
+                Ok(running) => vcpus.running.push(running),
+                Err(e) => {
+                    // Those that wait at the gate come through it and find that they are to stop.
+                    vcpus.stop.store(true, Ordering::Release);
+                    let _ = gate.set(());
+                    return Err(e);
+                }
+            }
+        }
+        let _ = gate.set(());
+        Ok(vcpus)
+    }
+}
+
+fn thread_error(index: u8, source: io::Error) -> Error {
+    Error::Resource {
+        what: format!("the thread of vCPU {index}"),
+        source,
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for vcpu in &self.running {
+            vcpu.kicker.kick();
+        }
+        for vcpu in self.running.drain(..) {
+            while !vcpu.thread.is_finished() {
+                vcpu.kicker.kick();
+                std::thread::park_timeout(KICK_INTERVAL);
+            }
+            let _ = vcpu.thread.join();
+        }
+    }
+}
+
+struct VcpuThread {
+    index: u8,
+    vm: Arc<dyn Vm>,
+    boot: Option<BootRegs>,
+    buses: Arc<Buses>,
+    signals: Sender<Signal>,
+    stop: Arc<AtomicBool>,
+    /// Set once every vCPU exists.
+    gate: Arc<OnceLock<()>>,
+}
+
+impl VcpuThread {
+    fn main(self, created: &SyncSender<hypervisor::Result<Arc<dyn VcpuKicker>>>) {
+        let mut vcpu = match self.create() {
+            Ok(vcpu) => vcpu,
+            Err(e) => {
+                let _ = created.send(Err(e));
+                return;
+            }
+        };
+        let _ = created.send(Ok(vcpu.kicker()));
+        self.gate.wait();
+        // A device's bug must end as this machine's error, not as a machine that hangs.
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(vcpu.as_mut())))
+                .unwrap_or_else(|panic| {
+                    let text = panic
+                        .downcast_ref::<String>()
+                        .map(String::as_str)
+                        .or_else(|| panic.downcast_ref::<&str>().copied())
+                        .unwrap_or("no message");
+                    Some(format!(
+                        "the VMM has a bug: its vCPU thread panicked: {text}"
+                    ))
+                });
+        if let Some(what) = outcome {
+            let registers = vcpu.save().ok().map(|state| format_registers(&state));
+            let _ = self.signals.send(Signal::Failure(VcpuFailure {
+                vcpu: self.index,
+                what,
+                registers,
+            }));
+        }
+    }
+
+    fn create(&self) -> hypervisor::Result<Box<dyn Vcpu>> {
+        let mut vcpu = self.vm.create_vcpu(self.index)?;
+        if let Some(boot) = &self.boot {
+            vcpu.boot(boot)?;
+        }
+        Ok(vcpu)
+    }
+
+    /// Runs until told to stop; returns what went wrong if that is why it ends.
+    fn run(&self, vcpu: &mut dyn Vcpu) -> Option<String> {
+        while !self.stop.load(Ordering::Acquire) {
+            match vcpu.run(self.buses.as_ref()) {
+                Ok(VmExit::Interrupted) => {}
+                // The LAPIC is in the hypervisor, so that a halted vCPU waits there; one that
+                // comes out will never be woken.
+                Ok(VmExit::Halted) => return Some("the vCPU halted for good".into()),
+                Ok(VmExit::TripleFault) => return Some("triple fault".into()),
+                Ok(VmExit::Fault(what)) => return Some(what),
+                Err(e) => return Some(e.to_string()),
+            }
+        }
+        None
+    }
+}
+
+/// The registers as a person debugging a guest wants to see them.
+pub(super) fn format_registers(state: &VcpuState) -> String {
+    let (r, s) = (&state.regs, &state.sregs);
+    format!(
+        "RIP={:016x} RFLAGS={:08x} RSP={:016x} RBP={:016x}\n\
+         RAX={:016x} RBX={:016x} RCX={:016x} RDX={:016x}\n\
+         RSI={:016x} RDI={:016x} R8 ={:016x} R9 ={:016x}\n\
+         R10={:016x} R11={:016x} R12={:016x} R13={:016x}\n\
+         R14={:016x} R15={:016x} CS={:04x} SS={:04x} DS={:04x}\n\
+         CR0={:08x} CR2={:016x} CR3={:016x} CR4={:08x} EFER={:08x}",
+        r.rip,
+        r.rflags,
+        r.rsp,
+        r.rbp,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
+        s.cs.selector,
+        s.ss.selector,
+        s.ds.selector,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer
+    )
+}
