@@ -11,8 +11,10 @@ pub mod emulate;
 pub mod error;
 pub mod image;
 pub mod kernel;
+pub mod kvm;
 pub mod run;
 pub mod serve;
+pub mod test;
 
 /// The root of this workspace.
 pub fn workspace() -> PathBuf {

@@ -11,6 +11,7 @@ use xtask::emulate::{Emulation, GuestFile};
 use xtask::error::{Error, Result};
 use xtask::image::{Format, Image};
 use xtask::serve::Server;
+use xtask::test::Step;
 
 /// Everything this repository does besides compiling.
 #[derive(Debug, Parser)]
@@ -32,6 +33,14 @@ enum Task {
         /// `raw` or `qcow2`.
         #[arg(long, default_value = "raw", value_parser = ["raw", "qcow2"])]
         format: String,
+    },
+    /// Run the tests: all of them, or the steps that are named.
+    Test {
+        /// Steps to run.
+        steps: Vec<Step>,
+        /// Only the end-to-end cases whose names contain this.
+        #[arg(long = "case", value_name = "PART")]
+        cases: Vec<String>,
     },
     /// Serve a directory over HTTP on loopback, with ranges, until killed.
     Serve {
@@ -95,6 +104,10 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Image { name, format } => image(&name, &format),
+        Task::Test { steps, cases } => {
+            xtask::test::run(&steps, &cases)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Task::Serve { dir, port } => {
             let server = Server::start(&dir, port)?;
             println!("{}", server.url(""));

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -111,6 +112,7 @@ impl Cmd {
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
+        die_with_us(&mut command);
         command
     }
 
@@ -209,6 +211,22 @@ impl Cmd {
     fn unstartable(&self) -> String {
         format!("cannot start `{}`", self.display())
     }
+}
+
+/// Has a child killed when the thread that starts it ends, so that an interrupted run leaves nothing behind. That
+/// thread must therefore wait for it.
+pub(crate) fn die_with_us(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    let before_exec = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        if nix::unistd::getppid() != parent {
+            return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls that are async-signal-safe (prctl, getppid),
+    // takes no lock and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
 }
 
 fn drain(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {

@@ -14,15 +14,13 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
 
 use super::Emulation;
 use super::disks::Disks;
 use super::host::Host;
 use crate::bail;
 use crate::error::{Context, Error, Result};
-use crate::run::{describe, tail};
+use crate::run::{describe, die_with_us, tail};
 
 /// How a command in the emulated host ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,18 +226,14 @@ fn memory_file(content: &[u8]) -> Result<OwnedFd> {
 
 /// Starts QEMU with the descriptors `inherited` open, to be killed when this thread ends.
 fn spawn(mut command: Command, inherited: &[i32; 6]) -> Result<Child> {
-    let parent = nix::unistd::getpid();
     let inherited = *inherited;
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
         .process_group(0);
+    die_with_us(&mut command);
     let before_exec = move || {
-        set_pdeathsig(Signal::SIGKILL)?;
-        if nix::unistd::getppid() != parent {
-            return Err(std::io::Error::other("the parent is gone"));
-        }
         for fd in inherited {
             // SAFETY: the parent keeps these descriptors open until `spawn` has returned, so they are open here.
             let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
@@ -247,8 +241,8 @@ fn spawn(mut command: Command, inherited: &[i32; 6]) -> Result<Child> {
         }
         Ok(())
     };
-    // SAFETY: the closure makes only system calls that are async-signal-safe (prctl, getppid, fcntl) and touches no
-    // lock; the one allocation is that of an error, after which the child only reports and exits.
+    // SAFETY: between fork and exec the closure makes only system calls that are async-signal-safe (fcntl), takes no
+    // lock and allocates nothing.
     unsafe { command.pre_exec(before_exec) };
     command
         .spawn()

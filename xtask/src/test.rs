@@ -1,0 +1,386 @@
+//! The whole test run, in steps: formatting, clippy, documentation, unit tests, bare-metal guests on the best local
+//! KVM, and the end-to-end suite on a KVM that runs stock kernels, which is an emulated one where this machine's own
+//! cannot.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use crate::bail;
+use crate::deps::{self, Need};
+use crate::emulate::{Emulation, GuestFile};
+use crate::error::{Context, Error, Result};
+use crate::image::{Format, Image};
+use crate::kvm::Kvm;
+use crate::run::Cmd;
+use crate::workspace;
+
+/// A part of the test run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    /// `cargo fmt --check`.
+    Fmt,
+    /// clippy, warnings denied.
+    Clippy,
+    /// Documentation, warnings denied.
+    Doc,
+    /// Unit and integration tests that need no guest, and documentation's examples.
+    Unit,
+    /// Bare-metal payloads on a KVM.
+    Guests,
+    /// The end-to-end suite.
+    E2e,
+}
+
+/// The crate of the bare-metal payloads. It is built for another target, and its tests need the payloads.
+const GUESTS: &str = "fleetbox-guests";
+
+/// The target of the payloads.
+const BARE_METAL: &str = "x86_64-unknown-none";
+
+/// The crate and binary of the end-to-end suite.
+const E2E: &str = "fleetbox-e2e";
+
+/// Seconds that the end-to-end suite may take.
+const E2E_LIMIT: u64 = 2700;
+
+/// Memory in MiB of the emulated host of the end-to-end suite.
+const E2E_MEMORY: u32 = 6144;
+
+/// Runs `steps`, or all when there are none; `cases` restricts the end-to-end suite to cases whose names contain one
+/// of them. Prints what each step took and what ran where.
+///
+/// # Errors
+/// Steps failed, or one could not be run. Later steps run all the same.
+pub fn run(steps: &[Step], cases: &[String]) -> Result<()> {
+    let all = Step::value_variants();
+    let steps = if steps.is_empty() { all } else { steps };
+    let mut report = Vec::new();
+    let mut failed = Vec::new();
+    for step in steps {
+        let name = step
+            .to_possible_value()
+            .map(|v| v.get_name().to_owned())
+            .unwrap_or_default();
+        eprintln!("== {name}");
+        let start = Instant::now();
+        let result = match step {
+            Step::Fmt => cargo(&["fmt", "--all", "--check"])
+                .limit(120)
+                .passthrough()
+                .map(|()| None),
+            Step::Clippy => clippy().map(|()| None),
+            Step::Doc => doc().map(|()| None),
+            Step::Unit => unit().map(|()| None),
+            Step::Guests => guests().map(Some),
+            Step::E2e => e2e(cases).map(Some),
+        };
+        let took = start.elapsed().as_secs_f64();
+        match result {
+            Ok(None) => report.push(format!("{name:8} ok      {took:7.1} s")),
+            Ok(Some(place)) => report.push(format!("{name:8} ok      {took:7.1} s  {place}")),
+            Err(error) => {
+                eprintln!("error: {name}: {error}");
+                report.push(format!("{name:8} FAILED  {took:7.1} s"));
+                failed.push(name);
+            }
+        }
+    }
+    eprintln!("== summary\n{}", report.join("\n"));
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::new(format!("failed: {}", failed.join(", "))))
+    }
+}
+
+fn cargo(args: &[&str]) -> Cmd {
+    // `cargo xtask` runs under cargo, whose settings for this crate are none of the other crates' business.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Cmd::new(cargo)
+        .args(args)
+        .dir(workspace())
+        .env_remove("CARGO_MANIFEST_DIR")
+        .env("CARGO_TERM_PROGRESS_WHEN", "never")
+}
+
+fn clippy() -> Result<()> {
+    deps::ensure(&[Need::Guests])?;
+    let denied = ["--", "-D", "warnings"];
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked"])
+        .args(denied)
+        .limit(1800)
+        .passthrough()?;
+    // The payloads are empty on the host's target.
+    cargo(&[
+        "clippy", "-p", GUESTS, "--lib", "--bins", "--locked", "--target", BARE_METAL,
+    ])
+    .args(denied)
+    .limit(600)
+    .passthrough()
+}
+
+fn doc() -> Result<()> {
+    cargo(&[
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--locked",
+        "--document-private-items",
+        "--exclude",
+        GUESTS,
+    ])
+    .env(
+        "RUSTDOCFLAGS",
+        "-D warnings -A rustdoc::private_intra_doc_links",
+    )
+    .limit(1200)
+    .passthrough()
+}
+
+fn unit() -> Result<()> {
+    let chosen = [
+        "--workspace",
+        "--exclude",
+        GUESTS,
+        "--exclude",
+        E2E,
+        "--locked",
+    ];
+    if deps::find("cargo-nextest").is_some() {
+        cargo(&["nextest", "run", "--no-fail-fast"])
+            .args(chosen)
+            .limit(2400)
+            .passthrough()?;
+    } else {
+        cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"])
+            .args(chosen)
+            .limit(2400)
+            .passthrough()?;
+    }
+    // Neither of the above runs the examples of the documentation.
+    cargo(&["test", "--doc"])
+        .args(chosen)
+        .limit(1200)
+        .passthrough()
+}
+
+/// Builds the payloads and returns the directory they are in.
+///
+/// # Errors
+/// The target is missing or they do not compile.
+pub fn payloads() -> Result<PathBuf> {
+    deps::ensure(&[Need::Guests])?;
+    cargo(&[
+        "build",
+        "-p",
+        GUESTS,
+        "--bins",
+        "--release",
+        "--locked",
+        "--target",
+        BARE_METAL,
+    ])
+    .limit(600)
+    .passthrough()?;
+    Ok(workspace().join("target").join(BARE_METAL).join("release"))
+}
+
+/// Runs the payloads by the tests of their crate, which find them through `FLEETBOX_GUESTS`. Returns where they ran.
+fn guests() -> Result<String> {
+    let directory = payloads()?;
+    let kvm = Kvm::here();
+    let tests = executables(&["test", "--no-run", "-p", GUESTS, "--tests"], "test")?;
+    if tests.is_empty() {
+        bail!("the crate {GUESTS} has no tests");
+    }
+    if kvm.runs_payloads() {
+        for (_, test) in &tests {
+            Cmd::new(test)
+                .dir(workspace().join("tests/guests"))
+                .env("FLEETBOX_GUESTS", &directory)
+                .limit(900)
+                .passthrough()?;
+        }
+        return Ok(format!("on {kvm}"));
+    }
+    eprintln!("  {kvm}: the payloads run in an emulated host");
+    for (_, test) in &tests {
+        let mut emulation = Emulation::new(&[test.clone().into()])?;
+        for entry in fs::read_dir(&directory)
+            .context(|| "cannot list the payloads")?
+            .flatten()
+        {
+            if entry.path().is_file() {
+                emulation.files.push(GuestFile::same(&entry.path())?);
+            }
+        }
+        emulation
+            .env
+            .push(("FLEETBOX_GUESTS".into(), directory.display().to_string()));
+        finish(&emulation)?;
+    }
+    Ok(format!("in an emulated host ({kvm})"))
+}
+
+fn finish(emulation: &Emulation) -> Result<()> {
+    match emulation.run()?.status {
+        0 => Ok(()),
+        status => bail!("ended with status {status} in the emulated host"),
+    }
+}
+
+/// Builds and returns the executables of targets of one kind, with the targets' names.
+fn executables(build: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
+    let out = cargo(build)
+        .args(["--locked", "--message-format=json-render-diagnostics"])
+        .limit(1800)
+        .output()?;
+    parse_executables(&out, kind)
+}
+
+fn parse_executables(messages: &[u8], kind: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for line in messages
+        .split(|b| *b == b'\n')
+        .filter(|l| l.starts_with(b"{"))
+    {
+        let message: serde_json::Value =
+            serde_json::from_slice(line).context(|| "cannot read what cargo says")?;
+        let target = &message["target"];
+        let is_kind = target["kind"]
+            .as_array()
+            .is_some_and(|k| k.iter().any(|k| k == kind));
+        if let (true, Some(name), Some(path)) = (
+            is_kind,
+            target["name"].as_str(),
+            message["executable"].as_str(),
+        ) {
+            found.push((name.to_owned(), PathBuf::from(path)));
+        }
+    }
+    Ok(found)
+}
+
+/// Runs the end-to-end suite: the binary `fleetbox-e2e`, which lists its cases with `--list`, one first in each
+/// line, and runs
+/// those it is given. It finds the images in the directory `FLEETBOX_E2E_IMAGES` (as `tiny.raw`, `tiny.qcow2` and
+/// `debian-12.raw`) and the programs of this workspace in `PATH`. Returns where it ran.
+fn e2e(wanted: &[String]) -> Result<String> {
+    deps::ensure(&[Need::Images])?;
+    let binaries = executables(
+        &[
+            "build",
+            "--bins",
+            "-p",
+            E2E,
+            "-p",
+            "fleetbox",
+            "-p",
+            "fleetbox-vmm",
+        ],
+        "bin",
+    )?;
+    let suite = binaries.iter().find(|(name, _)| name == E2E);
+    let Some((_, suite)) = suite else {
+        bail!("the crate {E2E} has no binary {E2E}")
+    };
+    let list = Cmd::new(suite).arg("--list").text()?;
+    let chosen =
+        |case: &&str| wanted.is_empty() || wanted.iter().any(|w| case.contains(w.as_str()));
+    let cases: Vec<&str> = list
+        .lines()
+        .filter_map(|l| l.split_whitespace().next())
+        .filter(chosen)
+        .collect();
+    if cases.is_empty() {
+        bail!(
+            "the list of end-to-end cases is empty{}",
+            if wanted.is_empty() {
+                ""
+            } else {
+                " after the filter"
+            }
+        );
+    }
+    for (image, format) in [
+        (Image::Tiny, Format::Raw),
+        (Image::Tiny, Format::Qcow2),
+        (Image::Debian12, Format::Raw),
+    ] {
+        image.build(format)?;
+    }
+    let kvm = Kvm::here();
+    let emulated = !kvm.runs_stock_kernels();
+    let place = if emulated {
+        format!("an emulated KVM host, as this machine has {kvm}")
+    } else {
+        kvm.to_string()
+    };
+    eprintln!("  {} end-to-end cases on {place}:", cases.len());
+    for case in &cases {
+        eprintln!("    {case}");
+    }
+    let place = format!("{} cases on {place}", cases.len());
+    if emulated {
+        let command: Vec<OsString> = std::iter::once(suite.clone().into())
+            .chain(cases.iter().map(OsString::from))
+            .collect();
+        let mut emulation = Emulation::new(&command)?;
+        emulation.memory = E2E_MEMORY;
+        emulation.timeout = Duration::from_secs(E2E_LIMIT);
+        emulation
+            .env
+            .push(("FLEETBOX_E2E_IMAGES".into(), "/images".into()));
+        finish(&emulation)?;
+    } else {
+        let images = image_directory()?;
+        let bins = suite.parent().unwrap_or(Path::new("."));
+        let path = std::env::join_paths(std::iter::once(bins.to_owned()).chain(
+            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()),
+        ))
+        .context(|| "cannot extend PATH")?;
+        Cmd::new(suite)
+            .args(&cases)
+            .env("PATH", path)
+            .env("FLEETBOX_E2E_IMAGES", &images)
+            .limit(E2E_LIMIT)
+            .passthrough()?;
+    }
+    Ok(place)
+}
+
+/// A directory with links to the images, as an emulated host has them in `/images`.
+fn image_directory() -> Result<PathBuf> {
+    let directory = workspace().join("target/images");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).context(|| format!("cannot create {}", directory.display()))?;
+    for (name, path) in crate::image::built()? {
+        symlink(&path, directory.join(&name)).context(|| format!("cannot link {name}"))?;
+    }
+    Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_told_by_their_kind() {
+        let messages = br#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"a"},"executable":"/t/a"}
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"b"},"executable":null}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"c"},"executable":"/t/c"}
+{"reason":"build-finished","success":true}
+"#;
+        assert_eq!(
+            parse_executables(messages, "bin").unwrap(),
+            [("a".to_owned(), PathBuf::from("/t/a"))]
+        );
+        assert_eq!(parse_executables(messages, "test").unwrap()[0].0, "c");
+        assert!(parse_executables(b"{broken", "bin").is_err());
+    }
+}
