@@ -7,4 +7,5 @@
 pub mod boot;
 pub mod hypervisor;
 pub mod machine;
+pub mod net;
 pub mod preflight;

@@ -1,0 +1,558 @@
+//! The switch: which frame goes to which member, to the gateway, or nowhere.
+//!
+//! Everything here runs on the network's own thread, so its state needs no locks.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::config::NetworkConfig;
+use super::dhcp;
+use super::dns::Dns;
+use super::error::NetworkError;
+use super::frame::{
+    self, ACK, Arp, BROADCAST, ETHERNET, IPV4, Ipv4, Ipv4Header, MAX_FRAME, MTU, Mac, PROTO_ICMP,
+    PROTO_TCP, PROTO_UDP, SYN, TCP, TYPE_ARP, TYPE_IPV4, Tcp, UDP, Udp, Unreachable, be16, put,
+};
+use super::port::{Port, RECEIVE_BUFFER, count, is_gone};
+use super::tcp::TcpTable;
+use super::udp::UdpTable;
+
+/// The gateway's hardware address: locally administered, and never given to a guest.
+pub(super) const GATEWAY_MAC: Mac = [0x02, 0xf1, 0xee, 0x7b, 0x0c, 0x01];
+
+/// Frames read from one member before others have their turn.
+const TURN: usize = 64;
+/// Learned hardware addresses; more are flooded to, as on a switch whose table is full.
+const MAX_LEARNED: usize = 1024;
+/// How long a learned hardware address is good for.
+const LEARNED_AGE: Duration = Duration::from_secs(300);
+
+/// The state of the network's thread.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) config: Arc<NetworkConfig>,
+    pub(super) ports: RefCell<Vec<Rc<Port>>>,
+    /// The addresses members were given, kept for when they come back.
+    addresses: RefCell<HashMap<String, Ipv4Addr>>,
+    learned: RefCell<HashMap<Mac, (u32, Instant)>>,
+    next_port: Cell<u32>,
+    pub(super) tcp: TcpTable,
+    pub(super) udp: UdpTable,
+    pub(super) dns: Dns,
+    /// Where smoltcp's clock starts.
+    pub(super) epoch: Instant,
+    /// Identification of fragmented packets.
+    packet_id: Cell<u16>,
+}
+
+/// A new member, checked as far as it can be without the others.
+#[derive(Debug, Clone)]
+pub(super) struct Joining {
+    pub(super) name: String,
+    pub(super) mac: Mac,
+    pub(super) ip: Option<Ipv4Addr>,
+}
+
+impl Core {
+    pub(super) fn new(config: Arc<NetworkConfig>) -> Self {
+        Self {
+            dns: Dns::new(&config),
+            config,
+            ports: RefCell::default(),
+            addresses: RefCell::default(),
+            learned: RefCell::default(),
+            next_port: Cell::new(1),
+            tcp: TcpTable::default(),
+            udp: UdpTable::default(),
+            epoch: Instant::now(),
+            packet_id: Cell::new(rand::random()),
+        }
+    }
+
+    /// Adds a member and starts to serve its link.
+    pub(super) fn attach(
+        self: &Rc<Self>,
+        joining: Joining,
+        socket: std::os::fd::OwnedFd,
+    ) -> Result<Ipv4Addr, NetworkError> {
+        // A member whose machine has ended makes room for its successor.
+        let ended: Vec<_> = self
+            .ports
+            .borrow()
+            .iter()
+            .filter(|port| port.name == joining.name && !port.up.get())
+            .cloned()
+            .collect();
+        for port in ended {
+            self.remove(&port);
+        }
+        let limit = self.config.limits.ports;
+        if self.ports.borrow().len() >= limit {
+            return Err(NetworkError::Full(limit));
+        }
+        let taken = |what, value: String| Err(NetworkError::Taken { what, value });
+        for port in self.ports.borrow().iter() {
+            if port.name == joining.name {
+                return taken("name", joining.name);
+            }
+            if port.mac == joining.mac {
+                return taken("MAC address", frame::show(joining.mac));
+            }
+            if Some(port.ip) == joining.ip {
+                return taken("IP address", port.ip.to_string());
+            }
+        }
+        let ip = self.address_for(&joining)?;
+        let id = self.next_port.get();
+        self.next_port.set(id.wrapping_add(1));
+        let port =
+            Port::new(id, joining.name.clone(), joining.mac, ip, socket).map_err(|source| {
+                NetworkError::Host {
+                    what: "register the member's socket",
+                    source,
+                }
+            })?;
+        let port = Rc::new(port);
+        self.addresses.borrow_mut().insert(joining.name, ip);
+        self.learned.borrow_mut().remove(&port.mac);
+        self.ports.borrow_mut().push(port.clone());
+        tokio::task::spawn_local(serve(self.clone(), port));
+        Ok(ip)
+    }
+
+    fn address_for(&self, joining: &Joining) -> Result<Ipv4Addr, NetworkError> {
+        let ports = self.ports.borrow();
+        let mut addresses = self.addresses.borrow_mut();
+        if let Some(ip) = joining.ip {
+            addresses.retain(|name, other| *other != ip || *name == joining.name);
+            return Ok(ip);
+        }
+        let in_use = |ip: &Ipv4Addr| ports.iter().any(|port| port.ip == *ip);
+        if let Some(ip) = addresses.get(&joining.name).filter(|ip| !in_use(ip)) {
+            return Ok(*ip);
+        }
+        let remembered = |ip: &Ipv4Addr| addresses.values().any(|other| other == ip);
+        // First one that nobody has had, then one whose member is gone.
+        let mut guests = self.config.subnet.guests();
+        let fresh = guests.find(|ip| !in_use(ip) && !remembered(ip));
+        fresh
+            .or_else(|| self.config.subnet.guests().find(|ip| !in_use(ip)))
+            .ok_or(NetworkError::Full(ports.len()))
+    }
+
+    /// Removes a member: its link closes and its connections are reset.
+    pub(super) fn detach(&self, name: &str) -> Result<(), NetworkError> {
+        let port = self.member(name);
+        let port = port.ok_or_else(|| NetworkError::NoMember(name.to_owned()))?;
+        self.remove(&port);
+        Ok(())
+    }
+
+    fn remove(&self, port: &Rc<Port>) {
+        self.down(port);
+        self.ports.borrow_mut().retain(|other| other.id != port.id);
+    }
+
+    /// Ends all that belongs to a member's link.
+    fn down(&self, port: &Port) {
+        port.shut();
+        self.tcp.end_port(port.id);
+        self.udp.end_port(port.id);
+        self.learned
+            .borrow_mut()
+            .retain(|_, (id, _)| *id != port.id);
+    }
+
+    pub(super) fn member(&self, name: &str) -> Option<Rc<Port>> {
+        let ports = self.ports.borrow();
+        ports.iter().find(|port| port.name == name).cloned()
+    }
+
+    pub(super) fn member_at(&self, ip: Ipv4Addr) -> Option<Rc<Port>> {
+        let ports = self.ports.borrow();
+        ports.iter().find(|port| port.ip == ip).cloned()
+    }
+
+    /// Switches one frame of a member.
+    pub(super) fn input(self: &Rc<Self>, port: &Rc<Port>, frame: &[u8]) {
+        count(&port.counters.frames_in, 1);
+        count(&port.counters.bytes_in, frame.len());
+        if self.switch(port, frame).is_none() {
+            count(&port.counters.refused, 1);
+        }
+    }
+
+    /// `None` refuses the frame: malformed or forged.
+    fn switch(self: &Rc<Self>, port: &Rc<Port>, frame: &[u8]) -> Option<()> {
+        let to = frame::mac_at(frame, 0)?;
+        let from = frame::mac_at(frame, 6)?;
+        let ethertype = be16(frame, 12)?;
+        if frame.len() > MAX_FRAME || from[0] & 1 != 0 || from == GATEWAY_MAC || from == [0; 6] {
+            return None;
+        }
+        self.learn(port, from)?;
+        let body = frame.get(ETHERNET..)?;
+        let group = to[0] & 1 != 0;
+        let mut others = true;
+        match ethertype {
+            TYPE_ARP => {
+                let arp = Arp::parse(body)?;
+                self.check_source(port, arp.sender_ip)?;
+                others = arp.target_ip != self.config.subnet.gateway();
+                if !others && arp.operation == Arp::REQUEST {
+                    self.answer_arp(port, &arp);
+                }
+            }
+            TYPE_IPV4 => {
+                let packet = Ipv4::parse(body)?;
+                self.check_source(port, packet.source)?;
+                if packet.protocol == PROTO_UDP && !packet.fragment {
+                    // Address assignment is the gateway's alone: clients' questions are for no
+                    // other member, and no member answers them.
+                    if be16(packet.payload, 0) == Some(dhcp::SERVER_PORT) {
+                        return None;
+                    }
+                    others = be16(packet.payload, 2) != Some(dhcp::SERVER_PORT);
+                }
+                if to == GATEWAY_MAC || group {
+                    self.gateway(port, from, &packet);
+                }
+            }
+            _ => {}
+        }
+        if to == GATEWAY_MAC || !others {
+            return Some(());
+        }
+        match self.port_of(to).filter(|_| !group) {
+            Some(target) if target.id == port.id => {}
+            Some(target) => {
+                target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+            }
+            None if port.may_flood() => {
+                for target in self.ports.borrow().iter() {
+                    if target.id != port.id {
+                        target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+                    }
+                }
+            }
+            None => count(&port.counters.dropped, 1),
+        }
+        Some(())
+    }
+
+    /// Notes that `mac` is behind `port`; `None` if it is another member's own.
+    fn learn(&self, port: &Port, mac: Mac) -> Option<()> {
+        if mac == port.mac {
+            return Some(());
+        }
+        if self.ports.borrow().iter().any(|other| other.mac == mac) {
+            return None;
+        }
+        let now = Instant::now();
+        let mut learned = self.learned.borrow_mut();
+        if learned.len() >= MAX_LEARNED {
+            learned.retain(|_, (_, since)| now.duration_since(*since) < LEARNED_AGE);
+        }
+        let full = learned.len() >= MAX_LEARNED;
+        match learned.entry(mac) {
+            Entry::Occupied(mut entry) => *entry.get_mut() = (port.id, now),
+            Entry::Vacant(entry) if !full => {
+                entry.insert((port.id, now));
+            }
+            Entry::Vacant(_) => {}
+        }
+        Some(())
+    }
+
+    fn port_of(&self, mac: Mac) -> Option<Rc<Port>> {
+        let ports = self.ports.borrow();
+        if let Some(port) = ports.iter().find(|port| port.mac == mac) {
+            return Some(port.clone());
+        }
+        let id = self.learned.borrow().get(&mac)?.0;
+        ports.iter().find(|port| port.id == id).cloned()
+    }
+
+    /// Refuses the gateway's address and other members' as a source.
+    fn check_source(&self, port: &Port, source: Ipv4Addr) -> Option<()> {
+        if source == port.ip {
+            port.seen.set(Some(Instant::now()));
+            return Some(());
+        }
+        let forged = source == self.config.subnet.gateway()
+            || self.ports.borrow().iter().any(|other| other.ip == source);
+        (!forged).then_some(())
+    }
+
+    fn answer_arp(&self, port: &Port, request: &Arp) {
+        let reply = Arp {
+            operation: Arp::REPLY,
+            sender_mac: GATEWAY_MAC,
+            sender_ip: request.target_ip,
+            target_mac: request.sender_mac,
+            target_ip: request.sender_ip,
+        };
+        self.send_arp(port, request.sender_mac, &reply);
+    }
+
+    fn send_arp(&self, port: &Port, to: Mac, arp: &Arp) {
+        port.push(ETHERNET + Arp::LEN, |frame| {
+            frame::ethernet(frame, to, GATEWAY_MAC, TYPE_ARP);
+            if let Some(body) = frame.get_mut(ETHERNET..) {
+                arp.write(body);
+            }
+        });
+        port.flush();
+    }
+
+    /// Asks the guest whether it uses its address, unless it was asked a moment ago.
+    pub(super) fn probe(&self, port: &Port) {
+        let now = Instant::now();
+        let recently = |at: Instant| now.duration_since(at) < Duration::from_millis(150);
+        if port.asked.get().is_some_and(recently) {
+            return;
+        }
+        port.asked.set(Some(now));
+        let request = Arp {
+            operation: Arp::REQUEST,
+            sender_mac: GATEWAY_MAC,
+            sender_ip: self.config.subnet.gateway(),
+            target_mac: [0; 6],
+            target_ip: port.ip,
+        };
+        self.send_arp(port, BROADCAST, &request);
+    }
+
+    /// What the gateway does with a packet that is for it, or for the world beyond it.
+    fn gateway(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
+        let subnet = self.config.subnet;
+        let gateway = subnet.gateway();
+        let to_all = packet.to == Ipv4Addr::BROADCAST || packet.to == subnet.broadcast();
+        if packet.fragment {
+            // Fragments are rare from a guest whose path MTU is the link's, and reassembly is a
+            // classic way to make a gateway hold memory: they are dropped.
+            tracing::debug!(member = %port.name, "a fragmented packet to the gateway is dropped");
+            return;
+        }
+        if to_all || packet.to == gateway {
+            if packet.protocol == PROTO_UDP
+                && let Some(udp) = Udp::parse(packet.payload)
+                && udp.to == dhcp::SERVER_PORT
+            {
+                self.answer_dhcp(port, udp.payload);
+                return;
+            }
+            if to_all {
+                return;
+            }
+        } else if subnet.contains(packet.to) || !subnet.contains(packet.source) {
+            // Members are reached directly, and only they use the gateway.
+            return;
+        }
+        if packet.ttl <= 1 && packet.to != gateway {
+            return;
+        }
+        match packet.protocol {
+            PROTO_TCP => self.tcp_input(port, from, packet),
+            PROTO_UDP => self.udp_input(port, from, packet),
+            PROTO_ICMP if packet.to == gateway => self.answer_echo(port, from, packet),
+            PROTO_ICMP => self.echo_input(port, from, packet),
+            _ => {}
+        }
+    }
+
+    fn answer_dhcp(&self, port: &Port, message: &[u8]) {
+        let member = dhcp::Member {
+            name: &port.name,
+            mac: port.mac,
+            ip: port.ip,
+        };
+        let Some(reply) = dhcp::answer(&self.config, member, message) else {
+            return;
+        };
+        let udp = Udp {
+            source: dhcp::SERVER_PORT,
+            to: dhcp::CLIENT_PORT,
+            payload: &reply.message,
+        };
+        let mac = if reply.to == Ipv4Addr::BROADCAST {
+            BROADCAST
+        } else {
+            port.mac
+        };
+        self.send_udp(port, mac, self.config.subnet.gateway(), reply.to, &udp);
+    }
+
+    fn answer_echo(&self, port: &Port, from: Mac, packet: &Ipv4<'_>) {
+        if packet.payload.first() != Some(&8) || packet.payload.len() < 8 {
+            return;
+        }
+        let mut reply = packet.payload.to_vec();
+        put(&mut reply, 0, &[0, 0, 0, 0]);
+        let checksum = frame::finish(frame::sum(&reply, 0));
+        put(&mut reply, 2, &checksum);
+        self.send_ip(port, from, packet.to, packet.source, PROTO_ICMP, &reply);
+        port.flush();
+    }
+
+    /// Answers a segment with a reset.
+    pub(super) fn refuse(&self, port: &Port, from: Mac, packet: &Ipv4<'_>, segment: &Tcp) {
+        let Some(reset) = segment.reset() else {
+            return;
+        };
+        let mut bytes = [0; TCP];
+        reset.write(&mut bytes, packet.to, packet.source);
+        self.send_ip(port, from, packet.to, packet.source, PROTO_TCP, &bytes);
+        port.flush();
+    }
+
+    /// Tells the guest that a packet of its went nowhere.
+    pub(super) fn send_unreachable(
+        &self,
+        port: &Port,
+        to: Mac,
+        code: Unreachable,
+        original: &[u8],
+    ) {
+        let Some(guest) = frame::ipv4_at(original, 12) else {
+            return;
+        };
+        let message = frame::unreachable(code, original);
+        let gateway = self.config.subnet.gateway();
+        self.send_ip(port, to, gateway, guest, PROTO_ICMP, &message);
+        port.flush();
+    }
+
+    /// Sends a datagram to the guest.
+    pub(super) fn send_udp(
+        &self,
+        port: &Port,
+        mac: Mac,
+        source: Ipv4Addr,
+        to: Ipv4Addr,
+        udp: &Udp<'_>,
+    ) {
+        let len = UDP + udp.payload.len();
+        if len + IPV4 > usize::from(u16::MAX) {
+            return;
+        }
+        let mut datagram = vec![0; len];
+        udp.write(&mut datagram, source, to);
+        self.send_ip(port, mac, source, to, PROTO_UDP, &datagram);
+        port.flush();
+    }
+
+    /// Queues a packet for the guest, in fragments if it is larger than the link takes.
+    pub(super) fn send_ip(
+        &self,
+        port: &Port,
+        mac: Mac,
+        source: Ipv4Addr,
+        to: Ipv4Addr,
+        protocol: u8,
+        payload: &[u8],
+    ) {
+        /// Payload of a fragment: a multiple of 8 (RFC 791).
+        const PART: usize = (MTU - IPV4) / 8 * 8;
+        let whole = payload.len() <= MTU - IPV4;
+        let mut header = Ipv4Header::new(source, to, protocol);
+        if !whole {
+            header.id = self.packet_id.get();
+            self.packet_id.set(header.id.wrapping_add(1));
+        }
+        let step = if whole { MTU } else { PART };
+        for (index, part) in payload.chunks(step).enumerate() {
+            if !whole {
+                let offset = index * PART;
+                let more = offset + part.len() < payload.len();
+                header.fragment =
+                    (offset / 8) as u16 | if more { frame::MORE_FRAGMENTS } else { 0 };
+            }
+            let total = IPV4 + part.len();
+            let sent = port.push(ETHERNET + total, |frame| {
+                frame::ethernet(frame, mac, GATEWAY_MAC, TYPE_IPV4);
+                if let Some(packet) = frame.get_mut(ETHERNET..) {
+                    header.write(packet, total);
+                    put(packet, IPV4, part);
+                }
+            });
+            if !sent {
+                break;
+            }
+        }
+    }
+
+    /// A segment that belongs to no flow and opens none.
+    pub(super) fn is_opening(segment: &Tcp) -> bool {
+        segment.has(SYN) && !segment.has(ACK) && !segment.has(frame::RST)
+    }
+
+    /// The time as smoltcp counts it.
+    pub(super) fn now(&self) -> smoltcp::time::Instant {
+        let micros = self.epoch.elapsed().as_micros();
+        smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    /// The moment that smoltcp's clock calls `at`.
+    pub(super) fn instant(&self, at: smoltcp::time::Instant) -> Instant {
+        let micros = u64::try_from(at.total_micros()).unwrap_or(0);
+        self.epoch + Duration::from_micros(micros)
+    }
+
+    /// Sends what the last frames made members wait for.
+    fn flush(&self) {
+        for port in self.ports.borrow().iter() {
+            port.flush();
+        }
+    }
+}
+
+/// Reads a member's frames and sends what waits for it, until its link ends.
+async fn serve(core: Rc<Core>, port: Rc<Port>) {
+    let mut buffer = vec![0; RECEIVE_BUFFER];
+    let ended = std::future::poll_fn(|cx| {
+        use std::task::Poll;
+        if !port.up.get() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(result) = port.poll_writer(cx) {
+            return Poll::Ready(result);
+        }
+        loop {
+            match port.poll_readable(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            for _ in 0..TURN {
+                match port.receive(&mut buffer) {
+                    Ok(0) => return Poll::Ready(Ok(())),
+                    Ok(len) => core.input(&port, buffer.get(..len).unwrap_or_default()),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if is_gone(&error) => return Poll::Ready(Err(error)),
+                    Err(_) => {}
+                }
+                if !port.up.get() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            core.flush();
+            // Flows and other members have their turn before the next frames are read.
+            if let Poll::Ready(Ok(())) = port.poll_readable(cx) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    if let Err(error) = ended {
+        tracing::debug!(member = %port.name, %error, "the member's link ended");
+    }
+    core.down(&port);
+}

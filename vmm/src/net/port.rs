@@ -1,0 +1,311 @@
+//! A member's place on the switch: its socket, and the frames that wait for it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::frame::{MAX_FRAME, Mac};
+
+/// Bytes a frame may take in the queue.
+const SLOT: usize = 1536;
+/// Frames that may wait for a member.
+const SLOTS: usize = 256;
+/// Slots that bulk data leaves to ARP, DHCP, DNS and the like.
+const RESERVED: usize = 32;
+/// Frames waiting at which they are handed to the kernel without waiting for more.
+const BATCH: usize = 64;
+/// What is asked of the kernel for each end; it grants what its own limit allows.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// Frames that wait for a member, in a ring of fixed slots.
+#[derive(Debug)]
+struct Ring {
+    bytes: Vec<u8>,
+    lens: [u16; SLOTS],
+    head: usize,
+    count: usize,
+}
+
+impl Ring {
+    fn new() -> Self {
+        Self {
+            // Zero pages: costs nothing until used.
+            bytes: vec![0; SLOT * SLOTS],
+            lens: [0; SLOTS],
+            head: 0,
+            count: 0,
+        }
+    }
+
+    fn free(&mut self, len: usize) -> Option<&mut [u8]> {
+        if self.count == SLOTS || len > SLOT {
+            return None;
+        }
+        let start = (self.head + self.count) % SLOTS * SLOT;
+        self.bytes.get_mut(start..start + len)
+    }
+
+    fn commit(&mut self, len: usize) {
+        self.lens[(self.head + self.count) % SLOTS] = len as u16;
+        self.count += 1;
+    }
+
+    fn first(&self) -> Option<&[u8]> {
+        if self.count == 0 {
+            return None;
+        }
+        let start = self.head * SLOT;
+        self.bytes
+            .get(start..start + usize::from(self.lens[self.head]))
+    }
+
+    fn pop(&mut self) {
+        self.head = (self.head + 1) % SLOTS;
+        self.count = self.count.saturating_sub(1);
+    }
+}
+
+/// What a member has sent and received; plain numbers for [`PortStatus`](super::PortStatus).
+#[derive(Debug, Default)]
+pub(super) struct PortCounters {
+    pub(super) frames_in: Cell<u64>,
+    pub(super) bytes_in: Cell<u64>,
+    pub(super) frames_out: Cell<u64>,
+    pub(super) bytes_out: Cell<u64>,
+    /// Frames of the guest that were malformed, oversize or forged.
+    pub(super) refused: Cell<u64>,
+    /// Frames for the guest that found its queue full.
+    pub(super) dropped: Cell<u64>,
+}
+
+pub(super) fn count(counter: &Cell<u64>, by: usize) {
+    counter.set(counter.get().wrapping_add(by as u64));
+}
+
+/// A member's place on the switch.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) id: u32,
+    pub(super) name: String,
+    pub(super) mac: Mac,
+    pub(super) ip: Ipv4Addr,
+    pub(super) counters: PortCounters,
+    /// Whether the guest's end is open.
+    pub(super) up: Cell<bool>,
+    /// When the guest last showed that it uses its address.
+    pub(super) seen: Cell<Option<Instant>>,
+    /// When it was last asked whether it does.
+    pub(super) asked: Cell<Option<Instant>>,
+    /// TCP flows of the guest, in both directions.
+    pub(super) flows: Cell<usize>,
+    /// Broadcasts the guest may still send, and when that was counted.
+    flood: Cell<(u32, Instant)>,
+    socket: AsyncFd<OwnedFd>,
+    ring: RefCell<Ring>,
+    /// The kernel's buffer is full.
+    blocked: Cell<bool>,
+    /// The task that waits for room in it.
+    writer: RefCell<Option<Waker>>,
+    /// Flows that wait for room in the ring.
+    waiting: RefCell<Vec<Waker>>,
+}
+
+/// Broadcasts a second, and at once, that a member may send to the others.
+const FLOOD_RATE: u32 = 2000;
+
+/// The two ends of a link: the switch's and the guest's.
+pub(super) fn link() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+    )?;
+    for end in [&ours, &theirs] {
+        setsockopt(end, sockopt::SndBuf, &SEND_BUFFER)?;
+        // Beyond net.core.wmem_max only the privileged may go; to others the limit is enough.
+        let _ = setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER);
+    }
+    Ok((ours, theirs))
+}
+
+impl Port {
+    /// Must be called on the network's runtime.
+    pub(super) fn new(
+        id: u32,
+        name: String,
+        mac: Mac,
+        ip: Ipv4Addr,
+        socket: OwnedFd,
+    ) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the
+        // `AsyncFd` that owns it gives it to nobody.
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        Ok(Self {
+            id,
+            name,
+            mac,
+            ip,
+            counters: PortCounters::default(),
+            up: Cell::new(true),
+            seen: Cell::new(None),
+            asked: Cell::new(None),
+            flows: Cell::new(0),
+            flood: Cell::new((FLOOD_RATE, Instant::now())),
+            socket,
+            ring: RefCell::new(Ring::new()),
+            blocked: Cell::new(false),
+            writer: RefCell::new(None),
+            waiting: RefCell::new(Vec::new()),
+        })
+    }
+
+    /// Waits until a frame can be read, or the other end is gone.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The readiness stays set; `receive` clears it when it finds nothing.
+        ready!(self.socket.poll_read_ready(cx))?.retain_ready();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads one frame. `WouldBlock` when there is none; an empty frame is the end.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.try_io(Interest::READABLE, |socket| {
+            Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+        })
+    }
+
+    /// Room for bulk data; false also registers `waker` to be told when there is.
+    pub(super) fn poll_room(&self, waker: &Waker) -> bool {
+        if self.ring.borrow().count + RESERVED <= SLOTS {
+            return true;
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|other| other.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+        false
+    }
+
+    /// Whether bulk data has room.
+    pub(super) fn has_room(&self) -> bool {
+        self.ring.borrow().count + RESERVED < SLOTS
+    }
+
+    /// Queues a frame of `len` bytes that `fill` writes; false, and counted, if there is no room.
+    ///
+    /// `fill` finds what an earlier frame left in the buffer and must write all of it.
+    /// [`Self::flush`] sends it.
+    pub(super) fn push(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+        self.write(len, |frame| frame.map(fill)).is_some()
+    }
+
+    /// Like [`Self::push`] for callers that must write their frame somewhere in any case: `fill`
+    /// gets `None` where there is no room.
+    pub(super) fn write<R>(&self, len: usize, fill: impl FnOnce(Option<&mut [u8]>) -> R) -> R {
+        let mut ring = self.ring.borrow_mut();
+        let frame = ring.free(len).filter(|_| self.up.get());
+        let pushed = frame.is_some();
+        let result = fill(frame);
+        if pushed {
+            ring.commit(len);
+            if ring.count.is_multiple_of(BATCH) {
+                drop(ring);
+                self.flush();
+            }
+        } else {
+            count(&self.counters.dropped, 1);
+        }
+        result
+    }
+
+    /// Hands waiting frames to the kernel as far as it takes them.
+    pub(super) fn flush(&self) {
+        if self.blocked.get() {
+            return;
+        }
+        let mut ring = self.ring.borrow_mut();
+        while let Some(frame) = ring.first() {
+            let sent = self.socket.try_io(Interest::WRITABLE, |socket| {
+                Ok(send(socket.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT)?)
+            });
+            match sent {
+                Ok(len) => {
+                    count(&self.counters.frames_out, 1);
+                    count(&self.counters.bytes_out, len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked.set(true);
+                    if let Some(writer) = self.writer.borrow_mut().take() {
+                        writer.wake();
+                    }
+                    break;
+                }
+                // The other end is gone, which the reader finds out; or the kernel is short of
+                // memory, and the frame is lost as on any network.
+                Err(_) => count(&self.counters.dropped, 1),
+            }
+            ring.pop();
+        }
+        if ring.count < SLOTS / 2 {
+            for waker in self.waiting.borrow_mut().drain(..) {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Sends what waits whenever the kernel takes it; never completes unless the socket fails.
+    pub(super) fn poll_writer(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.blocked.get() {
+            ready!(self.socket.poll_write_ready(cx))?.retain_ready();
+            self.blocked.set(false);
+            self.flush();
+        }
+        *self.writer.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Ends the port: nothing is queued any more and nobody waits for it.
+    pub(super) fn shut(&self) {
+        self.up.set(false);
+        for waker in self.waiting.borrow_mut().drain(..) {
+            waker.wake();
+        }
+        if let Some(writer) = self.writer.borrow_mut().take() {
+            writer.wake();
+        }
+    }
+
+    /// Takes the right to send one broadcast to the other members.
+    pub(super) fn may_flood(&self) -> bool {
+        let (mut left, mut since) = self.flood.get();
+        let gained = since.elapsed().as_millis() as u64 * u64::from(FLOOD_RATE) / 1000;
+        if gained > 0 {
+            left = (u64::from(left) + gained).min(u64::from(FLOOD_RATE)) as u32;
+            since = Instant::now();
+        }
+        let may = left > 0;
+        self.flood.set((left.saturating_sub(1), since));
+        may
+    }
+}
+
+/// The size of a buffer that holds any frame and shows which are oversize.
+pub(super) const RECEIVE_BUFFER: usize = MAX_FRAME + 2;
+
+/// Whether an error of the socket means that the other end is gone.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    !matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM)
+    )
+}

@@ -1,0 +1,219 @@
+//! One TCP connection of smoltcp with an interface of its own.
+//!
+//! smoltcp looks at every socket of an interface for each segment. With one interface per flow
+//! there is one to look at, and the switch finds the flow in a hash table. The interface has the
+//! remote's address, speaks bare IP (the switch writes the Ethernet header) and therefore needs
+//! no ARP.
+
+use std::net::SocketAddr;
+
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+
+use super::core::GATEWAY_MAC;
+use super::frame::{self, ETHERNET, IPV4, MTU, Mac, TCP, TYPE_IPV4};
+use super::port::Port;
+
+/// A guest that answers nothing for so long is gone.
+const DEAD_AFTER: Duration = Duration::from_secs(300);
+/// How often a quiet guest is asked.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Segments sent before other flows have their turn.
+const MAX_BURST: usize = 96;
+
+/// The link as one flow sees it.
+pub(super) struct Link<'a> {
+    pub(super) port: &'a Port,
+    pub(super) mac: Mac,
+    /// The packet to be received next.
+    pub(super) packet: Option<&'a [u8]>,
+}
+
+pub(super) struct Incoming<'a>(&'a [u8]);
+
+impl RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+pub(super) struct Outgoing<'a> {
+    port: &'a Port,
+    mac: Mac,
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        self.port.write(ETHERNET + len, |frame| {
+            let Some((header, packet)) =
+                frame.and_then(|frame| frame.split_at_mut_checked(ETHERNET))
+            else {
+                // No room: the segment is lost as on any network, and sent again.
+                return f(&mut vec![0; len]);
+            };
+            frame::ethernet(header, self.mac, GATEWAY_MAC, TYPE_IPV4);
+            // The slot holds what an earlier frame left, perhaps another guest's.
+            if let Some(headers) = packet.get_mut(..len.min(IPV4 + TCP + 40)) {
+                headers.fill(0);
+            }
+            let result = f(packet);
+            frame::fill_tcp_checksums(packet);
+            result
+        })
+    }
+}
+
+impl Device for Link<'_> {
+    type RxToken<'b>
+        = Incoming<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Outgoing<'b>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
+        let packet = self.packet.take()?;
+        let outgoing = Outgoing {
+            port: self.port,
+            mac: self.mac,
+        };
+        Some((Incoming(packet), outgoing))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
+        self.port.has_room().then_some(Outgoing {
+            port: self.port,
+            mac: self.mac,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = MTU;
+        // The link is memory: what arrives is not verified, and what is sent gets its checksums
+        // from `frame`, which is fast in builds without optimisation too.
+        capabilities.checksum = ChecksumCapabilities::ignored();
+        capabilities
+    }
+}
+
+/// The address as smoltcp writes it; `None` for a family it was built without.
+fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
+    match address {
+        SocketAddr::V4(address) => Some(address.into()),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// One connection.
+pub(super) struct Stack {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+}
+
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stack").finish_non_exhaustive()
+    }
+}
+
+impl Stack {
+    /// A closed connection whose end on our side is `local`, with `buffer` bytes in each
+    /// direction.
+    fn new(link: &mut Link<'_>, now: Instant, local: IpAddress, buffer: usize) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = rand::random();
+        let mut interface = Interface::new(config, link, now);
+        interface.update_ip_addrs(|addresses| {
+            // An empty list has room for one.
+            let _ = addresses.push(IpCidr::new(local, 32));
+        });
+        // The only family until smoltcp is built with the other.
+        let IpAddress::Ipv4(router) = local;
+        // Lets smoltcp send to any address; without Ethernet the router is never resolved.
+        let _ = interface.routes_mut().add_default_ipv4_route(router);
+        let mut socket = Socket::new(
+            SocketBuffer::new(vec![0; buffer]),
+            SocketBuffer::new(vec![0; buffer]),
+        );
+        // Segments are handled in batches, and each batch is worth one acknowledgement.
+        socket.set_ack_delay(None);
+        // The sender has decided already what to send together.
+        socket.set_nagle_enabled(false);
+        socket.set_timeout(Some(DEAD_AFTER));
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            interface,
+            sockets,
+            handle,
+        }
+    }
+
+    /// The stack for a connection that `syn`, an IP packet, opens; `None` if smoltcp takes it
+    /// for none.
+    pub(super) fn accept(
+        link: &mut Link<'_>,
+        now: Instant,
+        local: SocketAddr,
+        buffer: usize,
+    ) -> Option<Self> {
+        let local = endpoint(local)?;
+        let mut stack = Self::new(link, now, local.addr, buffer);
+        stack.socket().listen(local).ok()?;
+        stack.receive(link, now);
+        (stack.socket().state() == State::SynReceived).then_some(stack)
+    }
+
+    /// The stack for a connection to `remote`, about to be opened.
+    pub(super) fn connect(
+        link: &mut Link<'_>,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        buffer: usize,
+    ) -> Option<Self> {
+        let (local, remote) = (endpoint(local)?, endpoint(remote)?);
+        let mut stack = Self::new(link, now, local.addr, buffer);
+        let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
+        socket
+            .connect(stack.interface.context(), remote, local)
+            .ok()?;
+        Some(stack)
+    }
+
+    pub(super) fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    /// Takes the packet of `link`.
+    pub(super) fn receive(&mut self, link: &mut Link<'_>, now: Instant) {
+        self.interface
+            .poll_ingress_single(now, link, &mut self.sockets);
+    }
+
+    /// Sends what is to be sent and finds room; true if there was anything.
+    pub(super) fn transmit(&mut self, link: &mut Link<'_>, now: Instant) -> bool {
+        let mut sent = false;
+        for _ in 0..MAX_BURST {
+            match self.interface.poll_egress(now, link, &mut self.sockets) {
+                PollResult::None => break,
+                PollResult::SocketStateChanged => sent = true,
+            }
+        }
+        sent
+    }
+
+    /// When [`Self::transmit`] has something to do, if nothing arrives before.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Instant> {
+        self.interface.poll_at(now, &self.sockets)
+    }
+}

@@ -1,0 +1,340 @@
+//! A guest in process: a second smoltcp on the other end of the link.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::{dhcpv4, tcp, udp};
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
+
+use crate::net::{Attachment, Network, NetworkConfig, Port};
+
+/// Where tests see the host's loopback.
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Longer than anything takes on a busy machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn config() -> NetworkConfig {
+    let mut config = NetworkConfig {
+        resolvers: Some(Vec::new()),
+        ..NetworkConfig::default()
+    };
+    config
+        .host_map
+        .insert(HOST, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    config
+}
+
+pub(super) fn mac(number: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0, number]
+}
+
+pub(super) fn attach(network: &Network, name: &str, number: u8) -> Attachment {
+    let port = Port {
+        name: name.to_owned(),
+        mac: mac(number),
+        ip: None,
+    };
+    network.attach(port).unwrap()
+}
+
+pub(super) struct Wire(pub(super) OwnedFd);
+
+impl Wire {
+    pub(super) fn send(&self, frame: &[u8]) -> nix::Result<usize> {
+        send(self.0.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT)
+    }
+
+    pub(super) fn receive(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 2000];
+        let len = recv(self.0.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).ok()?;
+        frame.truncate(len);
+        (len > 0).then_some(frame)
+    }
+
+    /// The next frame that `wanted` takes.
+    pub(super) fn expect(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            match self.receive() {
+                Some(frame) if wanted(&frame) => return frame,
+                Some(_) => {}
+                None => self.wait(Duration::from_millis(100)),
+            }
+        }
+        panic!("the frame did not come");
+    }
+
+    pub(super) fn wait(&self, limit: Duration) {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit.as_millis().max(1)).unwrap();
+        poll(&mut fds, limit).unwrap();
+    }
+}
+
+pub(super) struct Received(Vec<u8>);
+pub(super) struct Sending<'a>(&'a Wire);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = vec![0; len];
+        let result = f(&mut frame);
+        let _ = self.0.send(&frame);
+        result
+    }
+}
+
+impl Device for Wire {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Received, Sending<'_>)> {
+        let frame = Wire::receive(self)?;
+        Some((Received(frame), Sending(self)))
+    }
+
+    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Sending<'_>> {
+        Some(Sending(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities
+    }
+}
+
+pub(super) struct Guest {
+    pub(super) wire: Wire,
+    pub(super) interface: Interface,
+    pub(super) sockets: SocketSet<'static>,
+    pub(super) ip: Ipv4Addr,
+    start: Instant,
+    next_port: u16,
+}
+
+impl Guest {
+    /// A guest that has not configured its network yet.
+    pub(super) fn bare(attachment: Attachment, number: u8) -> Self {
+        let mut wire = Wire(attachment.link);
+        let mut config = Config::new(EthernetAddress(mac(number)).into());
+        config.random_seed = u64::from(number);
+        let interface = Interface::new(config, &mut wire, smoltcp::time::Instant::ZERO);
+        Self {
+            wire,
+            interface,
+            sockets: SocketSet::new(Vec::new()),
+            ip: attachment.ip,
+            start: Instant::now(),
+            next_port: 40000,
+        }
+    }
+
+    /// A guest with its address.
+    pub(super) fn join(network: &Network, name: &str, number: u8) -> Self {
+        let mut guest = Self::bare(attach(network, name, number), number);
+        let gateway = network.config().subnet.gateway();
+        guest.configure(
+            Ipv4Cidr::new(guest.ip, network.config().subnet.prefix()),
+            gateway,
+        );
+        guest
+    }
+
+    pub(super) fn configure(&mut self, address: Ipv4Cidr, gateway: Ipv4Addr) {
+        self.interface
+            .update_ip_addrs(|list| list.push(IpCidr::Ipv4(address)).unwrap());
+        let routes = self.interface.routes_mut();
+        routes.add_default_ipv4_route(gateway).unwrap();
+    }
+
+    pub(super) fn now(&self) -> smoltcp::time::Instant {
+        smoltcp::time::Instant::from_micros(self.start.elapsed().as_micros() as i64)
+    }
+
+    pub(super) fn step(&mut self) {
+        let now = self.now();
+        self.interface.poll(now, &mut self.wire, &mut self.sockets);
+    }
+
+    /// Runs the guest until `done` gives something.
+    pub(super) fn until<R>(&mut self, mut done: impl FnMut(&mut Self) -> Option<R>) -> R {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.step();
+            if let Some(result) = done(self) {
+                self.step();
+                return result;
+            }
+            assert!(Instant::now() < end, "the guest waited too long");
+            let now = self.now();
+            let delay = self.interface.poll_delay(now, &self.sockets);
+            let delay = delay.map_or(20, |delay| delay.total_millis()).min(20);
+            if delay > 0 {
+                self.wire.wait(Duration::from_millis(delay));
+            }
+        }
+    }
+
+    /// Runs the guest for some time.
+    pub(super) fn run_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        self.until(|_| (Instant::now() >= end).then_some(()));
+    }
+
+    pub(super) fn dhcp(&mut self) -> dhcpv4::Config<'static> {
+        let handle = self.sockets.add(dhcpv4::Socket::new());
+        self.until(
+            |guest| match guest.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll() {
+                Some(dhcpv4::Event::Configured(config)) => Some(dhcpv4::Config {
+                    packet: None,
+                    server: config.server,
+                    address: config.address,
+                    router: config.router,
+                    dns_servers: config.dns_servers.clone(),
+                }),
+                _ => None,
+            },
+        )
+    }
+
+    pub(super) fn tcp(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    fn tcp_socket(&mut self, buffer: usize) -> SocketHandle {
+        let mut socket = tcp::Socket::new(
+            tcp::SocketBuffer::new(vec![0; buffer]),
+            tcp::SocketBuffer::new(vec![0; buffer]),
+        );
+        socket.set_ack_delay(None);
+        socket.set_nagle_enabled(false);
+        self.sockets.add(socket)
+    }
+
+    pub(super) fn start_connect(&mut self, to: SocketAddr, buffer: usize) -> SocketHandle {
+        let handle = self.tcp_socket(buffer);
+        self.next_port += 1;
+        let SocketAddr::V4(to) = to else { panic!() };
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        socket
+            .connect(self.interface.context(), to, self.next_port)
+            .unwrap();
+        handle
+    }
+
+    /// Connects; `None` if refused.
+    pub(super) fn connect(&mut self, to: SocketAddr) -> Option<SocketHandle> {
+        let handle = self.start_connect(to, 256 << 10);
+        self.until(|guest| match guest.tcp(handle).state() {
+            tcp::State::SynSent => None,
+            tcp::State::Closed => Some(None),
+            _ => Some(Some(handle)),
+        })
+    }
+
+    pub(super) fn listen(&mut self, port: u16) -> SocketHandle {
+        let handle = self.tcp_socket(256 << 10);
+        self.tcp(handle).listen(port).unwrap();
+        handle
+    }
+
+    /// Sends all of `data`.
+    pub(super) fn send(&mut self, handle: SocketHandle, mut data: &[u8]) {
+        self.until(|guest| {
+            let socket = guest.tcp(handle);
+            if socket.can_send() {
+                let sent = socket.send_slice(data).unwrap();
+                data = &data[sent..];
+            }
+            data.is_empty().then_some(())
+        });
+    }
+
+    /// Receives until the peer closes; `None` if it resets.
+    pub(super) fn receive_all(&mut self, handle: SocketHandle) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        self.until(|guest| {
+            let socket = guest.tcp(handle);
+            while socket.can_recv() {
+                socket
+                    .recv(|data| {
+                        all.extend_from_slice(data);
+                        (data.len(), ())
+                    })
+                    .unwrap();
+            }
+            match socket.state() {
+                tcp::State::Established | tcp::State::FinWait1 | tcp::State::FinWait2 => None,
+                tcp::State::Closed => Some(None),
+                _ => Some(Some(())),
+            }
+        })?;
+        Some(all)
+    }
+
+    /// Receives exactly `len` bytes.
+    pub(super) fn receive(&mut self, handle: SocketHandle, len: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        self.until(|guest| {
+            let socket = guest.tcp(handle);
+            if socket.can_recv() {
+                let wanted = len - all.len();
+                socket
+                    .recv(|data| {
+                        let part = &data[..data.len().min(wanted)];
+                        all.extend_from_slice(part);
+                        (part.len(), ())
+                    })
+                    .unwrap();
+            }
+            (all.len() == len).then_some(())
+        });
+        all
+    }
+
+    pub(super) fn udp(&mut self, port: u16) -> SocketHandle {
+        let buffer =
+            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 16 << 10]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(port).unwrap();
+        self.sockets.add(socket)
+    }
+
+    pub(super) fn send_to(&mut self, handle: SocketHandle, to: SocketAddr, data: &[u8]) {
+        let SocketAddr::V4(to) = to else { panic!() };
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(handle);
+        socket.send_slice(data, to).unwrap();
+        self.step();
+    }
+
+    pub(super) fn receive_from(&mut self, handle: SocketHandle) -> Vec<u8> {
+        self.until(|guest| {
+            let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
+            socket.recv().ok().map(|(data, _)| data.to_vec())
+        })
+    }
+}
+
+/// Bytes that show any loss, repetition or exchange.
+pub(super) fn pattern(len: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(len + 4);
+    while bytes.len() < len {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bytes.extend((state >> 8).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

@@ -1,0 +1,7 @@
+//! The network as a guest meets it.
+
+mod guest;
+mod inbound;
+mod link;
+mod names;
+mod outbound;

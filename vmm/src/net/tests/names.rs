@@ -1,0 +1,168 @@
+//! DNS on the gateway.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use super::guest::{Guest, config};
+use crate::net::{Network, NetworkConfig};
+
+fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        message.push(label.len() as u8);
+        message.extend(label.as_bytes());
+    }
+    message.push(0);
+    message.extend(kind.to_be_bytes());
+    message.extend([0, 1]);
+    message
+}
+
+fn gateway(network: &Network, port: u16) -> SocketAddr {
+    (network.config().subnet.gateway(), port).into()
+}
+
+fn code(message: &[u8]) -> u8 {
+    message[3] & 15
+}
+
+/// A resolver that answers `count` questions with `address`, after it has seen all of them, in
+/// reverse order.
+fn resolver(address: [u8; 4], count: usize) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut questions = Vec::new();
+        let mut buffer = [0; 512];
+        while questions.len() < count {
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            questions.push((buffer[..len].to_vec(), from));
+        }
+        for (mut message, from) in questions.into_iter().rev() {
+            // A forged answer first, which must not be believed.
+            let mut forged = message.clone();
+            forged[0] ^= 1;
+            forged[2] |= 0x80;
+            socket.send_to(&forged, from).unwrap();
+            message[2] |= 0x80;
+            message[7] = 1;
+            message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+            message.extend(address);
+            socket.send_to(&message, from).unwrap();
+        }
+    });
+    at
+}
+
+#[test]
+fn members_have_names() {
+    let network = Network::start(config()).unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let db = Guest::join(&network, "db", 2);
+    let to = gateway(&network, 53);
+    let socket = web.udp(5000);
+    for name in ["db", "DB.fleetbox"] {
+        web.send_to(socket, to, &query(7, name, 1));
+        let answer = web.receive_from(socket);
+        assert_eq!(answer[..2], [0, 7]);
+        assert_eq!(code(&answer), 0, "{name}");
+        assert!(answer.ends_with(&db.ip.octets()), "{name}");
+    }
+    // No address of the other family, but a name that exists.
+    web.send_to(socket, to, &query(8, "db.fleetbox", 28));
+    let answer = web.receive_from(socket);
+    assert_eq!((code(&answer), answer[7]), (0, 0));
+    web.send_to(socket, to, &query(9, "nobody.fleetbox", 1));
+    assert_eq!(code(&web.receive_from(socket)), 3);
+    let [a, b, c, d] = db.ip.octets();
+    web.send_to(
+        socket,
+        to,
+        &query(10, &format!("{d}.{c}.{b}.{a}.in-addr.arpa"), 12),
+    );
+    assert!(web.receive_from(socket).ends_with(b"\x02db\x08fleetbox\0"));
+    // Without any resolver other names fail at once.
+    web.send_to(socket, to, &query(11, "example.org", 1));
+    assert_eq!(code(&web.receive_from(socket)), 2);
+    assert_eq!(network.status().unwrap().dns_local, 5);
+}
+
+#[test]
+fn other_names_are_asked_of_the_host() {
+    // The first resolver refuses, the second answers.
+    let silent = UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let network = Network::start(NetworkConfig {
+        resolvers: Some(vec![silent, resolver([198, 51, 100, 7], 3)]),
+        ..config()
+    })
+    .unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let socket = web.udp(5000);
+    for id in 1..=3 {
+        web.send_to(
+            socket,
+            gateway(&network, 53),
+            &query(id, &format!("h{id}.example"), 1),
+        );
+    }
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let answer = web.receive_from(socket);
+        assert!(answer.ends_with(&[198, 51, 100, 7]));
+        assert_eq!(
+            answer[14],
+            b'0' + answer[1],
+            "the answer to its own question"
+        );
+        ids.push(answer[1]);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2, 3]);
+}
+
+#[test]
+fn names_are_served_by_tcp_too() {
+    let network = Network::start(config()).unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let handle = web.connect(gateway(&network, 53)).unwrap();
+    for id in [3u16, 4] {
+        let message = query(id, "web", 1);
+        let mut framed = (message.len() as u16).to_be_bytes().to_vec();
+        framed.extend(message);
+        web.send(handle, &framed);
+        let len = web.receive(handle, 2);
+        let answer = web.receive(handle, usize::from(u16::from_be_bytes([len[0], len[1]])));
+        assert_eq!(answer[1], id as u8);
+        assert!(answer.ends_with(&web.ip.octets()));
+    }
+}
+
+#[test]
+fn a_flood_of_questions_is_bounded() {
+    // A resolver that never answers.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut config = config();
+    config.resolvers = Some(vec![silent.local_addr().unwrap()]);
+    config.limits.dns_questions = 8;
+    let network = Network::start(config).unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let socket = web.udp(5000);
+    web.send_to(socket, gateway(&network, 53), &query(99, "web", 1));
+    web.receive_from(socket);
+    for id in 0..100 {
+        web.send_to(socket, gateway(&network, 53), &query(id, "example.org", 1));
+    }
+    web.run_for(Duration::from_millis(300));
+    silent.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 512];
+    let asked = std::iter::from_fn(|| silent.recv(&mut buffer).ok()).count();
+    assert_eq!(asked, 8);
+    // Members' names are answered all the same.
+    web.send_to(socket, gateway(&network, 53), &query(200, "web", 1));
+    assert!(web.receive_from(socket).ends_with(&web.ip.octets()));
+    assert_ne!(web.ip, Ipv4Addr::UNSPECIFIED);
+}
