@@ -12,7 +12,9 @@ use fleetbox_vmm::machine::{BootSource, Machine, MachineConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let kernel = arguments.next().ok_or("usage: embed KERNEL [COMMAND LINE]")?;
+    let kernel = arguments
+        .next()
+        .ok_or("usage: embed KERNEL [COMMAND LINE]")?;
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(KvmHypervisor::open()?);
     let machine = Machine::start(
         &hypervisor,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Runs a guest on the fleetbox VMM, in the foreground.
 ///
@@ -62,12 +62,21 @@ pub(crate) struct RunOptions {
     /// Memory, such as 512M or 2G.
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub(crate) memory: MemorySize,
+    /// Network: none, or a gateway in user space with DHCP, DNS and NAT.
+    #[arg(long, value_name = "MODE", default_value = "none")]
+    pub(crate) net: NetMode,
     /// Serial console: this terminal, or a file that the output goes to.
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
     pub(crate) serial: SerialArgument,
     /// Write what happens as JSON lines to a file, or to standard error with "-".
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetMode {
+    User,
+    None,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,13 +14,17 @@ use fleetbox_devices::block::{
 };
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
-use fleetbox_vmm::machine::{BootSource, DiskConfig, Exit, Machine, MachineConfig};
+use fleetbox_vmm::machine::{BootSource, DiskConfig, Exit, Machine, MachineConfig, NicConfig};
+use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 
-use super::args::{DiskArgument, RunOptions, SerialArgument};
+use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
 use super::{events, terminal};
 
 /// Exit status when the escape key ended the guest, as if by SIGINT.
 const ESCAPED: u8 = 130;
+
+/// The guest's hardware address: locally administered, unicast.
+const GUEST_MAC: [u8; 6] = [0x02, 0xfb, 0, 0, 0, 1];
 
 /// Runs the guest until it ends.
 pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
@@ -40,6 +44,23 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
     }
     for argument in &options.disks {
         disks.push(open_argument(argument)?);
+    }
+    // Kept until the guest has ended: dropping it takes the network down.
+    let network = match options.net {
+        NetMode::User => Some(Network::start(NetworkConfig::default())?),
+        NetMode::None => None,
+    };
+    let mut nics = Vec::new();
+    if let Some(network) = &network {
+        let attachment = network.attach(Port {
+            name: "guest".into(),
+            mac: GUEST_MAC,
+            ip: None,
+        })?;
+        nics.push(NicConfig {
+            mac: GUEST_MAC,
+            link: attachment.link,
+        });
     }
     let (serial, terminal): (Box<dyn Write + Send>, bool) = match &options.serial {
         SerialArgument::Stdio => (Box::new(FlushingStdout), true),
@@ -68,7 +89,7 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
                     serial: format!("disk{i}"),
                 })
                 .collect(),
-            nics: Vec::new(),
+            nics,
             serial: Some(serial),
             events,
         },
@@ -82,6 +103,7 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
     }
     let outcome = machine.wait();
     drop(raw);
+    drop(network);
     match outcome? {
         Exit::Killed if escaped.load(Ordering::Acquire) => Ok(ExitCode::from(ESCAPED)),
         Exit::PowerOff | Exit::Killed => Ok(ExitCode::SUCCESS),
