@@ -1,15 +1,91 @@
-//! The real machine.
+//! The machine proper: the VMM, on this host's KVM.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fleetbox_devices::block::{Format, OpenOptions, open_disk};
+use fleetbox_vmm::hypervisor::Hypervisor;
+use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
+use fleetbox_vmm::machine::{BootSource, DiskConfig, Error, Machine, MachineConfig, NicConfig};
 
 use super::machine::Running;
-use super::protocol::MachineSpec;
+use super::protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec};
 
+/// Opens the disks, which locks them, and starts the machine.
 pub(super) fn start(
-    _spec: MachineSpec,
-    _nic: OwnedFd,
-    _console: Box<dyn Write + Send>,
+    spec: MachineSpec,
+    nic: OwnedFd,
+    console: Box<dyn Write + Send>,
 ) -> Result<Running, String> {
-    Err("no VMM yet".to_owned())
+    let hypervisor: Arc<dyn Hypervisor> =
+        Arc::new(KvmHypervisor::open().map_err(|error| error.to_string())?);
+    let disks = spec.disks.into_iter().map(open).collect::<Result<_, _>>()?;
+    let config = MachineConfig {
+        cpus: spec.cpus,
+        memory: spec.memory,
+        boot: match spec.boot {
+            BootSpec::Auto => BootSource::Auto,
+            BootSpec::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            } => BootSource::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            },
+            BootSpec::Firmware(firmware) => BootSource::Firmware(firmware),
+        },
+        disks,
+        nics: vec![NicConfig {
+            mac: spec.mac,
+            link: nic,
+        }],
+        serial: Some(console),
+        events: Some(Box::new(|event| tracing::info!(?event, "machine"))),
+        ..MachineConfig::default()
+    };
+    let machine = Machine::start(&hypervisor, config).map_err(|error| describe(&error))?;
+    let handle = machine.handle();
+    Ok(Running {
+        power_button: Box::new(move || handle.power_button()),
+        wait: Box::new(move || match machine.wait() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(describe(&error)),
+        }),
+    })
+}
+
+fn open(disk: DiskSpec) -> Result<DiskConfig, String> {
+    let format = match disk.format {
+        DiskFormat::Layer => Format::Layer,
+        DiskFormat::Raw => Format::Raw,
+    };
+    let options = OpenOptions {
+        read_only: disk.read_only,
+        durable: disk.durable,
+        ..OpenOptions::writable(format)
+    };
+    let opened = open_disk(&disk.path, &options).map_err(|error| error.to_string())?;
+    Ok(DiskConfig {
+        disk: opened,
+        serial: disk.serial,
+    })
+}
+
+/// The error without the console's lines, which the worker has and adds itself.
+fn describe(error: &Error) -> String {
+    match error {
+        Error::Guest(failure) => {
+            let vcpu = failure
+                .vcpu
+                .map_or_else(String::new, |vcpu| format!(" (vCPU {vcpu})"));
+            let registers = failure.registers.as_deref().unwrap_or_default();
+            format!("{}{vcpu}\n{registers}", failure.what)
+                .trim_end()
+                .to_owned()
+        }
+        error => error.to_string(),
+    }
 }
