@@ -1,7 +1,8 @@
 //! One machine as its worker sees it: a process, its console, and how it ended.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -9,6 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fleetbox_vmm::net::{Attachment, Forward};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -17,8 +19,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::console::{Console, last_lines};
-use super::forward::Forwards;
-use super::network::Link;
 use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
 use super::spawn::{self, Role};
 use super::wire::{self, Frame};
@@ -55,26 +55,26 @@ pub(super) struct Member {
     console: Mutex<Console>,
     state: watch::Sender<State>,
     orders: mpsc::UnboundedSender<Order>,
-    forwards: Forwards,
+    forwards: Mutex<BTreeMap<u16, Forward>>,
 }
 
 impl Member {
     /// Starts a process for the machine; [`Member::settled`] tells whether the machine runs.
-    pub(super) fn spawn(spec: MachineSpec, link: Link) -> io::Result<Arc<Self>> {
+    pub(super) fn spawn(spec: MachineSpec, link: Attachment) -> io::Result<Arc<Self>> {
         let lock = Lock::try_acquire(&spec.lock)
             .map_err(io::Error::other)?
             .ok_or_else(|| io::Error::other("another process is using its disk"))?
             .into_file();
         let (ours, theirs) = StdUnixStream::pair()?;
         let console = Console::with_log(&spec.console_log)?;
-        let inherited = [theirs.as_fd(), lock.as_fd(), link.fd.as_fd()];
+        let inherited = [theirs.as_fd(), lock.as_fd(), link.link.as_fd()];
         let command = spawn::command(Role::Machine, &spec.name, &inherited)?;
         let mut command = Command::from(command);
         // What it logs goes where the worker's goes.
         command.stderr(Stdio::inherit()).kill_on_drop(true);
         let child = command.spawn()?;
         // The machine process has these now, and nobody else.
-        drop((theirs, lock, link.fd));
+        drop((theirs, lock, link.link));
 
         let name = spec.name.clone();
         let config = MachineConfig { spec };
@@ -89,7 +89,7 @@ impl Member {
             console: Mutex::new(console),
             state: watch::Sender::new(State::Starting),
             orders,
-            forwards: Forwards::default(),
+            forwards: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver));
         Ok(member)
@@ -103,8 +103,20 @@ impl Member {
         self.ip
     }
 
-    pub(super) fn forwards(&self) -> &Forwards {
-        &self.forwards
+    /// The loopback address that leads to the guest's `port`, opened by `open` if there is none.
+    pub(super) fn forward<E>(
+        &self,
+        port: u16,
+        open: impl FnOnce() -> Result<Forward, E>,
+    ) -> Result<SocketAddr, E> {
+        let mut forwards = lock(&self.forwards);
+        if let Some(forward) = forwards.get(&port) {
+            return Ok(forward.address());
+        }
+        let forward = open()?;
+        let address = forward.address();
+        forwards.insert(port, forward);
+        Ok(address)
     }
 
     pub(super) fn console_tail(&self) -> String {
@@ -217,7 +229,7 @@ impl Member {
             .find_map(|start| console.get(start..))
             .unwrap_or_default()
             .to_owned();
-        self.forwards.close();
+        lock(&self.forwards).clear();
         self.state
             .send_replace(State::Ended(ExitReport { failure, console }));
     }

@@ -15,7 +15,6 @@ mod console;
 mod entry;
 #[cfg(test)]
 pub(crate) mod fake;
-mod forward;
 mod machine;
 mod member;
 mod network;

@@ -1,36 +1,60 @@
 //! The cluster's network as its worker uses it.
 
-use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 
-/// A byte stream to a guest's port.
-pub(super) type Stream = tokio::net::TcpStream;
-
-/// A machine's end of its cable.
-pub(super) struct Link {
-    /// A SOCK_SEQPACKET socket that carries an Ethernet frame a packet.
-    pub(super) fd: OwnedFd,
-    /// The address that DHCP gives to the machine.
-    pub(super) ip: Ipv4Addr,
-}
+use fleetbox_vmm::net::{
+    Attachment, ConnectError, Forward, GuestStream, Network, NetworkConfig, NetworkError, Port,
+};
 
 /// A cluster's switch and gateway.
-pub(super) struct ClusterNetwork {}
+pub(super) struct ClusterNetwork(Network);
 
 impl ClusterNetwork {
-    pub(super) fn start() -> io::Result<Self> {
-        Ok(Self {})
+    /// A network without members.
+    ///
+    /// # Errors
+    /// The host lacks a thread or descriptors.
+    pub(super) fn start() -> Result<Self, NetworkError> {
+        Network::start(NetworkConfig::default()).map(Self)
     }
 
-    pub(super) fn attach(&self, _name: &str, _mac: [u8; 6], ip: Ipv4Addr) -> io::Result<Link> {
-        let (a, _b) = std::os::unix::net::UnixStream::pair()?;
-        Ok(Link { fd: a.into(), ip })
+    /// A link for a machine, with the addresses it was created with.
+    ///
+    /// # Errors
+    /// Another member has one of the addresses.
+    pub(super) fn attach(
+        &self,
+        name: &str,
+        mac: [u8; 6],
+        ip: Ipv4Addr,
+    ) -> Result<Attachment, NetworkError> {
+        self.0.attach(Port { name: name.to_owned(), mac, ip: Some(ip) })
     }
 
-    pub(super) fn detach(&self, _name: &str) {}
+    /// Takes a machine that has ended off the network; its connections are reset.
+    pub(super) fn detach(&self, name: &str) {
+        if let Err(error) = self.0.detach(name) {
+            tracing::debug!(vm = name, %error, "not detached");
+        }
+    }
 
-    pub(super) async fn connect(&self, _ip: Ipv4Addr, _port: u16) -> io::Result<Stream> {
-        Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+    /// Connects to a port of a guest.
+    ///
+    /// # Errors
+    /// It refuses, or does not answer.
+    pub(super) async fn connect(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+    ) -> Result<GuestStream, ConnectError> {
+        self.0.connect(ip.into(), port).await
+    }
+
+    /// Opens a loopback port that leads to a guest's until the result is dropped.
+    ///
+    /// # Errors
+    /// No port or descriptor is left.
+    pub(super) fn forward(&self, ip: Ipv4Addr, port: u16) -> Result<Forward, NetworkError> {
+        self.0.forward(ip.into(), port)
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
+use fleetbox_vmm::net::GuestStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, watch};
@@ -329,6 +330,9 @@ impl Worker {
                             ),
                         );
                     }
+                    if old.is_some() {
+                        self.network.detach(&name);
+                    }
                     let link = match self.network.attach(&name, spec.mac, spec.ip) {
                         Ok(link) => link,
                         Err(error) => {
@@ -376,7 +380,13 @@ impl Worker {
             .send_modify(|activity| activity.running += 1);
         tokio::spawn(async move {
             member.ended().await;
-            worker.network.detach(member.name());
+            {
+                let members = worker.members.lock().await;
+                // If it has been started again, its place on the network is the new one's.
+                if members.get(member.name()).is_some_and(|now| Arc::ptr_eq(now, &member)) {
+                    worker.network.detach(member.name());
+                }
+            }
             worker
                 .activity
                 .send_modify(|activity| activity.running -= 1);
@@ -420,7 +430,13 @@ impl Worker {
     }
 
     async fn dial(&self, mut stream: UnixStream, vm: &str, port: u16) -> io::Result<()> {
-        let mut guest = match self.connect(vm, port).await {
+        let mut byte = [0];
+        let connected = tokio::select! {
+            connected = self.connect(vm, port) => connected,
+            // The client says nothing before it is connected: it has given up.
+            _ = stream.read(&mut byte) => return Ok(()),
+        };
+        let mut guest = match connected {
             Ok(guest) => guest,
             Err(reply) => return wire::send_async(&mut stream, &reply).await,
         };
@@ -429,7 +445,7 @@ impl Worker {
         stream.shutdown().await
     }
 
-    async fn connect(&self, vm: &str, port: u16) -> Result<super::network::Stream, Reply> {
+    async fn connect(&self, vm: &str, port: u16) -> Result<GuestStream, Reply> {
         let member = self.member(vm).await?;
         if member.has_ended() {
             return Err(not_running(vm));
@@ -442,18 +458,13 @@ impl Worker {
         }
     }
 
-    async fn forward(self: &Arc<Self>, vm: &str, port: u16) -> Reply {
+    async fn forward(&self, vm: &str, port: u16) -> Reply {
         let member = match self.member(vm).await {
             Ok(member) if !member.has_ended() => member,
             Ok(_) => return not_running(vm),
             Err(reply) => return reply,
         };
-        let (worker, ip) = (Arc::clone(self), member.ip());
-        let connect = move || {
-            let worker = Arc::clone(&worker);
-            async move { worker.network.connect(ip, port).await }
-        };
-        match member.forwards().open(port, connect).await {
+        match member.forward(port, || self.network.forward(member.ip(), port)) {
             Ok(address) => Reply::Forwarded(address),
             Err(error) => failed(
                 Reason::Other,
