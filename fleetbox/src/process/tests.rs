@@ -352,6 +352,18 @@ fn after_a_killed_worker_the_next_start_works() {
 }
 
 #[test]
+fn a_terminated_worker_clears_away() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Ephemeral, runs());
+    assert!(!started.unwrap());
+    let worker = fixture.processes(Role::Worker);
+    kill(worker[0], Signal::SIGTERM).unwrap();
+    fixture.assert_quiet();
+    fixture.assert_gone();
+    drop(attached);
+}
+
+#[test]
 fn a_killed_machine_is_that_vms_failure() {
     let fixture = Fixture::new();
     let (attached, started) = fixture.start(Lifetime::Bound, runs());

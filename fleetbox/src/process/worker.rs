@@ -14,6 +14,7 @@ use std::time::Duration;
 use fleetbox_vmm::net::GuestStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -104,12 +105,15 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     };
     tracing::info!(cluster = %config.cluster, detached = config.detached, "worker serves");
 
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|e| format!("cannot watch for signals: {e}"))?;
     let serving = tokio::spawn(serve(Arc::clone(&worker), listener));
     let mut shutdown = worker.shutdown.subscribe();
     tokio::select! {
         () = owner_gone(owner) => tracing::info!("the owner is gone"),
         () = worker.idle(config.detached) => tracing::info!("no machine runs any more"),
         _ = shutdown.wait_for(|down| *down) => tracing::info!("told to end"),
+        _ = terminate.recv() => tracing::info!("terminated"),
     }
     serving.abort();
     worker.kill_all().await;
