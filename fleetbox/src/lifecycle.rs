@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use crate::names::Name;
 use crate::process::{Client, Lifeline, ProcessError, WorkerConfig, start_worker};
-use crate::store::{ClusterDir, Store, VmDir};
+use crate::store::{ClusterDir, Store, StoreError, VmDir};
 use crate::{Error, Result};
 
 /// How long a worker may take to start or end while somebody waits for its cluster.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a machine process may take to end once its worker has.
+const LAST_BREATH: Duration = Duration::from_secs(20);
 
 /// How often a held lock is looked at again.
 const POLL: Duration = Duration::from_millis(20);
@@ -158,6 +161,23 @@ pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
         tokio::time::sleep(POLL).await;
     }
     Ok(())
+}
+
+/// Deletes a VM that nobody runs any more. Waits for a machine process that is on its way out, as
+/// it is when its worker was killed.
+///
+/// # Errors
+/// It runs on, or the file system.
+pub(crate) fn delete(vm: &VmDir) -> Result<()> {
+    let deadline = Instant::now() + LAST_BREATH;
+    loop {
+        match vm.destroy() {
+            Err(StoreError::Running { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(POLL);
+            }
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// Marks a VM as one that is to be deleted with its owner.

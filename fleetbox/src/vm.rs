@@ -394,15 +394,7 @@ async fn destroy(
     drop(lifeline);
     lifecycle::worker_ended(&cluster).await?;
     let dir = dir.clone();
-    blocking(move || {
-        // Its machine process may be on its way out if the worker was killed.
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        while dir.is_running()? && std::time::Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(dir.destroy()?)
-    })
-    .await?;
+    blocking(move || lifecycle::delete(&dir)).await?;
     // The worker may have held the directory when it deleted the VM itself.
     blocking(move || Ok(cluster.remove_if_unused()?)).await
 }

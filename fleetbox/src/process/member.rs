@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::console::{Console, last_lines};
 use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
@@ -31,6 +32,9 @@ const LINES_IN_ERROR: usize = 30;
 /// How long a machine process may take to end once it has closed its socket, and its socket to
 /// drain once it has ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long the VM's lock may be held by a process that is on its way out.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where a machine is in its life.
 #[derive(Debug, Clone)]
@@ -60,11 +64,8 @@ pub(super) struct Member {
 
 impl Member {
     /// Starts a process for the machine; [`Member::settled`] tells whether the machine runs.
-    pub(super) fn spawn(spec: MachineSpec, link: Attachment) -> io::Result<Arc<Self>> {
-        let lock = Lock::try_acquire(&spec.lock)
-            .map_err(io::Error::other)?
-            .ok_or_else(|| io::Error::other("another process is using its disk"))?
-            .into_file();
+    pub(super) async fn spawn(spec: MachineSpec, link: Attachment) -> io::Result<Arc<Self>> {
+        let lock = lock_vm(&spec.lock).await?.into_file();
         let (ours, theirs) = StdUnixStream::pair()?;
         let console = Console::with_log(&spec.console_log)?;
         let inherited = [theirs.as_fd(), lock.as_fd(), link.link.as_fd()];
@@ -258,6 +259,21 @@ impl Member {
                 }
             }
         }
+    }
+}
+
+/// Takes the VM's lock. Whoever created the VM held it until a moment ago, and a child that this
+/// program's other threads have forked holds it on until it executes something else.
+async fn lock_vm(path: &Path) -> io::Result<Lock> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        if let Some(lock) = Lock::try_acquire(path).map_err(io::Error::other)? {
+            return Ok(lock);
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::other("another process is using its disk"));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -28,7 +28,11 @@ impl ClusterNetwork {
         mac: [u8; 6],
         ip: Ipv4Addr,
     ) -> Result<Attachment, NetworkError> {
-        self.0.attach(Port { name: name.to_owned(), mac, ip: Some(ip) })
+        self.0.attach(Port {
+            name: name.to_owned(),
+            mac,
+            ip: Some(ip),
+        })
     }
 
     /// Takes a machine that has ended off the network; its connections are reset.

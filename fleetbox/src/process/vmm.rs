@@ -44,7 +44,6 @@ pub(super) fn start(
         }],
         serial: Some(console),
         events: Some(Box::new(|event| tracing::info!(?event, "machine"))),
-        ..MachineConfig::default()
     };
     let machine = Machine::start(&hypervisor, config).map_err(|error| describe(&error))?;
     let handle = machine.handle();

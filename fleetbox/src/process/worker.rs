@@ -25,6 +25,7 @@ use super::protocol::{
     Hello, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply, Request, WorkerConfig,
 };
 use super::{socket, wire};
+use crate::lifecycle;
 use crate::store::Store;
 
 /// How long a client may take from connecting to its request.
@@ -105,8 +106,8 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     };
     tracing::info!(cluster = %config.cluster, detached = config.detached, "worker serves");
 
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|e| format!("cannot watch for signals: {e}"))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| format!("cannot watch for signals: {e}"))?;
     let serving = tokio::spawn(serve(Arc::clone(&worker), listener));
     let mut shutdown = worker.shutdown.subscribe();
     tokio::select! {
@@ -132,7 +133,7 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
         .iter()
         .filter_map(|name| cluster.vm(name))
     {
-        if let Err(error) = vm.destroy() {
+        if let Err(error) = lifecycle::delete(&vm) {
             tracing::warn!(vm = %vm.name(), %error, "cannot delete");
         }
     }
@@ -346,7 +347,7 @@ impl Worker {
                             );
                         }
                     };
-                    match Member::spawn(spec, link) {
+                    match Member::spawn(spec, link).await {
                         Ok(member) => {
                             members.insert(name.clone(), Arc::clone(&member));
                             self.count(Arc::clone(&member));
@@ -387,7 +388,10 @@ impl Worker {
             {
                 let members = worker.members.lock().await;
                 // If it has been started again, its place on the network is the new one's.
-                if members.get(member.name()).is_some_and(|now| Arc::ptr_eq(now, &member)) {
+                if members
+                    .get(member.name())
+                    .is_some_and(|now| Arc::ptr_eq(now, &member))
+                {
                     worker.network.detach(member.name());
                 }
             }
