@@ -3,9 +3,11 @@
 
 use std::path::PathBuf;
 
+pub mod bench;
 pub mod cache;
 pub mod cpio;
 pub mod debian;
+pub mod demo;
 pub mod deps;
 pub mod emulate;
 pub mod error;

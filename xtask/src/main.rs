@@ -50,6 +50,15 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
+    /// Show it: get an image, boot it on the best KVM there is, print the guest's `uname -a` and what each step took.
+    Demo,
+    /// Measure boot latency.
+    Bench {
+        /// `start`: process start to the first guest instruction, on this machine's KVM; `stock`: to the kernel's first
+        /// line, on a KVM that runs stock kernels.
+        #[arg(value_parser = ["start", "stock"])]
+        name: String,
+    },
     /// Run a command in an emulated host that has KVM.
     Emulate(EmulateArgs),
 }
@@ -114,6 +123,14 @@ fn run(task: Task) -> Result<ExitCode> {
             loop {
                 std::thread::park();
             }
+        }
+        Task::Demo => {
+            xtask::demo::run()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Bench { name } => {
+            xtask::bench::run(&name)?;
+            Ok(ExitCode::SUCCESS)
         }
         Task::Emulate(args) => emulate(args),
     }

@@ -98,7 +98,7 @@ pub fn run(steps: &[Step], cases: &[String]) -> Result<()> {
     }
 }
 
-fn cargo(args: &[&str]) -> Cmd {
+pub(crate) fn cargo(args: &[&str]) -> Cmd {
     // `cargo xtask` runs under cargo, whose settings for this crate are none of the other crates' business.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     Cmd::new(cargo)
@@ -227,7 +227,7 @@ fn guests() -> Result<String> {
     Ok(format!("in an emulated host ({kvm})"))
 }
 
-fn finish(emulation: &Emulation) -> Result<()> {
+pub(crate) fn finish(emulation: &Emulation) -> Result<()> {
     match emulation.run()?.status {
         0 => Ok(()),
         status => bail!("ended with status {status} in the emulated host"),
@@ -235,7 +235,7 @@ fn finish(emulation: &Emulation) -> Result<()> {
 }
 
 /// Builds and returns the executables of targets of one kind, with the targets' names.
-fn executables(build: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
+pub(crate) fn executables(build: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>> {
     let out = cargo(build)
         .args(["--locked", "--message-format=json-render-diagnostics"])
         .limit(1800)

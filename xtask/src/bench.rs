@@ -1,0 +1,78 @@
+//! The benches, each on a KVM that can run it.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use crate::deps::{self, Need};
+use crate::emulate::{Emulation, GuestFile};
+use crate::error::Result;
+use crate::image::{Format, Image};
+use crate::kvm::Kvm;
+use crate::test::{cargo, executables, finish};
+use crate::{bail, workspace};
+
+const BENCHES: &str = "fleetbox-benches";
+
+/// Runs the bench `name`.
+///
+/// # Errors
+/// It cannot be built or run.
+pub fn run(name: &str) -> Result<()> {
+    match name {
+        "start" => {
+            deps::ensure(&[Need::Guests])?;
+            cargo(&["bench", "-p", BENCHES, "--bench", "start", "--locked"])
+                .limit(2400)
+                .passthrough()
+        }
+        "stock" => stock(),
+        _ => bail!("there is no bench {name}: `start` or `stock`"),
+    }
+}
+
+fn stock() -> Result<()> {
+    let image = Image::Debian12.build(Format::Raw)?;
+    cargo(&[
+        "build",
+        "--release",
+        "-p",
+        "fleetbox-vmm",
+        "--bin",
+        "fleetbox-vmm",
+        "--locked",
+    ])
+    .limit(2400)
+    .passthrough()?;
+    let vmm = workspace().join("target/release/fleetbox-vmm");
+    let benches = executables(
+        &["bench", "--no-run", "-p", BENCHES, "--bench", "stock"],
+        "bench",
+    )?;
+    let Some((_, bench)) = benches.into_iter().next() else {
+        bail!("the crate {BENCHES} has no bench `stock`")
+    };
+    let env = [
+        ("FLEETBOX_BENCH_IMAGE", image.display().to_string()),
+        ("FLEETBOX_BENCH_VMM", vmm.display().to_string()),
+    ];
+    let kvm = Kvm::here();
+    if kvm.runs_stock_kernels() {
+        eprintln!("  on {kvm}");
+        let mut command = crate::run::Cmd::new(&bench).arg("--bench");
+        for (name, value) in env {
+            command = command.env(name, value);
+        }
+        return command.limit(1800).passthrough();
+    }
+    eprintln!("  in an emulated host, as this machine has {kvm}");
+    let command: [OsString; 2] = [bench.into(), "--bench".into()];
+    let mut emulation = Emulation::new(&command)?;
+    for file in [&image, &vmm] {
+        emulation.files.push(GuestFile::same(file)?);
+    }
+    emulation
+        .env
+        .extend(env.map(|(name, value)| (name.to_owned(), value)));
+    emulation.timeout = Duration::from_secs(1800);
+    finish(&emulation)
+}
