@@ -34,7 +34,8 @@ fn runtime() -> Result<&'static Runtime> {
         .worker_threads(2)
         .thread_name("fleetbox")
         .enable_all()
-        .build()?;
+        .build()
+        .map_err(Error::io("start threads"))?;
     // Of two threads that come here at once one's is used and the other's dropped.
     Ok(RUNTIME.get_or_init(|| runtime))
 }
@@ -187,7 +188,10 @@ impl Vm {
     /// As there.
     pub fn connect(&self, port: u16) -> Result<UnixStream> {
         let vm = Arc::clone(&self.0);
-        run(async move { Ok(vm.connect(port).await?.into_std()?) })
+        run(async move {
+            let stream = vm.connect(port).await?.into_std();
+            stream.map_err(Error::io("make a stream a blocking one"))
+        })
     }
 
     /// As [`crate::Vm::forward`].

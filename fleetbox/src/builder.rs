@@ -363,7 +363,8 @@ fn create(store: &Store, plan: &Plan, image: &Image, lifetime: Lifetime) -> Resu
     }
     .write(&paths.seed())?;
     if lifetime == Lifetime::Ephemeral {
-        lifecycle::mark_ephemeral(paths.dir())?;
+        lifecycle::mark_ephemeral(paths.dir())
+            .map_err(Error::io("mark the VM as one to delete with its owner"))?;
     }
     let record = VmRecord {
         name: plan.name.clone(),

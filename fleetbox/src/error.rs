@@ -77,12 +77,23 @@ pub enum Error {
         /// The console's last lines.
         console: String,
     },
-    /// A file of the VM could not be written.
-    #[error("cannot write the VM's files: {0}")]
-    Io(#[from] io::Error),
+    /// The operating system refused something that has no error of its own here.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// The tokio runtime that this was called in is shutting down.
     #[error("the tokio runtime is shutting down")]
     ShuttingDown,
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
 }
 
 fn console_part(console: &str) -> String {

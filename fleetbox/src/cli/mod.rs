@@ -18,7 +18,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use fleetbox::images::ImageRef;
 use fleetbox::names::{Name, check_cpus};
-use fleetbox::{Result, Size};
+use fleetbox::{Error, Result, Size};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
 #[derive(Debug, Parser)]
@@ -231,7 +231,11 @@ fn complain(error: impl Display) {
 
 /// Prints `value` as JSON.
 fn say_json(value: &impl serde::Serialize) -> Result<()> {
-    say(serde_json::to_string_pretty(value).map_err(std::io::Error::from)?);
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::Io {
+        action: "write JSON",
+        source: error.into(),
+    })?;
+    say(text);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use crossterm::terminal;
 use fleetbox::names::Name;
 use fleetbox::ssh::{Child, PtyRequest};
-use fleetbox::{ExitStatus, Result, Vm};
+use fleetbox::{Error, ExitStatus, Result, Vm};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -67,7 +67,8 @@ async fn on_terminal(vm: &Vm, command: Option<&str>) -> Result<ExitStatus> {
         .await?;
     let input = child.stdin.take();
     let output = child.stdout.take();
-    let mut resized = signal(SignalKind::window_change())?;
+    let mut resized =
+        signal(SignalKind::window_change()).map_err(failed("watch the terminal's size"))?;
     let raw = Raw::enter();
     let feeding = tokio::spawn(async move {
         if let Some(mut input) = input {
@@ -135,6 +136,15 @@ pub(super) async fn dial(home: Option<&Path>, name: &Name, port: u16) -> Result<
     let received = copy(&mut read, &mut output).await;
     let _ = output.flush().await;
     sending.abort();
-    received?;
-    Ok(0)
+    match received {
+        // Whoever read standard output has enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        received => received
+            .map(|_| 0)
+            .map_err(failed("pass on what the guest sends")),
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { action, source }
 }
