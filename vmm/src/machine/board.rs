@@ -25,10 +25,11 @@ use crate::hypervisor::{Hypervisor, Vm, VmSpec};
 /// Console input kept for a guest that does not read it.
 const MAX_INPUT: usize = 64 << 10;
 
-/// A machine between power-on and power-off or reset. Dropping it stops everything.
+/// A machine between power-on and power-off or reset.
+///
+/// Fields are dropped in order: the vCPUs stop before the devices go, and those before the VM.
 pub(super) struct Board {
-    /// `None` only while it is dropped.
-    vcpus: Option<Vcpus>,
+    _vcpus: Vcpus,
     serial: Arc<Serial>,
     ged: Arc<Ged>,
     input: VecDeque<u8>,
@@ -39,9 +40,8 @@ pub(super) struct Board {
 
 impl Drop for Board {
     fn drop(&mut self) {
-        // The vCPUs first, which could start a device again. The devices' threads use guest memory,
-        // disks and links, which the next board must find unused.
-        self.vcpus = None;
+        // The devices' threads use guest memory, disks and links; the next board must find them
+        // stopped.
         self.pci.reset();
     }
 }
@@ -129,7 +129,7 @@ impl Board {
             signals,
         )?;
         Ok(Self {
-            vcpus: Some(vcpus),
+            _vcpus: vcpus,
             serial,
             ged,
             input: VecDeque::new(),

@@ -5,4 +5,3 @@ mod inbound;
 mod link;
 mod names;
 mod outbound;
-mod speed;

@@ -1,0 +1,81 @@
+//! The cases. Those that share a VM stand together, and in the order in which they run.
+
+mod cli;
+mod debian;
+mod disk;
+mod images;
+pub(crate) mod kills;
+mod life;
+mod network;
+mod refusal;
+mod shell;
+mod vmm;
+
+use std::time::Duration;
+
+use crate::runner::{Case, Lane, Needs};
+use crate::suite::Suite;
+
+/// For cases that start no guest.
+const SHORT: Duration = Duration::from_secs(120);
+/// For cases that boot the tiny image a few times.
+const TINY: Duration = Duration::from_secs(600);
+/// For cases that boot Debian's image once.
+const DEBIAN: Duration = Duration::from_secs(1500);
+
+/// All cases, in their order.
+pub(crate) fn all() -> Vec<Case> {
+    use Needs::{Hardware, Nothing, Software};
+    let case = |lane, needs, deadline| {
+        move |name: &'static str, run: fn(&Suite)| Case {
+            name,
+            lane,
+            needs,
+            deadline,
+            run,
+        }
+    };
+    let plain = case(Lane::Tiny, Nothing, SHORT);
+    let refused = case(Lane::Tiny, Software, SHORT);
+    let tiny = case(Lane::Tiny, Hardware, TINY);
+    let debian = case(Lane::Debian, Hardware, DEBIAN);
+    vec![
+        plain("image_download_is_resumed", images::download_is_resumed),
+        plain(
+            "image_with_wrong_checksum_leaves_nothing",
+            images::wrong_checksum,
+        ),
+        refused("software_kvm_is_refused_by_up", refusal::up),
+        refused("software_kvm_is_refused_by_the_library", refusal::library),
+        refused("software_kvm_is_refused_by_the_vmm", refusal::vmm),
+        // These share a VM.
+        tiny("tiny_two_vms_at_once", life::two_at_once),
+        tiny("tiny_ssh_output_and_status", shell::output_and_status),
+        tiny("tiny_ssh_streams_input", shell::streams_input),
+        tiny("tiny_two_vcpus", shell::two_vcpus),
+        tiny("tiny_pty", shell::pty),
+        tiny("tiny_tcp_out", network::tcp_out),
+        tiny("tiny_tcp_refused", network::tcp_refused),
+        tiny("tiny_dns", network::dns),
+        tiny("tiny_connect_and_forward", network::connect_and_forward),
+        tiny("tiny_large_file", disk::large_file),
+        tiny("tiny_drop_destroys", life::drop_destroys),
+        // So do these.
+        tiny("tiny_stop_and_start_keep_the_disk", life::stop_and_start),
+        tiny("tiny_reboot", life::reboot),
+        tiny("tiny_second_kernel_boots_next", life::second_kernel),
+        tiny("tiny_blocking_facade", life::blocking),
+        tiny("tiny_kill_machine", kills::machine),
+        tiny("tiny_kill_worker", kills::worker),
+        tiny("tiny_kill_owner", kills::owner),
+        tiny("tiny_kill_owner_of_a_test_vm", kills::owner_of_test_vm),
+        tiny("tiny_cli", cli::life_cycle),
+        tiny("tiny_damaged_image", images::damaged),
+        tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),
+        debian("debian_library", debian::library),
+        debian("debian_network", debian::network),
+        debian("debian_large_file", debian::large_file),
+        debian("debian_second_kernel_boots_next", debian::second_kernel),
+        debian("debian_cli", debian::cli),
+    ]
+}

@@ -1,0 +1,230 @@
+//! From a guest to the world, and from the host to a guest.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fleetbox::Vm;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::host;
+use crate::report::Must;
+use crate::suite::{Suite, sha256};
+
+/// The answer of the suite's DNS server, of a network that is for documentation (RFC 5737).
+const ANSWER: [u8; 4] = [192, 0, 2, 77];
+/// A silent peer is given up after so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server on an address of this host that guests reach as they would any other host's: it tells its text to
+/// whoever connects, and ends the connection when the client has.
+pub(crate) struct Echo {
+    address: SocketAddr,
+    text: String,
+}
+
+impl Echo {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind((host::outer_address(), 0)).must("cannot listen");
+        let address = listener.local_addr().must("cannot tell the address");
+        let text = format!("hello from {address}");
+        let told = text.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let told = told.clone();
+                thread::spawn(move || {
+                    let _ = stream.set_read_timeout(Some(PATIENCE));
+                    let mut stream = stream;
+                    // The half-closed direction still delivers: the text comes after the client's end of file.
+                    let mut asked = Vec::new();
+                    if stream.read_to_end(&mut asked).is_ok() {
+                        let _ = stream
+                            .write_all(format!("{told}, you said {}", sha256(&asked)).as_bytes());
+                    }
+                });
+            }
+        });
+        Self { address, text }
+    }
+
+    /// What a guest that says "hi" is told.
+    pub(crate) fn answer(&self) -> String {
+        format!("{}, you said {}", self.text, sha256(b"hi"))
+    }
+
+    /// What the guest `vm` is told.
+    pub(crate) fn asked_by(&self, suite: &Suite, vm: &Vm) -> String {
+        suite.sh(
+            vm,
+            &format!(
+                "printf hi | nc -w 60 {} {}",
+                self.address.ip(),
+                self.address.port()
+            ),
+        )
+    }
+}
+
+pub(crate) fn tcp_out(suite: &Suite) {
+    let vm = suite.shared();
+    let server = Echo::start();
+    assert_eq!(server.asked_by(suite, &vm), server.answer());
+    // Megabytes, by HTTP, from the host's own address.
+    let listener = TcpListener::bind((host::outer_address(), 0)).must("cannot listen");
+    let address = listener.local_addr().must("cannot tell the address");
+    let body: Vec<u8> = (0..16_usize << 20)
+        .map(|i| (i ^ (i >> 7) ^ (i >> 15)) as u8)
+        .collect();
+    let sum = sha256(&body);
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut head = [0; 4096];
+        let _ = stream.read(&mut head)?;
+        write!(
+            stream,
+            "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )?;
+        stream.write_all(&body)
+    });
+    let got = suite.sh(
+        &vm,
+        &format!("wget -q -O - http://{address}/body | sha256sum"),
+    );
+    assert!(got.starts_with(&sum), "{got} is not {sum}");
+}
+
+/// A port that nobody listens on is refused in the guest at once, not left without an answer.
+pub(crate) fn tcp_refused(suite: &Suite) {
+    let vm = suite.shared();
+    let listener = TcpListener::bind((host::outer_address(), 0)).must("cannot listen");
+    let address = listener.local_addr().must("cannot tell the address");
+    drop(listener);
+    let began = Instant::now();
+    let output = suite.output(
+        &vm,
+        &format!("nc -w 50 {} {} </dev/null", address.ip(), address.port()),
+    );
+    let error = output.stderr_text();
+    assert!(
+        !output.success() && error.contains("refused"),
+        "{:?}: {error}",
+        output.status
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "the refusal took {:?}",
+        began.elapsed()
+    );
+    // The host's loopback is not the guest's to reach, by whatever name.
+    let loopback = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).must("cannot listen");
+    let port = loopback.local_addr().must("cannot tell the address").port();
+    let gateway = suite.sh(
+        &vm,
+        "ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p'",
+    );
+    let output = suite.output(&vm, &format!("nc -w 5 {gateway} {port} </dev/null"));
+    assert!(
+        !output.success(),
+        "a loopback port of the host was reached through the gateway"
+    );
+}
+
+/// Makes the suite's DNS server the host's resolver where that may be done. What is asked for, and the address that
+/// is expected, if a particular one is.
+pub(crate) fn dns_name() -> (String, Option<Ipv4Addr>) {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    if host::is_emulated() {
+        STARTED.get_or_init(|| {
+            let address = SocketAddr::new(host::outer_address(), 53);
+            host::start_dns(address, ANSWER);
+            std::fs::write("/etc/resolv.conf", format!("nameserver {}\n", address.ip()))
+                .must("cannot write the emulated host's resolver configuration");
+        });
+        (
+            "somewhere.fleetbox-e2e.test".to_owned(),
+            Some(ANSWER.into()),
+        )
+    } else {
+        (
+            std::env::var("FLEETBOX_E2E_NAME").unwrap_or_else(|_| "deb.debian.org".to_owned()),
+            None,
+        )
+    }
+}
+
+/// Checks that `resolved` (lines of addresses) is what was expected of a name.
+#[track_caller]
+pub(crate) fn assert_resolved(name: &str, resolved: &str, expected: Option<Ipv4Addr>) {
+    let addresses: Vec<Ipv4Addr> = resolved
+        .split_ascii_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    match expected {
+        Some(address) => assert!(
+            addresses.contains(&address),
+            "{name} is {resolved:?}, not {address}"
+        ),
+        None => assert!(!addresses.is_empty(), "{name} is {resolved:?}: no address"),
+    }
+}
+
+pub(crate) fn dns(suite: &Suite) {
+    let vm = suite.shared();
+    let (name, expected) = dns_name();
+    let resolved = suite.sh(&vm, &format!("getent ahostsv4 {name} || nslookup {name}"));
+    assert_resolved(&name, &resolved, expected);
+    // Its own name is answered by the gateway.
+    let own = suite.sh(
+        &vm,
+        &format!(
+            "nslookup {}.fleetbox | sed -n 's/^Address[^:]*: *//p'",
+            vm.name()
+        ),
+    );
+    assert_resolved(vm.name(), &own, Some(vm.ip()));
+}
+
+/// The host reaches any port of the guest.
+pub(crate) fn connect_and_forward(suite: &Suite) {
+    let vm = suite.shared();
+    suite.sh(&vm, "nc -ll -p 7777 -e cat >/dev/null 2>&1 & sleep 1; echo");
+    suite.block(async {
+        let mut stream = vm.connect(7777).await.must("cannot connect");
+        stream.write_all(b"by connect").await.must("cannot write");
+        stream.shutdown().await.must("cannot half-close");
+        let mut back = String::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut back)).await;
+        read.must("no answer").must("cannot read");
+        assert_eq!(back, "by connect");
+    });
+    let address = suite.block(vm.forward(7777)).must("cannot forward");
+    assert!(address.ip().is_loopback());
+    assert_eq!(
+        suite.block(vm.forward(7777)).must("cannot forward"),
+        address
+    );
+    let mut clients: Vec<_> = (0..4)
+        .map(|_| TcpStream::connect(address).must("cannot connect"))
+        .collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client
+            .set_read_timeout(Some(PATIENCE))
+            .must("cannot set a deadline");
+        let text = format!("client {index}");
+        client.write_all(text.as_bytes()).must("cannot write");
+        client.shutdown(Shutdown::Write).must("cannot half-close");
+        let mut back = String::new();
+        client.read_to_string(&mut back).must("cannot read");
+        assert_eq!(back, text);
+    }
+    let refused = suite.block(vm.connect(7778)).err();
+    let refused = refused
+        .expect("a port nobody listens on was connected to")
+        .to_string();
+    assert!(refused.contains("7778"), "{refused}");
+    suite.sh(&vm, "killall nc; echo");
+}
