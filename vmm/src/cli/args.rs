@@ -20,7 +20,8 @@ pub(crate) enum Command {
     /// Run a guest until it powers off.
     ///
     /// The exit status is 0 after the guest's power-off, 1 after any failure, 130 when the escape
-    /// key (Ctrl-]) ended the guest.
+    /// key (Ctrl-]) ended the guest. SIGTERM presses the power button; a second one kills the guest
+    /// (exit status 143).
     Run(Box<RunOptions>),
     /// Say in one sentence whether this host can run a stock kernel (exit status 0) or not (1).
     Probe,

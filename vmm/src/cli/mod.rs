@@ -3,6 +3,7 @@
 mod args;
 mod events;
 mod run;
+mod signals;
 mod terminal;
 
 use std::process::ExitCode;

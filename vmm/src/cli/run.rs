@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use fleetbox_devices::block::{
@@ -18,16 +18,19 @@ use fleetbox_vmm::machine::{BootSource, DiskConfig, Exit, Machine, MachineConfig
 use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
-use super::{events, terminal};
+use super::{events, signals, terminal};
 
 /// Exit status when the escape key ended the guest, as if by SIGINT.
 const ESCAPED: u8 = 130;
+/// Exit status when a second SIGTERM ended the guest, as if by that.
+const TERMINATED: u8 = 143;
 
 /// The guest's hardware address: locally administered, unicast.
 const GUEST_MAC: [u8; 6] = [0x02, 0xfb, 0, 0, 0, 1];
 
 /// Runs the guest until it ends.
 pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
+    let terminations = signals::Terminations::hold()?;
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(KvmHypervisor::open()?);
     let boot = match (&options.kernel, &options.firmware, &options.image) {
         (Some(kernel), _, _) => BootSource::Kernel {
@@ -94,19 +97,24 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
             events,
         },
     )?;
-    let escaped = Arc::new(AtomicBool::new(false));
+    // What a guest that is killed is an exit status for.
+    let killed = Arc::new(AtomicU8::new(0));
     if let Some(raw) = &raw {
-        let escaped = escaped.clone();
+        let killed = killed.clone();
         terminal::forward_input(machine.handle(), raw.active(), move || {
-            escaped.store(true, Ordering::Release);
+            killed.store(ESCAPED, Ordering::Release);
         });
     }
+    terminations.obey(machine.handle(), {
+        let killed = killed.clone();
+        move || killed.store(TERMINATED, Ordering::Release)
+    });
     let outcome = machine.wait();
     drop(raw);
     drop(network);
     match outcome? {
-        Exit::Killed if escaped.load(Ordering::Acquire) => Ok(ExitCode::from(ESCAPED)),
-        Exit::PowerOff | Exit::Killed => Ok(ExitCode::SUCCESS),
+        Exit::PowerOff => Ok(ExitCode::SUCCESS),
+        Exit::Killed => Ok(ExitCode::from(killed.load(Ordering::Acquire))),
     }
 }
 
