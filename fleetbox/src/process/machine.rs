@@ -9,10 +9,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::entry::exit_status;
 use super::protocol::{MachineCommand, MachineConfig, MachineEvent};
 use super::wire;
+
+/// Console output that is sent without waiting for more, in bytes.
+const BATCH: usize = 4096;
+/// How long output waits for more to go with it.
+const BATCH_TIME: Duration = Duration::from_millis(20);
 
 /// Console bytes that may wait for the worker; more than that and the oldest are dropped.
 const CONSOLE_BACKLOG: usize = 1 << 20;
@@ -220,6 +226,15 @@ impl Shared {
                         .wait(queue)
                         .unwrap_or_else(PoisonError::into_inner);
                 }
+                // The serial port writes single bytes: what soon follows goes along.
+                let alone = |queue: &mut Queue| {
+                    queue.events.is_empty() && !queue.finished && queue.console.len() < BATCH
+                };
+                queue = self
+                    .changed
+                    .wait_timeout_while(queue, BATCH_TIME, alone)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
                 std::mem::take(&mut *queue)
             };
             if queue.dropped > 0 {
@@ -244,7 +259,9 @@ struct ConsoleWriter(Arc<Shared>);
 impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut queue = lock(&self.0.queue);
+        let before = queue.console.len();
         queue.console.extend_from_slice(bytes);
+        let wake = before == 0 || (before < BATCH && queue.console.len() >= BATCH);
         if let Some(excess) = queue.console.len().checked_sub(CONSOLE_BACKLOG)
             && excess > 0
         {
@@ -254,7 +271,9 @@ impl Write for ConsoleWriter {
             queue.dropped += cut as u64;
         }
         drop(queue);
-        self.0.changed.notify_one();
+        if wake {
+            self.0.changed.notify_one();
+        }
         Ok(bytes.len())
     }
 
