@@ -93,7 +93,7 @@ impl Seed {
                 "name": self.user,
                 "gecos": "fleetbox",
                 "shell": "/bin/bash",
-                "sudo": ["ALL=(ALL) NOPASSWD:ALL"],
+                "sudo": "ALL=(ALL) NOPASSWD:ALL",
                 "lock_passwd": true,
                 "ssh_authorized_keys": self.authorized_keys,
             }],
@@ -259,7 +259,7 @@ mod tests {
         let user = &user_data["users"][0];
         assert_eq!(user["name"], "fleetbox");
         assert_eq!(user["ssh_authorized_keys"], json!(seed.authorized_keys));
-        assert_eq!(user["sudo"], json!(["ALL=(ALL) NOPASSWD:ALL"]));
+        assert_eq!(user["sudo"], json!("ALL=(ALL) NOPASSWD:ALL"));
         assert_eq!(user_data["ssh_pwauth"], false);
         let private = user_data["ssh_keys"]["ed25519_private"].as_str().unwrap();
         let key = Keypair::from_openssh(private).unwrap();
