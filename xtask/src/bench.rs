@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::image::{Format, Image};
 use crate::kvm::Kvm;
 use crate::test::{cargo, executables, finish};
-use crate::{bail, workspace};
+use crate::{bail, target_dir};
 
 const BENCHES: &str = "fleetbox-benches";
 
@@ -43,7 +43,7 @@ fn stock() -> Result<()> {
     ])
     .limit(2400)
     .passthrough()?;
-    let vmm = workspace().join("target/release/fleetbox-vmm");
+    let vmm = target_dir().join("release/fleetbox-vmm");
     let benches = executables(
         &["bench", "--no-run", "-p", BENCHES, "--bench", "stock"],
         "bench",

@@ -11,7 +11,7 @@ use crate::image::{Format, Image};
 use crate::kvm::Kvm;
 use crate::run::Cmd;
 use crate::test::cargo;
-use crate::{bail, workspace};
+use crate::{bail, target_dir};
 
 /// Seconds that the download of the image may take.
 const DOWNLOAD_LIMIT: u64 = 1800;
@@ -51,7 +51,7 @@ pub fn run() -> Result<()> {
             .limit(2400)
             .passthrough()
     })?;
-    let fleetbox = workspace().join("target/debug/fleetbox");
+    let fleetbox = target_dir().join("debug/fleetbox");
     let image = steps.time("get the image debian-12", || image(&fleetbox))?;
     let home = tempfile::tempdir().context(|| "cannot create a state directory")?;
     steps.time("boot, SSH, remove", || {

@@ -111,7 +111,7 @@ impl Emulation {
         {
             bail!("there is no file {}", path.display());
         }
-        let build = crate::workspace().join("target/debug");
+        let build = crate::target_dir().join("debug");
         for program in ["fleetbox", "fleetbox-vmm"] {
             let host = build.join(program);
             if host.is_file() && !files.iter().any(|f| f.host == host) {

@@ -25,3 +25,10 @@ pub fn workspace() -> PathBuf {
         .parent()
         .map_or_else(|| manifest.clone(), PathBuf::from)
 }
+
+/// Where cargo puts what it builds: `CARGO_TARGET_DIR`, else `target` in the workspace.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map_or_else(|| workspace().join("target"), PathBuf::from)
+}

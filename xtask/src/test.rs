@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::{Format, Image};
 use crate::kvm::Kvm;
 use crate::run::Cmd;
-use crate::workspace;
+use crate::{target_dir, workspace};
 
 /// A part of the test run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -187,7 +187,7 @@ pub fn payloads() -> Result<PathBuf> {
     ])
     .limit(600)
     .passthrough()?;
-    Ok(workspace().join("target").join(BARE_METAL).join("release"))
+    Ok(target_dir().join(BARE_METAL).join("release"))
 }
 
 /// Runs the payloads by the tests of their crate, which find them through `FLEETBOX_GUESTS`. Returns where they ran.
@@ -356,7 +356,7 @@ fn e2e(wanted: &[String]) -> Result<String> {
 
 /// A directory with links to the images, as an emulated host has them in `/images`.
 fn image_directory() -> Result<PathBuf> {
-    let directory = workspace().join("target/images");
+    let directory = target_dir().join("images");
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).context(|| format!("cannot create {}", directory.display()))?;
     for (name, path) in crate::image::built()? {
