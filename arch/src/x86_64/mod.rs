@@ -8,5 +8,6 @@ mod elf;
 pub mod kernel;
 pub mod layout;
 pub mod regs;
+pub mod reset_vector;
 #[cfg(test)]
 mod test_kernel;

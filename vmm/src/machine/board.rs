@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use fleetbox_arch::x86_64::{acpi, layout, regs};
+use fleetbox_arch::x86_64::{acpi, layout, regs, reset_vector};
 use fleetbox_devices::GuestMemory;
 use fleetbox_devices::acpi::ged::Ged;
 use fleetbox_devices::acpi::pm_timer::PmTimer;
@@ -59,6 +59,11 @@ impl Board {
         let vm = hypervisor.create_vm(VmSpec {
             memory: memory.clone(),
             vcpus: config.cpus,
+        })?;
+        // Before the payload, which may be firmware that has its own.
+        reset_vector::write(&memory).map_err(|e| Error::Load {
+            what: "the reset vector".into(),
+            reason: e.to_string(),
         })?;
         let kernel = payload.load(&memory)?;
         acpi::write_tables(&memory, config.cpus).map_err(|e| Error::Load {
