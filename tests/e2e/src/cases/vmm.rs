@@ -52,10 +52,6 @@ pub(crate) fn login_prompt(suite: &Suite) {
             }
         }
     }
-    assert!(
-        console.contains("Linux version"),
-        "no kernel on the console: {console}"
-    );
     kill(pid, Signal::SIGTERM).must("cannot signal");
     let output = host::finish(child, Duration::from_secs(120), "fleetbox-vmm run");
     console.extend(
