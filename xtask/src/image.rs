@@ -6,6 +6,7 @@ mod disk;
 mod tiny;
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::bail;
@@ -76,11 +77,46 @@ impl Image {
             })
         })?;
         let raw = dir.join(format!("{name}.raw"));
-        match format {
-            Format::Raw => Ok(raw),
-            Format::Qcow2 => qcow2(&raw, &dir.join(format!("{name}.qcow2"))),
+        let path = match format {
+            Format::Raw => raw,
+            Format::Qcow2 => qcow2(&raw, &dir.join(format!("{name}.qcow2")))?,
+        };
+        write_sum(&path)?;
+        Ok(path)
+    }
+}
+
+/// Extension of the file beside an image that has its SHA-256 sum: computing it takes long in an emulated host.
+const SUM: &str = "sha256";
+
+/// Writes an image's sum beside it, unless that was done before.
+fn write_sum(image: &Path) -> Result<()> {
+    let mut name = image.as_os_str().to_owned();
+    name.push(format!(".{SUM}"));
+    let target = PathBuf::from(name);
+    if target.is_file() {
+        return Ok(());
+    }
+    let read = || format!("cannot read {}", image.display());
+    let mut file = fs::File::open(image).context(read)?;
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).context(read)? {
+            0 => break,
+            n => context.update(&buffer[..n]),
         }
     }
+    let sum: String = context
+        .finish()
+        .as_ref()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let partial = target.with_extension(format!("partial-{}", std::process::id()));
+    fs::write(&partial, format!("{sum}\n"))
+        .and_then(|()| fs::rename(&partial, &target))
+        .context(|| format!("cannot write {}", target.display()))
 }
 
 /// Converts a raw image, unless that was done before.
@@ -99,7 +135,8 @@ fn qcow2(raw: &Path, target: &Path) -> Result<PathBuf> {
     Ok(target.to_owned())
 }
 
-/// The images built so far, newest inputs only, as names (`tiny.raw`, `tiny.qcow2`) and paths.
+/// The images built so far, newest inputs only, as names (`tiny.raw`, `tiny.qcow2`) and paths, with their sums
+/// (`tiny.raw.sha256`).
 ///
 /// # Errors
 /// The cache cannot be read.
@@ -111,9 +148,11 @@ pub fn built() -> Result<Vec<(String, PathBuf)>> {
         };
         for extension in ["raw", "qcow2"] {
             let name = format!("{}.{extension}", image.name());
-            let path = dir.join(&name);
-            if path.is_file() {
-                found.push((name, path));
+            for name in [format!("{name}.{SUM}"), name] {
+                let path = dir.join(&name);
+                if path.is_file() {
+                    found.push((name, path));
+                }
             }
         }
     }

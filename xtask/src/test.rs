@@ -267,9 +267,9 @@ fn parse_executables(messages: &[u8], kind: &str) -> Result<Vec<(String, PathBuf
 }
 
 /// Runs the end-to-end suite: the binary `fleetbox-e2e`, which lists its cases with `--list`, one first in each
-/// line, and runs
-/// those it is given. It finds the images in the directory `FLEETBOX_E2E_IMAGES` (as `tiny.raw`, `tiny.qcow2` and
-/// `debian-12.raw`) and the programs of this workspace in `PATH`. Returns where it ran.
+/// line with what it needs after it, and runs those it is given. It finds the images in the directory
+/// `FLEETBOX_E2E_IMAGES` (as `tiny.raw`, `tiny.qcow2` and `debian-12.raw`) and the programs of this workspace in
+/// `PATH`. Where stock kernels need an emulated host, the cases that need none run here. Returns where it ran.
 fn e2e(wanted: &[String]) -> Result<String> {
     deps::ensure(&[Need::Images])?;
     let binaries = executables(
@@ -290,12 +290,10 @@ fn e2e(wanted: &[String]) -> Result<String> {
         bail!("the crate {E2E} has no binary {E2E}")
     };
     let list = Cmd::new(suite).arg("--list").text()?;
-    let chosen =
-        |case: &&str| wanted.is_empty() || wanted.iter().any(|w| case.contains(w.as_str()));
-    let cases: Vec<&str> = list
+    let cases: Vec<E2eCase<'_>> = list
         .lines()
-        .filter_map(|l| l.split_whitespace().next())
-        .filter(chosen)
+        .filter_map(E2eCase::parse)
+        .filter(|case| wanted.is_empty() || wanted.iter().any(|w| case.name.contains(w.as_str())))
         .collect();
     if cases.is_empty() {
         bail!(
@@ -323,12 +321,15 @@ fn e2e(wanted: &[String]) -> Result<String> {
     };
     eprintln!("  {} end-to-end cases on {place}:", cases.len());
     for case in &cases {
-        eprintln!("    {case}");
+        eprintln!("    {}", case.name);
     }
     let place = format!("{} cases on {place}", cases.len());
-    if emulated {
+    let (there, here): (Vec<E2eCase<'_>>, Vec<_>) = cases
+        .into_iter()
+        .partition(|case| emulated && case.stock_kernel);
+    if !there.is_empty() {
         let command: Vec<OsString> = std::iter::once(suite.clone().into())
-            .chain(cases.iter().map(OsString::from))
+            .chain(there.iter().map(|case| case.name.into()))
             .collect();
         let mut emulation = Emulation::new(&command)?;
         emulation.memory = E2E_MEMORY;
@@ -337,7 +338,8 @@ fn e2e(wanted: &[String]) -> Result<String> {
             .env
             .push(("FLEETBOX_E2E_IMAGES".into(), "/images".into()));
         finish(&emulation)?;
-    } else {
+    }
+    if !here.is_empty() {
         let images = image_directory()?;
         let bins = suite.parent().unwrap_or(Path::new("."));
         let path = std::env::join_paths(std::iter::once(bins.to_owned()).chain(
@@ -345,13 +347,32 @@ fn e2e(wanted: &[String]) -> Result<String> {
         ))
         .context(|| "cannot extend PATH")?;
         Cmd::new(suite)
-            .args(&cases)
+            .args(here.iter().map(|case| case.name))
             .env("PATH", path)
             .env("FLEETBOX_E2E_IMAGES", &images)
             .limit(E2E_LIMIT)
             .passthrough()?;
     }
     Ok(place)
+}
+
+/// A case of the end-to-end suite, as its list has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct E2eCase<'a> {
+    name: &'a str,
+    /// It needs a KVM that runs stock kernels.
+    stock_kernel: bool,
+}
+
+impl<'a> E2eCase<'a> {
+    /// Reads a line such as `tiny_cli (hardware KVM)`.
+    fn parse(line: &'a str) -> Option<Self> {
+        let name = line.split_whitespace().next()?;
+        Some(Self {
+            name,
+            stock_kernel: line.contains("(hardware KVM)"),
+        })
+    }
 }
 
 /// A directory with links to the images, as an emulated host has them in `/images`.
@@ -368,6 +389,21 @@ fn image_directory() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cases_are_read_with_what_they_need() {
+        let case = |name, stock_kernel| Some(E2eCase { name, stock_kernel });
+        assert_eq!(
+            E2eCase::parse("tiny_cli (hardware KVM)"),
+            case("tiny_cli", true)
+        );
+        assert_eq!(
+            E2eCase::parse("refusal (software KVM)"),
+            case("refusal", false)
+        );
+        assert_eq!(E2eCase::parse("download (no KVM)"), case("download", false));
+        assert_eq!(E2eCase::parse(""), None);
+    }
 
     #[test]
     fn executables_are_told_by_their_kind() {
