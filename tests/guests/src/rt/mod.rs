@@ -82,8 +82,12 @@ fn command_line(start_info: u64) -> &'static str {
         return "";
     }
     let mut len = 0;
-    // SAFETY: the command line ends with a zero byte and is mapped one to one.
-    while len < 4096 && unsafe { address.add(len).read() } != 0 {
+    loop {
+        let at = address.wrapping_add(len);
+        // SAFETY: the command line ends with a zero byte and is mapped one to one.
+        if len == 4096 || unsafe { at.read() } == 0 {
+            break;
+        }
         len += 1;
     }
     // SAFETY: these bytes were read above, and nothing writes to them.

@@ -114,7 +114,8 @@ pub struct Device {
 
 /// One of its queues; requests are made one at a time.
 pub struct Queue {
-    rings: *mut Rings,
+    /// Address of its [`Rings`].
+    rings: u64,
     notify: u64,
     index: u16,
     vector: u8,
@@ -179,10 +180,10 @@ impl Device {
         })
     }
 
-    /// Sets queue `index` up in `rings`, with MSI-X entry `index` sending `vector` to this vCPU.
-    pub fn queue(&self, index: u16, rings: *mut Rings, vector: u8) -> Queue {
-        // SAFETY: the caller's rings are not in use by the device, which has been reset.
-        unsafe { rings.write(Rings::new()) };
+    /// Sets queue `index` up in the [`Rings`] at the address `rings`, which no other queue uses,
+    /// with MSI-X entry `index` sending `vector` to this vCPU.
+    pub fn queue(&self, index: u16, rings: u64, vector: u8) -> Queue {
+        put(rings, Rings::new());
         let table = self.function.capabilities(0x11).next().map_or(0, |cap| {
             let place = self.function.read(cap + 4);
             self.function.bar(place as u8 & 7) + u64::from(place & !7)
@@ -195,13 +196,12 @@ impl Device {
         put(self.common + 0x16, index);
         put(self.common + 0x18, SIZE as u16);
         put(self.common + 0x1A, index);
-        let base = rings as u64;
         for (register, field) in [
             (0x20, core::mem::offset_of!(Rings, descriptors)),
             (0x28, core::mem::offset_of!(Rings, avail)),
             (0x30, core::mem::offset_of!(Rings, used)),
         ] {
-            put(self.common + register, (base + field as u64) as u32);
+            put(self.common + register, (rings + field as u64) as u32);
             put(self.common + register + 4, 0u32);
         }
         put(self.common + 0x1C, 1u16);
@@ -233,6 +233,10 @@ impl Device {
 }
 
 impl Queue {
+    fn put<T>(&self, offset: usize, value: T) {
+        put(self.rings + offset as u64, value);
+    }
+
     /// Offers a request of up to [`SIZE`] parts and notifies the device.
     pub fn post(&mut self, parts: &[Buffer]) {
         for (i, part) in parts.iter().enumerate() {
@@ -243,31 +247,31 @@ impl Queue {
                 flags: u16::from(more) | u16::from(part.writable) << 1,
                 next: i as u16 + 1,
             };
-            // SAFETY: `i` is less than SIZE, and no request is with the device.
-            unsafe { (&raw mut (*self.rings).descriptors[i]).write_volatile(descriptor) };
+            self.put(
+                core::mem::offset_of!(Rings, descriptors) + i * size_of::<Descriptor>(),
+                descriptor,
+            );
         }
         let slot = 2 + usize::from(self.posted) % SIZE;
-        // SAFETY: the slot is inside the ring.
-        unsafe { (&raw mut (*self.rings).avail[slot]).write_volatile(0) };
+        self.put(core::mem::offset_of!(Rings, avail) + 2 * slot, 0u16);
         self.posted = self.posted.wrapping_add(1);
         fence(Ordering::SeqCst);
-        // SAFETY: the index of the ring this driver owns.
-        unsafe { (&raw mut (*self.rings).avail[1]).write_volatile(self.posted) };
+        self.put(core::mem::offset_of!(Rings, avail) + 2, self.posted);
         fence(Ordering::SeqCst);
         put(self.notify, self.index);
     }
 
     /// True once the device has returned the request; then its length written.
     pub fn poll(&mut self) -> Option<u32> {
-        // SAFETY: the device writes these words; volatile reads of the queue's own memory.
-        let index = unsafe { (&raw const (*self.rings).used.index).read_volatile() };
+        let used = self.rings + core::mem::offset_of!(Rings, used) as u64;
+        let index: u16 = get(used + core::mem::offset_of!(Used, index) as u64);
         if index == self.seen {
             return None;
         }
         let slot = usize::from(self.seen) % SIZE;
         self.seen = self.seen.wrapping_add(1);
-        // SAFETY: as above, the slot is inside the ring.
-        let element = unsafe { (&raw const (*self.rings).used.ring[slot]).read_volatile() };
+        let element: [u32; 2] =
+            get(used + core::mem::offset_of!(Used, ring) as u64 + 8 * slot as u64);
         Some(element[1])
     }
 

@@ -32,7 +32,7 @@ impl Disk {
         apic::enable();
         let features = READ_ONLY | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
         let device = Device::open(2, 0, features).expect("a block device");
-        let queue = device.queue(0, &raw mut RINGS, 0x40);
+        let queue = device.queue(0, &raw mut RINGS as u64, 0x40);
         device.start();
         Self { device, queue }
     }
@@ -58,8 +58,9 @@ impl Disk {
     }
 
     fn read(&mut self, sector: u64, len: usize) -> (&'static [u8], u8) {
+        let buffer = &raw mut DATA;
         // SAFETY: one vCPU, one request at a time: nothing else refers to the buffer now.
-        let data = unsafe { &mut (&mut *(&raw mut DATA))[..len] };
+        let data = &mut unsafe { &mut *buffer }[..len];
         data.fill(0x55);
         let status = self.request(IN, sector, Some(Buffer::into(data)));
         (data, status)

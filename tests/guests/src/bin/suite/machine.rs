@@ -109,11 +109,8 @@ pub(super) fn power_button() {
 pub(super) fn reset() {
     let mark = 0x80_0000 as *mut u64;
     // SAFETY: RAM that the payload does not occupy.
-    assert_eq!(
-        unsafe { mark.read_volatile() },
-        0,
-        "memory survived the reset"
-    );
+    let found = unsafe { mark.read_volatile() };
+    assert_eq!(found, 0, "memory survived the reset");
     // SAFETY: as above.
     unsafe { mark.write_volatile(1) };
     println!("BOOT");
@@ -123,7 +120,7 @@ pub(super) fn reset() {
 pub(super) fn random() {
     apic::enable();
     let device = Device::open(4, 0, 0).expect("an entropy device");
-    let mut queue = device.queue(0, &raw mut RINGS, 0x42);
+    let mut queue = device.queue(0, &raw mut RINGS as u64, 0x42);
     device.start();
     let mut bytes = [[0u8; 64]; 2];
     for buffer in &mut bytes {

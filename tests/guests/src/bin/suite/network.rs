@@ -21,8 +21,8 @@ impl Nic {
     fn open() -> Self {
         apic::enable();
         let device = Device::open(1, 0, MAC).expect("a network device");
-        let rx = device.queue(0, &raw mut RX, 0x50);
-        let tx = device.queue(1, &raw mut TX, 0x51);
+        let rx = device.queue(0, &raw mut RX as u64, 0x50);
+        let tx = device.queue(1, &raw mut TX as u64, 0x51);
         let mac = core::array::from_fn(|i| device.read_config(i as u64));
         device.start();
         Self {
@@ -35,15 +35,18 @@ impl Nic {
 
     fn offer(&mut self) {
         self.count = interrupts::count(0x50);
+        let buffer = &raw mut RECEIVED;
         // SAFETY: nothing refers to the buffer while the device has it.
-        let buffer = unsafe { &mut *(&raw mut RECEIVED) };
+        let buffer = unsafe { &mut *buffer };
         self.rx.post(&[Buffer::into(buffer)]);
     }
 
     fn received(&mut self) -> &'static [u8] {
         let len = self.rx.finish(self.count).expect("a frame") as usize;
+        let buffer = &raw const RECEIVED;
         // SAFETY: the device has returned the buffer.
-        unsafe { &(&*(&raw const RECEIVED))[HEADER..len] }
+        let frame = unsafe { &*buffer };
+        &frame[HEADER..len]
     }
 
     fn send(&mut self, frame: &[u8]) {
