@@ -19,6 +19,18 @@ fn hello_enters_by_pvh_and_powers_off() {
     assert_eq!(outcome.console, "H");
 }
 
+#[test]
+fn a_firmware_is_entered_by_pvh() {
+    let mut guest = Guest::payload("hello", "");
+    let BootSource::Kernel { kernel, .. } = guest.config.boot else {
+        unreachable!()
+    };
+    guest.config.boot = BootSource::Firmware(kernel);
+    let outcome = guest.run();
+    assert_eq!(outcome.exit.unwrap(), Exit::PowerOff);
+    assert_eq!(outcome.console, "H");
+}
+
 /// A case that needs nothing but the machine.
 macro_rules! plain_cases {
     ($($test:ident: $case:literal;)*) => {$(

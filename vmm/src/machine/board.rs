@@ -25,11 +25,10 @@ use crate::hypervisor::{Hypervisor, Vm, VmSpec};
 /// Console input kept for a guest that does not read it.
 const MAX_INPUT: usize = 64 << 10;
 
-/// A machine between power-on and power-off or reset.
-///
-/// Fields are dropped in order: the vCPUs stop before the devices go, and those before the VM.
+/// A machine between power-on and power-off or reset. Dropping it stops everything.
 pub(super) struct Board {
-    _vcpus: Vcpus,
+    /// `None` only while it is dropped.
+    vcpus: Option<Vcpus>,
     serial: Arc<Serial>,
     ged: Arc<Ged>,
     input: VecDeque<u8>,
@@ -40,8 +39,9 @@ pub(super) struct Board {
 
 impl Drop for Board {
     fn drop(&mut self) {
-        // The devices' threads use guest memory, disks and links; the next board must find them
-        // stopped.
+        // The vCPUs first, which could start a device again. The devices' threads use guest memory,
+        // disks and links, which the next board must find unused.
+        self.vcpus = None;
         self.pci.reset();
     }
 }
@@ -134,7 +134,7 @@ impl Board {
             signals,
         )?;
         Ok(Self {
-            _vcpus: vcpus,
+            vcpus: Some(vcpus),
             serial,
             ged,
             input: VecDeque::new(),

@@ -30,12 +30,22 @@ pub(super) const PROTO_ICMP: u8 = 1;
 pub(super) const PROTO_TCP: u8 = 6;
 pub(super) const PROTO_UDP: u8 = 17;
 
+// Indexing by a checked offset, rather than slices and conversions: these run several times for
+// each frame, and every call into the standard library costs in builds without optimisation.
+
 pub(super) fn be16(data: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(data.get(at..at + 2)?.try_into().ok()?))
+    if at + 2 > data.len() {
+        return None;
+    }
+    Some((data[at] as u16) << 8 | data[at + 1] as u16)
 }
 
 pub(super) fn be32(data: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?))
+    if at + 4 > data.len() {
+        return None;
+    }
+    let high = (data[at] as u32) << 24 | (data[at + 1] as u32) << 16;
+    Some(high | (data[at + 2] as u32) << 8 | data[at + 3] as u32)
 }
 
 pub(super) fn ipv4_at(data: &[u8], at: usize) -> Option<Ipv4Addr> {
@@ -43,7 +53,8 @@ pub(super) fn ipv4_at(data: &[u8], at: usize) -> Option<Ipv4Addr> {
 }
 
 pub(super) fn mac_at(data: &[u8], at: usize) -> Option<Mac> {
-    data.get(at..at + 6)?.try_into().ok()
+    let mac = data.get(at..at + 6)?;
+    Some([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]])
 }
 
 /// Copies `part` to `at`; what does not fit is left out.
@@ -55,25 +66,28 @@ pub(super) fn put(buffer: &mut [u8], at: usize, part: &[u8]) {
 
 /// The one's complement sum of RFC 1071, in memory order, not inverted.
 ///
-/// Sixteen bytes a step, because this also runs in builds without optimisation.
+/// Sixteen bytes a step and without iterators, because this also runs in builds without
+/// optimisation.
 pub(super) fn sum(data: &[u8], initial: u64) -> u64 {
-    let mut sum = u128::from(initial);
-    let mut chunks = data.chunks_exact(16);
-    for chunk in &mut chunks {
-        if let Ok(bytes) = <[u8; 16]>::try_from(chunk) {
-            let (next, carry) = sum.overflowing_add(u128::from_ne_bytes(bytes));
-            sum = next + u128::from(carry);
-        }
+    const LOW: u128 = u64::MAX as u128;
+    // Halves of 64 bits in 128 leave room for more carries than there is memory.
+    let mut sum = initial as u128;
+    let (chunks, tail) = data.as_chunks::<16>();
+    let mut index = 0;
+    while index < chunks.len() {
+        let value = u128::from_ne_bytes(chunks[index]);
+        sum += (value & LOW) + (value >> 64);
+        index += 1;
     }
     let mut rest = [0; 16];
-    let tail = chunks.remainder();
     put(&mut rest, 0, tail);
-    let (next, carry) = sum.overflowing_add(u128::from_ne_bytes(rest));
-    sum = next + u128::from(carry);
-    // 2^64 and 2^32 and 2^16 are all 1 modulo 0xffff, so folding keeps the value.
-    let (low, carry) = (sum as u64).overflowing_add((sum >> 64) as u64);
-    let sum = low + u64::from(carry);
-    (sum & 0xffff_ffff) + (sum >> 32)
+    let value = u128::from_ne_bytes(rest);
+    sum += (value & LOW) + (value >> 64);
+    // 2^64 and 2^32 are both 1 modulo 0xffff, so folding keeps the value.
+    let folded = (sum & LOW) + (sum >> 64);
+    let folded = (folded & LOW) + (folded >> 64);
+    let folded = folded as u64;
+    (folded & 0xffff_ffff) + (folded >> 32)
 }
 
 /// Folds a [`sum`] to the checksum as it stands in a packet.

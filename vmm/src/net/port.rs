@@ -186,7 +186,7 @@ impl Port {
 
     /// Room for bulk data; false also registers `waker` to be told when there is.
     pub(super) fn poll_room(&self, waker: &Waker) -> bool {
-        if self.ring.borrow().count + RESERVED <= SLOTS {
+        if self.has_room() {
             return true;
         }
         let mut waiting = self.waiting.borrow_mut();

@@ -6,6 +6,7 @@
 //! no ARP.
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -116,6 +117,7 @@ pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    failed: bool,
 }
 
 impl std::fmt::Debug for Stack {
@@ -155,6 +157,7 @@ impl Stack {
             interface,
             sockets,
             handle,
+            failed: false,
         }
     }
 
@@ -196,20 +199,44 @@ impl Stack {
 
     /// Takes the packet of `link`.
     pub(super) fn receive(&mut self, link: &mut Link<'_>, now: Instant) {
-        self.interface
-            .poll_ingress_single(now, link, &mut self.sockets);
+        self.contain(|stack| {
+            stack
+                .interface
+                .poll_ingress_single(now, link, &mut stack.sockets);
+        });
     }
 
     /// Sends what is to be sent and finds room; true if there was anything.
     pub(super) fn transmit(&mut self, link: &mut Link<'_>, now: Instant) -> bool {
         let mut sent = false;
-        for _ in 0..MAX_BURST {
-            match self.interface.poll_egress(now, link, &mut self.sockets) {
-                PollResult::None => break,
-                PollResult::SocketStateChanged => sent = true,
+        self.contain(|stack| {
+            for _ in 0..MAX_BURST {
+                match stack.interface.poll_egress(now, link, &mut stack.sockets) {
+                    PollResult::None => break,
+                    PollResult::SocketStateChanged => sent = true,
+                }
             }
-        }
+        });
         sent
+    }
+
+    /// Runs smoltcp on what a guest sent. Should it ever panic, this connection has failed, and
+    /// the network, which serves all guests, goes on.
+    fn contain(&mut self, work: impl FnOnce(&mut Self)) {
+        if self.failed {
+            return;
+        }
+        // A stack that has panicked is only dropped.
+        let work = AssertUnwindSafe(|| work(self));
+        if catch_unwind(work).is_err() {
+            tracing::error!("a TCP connection is given up: its state became inconsistent");
+            self.failed = true;
+        }
+    }
+
+    /// The connection must be given up.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// When [`Self::transmit`] has something to do, if nothing arrives before.

@@ -575,7 +575,9 @@ impl Timer {
 impl Flow {
     /// Resets the guest's side.
     fn abort(&self, core: &Core) {
-        if let Stage::Open(stack) = &mut *self.stage.borrow_mut() {
+        if let Stage::Open(stack) = &mut *self.stage.borrow_mut()
+            && !stack.has_failed()
+        {
             stack.socket().abort();
             stack.transmit(&mut self.link(None), core.now());
         }
@@ -598,6 +600,9 @@ impl Flow {
             let now = core.now();
             stack.transmit(&mut self.link(None), now);
             self.port.flush();
+            if stack.has_failed() {
+                return Poll::Ready(Err(ConnectError::Closed { ip }));
+            }
             match stack.socket().state() {
                 State::SynSent | State::SynReceived => {}
                 State::Closed => return Poll::Ready(Err(ConnectError::Refused { ip, port })),
@@ -651,6 +656,9 @@ impl Flow {
         self.port.flush();
 
         let state = self.note(stack);
+        if stack.has_failed() {
+            return Poll::Ready(false);
+        }
         match state {
             State::TimeWait => {}
             State::Closed if self.guest_closed.get() && progress.host_closed => {}

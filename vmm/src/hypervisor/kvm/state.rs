@@ -345,58 +345,52 @@ fn segment_from_kvm(s: &kvm_segment) -> Segment {
     }
 }
 
-fn sregs_to_kvm(s: &Sregs) -> kvm_sregs {
-    let table = |t: &DescriptorTable| kvm_dtable {
+macro_rules! convert_sregs {
+    ($from:expr, $to:ident, $segment:ident, $table:ident) => {{
+        let s = $from;
+        $to {
+            cs: $segment(&s.cs),
+            ds: $segment(&s.ds),
+            es: $segment(&s.es),
+            fs: $segment(&s.fs),
+            gs: $segment(&s.gs),
+            ss: $segment(&s.ss),
+            tr: $segment(&s.tr),
+            ldt: $segment(&s.ldt),
+            gdt: $table(&s.gdt),
+            idt: $table(&s.idt),
+            cr0: s.cr0,
+            cr2: s.cr2,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            cr8: s.cr8,
+            efer: s.efer,
+            apic_base: s.apic_base,
+            interrupt_bitmap: s.interrupt_bitmap,
+        }
+    }};
+}
+
+fn sregs_to_kvm(sregs: &Sregs) -> kvm_sregs {
+    convert_sregs!(sregs, kvm_sregs, segment_to_kvm, table_to_kvm)
+}
+
+fn sregs_from_kvm(sregs: &kvm_sregs) -> Sregs {
+    convert_sregs!(sregs, Sregs, segment_from_kvm, table_from_kvm)
+}
+
+fn table_to_kvm(t: &DescriptorTable) -> kvm_dtable {
+    kvm_dtable {
         base: t.base,
         limit: t.limit,
         ..Default::default()
-    };
-    kvm_sregs {
-        cs: segment_to_kvm(&s.cs),
-        ds: segment_to_kvm(&s.ds),
-        es: segment_to_kvm(&s.es),
-        fs: segment_to_kvm(&s.fs),
-        gs: segment_to_kvm(&s.gs),
-        ss: segment_to_kvm(&s.ss),
-        tr: segment_to_kvm(&s.tr),
-        ldt: segment_to_kvm(&s.ldt),
-        gdt: table(&s.gdt),
-        idt: table(&s.idt),
-        cr0: s.cr0,
-        cr2: s.cr2,
-        cr3: s.cr3,
-        cr4: s.cr4,
-        cr8: s.cr8,
-        efer: s.efer,
-        apic_base: s.apic_base,
-        interrupt_bitmap: s.interrupt_bitmap,
     }
 }
 
-fn sregs_from_kvm(s: &kvm_sregs) -> Sregs {
-    let table = |t: &kvm_dtable| DescriptorTable {
+fn table_from_kvm(t: &kvm_dtable) -> DescriptorTable {
+    DescriptorTable {
         base: t.base,
         limit: t.limit,
-    };
-    Sregs {
-        cs: segment_from_kvm(&s.cs),
-        ds: segment_from_kvm(&s.ds),
-        es: segment_from_kvm(&s.es),
-        fs: segment_from_kvm(&s.fs),
-        gs: segment_from_kvm(&s.gs),
-        ss: segment_from_kvm(&s.ss),
-        tr: segment_from_kvm(&s.tr),
-        ldt: segment_from_kvm(&s.ldt),
-        gdt: table(&s.gdt),
-        idt: table(&s.idt),
-        cr0: s.cr0,
-        cr2: s.cr2,
-        cr3: s.cr3,
-        cr4: s.cr4,
-        cr8: s.cr8,
-        efer: s.efer,
-        apic_base: s.apic_base,
-        interrupt_bitmap: s.interrupt_bitmap,
     }
 }
 

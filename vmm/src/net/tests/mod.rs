@@ -5,3 +5,4 @@ mod inbound;
 mod link;
 mod names;
 mod outbound;
+mod speed;

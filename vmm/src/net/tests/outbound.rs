@@ -281,6 +281,30 @@ fn flows_are_bounded() {
 }
 
 #[test]
+fn datagram_flows_are_bounded() {
+    // The table of datagram flows gives the place of the longest idle one to a new one.
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let network = Network::start(NetworkConfig {
+        limits: Limits {
+            udp_flows: 4,
+            ..Limits::default()
+        },
+        ..config()
+    })
+    .unwrap();
+    let attachment = attach(&network, "web", 1);
+    let wire = Wire(attachment.link);
+    for source in 7000..7020 {
+        wire.send(&datagram(attachment.ip, source, (HOST, port), b"x"))
+            .unwrap();
+        server.recv(&mut [0; 10]).unwrap();
+    }
+    let status = network.status().unwrap();
+    assert_eq!((status.udp_flows, status.udp_evicted), (4, 16));
+}
+
+#[test]
 fn datagrams_go_both_ways() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();
