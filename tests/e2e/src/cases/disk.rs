@@ -16,7 +16,9 @@ pub(crate) fn large_file(suite: &Suite) {
 pub(crate) fn check(suite: &Suite, vm: &Vm) {
     // The content is a key stream, which neither compresses nor repeats. It is made twice: once onto the disk, and
     // once for its sum, so that what was written is not asked of the disk.
-    let stream = format!("seq 1 30000000 | head -c {SIZE}M");
+    // The length in bytes, since not every `head` knows the same suffixes.
+    let bytes = u64::from(SIZE) << 20;
+    let stream = format!("seq 1 30000000 | head -c {bytes}");
     let written = suite.sh(
         vm,
         &format!("sudo sh -c '{stream} >/var/tmp/large && sync'; {stream} | sha256sum"),
@@ -24,9 +26,6 @@ pub(crate) fn check(suite: &Suite, vm: &Vm) {
     suite.sh(vm, "echo 3 | sudo tee /proc/sys/vm/drop_caches");
     let read = suite.sh(vm, "sha256sum </var/tmp/large");
     assert_eq!(read, written);
-    assert_eq!(
-        suite.sh(vm, "stat -c %s /var/tmp/large"),
-        (u64::from(SIZE) << 20).to_string()
-    );
+    assert_eq!(suite.sh(vm, "stat -c %s /var/tmp/large"), bytes.to_string());
     suite.sh(vm, "sudo rm /var/tmp/large; sync");
 }
