@@ -17,10 +17,17 @@ use crate::bail;
 use crate::deps;
 use crate::error::{Context, Error, Result};
 
+use qemu::Ended;
 pub use qemu::Outcome;
 
 pub(crate) use host::kernel_parts;
 pub(crate) use initrd::{decompress, load_order};
+
+/// How often a command is started when the emulated host's kernel panics.
+///
+/// QEMU's emulation of AMD-V now and then delivers an interrupt to the host between VMRUN's exit and STGI, on which
+/// Linux cannot but panic. That says nothing about the command; a command that fails is never tried again.
+const ATTEMPTS: u32 = 3;
 
 /// A file to be put at hand in the emulated host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +159,23 @@ impl Emulation {
         let host = host::prepare()?;
         let disks = disks::prepare(&self.files)?;
         let initrd = initrd::build(&host, &self.script(&disks)?)?;
-        qemu::run(self, &host, &disks, &initrd)
+        let mut attempt = 1;
+        loop {
+            match qemu::run(self, &host, &disks, &initrd)? {
+                Ended::Command(outcome) => return Ok(outcome),
+                Ended::Panicked(console) if attempt == ATTEMPTS => bail!(
+                    "the emulated host's own kernel panicked {ATTEMPTS} times, last with {console}"
+                ),
+                Ended::Panicked(console) => {
+                    attempt += 1;
+                    eprintln!("{console}");
+                    eprintln!(
+                        "  the emulated host's own kernel panicked, with the above: the command starts anew in \
+                         another host (attempt {attempt} of {ATTEMPTS})"
+                    );
+                }
+            }
+        }
     }
 
     /// The part of the host's init that is different in every run.

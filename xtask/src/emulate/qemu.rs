@@ -31,6 +31,14 @@ pub struct Outcome {
     pub took: Duration,
 }
 
+/// What became of an emulated host.
+pub(super) enum Ended {
+    /// The command in it ended.
+    Command(Outcome),
+    /// Its own kernel panicked; the end of its console.
+    Panicked(String),
+}
+
 /// The fastest CPU model with SVM (`max` takes ten times longer to boot), without what TCG lacks and would warn of.
 const CPU: &str =
     "EPYC,+svm,+npt,fxsr-opt=off,misalignsse=off,osvw=off,topoext=off,nrip-save=off,xsavec=off";
@@ -54,7 +62,7 @@ pub(super) fn run(
     host: &Host,
     disks: &Disks,
     initrd: &[u8],
-) -> Result<Outcome> {
+) -> Result<Ended> {
     let start = Instant::now();
     let initrd = memory_file(initrd)?;
     let [console, out, err, status] = [channel()?, channel()?, channel()?, channel()?];
@@ -136,7 +144,7 @@ pub(super) fn run(
                 .and_then(|s| s.parse().ok());
             let status =
                 status.ok_or_else(|| Error::new(format!("the emulated host reported {line:?}")))?;
-            Ok(Outcome { status, took })
+            Ok(Ended::Command(Outcome { status, took }))
         }
         Err(mpsc::RecvTimeoutError::Timeout) => {
             bail!(
@@ -150,7 +158,11 @@ pub(super) fn run(
                 .ok()
                 .flatten()
                 .map_or_else(|| "closed its channels".to_owned(), describe);
-            bail!("QEMU {how} before the command left a status; {}", console())
+            let console = console();
+            if console.contains("Kernel panic - not syncing") {
+                return Ok(Ended::Panicked(console));
+            }
+            bail!("QEMU {how} before the command left a status; {console}")
         }
     }
 }
