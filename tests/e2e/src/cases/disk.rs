@@ -14,18 +14,20 @@ pub(crate) fn large_file(suite: &Suite) {
 
 /// The same for any guest.
 pub(crate) fn check(suite: &Suite, vm: &Vm) {
-    // The content is a key stream, which neither compresses nor repeats. It is made twice: once onto the disk, and
-    // once for its sum, so that what was written is not asked of the disk.
-    // The length in bytes, since not every `head` knows the same suffixes.
-    let bytes = u64::from(SIZE) << 20;
-    let stream = format!("seq 1 30000000 | head -c {bytes}");
+    // Random bytes again and again, each time behind a number that shifts them, so that no two blocks are alike. The
+    // content is made twice: once onto the disk, and once for its sum, so that what was written is not asked of the
+    // disk.
+    suite.sh(vm, "dd if=/dev/urandom of=/tmp/part bs=1048576 count=1");
+    let stream =
+        format!("i=0; while [ $i -lt {SIZE} ]; do echo $i; cat /tmp/part; i=$((i+1)); done");
+    let bytes: usize = (0..SIZE).map(|i| format!("{i}\n").len() + (1 << 20)).sum();
     let written = suite.sh(
         vm,
-        &format!("sudo sh -c '{stream} >/var/tmp/large && sync'; {stream} | sha256sum"),
+        &format!("sudo sh -c '({stream}) >/var/tmp/large && sync'; ({stream}) | sha256sum"),
     );
     suite.sh(vm, "echo 3 | sudo tee /proc/sys/vm/drop_caches");
     let read = suite.sh(vm, "sha256sum </var/tmp/large");
     assert_eq!(read, written);
     assert_eq!(suite.sh(vm, "stat -c %s /var/tmp/large"), bytes.to_string());
-    suite.sh(vm, "sudo rm /var/tmp/large; sync");
+    suite.sh(vm, "sudo rm /var/tmp/large /tmp/part; sync");
 }
