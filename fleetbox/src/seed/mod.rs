@@ -86,7 +86,8 @@ impl Seed {
     fn user_data(&self) -> Result<Value, SeedError> {
         Ok(json!({
             "hostname": self.hostname,
-            "fqdn": format!("{}.fleetbox.internal", self.hostname),
+            // The domain under which the gateway's DNS knows the members.
+            "fqdn": format!("{}.fleetbox", self.hostname),
             // Adds the name to /etc/hosts and leaves the guest's other lines alone.
             "manage_etc_hosts": "localhost",
             "users": [{
@@ -116,6 +117,8 @@ impl Seed {
                 "lan": {
                     "match": { "macaddress": self.mac },
                     "dhcp4": true,
+                    // systemd-networkd would not search the network's domain by itself.
+                    "dhcp4-overrides": { "use-domains": true },
                 },
             },
         })
@@ -251,6 +254,7 @@ mod tests {
         assert_eq!(network["version"], 2);
         assert_eq!(lan["match"], json!({"macaddress": "02:00:00:00:00:01"}));
         assert_eq!(lan["dhcp4"], true);
+        assert_eq!(lan["dhcp4-overrides"], json!({"use-domains": true}));
 
         let user_data = read(&image, "user-data");
         let (first, rest) = user_data.split_once('\n').unwrap();
@@ -261,6 +265,7 @@ mod tests {
         assert_eq!(user["ssh_authorized_keys"], json!(seed.authorized_keys));
         assert_eq!(user["sudo"], json!("ALL=(ALL) NOPASSWD:ALL"));
         assert_eq!(user_data["ssh_pwauth"], false);
+        assert_eq!(user_data["fqdn"], "web.fleetbox");
         let private = user_data["ssh_keys"]["ed25519_private"].as_str().unwrap();
         let key = Keypair::from_openssh(private).unwrap();
         assert_eq!(key.public(), seed.host_key.public());

@@ -3,8 +3,8 @@
 //! Everything here runs on the network's own thread, so its state needs no locks.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -40,6 +40,8 @@ pub(super) struct Core {
     pub(super) ports: RefCell<Vec<Rc<Port>>>,
     /// The addresses members were given, kept for when they come back.
     addresses: RefCell<HashMap<String, Ipv4Addr>>,
+    /// Names that are answered whether or not a member has them now, in lower case.
+    pub(super) names: RefCell<BTreeMap<String, Ipv4Addr>>,
     learned: RefCell<HashMap<Mac, (u32, Instant)>>,
     next_port: Cell<u32>,
     pub(super) tcp: TcpTable,
@@ -66,6 +68,7 @@ impl Core {
             config,
             ports: RefCell::default(),
             addresses: RefCell::default(),
+            names: RefCell::default(),
             learned: RefCell::default(),
             next_port: Cell::new(1),
             tcp: TcpTable::default(),
@@ -133,7 +136,16 @@ impl Core {
             addresses.retain(|name, other| *other != ip || *name == joining.name);
             return Ok(ip);
         }
-        let in_use = |ip: &Ipv4Addr| ports.iter().any(|port| port.ip == *ip);
+        let names = self.names.borrow();
+        let own_name = joining.name.to_ascii_lowercase();
+        let in_use = |ip: &Ipv4Addr| {
+            let mut registered = names.iter();
+            ports.iter().any(|port| port.ip == *ip)
+                || registered.any(|(name, other)| other == ip && *name != own_name)
+        };
+        if let Some(ip) = names.get(&own_name).filter(|ip| !in_use(ip)) {
+            return Ok(*ip);
+        }
         if let Some(ip) = addresses.get(&joining.name).filter(|ip| !in_use(ip)) {
             return Ok(*ip);
         }

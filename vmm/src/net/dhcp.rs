@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::config::NetworkConfig;
+use super::dns::encode;
 use super::frame::{MTU, Mac, be16, be32, ipv4_at, mac_at, put};
 
 pub(super) const SERVER_PORT: u16 = 67;
@@ -153,6 +154,8 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
         option(12, member.name.as_bytes());
         if !config.domain.is_empty() {
             option(15, config.domain.as_bytes());
+            // RFC 3397: some clients search what option 15 names, others only what this one does.
+            option(119, &encode(&config.domain));
         }
         option(26, &(MTU as u16).to_be_bytes());
     }
@@ -218,6 +221,8 @@ mod tests {
         assert_eq!(option(&reply, 1), Some(vec![255, 255, 255, 0]));
         assert_eq!(option(&reply, 12), Some(b"web".to_vec()));
         assert_eq!(option(&reply, 61), Some(vec![255, 7, 8]));
+        assert_eq!(option(&reply, 15), Some(b"fleetbox".to_vec()));
+        assert_eq!(option(&reply, 119), Some(b"\x08fleetbox\0".to_vec()));
     }
 
     #[test]

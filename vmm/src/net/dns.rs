@@ -1,5 +1,6 @@
-//! DNS on the gateway (RFC 1035): names of members are answered here, all others by the host's
-//! resolvers.
+//! DNS on the gateway (RFC 1035): names of members and registered names are answered here, all
+//! others by the host's resolvers. Nothing about the network's own domain or its addresses is ever
+//! asked of these.
 //!
 //! Only the header and the question of a message are read; the rest is handed through.
 
@@ -128,7 +129,7 @@ fn answer(query: &[u8], end: usize, code: u8, records: &[Record]) -> Vec<u8> {
 }
 
 /// A name as it stands in a message; labels are those of members and the domain, checked before.
-fn encode(name: &str) -> Vec<u8> {
+pub(super) fn encode(name: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(name.len() + 2);
     for label in name.split('.').filter(|label| !label.is_empty()) {
         let label = label.as_bytes().get(..63).unwrap_or(label.as_bytes());
@@ -346,21 +347,15 @@ impl Core {
 
     /// The code and the records for a name that is known here; `None` for all other names.
     fn dns_records(&self, question: &Question) -> Option<(u8, Vec<Record>)> {
-        if question.class != CLASS_IN {
-            return None;
-        }
-        let asks = |kind| question.kind == kind || question.kind == TYPE_ANY;
+        let asks = |kind| {
+            question.class == CLASS_IN && (question.kind == kind || question.kind == TYPE_ANY)
+        };
         let domain = self.config.domain.to_ascii_lowercase();
         if let Some(ip) = reverse(&question.name) {
             if !self.config.subnet.contains(ip) {
                 return None;
             }
-            let name = if ip == self.config.subnet.gateway() {
-                Some("gateway".to_owned())
-            } else {
-                self.member_at(ip).map(|port| port.name.clone())
-            };
-            return Some(match name {
+            return Some(match self.name_of(ip) {
                 Some(name) if asks(TYPE_PTR) => {
                     let record = encode(&format!("{name}.{domain}"));
                     (NO_ERROR, vec![(TYPE_PTR, record)])
@@ -378,19 +373,40 @@ impl Core {
         let ip = if in_domain.is_some() && host == "gateway" {
             Some(self.config.subnet.gateway())
         } else {
-            let ports = self.ports.borrow();
-            let mut named = ports
-                .iter()
-                .filter(|port| port.name.eq_ignore_ascii_case(host));
-            named.next().map(|port| port.ip)
+            self.address_of(host)
         };
         match ip {
             Some(ip) if asks(TYPE_A) => Some((NO_ERROR, vec![(TYPE_A, ip.octets().to_vec())])),
             // The name exists, with addresses of the other family only.
             Some(_) => Some((NO_ERROR, Vec::new())),
             None if in_domain.is_some() => Some((NXDOMAIN, Vec::new())),
+            // The domain itself exists and has no records.
+            None if question.name == domain => Some((NO_ERROR, Vec::new())),
             None => None,
         }
+    }
+
+    /// The address of a name, given in lower case: a member's, or a registered one.
+    fn address_of(&self, name: &str) -> Option<Ipv4Addr> {
+        let ports = self.ports.borrow();
+        let mut named = ports
+            .iter()
+            .filter(|port| port.name.eq_ignore_ascii_case(name));
+        let member = named.next().map(|port| port.ip);
+        member.or_else(|| self.names.borrow().get(name).copied())
+    }
+
+    /// The name of an address of the guests' network.
+    fn name_of(&self, ip: Ipv4Addr) -> Option<String> {
+        if ip == self.config.subnet.gateway() {
+            return Some("gateway".to_owned());
+        }
+        if let Some(port) = self.member_at(ip) {
+            return Some(port.name.clone());
+        }
+        let names = self.names.borrow();
+        let mut known = names.iter().filter(|(_, address)| **address == ip);
+        known.next().map(|(name, _)| name.clone())
     }
 
     /// Asks the host's resolvers in turn; SERVFAIL if there is none or none answers.

@@ -243,6 +243,51 @@ impl Network {
         self.call(move |core| core.detach(&name))?
     }
 
+    /// Makes the gateway's DNS answer `name` and `NAME.DOMAIN` with `ip`, in any letter case,
+    /// whether or not a member of that name is attached now; names of attached members come
+    /// first. Replaces what the name stood for. The address goes to no member of another name
+    /// that leaves the choice to the network.
+    ///
+    /// Attached members are answered without it; it is for those that are known and stopped, and
+    /// for further names of a member.
+    ///
+    /// ```
+    /// # use fleetbox_vmm::net::{Network, NetworkConfig, NetworkError};
+    /// # fn main() -> Result<(), NetworkError> {
+    /// let network = Network::start(NetworkConfig::default())?;
+    /// network.register_name("db", "10.187.41.7".parse().unwrap())?;
+    /// assert!(network.unregister_name("DB")?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The name is no DNS label, or the address cannot be a guest's.
+    pub fn register_name(&self, name: &str, ip: Ipv4Addr) -> Result<(), NetworkError> {
+        if !is_name(name) {
+            return Err(NetworkError::Name(name.to_owned()));
+        }
+        if !self.config.subnet.is_guest(ip) {
+            return Err(NetworkError::Address {
+                what: "IP address",
+                value: ip.to_string(),
+                subnet: self.config.subnet.to_string(),
+            });
+        }
+        let name = name.to_ascii_lowercase();
+        self.call(move |core| {
+            core.names.borrow_mut().insert(name, ip);
+        })
+    }
+
+    /// Undoes [`Self::register_name`]; false if the name was not registered.
+    ///
+    /// # Errors
+    /// The network has ended.
+    pub fn unregister_name(&self, name: &str) -> Result<bool, NetworkError> {
+        let name = name.to_ascii_lowercase();
+        self.call(move |core| core.names.borrow_mut().remove(&name).is_some())
+    }
+
     /// Connects to a port of a guest. Waits for a guest that is still booting as long as
     /// [`Limits::guest_timeout`]; dropping the future gives up.
     ///

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::guest::{Guest, config};
-use crate::net::{Network, NetworkConfig};
+use crate::net::{Network, NetworkConfig, NetworkError};
 
 fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
@@ -86,6 +86,82 @@ fn members_have_names() {
     web.send_to(socket, to, &query(11, "example.org", 1));
     assert_eq!(code(&web.receive_from(socket)), 2);
     assert_eq!(network.status().unwrap().dns_local, 5);
+}
+
+#[test]
+fn names_come_and_go_and_registered_ones_stay() {
+    let unanswered = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let network = Network::start(NetworkConfig {
+        resolvers: Some(vec![unanswered.local_addr().unwrap()]),
+        ..config()
+    })
+    .unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let to = gateway(&network, 53);
+    let socket = web.udp(5000);
+    let mut ask = |name: &str, kind: u16| {
+        web.send_to(socket, to, &query(7, name, kind));
+        web.receive_from(socket)
+    };
+    let reverse = |ip: Ipv4Addr| {
+        let [a, b, c, d] = ip.octets();
+        format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+    };
+
+    let db = Guest::join(&network, "db", 2);
+    assert!(ask("db.FLEETBOX", 1).ends_with(&db.ip.octets()));
+    network.detach("db").unwrap();
+    assert_eq!(code(&ask("db.fleetbox", 1)), 3);
+    assert_eq!(code(&ask(&reverse(db.ip), 12)), 3);
+
+    network.register_name("DB", db.ip).unwrap();
+    for name in ["db", "Db", "db.fleetbox"] {
+        let answer = ask(name, 1);
+        assert!(answer.ends_with(&db.ip.octets()), "{name}");
+    }
+    let aaaa = ask("db", 28);
+    assert_eq!((code(&aaaa), aaaa[7]), (0, 0));
+    assert!(ask(&reverse(db.ip), 12).ends_with(b"\x02db\x08fleetbox\0"));
+    // The address waits for the name, and for no other.
+    let other = Guest::join(&network, "other", 3);
+    assert_ne!(other.ip, db.ip);
+    let again = Guest::join(&network, "db", 4);
+    assert_eq!(again.ip, db.ip);
+
+    assert!(network.unregister_name("db").unwrap());
+    assert!(!network.unregister_name("db").unwrap());
+    assert!(ask("db", 1).ends_with(&db.ip.octets()), "it is attached");
+    network.detach("db").unwrap();
+    assert_eq!(code(&ask("db.fleetbox", 1)), 3);
+
+    // Nothing about the domain goes to the host's resolvers, whatever is asked.
+    let domain = ask("fleetbox", 1);
+    assert_eq!((code(&domain), domain[7]), (0, 0));
+    assert_eq!(code(&ask("a.b.fleetbox", 16)), 3);
+    let mut chaos = query(9, "db.fleetbox", 1);
+    let class = chaos.len() - 1;
+    chaos[class] = 3;
+    web.send_to(socket, to, &chaos);
+    assert_eq!(code(&web.receive_from(socket)), 3);
+    unanswered.set_nonblocking(true).unwrap();
+    assert!(unanswered.recv(&mut [0; 512]).is_err());
+}
+
+#[test]
+fn what_is_registered_is_checked() {
+    let network = Network::start(config()).unwrap();
+    let ip = Ipv4Addr::new(10, 187, 41, 77);
+    for name in ["", "a.b", "-a"] {
+        let refused = network.register_name(name, ip);
+        assert!(matches!(refused, Err(NetworkError::Name(_))), "{name}");
+    }
+    for ip in [
+        network.config().subnet.gateway(),
+        Ipv4Addr::new(192, 0, 2, 9),
+    ] {
+        let refused = network.register_name("db", ip);
+        assert!(matches!(refused, Err(NetworkError::Address { .. })), "{ip}");
+    }
 }
 
 #[test]
