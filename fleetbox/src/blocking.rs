@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+use crate::budget::Budget;
 use crate::images::Progress;
 use crate::{Error, Output, Result, Size, Stopped, Timings};
 
@@ -108,6 +109,11 @@ impl VmBuilder {
     /// As [`crate::VmBuilder::progress`].
     pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         Self(self.0.progress(progress))
+    }
+
+    /// As [`crate::VmBuilder::memory_budget`].
+    pub fn memory_budget(self, budget: Budget) -> Self {
+        Self(self.0.memory_budget(budget))
     }
 
     /// As [`crate::VmBuilder::detached`].

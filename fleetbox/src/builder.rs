@@ -8,6 +8,7 @@ use std::time::Duration;
 use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
 use tokio::time::Instant;
 
+use crate::budget::{self, Budget, Want};
 use crate::images::progress::Silent;
 use crate::images::{DEFAULT_IMAGE, Image, ImageFormat, ImageRef, Images, Progress};
 use crate::lifecycle::{self, Lifetime};
@@ -45,6 +46,7 @@ pub struct VmBuilder {
     home: Option<PathBuf>,
     boot_timeout: Duration,
     progress: Arc<dyn Progress>,
+    budget: Option<Budget>,
     #[cfg(test)]
     pub(crate) fake: Option<crate::process::fake::Script>,
 }
@@ -85,6 +87,7 @@ impl VmBuilder {
             home: None,
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
+            budget: None,
             #[cfg(test)]
             fake: None,
         }
@@ -135,10 +138,17 @@ impl VmBuilder {
         self
     }
 
-    /// Who is told of an image's download (nobody if not given); see
+    /// Who is told of an image's download and of waiting for memory (nobody if not given); see
     /// [`progress::stderr`](crate::images::progress::stderr).
     pub fn progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         self.progress = progress.into();
+        self
+    }
+
+    /// The memory that all VMs of the state directory may have together ([`Budget::from_env`] if
+    /// not given); a start that does not fit waits its turn, see [`budget`](crate::budget).
+    pub fn memory_budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
         self
     }
 
@@ -158,7 +168,8 @@ impl VmBuilder {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a bad name, size, count or image, [`Error::Host`] if VMs cannot run
-    /// here, both before anything is downloaded or created; [`Error::NotReady`] with the
+    /// here, both before anything is downloaded or created; [`Error::Budget`] if there is no memory
+    /// for it and none will come free; [`Error::NotReady`] with the
     /// console's last lines if the guest fails or does not answer in time.
     pub async fn start(self) -> Result<Vm> {
         let mut clock = Clock::start();
@@ -166,6 +177,10 @@ impl VmBuilder {
         let home = match self.home.clone() {
             Some(home) => home,
             None => Store::default_home()?,
+        };
+        let budget = match self.budget {
+            Some(budget) => budget,
+            None => Budget::from_env()?,
         };
         if self.needs_kvm() {
             preflight::check()?;
@@ -185,6 +200,16 @@ impl VmBuilder {
             .await?;
         }
         let existing = store.cluster(&plan.name).vm(&plan.name);
+        let want = match &existing {
+            Some(vm) if vm.is_running()? => None,
+            Some(vm) => Some(vm.record()?.memory),
+            None => Some(plan.memory),
+        };
+        let wants: Vec<Want> = want
+            .map(|memory| Want::new(plan.name.clone(), plan.name.clone(), memory))
+            .into_iter()
+            .collect();
+        budget.check(&wants)?;
         let image = match &existing {
             Some(_) => None,
             None => {
@@ -194,10 +219,14 @@ impl VmBuilder {
         };
         clock.done(Phase::Image);
 
+        let lease = budget::acquire(&store, budget, wants, self.progress.as_ref()).await?;
+        clock.done(Phase::Memory);
         let plan = Arc::new(plan);
         let vm = self
             .run(&mut clock, &store, plan, image, existing.is_some())
             .await?;
+        // It holds its own lock now, which counts as long as it runs.
+        drop(lease);
         clock.done(Phase::Machine);
         if self.needs_kvm() {
             vm.wait_for_ssh(Instant::now() + self.boot_timeout).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fleetbox_devices::block::DiskError;
 
+use crate::budget::BudgetError;
 use crate::images::ImageError;
 use crate::names::{InvalidValue, Name};
 use crate::preflight::Probe;
@@ -42,6 +43,9 @@ pub enum Error {
     /// A VM's processes, or what they were asked.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// There is no memory for a start, now or ever.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// This host cannot run VMs.
     #[error("{0}")]
     Host(Probe),

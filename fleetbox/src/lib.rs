@@ -20,6 +20,7 @@
 //! that links this crate as a dynamic library which it loads at run time cannot use it.
 
 pub mod blocking;
+pub mod budget;
 mod builder;
 mod error;
 pub mod images;

@@ -14,6 +14,8 @@ pub enum Phase {
     Preflight,
     /// The image: found, or downloaded and verified.
     Image,
+    /// Waiting for memory, see [`budget`](crate::budget).
+    Memory,
     /// The VM's files and its worker process.
     Create,
     /// The machine process, up to its vCPUs running.
@@ -27,6 +29,7 @@ impl fmt::Display for Phase {
         f.write_str(match self {
             Self::Preflight => "preflight",
             Self::Image => "image",
+            Self::Memory => "waiting for memory",
             Self::Create => "create",
             Self::Machine => "machine",
             Self::Boot => "boot to SSH",

@@ -1,4 +1,5 @@
-//! How a download is shown: a bar on a terminal, plain lines elsewhere, nothing by default.
+//! How a download, and waiting for memory, are shown: a bar on a terminal, plain lines elsewhere,
+//! nothing by default.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Mutex;
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What happens while an image is pulled.
+/// What happens while an image is pulled, and what a start waits for.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum ProgressEvent<'a> {
@@ -41,11 +42,20 @@ pub enum ProgressEvent<'a> {
         /// Its size in bytes.
         bytes: u64,
     },
-    /// The download has failed; the error is returned to the caller.
+    /// The download, or waiting, has failed; the error is returned to the caller.
     Failed,
+    /// A start waits until there is memory for it (see [`budget`](crate::budget)).
+    WaitingForMemory {
+        /// The VM, or the first of several.
+        vm: &'a str,
+        /// What it needs, and who has it.
+        why: &'a str,
+    },
+    /// The start that waited has its turn.
+    MemoryGranted,
 }
 
-/// Told what happens during a download. Calls are quick and come from any thread.
+/// Told what happens during a download and while a start waits. Calls are quick and come from any thread.
 pub trait Progress: Send + Sync {
     /// One thing has happened.
     fn event(&self, event: ProgressEvent<'_>);
@@ -119,7 +129,15 @@ impl Progress for Bar {
             }
             ProgressEvent::Advanced { bytes } => self.bar.set_position(bytes),
             ProgressEvent::Retrying { why } => self.bar.println(format!("{why}; trying again")),
-            ProgressEvent::Finished { .. } | ProgressEvent::Failed => {
+            ProgressEvent::WaitingForMemory { vm, why } => {
+                self.bar.set_style(style("{spinner} {wide_msg}"));
+                self.bar
+                    .set_message(format!("{vm} waits for memory: {why}"));
+                self.bar.enable_steady_tick(Duration::from_millis(200));
+            }
+            ProgressEvent::Finished { .. }
+            | ProgressEvent::Failed
+            | ProgressEvent::MemoryGranted => {
                 self.bar.finish_and_clear();
             }
         }
@@ -215,7 +233,10 @@ impl<W: Write + Send> Progress for Lines<W> {
                 HumanBytes(bytes),
                 state.begun.elapsed().as_secs_f64()
             ),
-            ProgressEvent::Failed => return,
+            ProgressEvent::WaitingForMemory { vm, why } => {
+                format!("{vm} waits for memory: {why}")
+            }
+            ProgressEvent::Failed | ProgressEvent::MemoryGranted => return,
         };
         let _ = writeln!(state.out, "{line}");
     }

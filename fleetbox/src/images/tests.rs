@@ -151,6 +151,7 @@ impl Progress for Recorded {
             ProgressEvent::Retrying { .. } => "retrying".to_owned(),
             ProgressEvent::Finished { bytes } => format!("finished {bytes}"),
             ProgressEvent::Failed => "failed".to_owned(),
+            other => unreachable!("no event of a download: {other:?}"),
         };
         self.0.lock().unwrap().push(text);
     }

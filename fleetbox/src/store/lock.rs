@@ -97,7 +97,7 @@ impl Lock {
     }
 
     /// Notes that the locked file has been renamed.
-    pub(super) fn moved_to(&mut self, path: PathBuf) {
+    pub(crate) fn moved_to(&mut self, path: PathBuf) {
         self.path = path;
     }
 

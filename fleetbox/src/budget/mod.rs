@@ -1,0 +1,283 @@
+//! The memory that all VMs of a state directory may have together, and the queue for it.
+//!
+//! A start that finds too little left waits until other VMs have ended, rather than driving the
+//! host into swap or its OOM killer. This holds between all processes that use the same state
+//! directory: tests of one binary, test binaries, `fleetbox up`.
+//!
+//! - **How much**: three quarters of the host's memory (of what the process's control group may
+//!   have, if that is less), or what `FLEETBOX_MEMORY_BUDGET` says: a size such as `8GiB`, a share
+//!   of the host such as `50%`, or `unlimited`. Each start goes by the value of its own process.
+//! - **What counts**: the memory of every VM that runs, and of every start that was granted and is
+//!   under way. The first is told by the VM's lock, the second by a locked file in `budget/`, so
+//!   what a killed process had is free at once.
+//! - **Order**: first come, first served. Nobody overtakes a start that waits, however small it
+//!   is, so every start has its turn once those before it have ended.
+//! - **All at once**: the members of a cluster are granted together or wait together.
+//! - A start that is larger than the whole budget is an error at once.
+//! - Who holds a VM and waits for a second one may wait for somebody who does the same: start what
+//!   belongs together as one cluster. A start gives up when nothing has moved for half an hour.
+
+mod host;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub(crate) use self::queue::{Lease, Want};
+use self::queue::{Scene, Ticket, Verdict};
+use crate::builder::blocking;
+use crate::images::{Progress, ProgressEvent};
+use crate::store::Store;
+use crate::{Result, Size};
+
+/// Environment variable with the budget: a size, a share of the host in percent, or `unlimited`.
+pub const BUDGET_VARIABLE: &str = "FLEETBOX_MEMORY_BUDGET";
+
+/// The share of the host's memory that is the budget where none is given, in percent. The rest is
+/// for the host itself and for what it keeps in its page cache of the VMs' disks.
+pub const DEFAULT_PERCENT: u64 = 75;
+
+/// How often a start that waits looks again.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How long nothing may move before a start gives up.
+const STALL: Duration = Duration::from_secs(30 * 60);
+
+/// How much memory all VMs of a state directory may have together.
+///
+/// ```
+/// use fleetbox::Size;
+/// use fleetbox::budget::Budget;
+///
+/// assert_eq!(Budget::of(Size::gib(8)).limit(), Some(Size::gib(8)));
+/// assert_eq!("6GiB".parse::<Budget>().unwrap().limit(), Some(Size::gib(6)));
+/// assert_eq!("unlimited".parse::<Budget>().unwrap(), Budget::UNLIMITED);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    limit: Option<Size>,
+    stall: Duration,
+}
+
+impl Budget {
+    /// No limit: no start waits.
+    pub const UNLIMITED: Self = Self {
+        limit: None,
+        stall: STALL,
+    };
+
+    /// A budget of so much memory.
+    pub const fn of(limit: Size) -> Self {
+        Self {
+            limit: Some(limit),
+            stall: STALL,
+        }
+    }
+
+    /// What `FLEETBOX_MEMORY_BUDGET` says, else [`DEFAULT_PERCENT`] of the host's memory.
+    ///
+    /// # Errors
+    /// [`BudgetError::Value`] if the variable has none of the forms.
+    pub fn from_env() -> Result<Self, BudgetError> {
+        match std::env::var_os(BUDGET_VARIABLE) {
+            Some(value) if !value.is_empty() => value.to_string_lossy().parse(),
+            _ => Ok(Self::share(DEFAULT_PERCENT)),
+        }
+    }
+
+    /// The memory in bytes; `None` without a limit.
+    pub fn limit(&self) -> Option<Size> {
+        self.limit
+    }
+
+    /// Checks that `wants` would fit if nothing else ran.
+    ///
+    /// # Errors
+    /// [`BudgetError::TooLarge`].
+    pub(crate) fn check(&self, wants: &[Want]) -> Result<(), BudgetError> {
+        let wanted = queue::sum(wants);
+        match self.limit {
+            Some(limit) if wanted > limit => Err(BudgetError::TooLarge {
+                who: describe(wants),
+                wanted,
+                limit,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// So many percent of the host's memory, in whole mebibytes.
+    fn share(percent: u64) -> Self {
+        match host::memory() {
+            Some(memory) => {
+                let mib = (memory.bytes() / 100 * percent) >> 20;
+                Self::of(Size::mib(mib))
+            }
+            None => Self::UNLIMITED,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn stalled_after(mut self, stall: Duration) -> Self {
+        self.stall = stall;
+        self
+    }
+}
+
+impl std::str::FromStr for Budget {
+    type Err = BudgetError;
+
+    fn from_str(text: &str) -> Result<Self, BudgetError> {
+        let wrong = |why: String| BudgetError::Value {
+            text: text.to_owned(),
+            why,
+        };
+        if text == "unlimited" {
+            return Ok(Self::UNLIMITED);
+        }
+        if let Some(percent) = text.strip_suffix('%') {
+            return match percent.parse() {
+                Ok(percent @ 1..=100) => Ok(Self::share(percent)),
+                _ => Err(wrong("a share is between 1% and 100%".to_owned())),
+            };
+        }
+        match text.parse::<Size>() {
+            Ok(size) => Ok(Self::of(size)),
+            Err(error) => Err(wrong(error.to_string())),
+        }
+    }
+}
+
+/// Why there is no memory for a start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BudgetError {
+    /// It would not fit if nothing else ran.
+    #[error(
+        "cannot start {who}: it needs {wanted} of memory and all VMs together may have {limit}; \
+         give it less, or raise FLEETBOX_MEMORY_BUDGET (it is {DEFAULT_PERCENT} % of this host's \
+         memory where it is not set)"
+    )]
+    TooLarge {
+        /// The VM, or the first of several.
+        who: String,
+        /// What was asked for.
+        wanted: Size,
+        /// The whole budget.
+        limit: Size,
+    },
+    /// It has waited, and nobody has ended or started for a long time.
+    #[error(
+        "cannot start {who}: it has waited for {wanted} of memory, and in {waited:?} nothing has \
+         moved; {scene}. End some of these, raise FLEETBOX_MEMORY_BUDGET, or start VMs that are \
+         needed together as one cluster"
+    )]
+    Stalled {
+        /// The VM, or the first of several.
+        who: String,
+        /// What was asked for.
+        wanted: Size,
+        /// How long nothing has moved.
+        waited: Duration,
+        /// Who has the memory.
+        scene: String,
+    },
+    /// The variable cannot be read.
+    #[error(
+        "FLEETBOX_MEMORY_BUDGET is {text:?}: {why}; write a size such as 8GiB, a share of the \
+         host's memory such as 50%, or unlimited"
+    )]
+    Value {
+        /// Its value.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The queue's files.
+    #[error("cannot write to the queue for memory in {}: {source}", path.display())]
+    Queue {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Waits until there is memory for `wants`, all of them at once. The lease is to be held until
+/// the VMs run: their own locks count from then on.
+///
+/// Dropping the future leaves the queue.
+///
+/// # Errors
+/// [`BudgetError`], or the state directory.
+pub(crate) async fn acquire(
+    store: &Store,
+    budget: Budget,
+    wants: Vec<Want>,
+    progress: &dyn Progress,
+) -> Result<Lease> {
+    let who = describe(&wants);
+    let wanted = queue::sum(&wants);
+    budget.check(&wants)?;
+    let mut ticket = {
+        let store = store.clone();
+        blocking(move || Ticket::draw(&store, wants)).await?
+    };
+    let mut seen: Option<Scene> = None;
+    let mut moved = Instant::now();
+    loop {
+        let verdict = {
+            let store = store.clone();
+            blocking(move || ticket.ask(&store, budget.limit)).await?
+        };
+        let scene = match verdict {
+            Verdict::Granted(lease) => {
+                if seen.is_some() {
+                    tracing::info!(vm = %who, "has its turn");
+                    progress.event(ProgressEvent::MemoryGranted);
+                }
+                return Ok(lease);
+            }
+            Verdict::Wait(waiting, scene) => {
+                ticket = waiting;
+                scene
+            }
+        };
+        if seen.is_none() {
+            let why = format!("it needs {wanted}, and {scene}");
+            tracing::info!(vm = %who, why, "waits for memory");
+            progress.event(ProgressEvent::WaitingForMemory {
+                vm: &who,
+                why: &why,
+            });
+        }
+        if seen.as_ref() != Some(&scene) {
+            moved = Instant::now();
+            seen = Some(scene);
+        } else if moved.elapsed() > budget.stall {
+            progress.event(ProgressEvent::Failed);
+            let scene = scene.to_string();
+            let waited = budget.stall;
+            return Err(BudgetError::Stalled {
+                who,
+                wanted,
+                waited,
+                scene,
+            }
+            .into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn describe(wants: &[Want]) -> String {
+    match wants {
+        [] => "no VM".to_owned(),
+        [one] => one.name().to_string(),
+        [first, rest @ ..] => format!("{} and {} more", first.name(), rest.len()),
+    }
+}

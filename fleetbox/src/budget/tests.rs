@@ -1,0 +1,337 @@
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::{Budget, BudgetError, Lease, Want, acquire};
+use crate::images::progress::Silent;
+use crate::images::{Progress, ProgressEvent};
+use crate::names::Name;
+use crate::process::fake::Script;
+use crate::store::Store;
+use crate::{Error, Result, Size, Vm, VmBuilder};
+
+/// A state directory with a budget of 1000 MiB.
+struct Fixture {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+const BUDGET: Budget = Budget::of(Size::mib(1000));
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+        let store = Store::open(dir.path().join("state")).unwrap();
+        Self { dir, store }
+    }
+
+    /// Asks for memory in mebibytes, in the background.
+    fn ask(&self, name: &str, mib: &[u64]) -> tokio::task::JoinHandle<Result<Lease>> {
+        let store = self.store.clone();
+        let wants = wants(name, mib);
+        tokio::spawn(async move { acquire(&store, BUDGET, wants, &Silent).await })
+    }
+
+    /// A builder of a VM that is only a script.
+    fn vm(&self, name: &str, mib: u64) -> VmBuilder {
+        let mut builder = Vm::builder(name);
+        builder.fake = Some(Script::Run {
+            console: "login: ".to_owned(),
+        });
+        builder
+            .home(self.store.home())
+            .image(self.dir.path().join("disk.raw").to_str().unwrap())
+            .disk(Size::mib(8))
+            .memory(Size::mib(mib))
+            .memory_budget(BUDGET)
+    }
+
+    /// Tickets in the queue: waiting and granted.
+    fn tickets(&self) -> (usize, usize) {
+        let Ok(entries) = std::fs::read_dir(self.store.home().join("budget")) else {
+            return (0, 0);
+        };
+        let paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        let count = |wanted: &str| {
+            let is = |path: &&std::path::PathBuf| path.extension().is_some_and(|e| e == wanted);
+            paths.iter().filter(is).count()
+        };
+        (count("waiting"), count("granted"))
+    }
+
+    async fn queued(&self, waiting: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.tickets().0 != waiting {
+            assert!(Instant::now() < deadline, "{:?}", self.tickets());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Another process that asks for memory, and prints a line when it has it.
+    fn other_process(&self, mib: u64) -> Child {
+        Command::new("/proc/self/exe")
+            .args(["--exact", "budget::tests::other_process", "--ignored"])
+            .arg("--nocapture")
+            .env("FLEETBOX_TEST_BUDGET_HOME", self.store.home())
+            .env("FLEETBOX_TEST_BUDGET_MIB", mib.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+}
+
+fn wants(name: &str, mib: &[u64]) -> Vec<Want> {
+    let cluster = Name::new(name).unwrap();
+    (1..)
+        .zip(mib)
+        .map(|(index, mib)| {
+            let member = cluster.member(index).unwrap();
+            Want::new(cluster.clone(), member, Size::mib(*mib))
+        })
+        .collect()
+}
+
+fn wait_for_line(child: &mut Child, wanted: &str) {
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(
+        lines.any(|line| line.unwrap().contains(wanted)),
+        "the other process ended without {wanted:?}"
+    );
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the other process of tests of this module"]
+async fn other_process() {
+    let home = std::env::var_os("FLEETBOX_TEST_BUDGET_HOME").expect("run by another test");
+    let mib = std::env::var("FLEETBOX_TEST_BUDGET_MIB").unwrap();
+    let store = Store::open(home).unwrap();
+    let wants = wants("other", &[mib.parse().unwrap()]);
+    let _lease = acquire(&store, BUDGET, wants, &Silent).await.unwrap();
+    println!("has memory");
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+#[test]
+fn the_variable_has_three_forms() {
+    assert_eq!("8G".parse::<Budget>().unwrap().limit(), Some(Size::gib(8)));
+    assert_eq!("unlimited".parse::<Budget>().unwrap().limit(), None);
+    let whole = "100%".parse::<Budget>().unwrap().limit().unwrap();
+    let half = "50%".parse::<Budget>().unwrap().limit().unwrap();
+    assert!(half < whole && half.bytes() >= whole.bytes() / 2 - (1 << 20));
+    for wrong in ["0%", "101%", "-1%", "x%", "8", "8GB", "Unlimited"] {
+        let error = wrong.parse::<Budget>().unwrap_err().to_string();
+        assert!(error.contains(wrong) && error.contains("50%"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_never_fits_is_an_error_at_once() {
+    let fixture = Fixture::new();
+    let error = fixture.ask("web", &[600, 401]).await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::Budget(BudgetError::TooLarge { .. })),
+        "{error}"
+    );
+    let text = error.to_string();
+    assert!(
+        text.contains("web-1 and 1 more") && text.contains("1001M") && text.contains("1000M"),
+        "{text}"
+    );
+    assert!(!fixture.store.home().join("budget").exists());
+
+    let error = fixture.vm("web", 1001).start().await.unwrap_err();
+    assert!(error.to_string().contains("web"), "{error}");
+    assert!(!fixture.store.home().join("clusters/web").exists());
+}
+
+#[tokio::test]
+async fn first_come_first_served_and_nobody_overtakes() {
+    let fixture = Fixture::new();
+    let first = fixture.ask("first", &[600]).await.unwrap().unwrap();
+    let large = fixture.ask("large", &[900]);
+    fixture.queued(1).await;
+    // It would fit now, but not after the one that waits.
+    let small = fixture.ask("small", &[200]);
+    fixture.queued(2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!large.is_finished() && !small.is_finished());
+
+    drop(first);
+    let large = large.await.unwrap().unwrap();
+    fixture.queued(1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!small.is_finished());
+    drop(large);
+    drop(small.await.unwrap().unwrap());
+    assert_eq!(fixture.tickets(), (0, 0));
+}
+
+#[tokio::test]
+async fn members_of_a_cluster_are_granted_together() {
+    let fixture = Fixture::new();
+    // Each of two clusters needs more than half: one by one both would get stuck half-way.
+    let first = fixture.ask("a", &[300, 300]).await.unwrap().unwrap();
+    let second = fixture.ask("b", &[300, 300]);
+    fixture.queued(1).await;
+    assert_eq!(fixture.tickets(), (1, 1));
+    drop(first);
+    drop(second.await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn many_at_once_never_exceed_the_budget() {
+    let fixture = Fixture::new();
+    let used = Arc::new(Mutex::new((0, 0)));
+    let tasks: Vec<_> = (0..12)
+        .map(|index| {
+            let ask = fixture.ask(&format!("vm{index}"), &[400]);
+            let used = Arc::clone(&used);
+            tokio::spawn(async move {
+                let lease = ask.await.unwrap().unwrap();
+                {
+                    let mut used = used.lock().unwrap();
+                    used.0 += 400;
+                    used.1 = used.1.max(used.0);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                used.lock().unwrap().0 -= 400;
+                drop(lease);
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let most = used.lock().unwrap().1;
+    assert!((400..=1000).contains(&most), "{most}");
+}
+
+#[tokio::test]
+async fn who_gives_up_leaves_the_queue() {
+    let fixture = Fixture::new();
+    let first = fixture.ask("first", &[600]).await.unwrap().unwrap();
+    let large = fixture.ask("large", &[900]);
+    fixture.queued(1).await;
+    let small = fixture.ask("small", &[200]);
+    fixture.queued(2).await;
+    large.abort();
+    drop(small.await.unwrap().unwrap());
+    drop(first);
+    assert_eq!(fixture.tickets(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_killed_holder_and_a_killed_waiter_make_room() {
+    let fixture = Fixture::new();
+    let mut holder = fixture.other_process(700);
+    wait_for_line(&mut holder, "has memory");
+    let waiter = fixture.other_process(800);
+    fixture.queued(1).await;
+    let mine = fixture.ask("mine", &[300]);
+    fixture.queued(2).await;
+    kill(waiter);
+    let mine = mine.await.unwrap().unwrap();
+    let next = fixture.ask("next", &[500]);
+    fixture.queued(1).await;
+    kill(holder);
+    drop((mine, next.await.unwrap().unwrap()));
+    assert_eq!(fixture.tickets(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_start_gives_up_when_nothing_moves() {
+    let fixture = Fixture::new();
+    let _first = fixture.ask("first", &[600]).await.unwrap().unwrap();
+    let budget = BUDGET.stalled_after(Duration::from_millis(300));
+    let error = acquire(&fixture.store, budget, wants("second", &[500]), &Silent)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("600M of 1000M are in use by first-1 (600M)") && error.contains("cluster"),
+        "{error}"
+    );
+    assert_eq!(fixture.tickets(), (0, 1));
+}
+
+#[tokio::test]
+async fn without_a_limit_nobody_waits_but_all_count() {
+    let fixture = Fixture::new();
+    let all = acquire(
+        &fixture.store,
+        Budget::UNLIMITED,
+        wants("huge", &[9000]),
+        &Silent,
+    );
+    let huge = all.await.unwrap();
+    let small = fixture.ask("small", &[1]);
+    fixture.queued(1).await;
+    drop(huge);
+    drop(small.await.unwrap().unwrap());
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Progress for Heard {
+    fn event(&self, event: ProgressEvent<'_>) {
+        let text = match event {
+            ProgressEvent::WaitingForMemory { vm, why } => format!("{vm}: {why}"),
+            ProgressEvent::MemoryGranted => "granted".to_owned(),
+            other => format!("{other:?}"),
+        };
+        self.0.lock().unwrap().push(text);
+    }
+}
+
+#[tokio::test]
+async fn a_vm_counts_until_it_ends_and_the_next_one_says_that_it_waits() {
+    let fixture = Fixture::new();
+    let first = fixture.vm("first", 600).start().await.unwrap();
+    assert_eq!(fixture.tickets(), (0, 0), "a VM that runs needs no ticket");
+    // One that runs already needs nothing.
+    let again = fixture.vm("first", 600).start().await.unwrap();
+    assert!(again.was_running());
+
+    let heard = Arc::new(Heard::default());
+    let second = fixture
+        .vm("second", 500)
+        .progress(Arc::clone(&heard) as Arc<dyn Progress>);
+    let second = tokio::spawn(second.start());
+    fixture.queued(1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished());
+    assert!(!fixture.store.home().join("clusters/second").exists());
+
+    first.stop().await.unwrap();
+    let second = second.await.unwrap().unwrap();
+    assert_eq!(
+        *heard.0.lock().unwrap(),
+        [
+            "second: it needs 500M, and 600M of 1000M are in use by first (600M)",
+            "granted"
+        ]
+    );
+    second.destroy().await.unwrap();
+    again.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_start_that_fails_gives_its_memory_back() {
+    let fixture = Fixture::new();
+    let mut builder = fixture.vm("broken", 900);
+    builder.fake = Some(Script::Refuse {
+        error: "no kernel".to_owned(),
+    });
+    assert!(builder.start().await.is_err());
+    assert_eq!(fixture.tickets(), (0, 0));
+    drop(fixture.ask("next", &[900]).await.unwrap().unwrap());
+}
