@@ -15,13 +15,14 @@
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
 use crate::budget::Budget;
+use crate::files::{Copied, FileOptions};
 use crate::images::Progress;
 use crate::{Error, Output, Result, Size, Stopped, Timings};
 
@@ -216,6 +217,92 @@ impl Vm {
     pub fn wait_ready(&self, timeout: Duration) -> Result<()> {
         let vm = Arc::clone(&self.0);
         run(async move { vm.wait_ready(timeout).await })
+    }
+
+    /// As [`crate::Vm::copy_to`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_to(&self, host: impl AsRef<Path>, guest: &str) -> Result<Copied> {
+        self.copy_to_with(host, guest, &FileOptions::new())
+    }
+
+    /// As [`crate::Vm::copy_to_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_to_with(
+        &self,
+        host: impl AsRef<Path>,
+        guest: &str,
+        options: &FileOptions,
+    ) -> Result<Copied> {
+        let (vm, host) = (Arc::clone(&self.0), host.as_ref().to_owned());
+        let (guest, options) = (guest.to_owned(), options.clone());
+        run(async move { vm.copy_to_with(host, &guest, &options).await })
+    }
+
+    /// As [`crate::Vm::copy_from`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<Copied> {
+        self.copy_from_with(guest, host, &FileOptions::new())
+    }
+
+    /// As [`crate::Vm::copy_from_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_from_with(
+        &self,
+        guest: &str,
+        host: impl AsRef<Path>,
+        options: &FileOptions,
+    ) -> Result<Copied> {
+        let (vm, host) = (Arc::clone(&self.0), host.as_ref().to_owned());
+        let (guest, options) = (guest.to_owned(), options.clone());
+        run(async move { vm.copy_from_with(&guest, host, &options).await })
+    }
+
+    /// As [`crate::Vm::write`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
+        self.write_with(path, bytes, &FileOptions::new())
+    }
+
+    /// As [`crate::Vm::write_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_with(
+        &self,
+        path: &str,
+        bytes: impl AsRef<[u8]>,
+        options: &FileOptions,
+    ) -> Result<()> {
+        let (vm, path) = (Arc::clone(&self.0), path.to_owned());
+        let (bytes, options) = (bytes.as_ref().to_vec(), options.clone());
+        run(async move { vm.write_with(&path, bytes, &options).await })
+    }
+
+    /// As [`crate::Vm::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&self, path: &str) -> Result<Vec<u8>> {
+        self.read_with(path, &FileOptions::new())
+    }
+
+    /// As [`crate::Vm::read_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with(&self, path: &str, options: &FileOptions) -> Result<Vec<u8>> {
+        let (vm, path, options) = (Arc::clone(&self.0), path.to_owned(), options.clone());
+        run(async move { vm.read_with(&path, &options).await })
     }
 
     /// As [`crate::Vm::console_tail`].

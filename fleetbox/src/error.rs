@@ -7,6 +7,7 @@ use std::time::Duration;
 use fleetbox_devices::block::DiskError;
 
 use crate::budget::BudgetError;
+use crate::files::FilesError;
 use crate::images::ImageError;
 use crate::names::{InvalidValue, Name};
 use crate::preflight::Probe;
@@ -37,6 +38,9 @@ pub enum Error {
     /// Keys, or the SSH connection to the guest.
     #[error(transparent)]
     Ssh(#[from] SshError),
+    /// Copying files to or from a guest.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// Creating a VM's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),

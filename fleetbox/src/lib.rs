@@ -23,6 +23,7 @@ pub mod blocking;
 pub mod budget;
 mod builder;
 mod error;
+pub mod files;
 pub mod images;
 mod lifecycle;
 pub mod names;

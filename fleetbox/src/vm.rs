@@ -253,7 +253,7 @@ impl Vm {
     }
 
     /// The SSH connection, which commands share; a new one if it was lost.
-    async fn session(&self) -> Result<Arc<ssh::Client>> {
+    pub(crate) async fn session(&self) -> Result<Arc<ssh::Client>> {
         let mut session = self.session.lock().await;
         if let Some(session) = session.as_ref().filter(|session| !session.is_closed()) {
             return Ok(Arc::clone(session));

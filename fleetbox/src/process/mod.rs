@@ -28,7 +28,7 @@ mod wire;
 mod worker;
 
 pub(crate) use client::{Client, Lifeline, start_worker};
-pub(crate) use console::last_lines;
+pub(crate) use console::{last_lines, printable};
 pub(crate) use protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec, WorkerConfig};
 
 use std::io;

@@ -20,6 +20,11 @@ const KEEPALIVE_MAX: usize = 6;
 /// Most bytes of output that [`Client::exec`] keeps.
 const OUTPUT_LIMIT: usize = 256 << 20;
 
+/// Starts OpenSSH's SFTP server as root, from where Debian, Red Hat, Alpine and SUSE have it.
+const ROOT_SFTP: &str = "for server in /usr/lib/openssh/sftp-server \
+     /usr/libexec/openssh/sftp-server /usr/lib/ssh/sftp-server /usr/libexec/ssh/sftp-server; do \
+     [ -x \"$server\" ] && exec sudo -n \"$server\"; done; exit 127";
+
 /// Who logs in, and to whom.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -179,6 +184,26 @@ impl Client {
             None => channel.request_shell(true).await?,
         }
         child::start(channel, "to start the shell").await
+    }
+
+    /// A stream to an SFTP server in the guest: the SSH server's own, with the rights of the user
+    /// who logged in, or one of root's, started through sudo.
+    ///
+    /// # Errors
+    /// [`SshError::Lost`], [`SshError::Refused`].
+    pub(crate) async fn sftp(
+        &self,
+        as_root: bool,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static, SshError> {
+        let mut channel = self.handle.channel_open_session().await?;
+        if as_root {
+            channel.exec(true, ROOT_SFTP).await?;
+            child::confirm(&mut channel, "to start an SFTP server").await?;
+        } else {
+            channel.request_subsystem(true, "sftp").await?;
+            child::confirm(&mut channel, "its SFTP subsystem").await?;
+        }
+        Ok(channel.into_stream())
     }
 
     /// Says good-bye to the server. Dropping the client ends the connection as well.

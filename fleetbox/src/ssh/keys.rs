@@ -169,7 +169,7 @@ impl Keypair {
         Ok(key)
     }
 
-    pub(super) fn private(&self) -> Arc<PrivateKey> {
+    pub(crate) fn private(&self) -> Arc<PrivateKey> {
         Arc::clone(&self.0)
     }
 }

@@ -1,0 +1,104 @@
+//! Counting what is copied, against limits and for listeners.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Copied, ENTRY_LIMIT, FileProgress, FilesError, Listener, shown};
+
+/// Bytes between two calls of a listener.
+const STEP: u64 = 256 << 10;
+
+/// Counts for one copy. Files that are copied at the same time share it.
+pub(super) struct Meter {
+    state: Mutex<State>,
+    listener: Option<Arc<Listener>>,
+    total: Option<u64>,
+    limit: u64,
+}
+
+#[derive(Default)]
+struct State {
+    copied: Copied,
+    entries: usize,
+    told: u64,
+}
+
+impl Meter {
+    pub(super) fn new(listener: Option<Arc<Listener>>, total: Option<u64>, limit: u64) -> Self {
+        let meter = Self {
+            state: Mutex::default(),
+            listener,
+            total,
+            limit,
+        };
+        meter.tell(&mut meter.state(), "");
+        meter
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, state: &mut State, path: &str) {
+        state.told = state.copied.bytes;
+        if let Some(listener) = &self.listener {
+            listener(&FileProgress {
+                path: shown(path),
+                bytes: state.copied.bytes,
+                total: self.total,
+                files: state.copied.files,
+            });
+        }
+    }
+
+    /// Bytes of `path` have been copied.
+    ///
+    /// # Errors
+    /// [`FilesError::TooLarge`].
+    pub(super) fn bytes(&self, path: &str, count: usize) -> Result<(), FilesError> {
+        let mut state = self.state();
+        state.copied.bytes = state.copied.bytes.saturating_add(count as u64);
+        if state.copied.bytes > self.limit {
+            return Err(FilesError::TooLarge {
+                path: shown(path),
+                limit: self.limit,
+            });
+        }
+        if state.copied.bytes - state.told >= STEP {
+            self.tell(&mut state, path);
+        }
+        Ok(())
+    }
+
+    /// An entry of a directory was listed.
+    ///
+    /// # Errors
+    /// [`FilesError::TooMany`].
+    pub(super) fn entry(&self, directory: &str) -> Result<(), FilesError> {
+        let mut state = self.state();
+        state.entries += 1;
+        if state.entries > ENTRY_LIMIT {
+            return Err(FilesError::TooMany {
+                path: shown(directory),
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn file(&self, path: &str) {
+        let mut state = self.state();
+        state.copied.files += 1;
+        self.tell(&mut state, path);
+    }
+
+    pub(super) fn directory(&self) {
+        self.state().copied.directories += 1;
+    }
+
+    pub(super) fn link(&self) {
+        self.state().copied.links += 1;
+    }
+
+    pub(super) fn copied(&self) -> Copied {
+        self.state().copied
+    }
+}

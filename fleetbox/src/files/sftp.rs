@@ -1,0 +1,431 @@
+//! The SFTP session: requests, with errors that name the file, and many of them outstanding.
+
+use futures::StreamExt as _;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
+use russh_sftp::client::error::Error as Failure;
+use russh_sftp::client::rawsession::Limits;
+use russh_sftp::client::{Config, RawSftpSession};
+use russh_sftp::extensions::LIMITS;
+use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use super::meter::Meter;
+use super::{FilesError, GuestReason, shown};
+
+/// How long the guest may take to answer a request; the requests before it count too.
+const PATIENCE_SECS: u64 = 60;
+/// Bytes that every server reads or writes at once (section 3 of the draft).
+const CHUNK: u32 = 32 << 10;
+/// Most bytes at once with a server that allows more; larger ones gain nothing.
+const LARGEST_CHUNK: u32 = 128 << 10;
+/// Requests of one file that are outstanding.
+const WINDOW: usize = 32;
+/// Most bytes of a packet that is taken from the guest.
+const PACKET: u32 = 256 << 10;
+
+/// File type bits of a mode (POSIX `S_IFMT`), as SFTP servers send them.
+const TYPE: u32 = 0o170_000;
+
+/// What an entry in the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Directory,
+    Link,
+    Special(&'static str),
+}
+
+impl Kind {
+    /// Of attributes; `None` if the server does not tell.
+    pub(super) fn of(attributes: &FileAttributes) -> Option<Self> {
+        let mode = attributes.permissions?;
+        Some(match mode & TYPE {
+            0o100_000 => Self::File,
+            0o040_000 => Self::Directory,
+            0o120_000 => Self::Link,
+            0o010_000 => Self::Special("a named pipe"),
+            0o020_000 => Self::Special("a character device"),
+            0o060_000 => Self::Special("a block device"),
+            0o140_000 => Self::Special("a socket"),
+            0 => return None,
+            _ => Self::Special("of an unknown kind"),
+        })
+    }
+}
+
+/// Attributes that set mode and modification time, and nothing else.
+pub(super) fn attributes(mode: u32, mtime: i64) -> FileAttributes {
+    // 32 bits of seconds are what the protocol has.
+    let seconds = u32::try_from(mtime.max(0)).unwrap_or(u32::MAX);
+    FileAttributes {
+        permissions: Some(mode & 0o7777),
+        atime: Some(seconds),
+        mtime: Some(seconds),
+        ..FileAttributes::empty()
+    }
+}
+
+/// Attributes with a mode only.
+pub(super) fn with_mode(mode: Option<u32>) -> FileAttributes {
+    FileAttributes {
+        permissions: mode,
+        ..FileAttributes::empty()
+    }
+}
+
+/// A session.
+pub(super) struct Sftp {
+    raw: RawSftpSession,
+    read_chunk: u32,
+    write_chunk: u32,
+}
+
+/// An open file or directory of the guest.
+#[derive(Debug, Clone)]
+pub(super) struct Handle(String);
+
+impl Sftp {
+    /// Greets the server at the other end of `stream`.
+    pub(super) async fn start<S>(stream: S) -> Result<Self, FilesError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let config = Config {
+            max_packet_len: PACKET,
+            request_timeout_secs: PATIENCE_SECS,
+            ..Config::default()
+        };
+        let mut raw = RawSftpSession::new_with_config(stream, config);
+        let version = raw.init().await.map_err(|error| FilesError::Server {
+            why: match error {
+                Failure::UnexpectedBehavior(_) | Failure::IO(_) => {
+                    "it ended at once; is OpenSSH's sftp-server installed?".to_owned()
+                }
+                error => reason(error).to_string(),
+            },
+        })?;
+        if version.version < 3 {
+            return Err(FilesError::Server {
+                why: format!(
+                    "it speaks version {} of the protocol, not 3",
+                    version.version
+                ),
+            });
+        }
+        let (mut read_chunk, mut write_chunk) = (CHUNK, CHUNK);
+        if version.extensions.contains_key(LIMITS)
+            && let Ok(limits) = raw.limits().await
+        {
+            let chunk = |limit: u64| match u32::try_from(limit) {
+                Ok(0) => CHUNK,
+                Ok(limit) => limit.min(LARGEST_CHUNK),
+                Err(_) => LARGEST_CHUNK,
+            };
+            read_chunk = chunk(limits.max_read_len);
+            write_chunk = chunk(limits.max_write_len);
+            raw.set_limits(Limits::from(limits));
+        }
+        Ok(Self {
+            raw,
+            read_chunk,
+            write_chunk,
+        })
+    }
+
+    pub(super) async fn stat(&self, path: &str) -> Result<FileAttributes, FilesError> {
+        let attrs = self.raw.stat(path).await.map_err(failed("look at", path))?;
+        Ok(attrs.attrs)
+    }
+
+    pub(super) async fn lstat(&self, path: &str) -> Result<FileAttributes, FilesError> {
+        let attrs = self
+            .raw
+            .lstat(path)
+            .await
+            .map_err(failed("look at", path))?;
+        Ok(attrs.attrs)
+    }
+
+    pub(super) async fn set(&self, path: &str, attrs: FileAttributes) -> Result<(), FilesError> {
+        let set = self.raw.setstat(path, attrs).await;
+        set.map_err(failed("set mode and time of", path))?;
+        Ok(())
+    }
+
+    /// Creates a directory; false if there is one.
+    pub(super) async fn make_directory(&self, path: &str, mode: u32) -> Result<bool, FilesError> {
+        // It is written to before it gets its own mode.
+        let attrs = with_mode(Some((mode & 0o777) | 0o700));
+        let Err(error) = self.raw.mkdir(path, attrs).await else {
+            return Ok(true);
+        };
+        match self.raw.stat(path).await.map(|s| Kind::of(&s.attrs)) {
+            Ok(Some(Kind::Directory)) => Ok(false),
+            Ok(_) => Err(FilesError::Guest {
+                action: "create the directory",
+                path: shown(path),
+                why: GuestReason::NotDirectory,
+            }),
+            Err(_) => Err(failed("create the directory", path)(error)),
+        }
+    }
+
+    /// Creates a symbolic link, in place of one that is there.
+    pub(super) async fn link(&self, path: &str, target: &str) -> Result<(), FilesError> {
+        // OpenSSH takes the target first, against the draft (its PROTOCOL file, section 4.1), and
+        // other servers follow it.
+        if self.raw.symlink(target, path).await.is_ok() {
+            return Ok(());
+        }
+        if let Ok(there) = self.raw.lstat(path).await
+            && Kind::of(&there.attrs) != Some(Kind::Directory)
+        {
+            let removed = self.raw.remove(path).await;
+            removed.map_err(failed("replace", path))?;
+        }
+        let made = self.raw.symlink(target, path).await;
+        made.map_err(failed("create the link", path))?;
+        Ok(())
+    }
+
+    pub(super) async fn link_target(&self, path: &str) -> Result<String, FilesError> {
+        let name = self.raw.readlink(path).await;
+        let name = name.map_err(failed("read the link", path))?;
+        match name.files.into_iter().next() {
+            Some(file) => Ok(file.filename),
+            None => Err(violation("read the link", path, "it names no target")),
+        }
+    }
+
+    pub(super) async fn open_to_read(&self, path: &str) -> Result<Handle, FilesError> {
+        let opened = self
+            .raw
+            .open(path, OpenFlags::READ, FileAttributes::empty())
+            .await;
+        Ok(Handle(opened.map_err(failed("open", path))?.handle))
+    }
+
+    /// Opens a file to write it anew.
+    pub(super) async fn open_to_write(&self, path: &str, mode: u32) -> Result<Handle, FilesError> {
+        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE;
+        let error = match self.raw.open(path, flags, with_mode(Some(mode))).await {
+            Ok(opened) => return Ok(Handle(opened.handle)),
+            Err(error) => error,
+        };
+        if let Ok(there) = self.raw.stat(path).await
+            && Kind::of(&there.attrs) == Some(Kind::Directory)
+        {
+            return Err(FilesError::Guest {
+                action: "write",
+                path: shown(path),
+                why: GuestReason::IsDirectory,
+            });
+        }
+        Err(failed("open", path)(error))
+    }
+
+    pub(super) async fn attributes_of(
+        &self,
+        handle: &Handle,
+        path: &str,
+    ) -> Result<FileAttributes, FilesError> {
+        let attrs = self.raw.fstat(handle.0.as_str()).await;
+        Ok(attrs.map_err(failed("look at", path))?.attrs)
+    }
+
+    pub(super) async fn set_open(
+        &self,
+        handle: &Handle,
+        path: &str,
+        attrs: FileAttributes,
+    ) -> Result<(), FilesError> {
+        let set = self.raw.fsetstat(handle.0.as_str(), attrs).await;
+        set.map_err(failed("set mode and time of", path))?;
+        Ok(())
+    }
+
+    pub(super) async fn close(&self, handle: Handle, path: &str) -> Result<(), FilesError> {
+        let closed = self.raw.close(handle.0).await;
+        closed.map_err(failed("close", path))?;
+        Ok(())
+    }
+
+    /// The entries of a directory without `.` and `..`, with what the server says of them.
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        meter: &Meter,
+    ) -> Result<Vec<(String, FileAttributes)>, FilesError> {
+        const ACTION: &str = "list";
+        let opened = self.raw.opendir(path).await;
+        let handle = opened.map_err(failed(ACTION, path))?.handle;
+        let mut entries = Vec::new();
+        let result = loop {
+            match self.raw.readdir(handle.as_str()).await {
+                Ok(name) if name.files.is_empty() => {
+                    break Err(violation(ACTION, path, "an answer without a name"));
+                }
+                Ok(name) => {
+                    for file in name.files {
+                        if file.filename == "." || file.filename == ".." {
+                            continue;
+                        }
+                        meter.entry(path)?;
+                        entries.push((file.filename, file.attrs));
+                    }
+                }
+                Err(Failure::Status(status)) if status.status_code == StatusCode::Eof => {
+                    break Ok(());
+                }
+                Err(error) => break Err(failed(ACTION, path)(error)),
+            }
+        };
+        self.close(Handle(handle), path).await?;
+        result.map(|()| entries)
+    }
+
+    /// Writes all of `source` to an open file, from its beginning.
+    pub(super) async fn pour(
+        &self,
+        handle: &Handle,
+        path: &str,
+        source: &mut (impl AsyncRead + Unpin),
+        read_failed: impl Fn(std::io::Error) -> FilesError,
+        meter: &Meter,
+    ) -> Result<(), FilesError> {
+        let mut writes = FuturesUnordered::new();
+        let mut offset = 0;
+        let mut ended = false;
+        loop {
+            while !ended && writes.len() < WINDOW {
+                let mut bytes = Vec::with_capacity(self.write_chunk as usize);
+                let mut part = (&mut *source).take(u64::from(self.write_chunk));
+                part.read_to_end(&mut bytes).await.map_err(&read_failed)?;
+                ended = bytes.len() < self.write_chunk as usize;
+                if bytes.is_empty() {
+                    break;
+                }
+                let (at, count) = (offset, bytes.len());
+                offset += count as u64;
+                writes.push(async move {
+                    let written = self.raw.write(handle.0.as_str(), at, bytes).await;
+                    written.map_err(failed("write", path))?;
+                    Ok::<_, FilesError>(count)
+                });
+            }
+            match writes.next().await {
+                Some(count) => meter.bytes(path, count?)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads all of an open file into `sink`; the server has said that it has `expected` bytes,
+    /// which need not be true.
+    pub(super) async fn drain(
+        &self,
+        handle: &Handle,
+        path: &str,
+        expected: u64,
+        sink: &mut (impl AsyncWrite + Unpin),
+        write_failed: impl Fn(std::io::Error) -> FilesError,
+        meter: &Meter,
+    ) -> Result<(), FilesError> {
+        let chunk = self.read_chunk;
+        let mut pieces = FuturesOrdered::new();
+        let mut next = 0u64;
+        loop {
+            // Where the length is not known (as in /proc), there is one request at a time.
+            while pieces.len() < WINDOW && (next <= expected || pieces.is_empty()) {
+                pieces.push_back(self.piece(handle, path, next, chunk, expected));
+                next = next.saturating_add(u64::from(chunk));
+            }
+            let Some(piece) = pieces.next().await else {
+                return Ok(());
+            };
+            let piece = piece?;
+            meter.bytes(path, piece.len())?;
+            sink.write_all(&piece).await.map_err(&write_failed)?;
+            if piece.len() < chunk as usize {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Bytes at `offset`: fewer than `length` only at the end of the file, which is where it was
+    /// `expected` unless that is 0.
+    async fn piece(
+        &self,
+        handle: &Handle,
+        path: &str,
+        offset: u64,
+        length: u32,
+        expected: u64,
+    ) -> Result<Vec<u8>, FilesError> {
+        let mut piece = Vec::new();
+        loop {
+            let missing = (length as usize).saturating_sub(piece.len());
+            let at = offset.saturating_add(piece.len() as u64);
+            // Asking once more would cost each small file a round trip.
+            if missing == 0 || (expected > 0 && at >= expected) {
+                return Ok(piece);
+            }
+            // At most `length`.
+            let wanted = u32::try_from(missing).unwrap_or(length);
+            match self.raw.read(handle.0.as_str(), at, wanted).await {
+                Ok(data) if data.data.is_empty() || data.data.len() > missing => {
+                    let why = "an answer of another length than was asked for";
+                    return Err(violation("read", path, why));
+                }
+                // The usual answer is whole, and needs no copy.
+                Ok(data) if piece.is_empty() => piece = data.data,
+                Ok(data) => piece.extend_from_slice(&data.data),
+                Err(Failure::Status(status)) if status.status_code == StatusCode::Eof => {
+                    return Ok(piece);
+                }
+                Err(error) => return Err(failed("read", path)(error)),
+            }
+        }
+    }
+}
+
+fn violation(action: &'static str, path: &str, what: &str) -> FilesError {
+    FilesError::Guest {
+        action,
+        path: shown(path),
+        why: GuestReason::Other(format!("its SFTP server breaks the protocol ({what})")),
+    }
+}
+
+fn failed(action: &'static str, path: &str) -> impl FnOnce(Failure) -> FilesError {
+    move |error| FilesError::Guest {
+        action,
+        path: shown(path),
+        why: reason(error),
+    }
+}
+
+fn reason(error: Failure) -> GuestReason {
+    match error {
+        Failure::Status(status) => match status.status_code {
+            StatusCode::NoSuchFile => GuestReason::NotFound,
+            StatusCode::PermissionDenied => GuestReason::PermissionDenied,
+            StatusCode::NoConnection | StatusCode::ConnectionLost => GuestReason::Lost,
+            code => {
+                let text = shown(&status.error_message);
+                let text = if text.is_empty() {
+                    code.to_string()
+                } else {
+                    text
+                };
+                GuestReason::Other(format!("the guest says {text:?}"))
+            }
+        },
+        Failure::Timeout => GuestReason::Silent,
+        Failure::IO(_) | Failure::UnexpectedBehavior(_) => GuestReason::Lost,
+        Failure::Limited(text) => GuestReason::Other(text),
+        Failure::UnexpectedPacket => {
+            GuestReason::Other("its SFTP server sent an answer of another kind".to_owned())
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! From this host to a guest.
+
+use std::path::Path;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::io::AsyncRead;
+
+use super::meter::Meter;
+use super::sftp::{Handle, Sftp, attributes, with_mode};
+use super::walk::{Entry, Tree};
+use super::{Copied, FileOptions, FilesError, FilesError::Path as BadPath, host};
+
+/// Files that are copied at the same time; small ones are all waiting for answers.
+pub(super) const FILES_AT_ONCE: usize = 8;
+
+/// Copies a file or a tree.
+pub(super) async fn copy(
+    sftp: &Sftp,
+    source: &Path,
+    target: &str,
+    tree: Tree,
+    options: &FileOptions,
+) -> Result<Copied, FilesError> {
+    let meter = Meter::new(options.progress.clone(), Some(tree.bytes), u64::MAX);
+    let target = match target.strip_suffix('/') {
+        Some(directory) => match source.file_name().and_then(|name| name.to_str()) {
+            Some(name) => format!("{directory}/{name}"),
+            None => {
+                return Err(BadPath {
+                    path: source.display().to_string(),
+                    why: "it ends in no name that the copy could have; give the copy's own path",
+                });
+            }
+        },
+        None => target.to_owned(),
+    };
+    let copy = Copy {
+        sftp,
+        target,
+        meter: &meter,
+    };
+    copy.tree(tree).await?;
+    Ok(meter.copied())
+}
+
+struct Copy<'a> {
+    sftp: &'a Sftp,
+    target: String,
+    meter: &'a Meter,
+}
+
+impl Copy<'_> {
+    fn path(&self, entry: &Entry) -> String {
+        match entry.relative.as_str() {
+            "" => self.target.clone(),
+            relative => format!("{}/{relative}", self.target),
+        }
+    }
+
+    async fn tree(&self, tree: Tree) -> Result<(), FilesError> {
+        let mut made = Vec::new();
+        for directory in tree.directories {
+            let path = self.path(&directory);
+            if self.sftp.make_directory(&path, directory.mode).await? {
+                made.push((path, directory));
+            }
+            self.meter.directory();
+        }
+        let mut running = FuturesUnordered::new();
+        for entry in tree.files {
+            if running.len() >= FILES_AT_ONCE
+                && let Some(result) = running.next().await
+            {
+                let result: Result<(), FilesError> = result;
+                result?;
+            }
+            running.push(self.file(entry));
+        }
+        while let Some(result) = running.next().await {
+            result?;
+        }
+        for (entry, target) in tree.links {
+            self.sftp.link(&self.path(&entry), &target).await?;
+            self.meter.link();
+        }
+        // Writing into a directory changes its time, and its mode may forbid it.
+        for (path, directory) in made.iter().rev() {
+            let attributes = attributes(directory.mode, directory.mtime);
+            self.sftp.set(path, attributes).await?;
+        }
+        Ok(())
+    }
+
+    async fn file(&self, entry: Entry) -> Result<(), FilesError> {
+        let mut source = tokio::fs::File::open(&entry.path)
+            .await
+            .map_err(host("open", &entry.path))?;
+        let path = self.path(&entry);
+        let handle = self.sftp.open_to_write(&path, entry.mode | 0o200).await?;
+        let failed = |error| host("read", &entry.path)(error);
+        let poured = self
+            .sftp
+            .pour(&handle, &entry.relative, &mut source, failed, self.meter)
+            .await;
+        let result = match poured {
+            Ok(()) => {
+                let attributes = attributes(entry.mode, entry.mtime);
+                self.sftp.set_open(&handle, &path, attributes).await
+            }
+            Err(error) => Err(at(error, &path)),
+        };
+        close(self.sftp, handle, &path, result).await?;
+        self.meter.file(&entry.relative);
+        Ok(())
+    }
+}
+
+/// Names the file in the guest by its whole path.
+fn at(error: FilesError, whole: &str) -> FilesError {
+    match error {
+        FilesError::Guest { action, why, .. } => FilesError::Guest {
+            action,
+            path: super::shown(whole),
+            why,
+        },
+        other => other,
+    }
+}
+
+/// Closes a file; what happened before is of more interest than what that says.
+async fn close(
+    sftp: &Sftp,
+    handle: Handle,
+    path: &str,
+    result: Result<(), FilesError>,
+) -> Result<(), FilesError> {
+    let closed = sftp.close(handle, path).await;
+    result.and(closed)
+}
+
+/// Writes bytes to a file.
+pub(super) async fn write(
+    sftp: &Sftp,
+    path: &str,
+    mut bytes: impl AsyncRead + Unpin,
+    options: &FileOptions,
+    total: u64,
+) -> Result<(), FilesError> {
+    let meter = Meter::new(options.progress.clone(), Some(total), u64::MAX);
+    let handle = sftp
+        .open_to_write(path, options.mode.unwrap_or(0o644))
+        .await?;
+    // Memory does not fail to be read.
+    let failed = |error| host("read", "")(error);
+    let poured = sftp.pour(&handle, path, &mut bytes, failed, &meter).await;
+    let result = match (poured, options.mode) {
+        (Ok(()), Some(mode)) => sftp.set_open(&handle, path, with_mode(Some(mode))).await,
+        (poured, _) => poured,
+    };
+    close(sftp, handle, path, result).await?;
+    meter.file(path);
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! What is below a directory of this host.
+
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use super::{DEPTH_LIMIT, ENTRY_LIMIT, FilesError, Side, host};
+
+/// A directory or file tree of this host.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    /// Directories, each after the one it is in.
+    pub(super) directories: Vec<Entry>,
+    pub(super) files: Vec<Entry>,
+    /// Links with their targets.
+    pub(super) links: Vec<(Entry, String)>,
+    /// Bytes of the files.
+    pub(super) bytes: u64,
+}
+
+/// Something in a tree.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) path: PathBuf,
+    /// Relative to the tree; empty for the tree itself.
+    pub(super) relative: String,
+    pub(super) mode: u32,
+    /// Seconds since 1970.
+    pub(super) mtime: i64,
+}
+
+impl Entry {
+    fn new(path: PathBuf, relative: String, metadata: &Metadata) -> Self {
+        Self {
+            path,
+            relative,
+            mode: metadata.mode() & 0o7777,
+            mtime: metadata.mtime(),
+        }
+    }
+}
+
+impl Tree {
+    /// Looks at a file or directory with all that is in it. Blocks.
+    pub(super) fn of(root: &Path) -> Result<Self, FilesError> {
+        let metadata = fs::metadata(root).map_err(host("look at", root))?;
+        let mut tree = Self::default();
+        let entry = Entry::new(root.to_owned(), String::new(), &metadata);
+        if metadata.is_file() {
+            tree.bytes = metadata.len();
+            tree.files.push(entry);
+            return Ok(tree);
+        }
+        if !metadata.is_dir() {
+            return Err(special(root, &metadata));
+        }
+        let mut waiting = vec![(entry, 0)];
+        while let Some((directory, depth)) = waiting.pop() {
+            if depth > DEPTH_LIMIT {
+                return Err(FilesError::TooDeep {
+                    path: directory.path.display().to_string(),
+                });
+            }
+            let list = host("list the directory", &directory.path);
+            let entries: Vec<_> = fs::read_dir(&directory.path)
+                .and_then(Iterator::collect)
+                .map_err(list)?;
+            for entry in entries {
+                tree.add(&directory, depth, &entry, &mut waiting)?;
+            }
+            tree.directories.push(directory);
+            if tree.directories.len() + tree.files.len() + tree.links.len() > ENTRY_LIMIT {
+                return Err(FilesError::TooMany {
+                    path: root.display().to_string(),
+                });
+            }
+        }
+        Ok(tree)
+    }
+
+    fn add(
+        &mut self,
+        directory: &Entry,
+        depth: usize,
+        entry: &fs::DirEntry,
+        waiting: &mut Vec<(Entry, usize)>,
+    ) -> Result<(), FilesError> {
+        let path = entry.path();
+        let name = text(&path, entry.file_name().as_bytes())?;
+        let relative = match directory.relative.as_str() {
+            "" => name,
+            parent => format!("{parent}/{name}"),
+        };
+        let metadata = entry.metadata().map_err(host("look at", &path))?;
+        let kind = metadata.file_type();
+        if kind.is_symlink() {
+            let target = fs::read_link(&path).map_err(host("read the link", &path))?;
+            let target = text(&path, target.as_os_str().as_bytes())?;
+            self.links
+                .push((Entry::new(path, relative, &metadata), target));
+        } else if kind.is_dir() {
+            waiting.push((Entry::new(path, relative, &metadata), depth + 1));
+        } else if kind.is_file() {
+            self.bytes = self.bytes.saturating_add(metadata.len());
+            self.files.push(Entry::new(path, relative, &metadata));
+        } else {
+            return Err(special(&path, &metadata));
+        }
+        Ok(())
+    }
+}
+
+fn text(path: &Path, bytes: &[u8]) -> Result<String, FilesError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| FilesError::Path {
+        path: path.display().to_string(),
+        why: "a name, or a link's target, is not UTF-8; rename it",
+    })?;
+    Ok(text.to_owned())
+}
+
+fn special(path: &Path, metadata: &Metadata) -> FilesError {
+    let kind = metadata.file_type();
+    FilesError::Special {
+        side: Side::Host,
+        path: path.display().to_string(),
+        kind: if kind.is_fifo() {
+            "a named pipe"
+        } else if kind.is_socket() {
+            "a socket"
+        } else if kind.is_block_device() {
+            "a block device"
+        } else {
+            "a character device"
+        },
+    }
+}
