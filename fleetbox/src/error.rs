@@ -14,6 +14,7 @@ use crate::preflight::Probe;
 use crate::process::ProcessError;
 use crate::seed::SeedError;
 use crate::ssh::SshError;
+use crate::ssh_config::SshConfigError;
 use crate::store::StoreError;
 
 /// Why an operation of the library failed.
@@ -41,6 +42,9 @@ pub enum Error {
     /// Copying files to or from a guest.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// OpenSSH's configuration.
+    #[error(transparent)]
+    SshConfig(#[from] SshConfigError),
     /// Creating a VM's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -84,6 +88,16 @@ pub enum Error {
         why: String,
         /// The console's last lines.
         console: String,
+    },
+    /// A guest that answers by SSH could not do what was asked.
+    #[error("{name} cannot {what}: {why}")]
+    Guest {
+        /// The VM's name.
+        name: String,
+        /// What was asked for.
+        what: &'static str,
+        /// What it wrote, without control characters.
+        why: String,
     },
     /// The operating system refused something that has no error of its own here.
     #[error("cannot {action}: {source}")]

@@ -17,6 +17,20 @@ pub const MAX_CPUS: u32 = 254;
 /// Most VMs of one cluster: what a /24 network holds beside gateway and broadcast, with a margin.
 pub const MAX_COUNT: u32 = 200;
 
+/// First words of made-up names.
+const MANNERS: [&str; 24] = [
+    "able", "bold", "brisk", "calm", "clear", "deft", "eager", "early", "fair", "fleet", "fond",
+    "glad", "keen", "kind", "light", "lucid", "merry", "neat", "plain", "quick", "quiet", "sunny",
+    "swift", "warm",
+];
+
+/// Second words of made-up names.
+const ANIMALS: [&str; 24] = [
+    "badger", "beaver", "bison", "crane", "dolphin", "falcon", "finch", "gannet", "heron", "ibex",
+    "lark", "lynx", "marten", "newt", "orca", "osprey", "otter", "plover", "raven", "seal",
+    "stork", "tern", "walrus", "wren",
+];
+
 /// A value from the user that was refused before anything was created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -101,6 +115,26 @@ impl Name {
             return Ok(Self(name));
         };
         Err(InvalidValue::Name { name, why })
+    }
+
+    /// A name for something that nobody has named, such as `brisk-otter-4f`. Two are seldom the
+    /// same, but may be.
+    ///
+    /// ```
+    /// use fleetbox::names::Name;
+    /// assert_eq!(Name::made_up().as_str().split('-').count(), 3);
+    /// ```
+    pub fn made_up() -> Self {
+        let pick = |words: &[&'static str]| {
+            let at = rand::random::<u32>() as usize % words.len().max(1);
+            words.get(at).copied().unwrap_or_default()
+        };
+        let number: u8 = rand::random();
+        Self(format!(
+            "{}-{}-{number:02x}",
+            pick(&MANNERS),
+            pick(&ANIMALS)
+        ))
     }
 
     /// The name as text.
@@ -195,6 +229,15 @@ mod tests {
         ] {
             let error = Name::new(bad).unwrap_err();
             assert!(error.to_string().contains("1 to 63"), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn made_up_names_are_names_and_differ() {
+        let names: std::collections::BTreeSet<_> = (0..20).map(|_| Name::made_up()).collect();
+        assert!(names.len() > 10, "{names:?}");
+        for name in names {
+            assert!(Name::new(name.as_str()).is_ok(), "{name}");
         }
     }
 

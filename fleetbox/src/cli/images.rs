@@ -1,51 +1,156 @@
-//! `images ls` and `images pull`.
+//! `images`.
 
-use std::path::Path;
 use std::str::FromStr as _;
 
-use fleetbox::images::{ImageRef, Images, progress};
-use fleetbox::store::Store;
+use fleetbox::images::{Freshness, ImageRef, Images};
 use fleetbox::{Result, Size};
 
-use super::{say, say_json, table};
+use super::args;
+use super::output::{Context, complain};
+use super::progress::Display;
+use super::{FAILURE, ask, table};
 
-fn open(home: Option<&Path>) -> Result<Images> {
-    let store = match home {
-        Some(home) => Store::open(home)?,
-        None => Store::open_default()?,
-    };
-    Ok(Images::new(&store)?)
+pub(super) async fn run(context: &Context, command: args::Images) -> Result<u8> {
+    let images = Images::new(&context.store()?)?;
+    match command {
+        args::Images::Ls => ls(context, &images),
+        args::Images::Pull { image } => pull(context, &images, &image).await,
+        args::Images::Rm { images: names, all } => rm(context, &images, &names, all),
+        args::Images::Refresh { images: names } => refresh(context, &images, &names).await,
+    }
 }
 
-pub(super) async fn ls(home: Option<&Path>, json: bool) -> Result<u8> {
-    let images = open(home)?.list()?;
-    if json {
-        say_json(&images)?;
+fn size(bytes: u64) -> String {
+    Size::mib(bytes.div_ceil(1 << 20)).to_string()
+}
+
+fn ls(context: &Context, images: &Images) -> Result<u8> {
+    let images = images.list()?;
+    if context.json {
+        context.say_json(&images)?;
         return Ok(0);
     }
     let rows: Vec<_> = images
         .into_iter()
         .map(|image| {
-            let here = match image.bytes {
-                Some(bytes) => Size::mib(bytes.div_ceil(1 << 20)).to_string(),
-                None => "not downloaded".to_owned(),
-            };
             [
                 image.alias,
                 image.snapshot.unwrap_or_default(),
-                here,
+                image
+                    .bytes
+                    .map_or_else(|| "not downloaded".to_owned(), size),
                 image.url,
             ]
         })
         .collect();
-    say(table::render(["ALIAS", "SNAPSHOT", "HERE", "URL"], &rows));
+    context.say(table::render(
+        ["ALIAS", "SNAPSHOT", "HERE", "URL"],
+        &rows,
+        false,
+    ));
     Ok(0)
 }
 
-pub(super) async fn pull(home: Option<&Path>, image: &str) -> Result<u8> {
-    let images = open(home)?;
+async fn pull(context: &Context, images: &Images, image: &str) -> Result<u8> {
     let resolved = images.resolve(&ImageRef::from_str(image)?)?;
-    let image = images.pull(&resolved, progress::stderr().as_ref()).await?;
-    say(image.path.display());
+    let display = Display::new(context, &format!("looking for {image}"));
+    let pulled = images.pull(&resolved, display.progress().as_ref()).await;
+    drop(display);
+    let image = pulled?;
+    if context.json {
+        context.say_json(&serde_json::json!({
+            "reference": image.reference,
+            "path": image.path,
+            "bytes": image.bytes,
+            "sha256": image.sha256,
+        }))?;
+    } else {
+        context.say(image.path.display());
+    }
     Ok(0)
+}
+
+fn rm(context: &Context, images: &Images, names: &[String], all: bool) -> Result<u8> {
+    let mut status = 0;
+    let mut removed = Vec::new();
+    if all {
+        if !ask::may("Delete all images that no VM is made from?", false) {
+            context.note("nothing was deleted");
+            return Ok(FAILURE);
+        }
+        removed = images.remove_unused()?;
+    }
+    for name in names {
+        match ImageRef::from_str(name)
+            .map_err(Into::into)
+            .and_then(|image| {
+                let resolved = images.resolve(&image)?;
+                Ok::<_, fleetbox::Error>(images.remove(&resolved)?)
+            }) {
+            Ok(Some(path)) => removed.push(path),
+            Ok(None) => context.tell(format_args!("{name} is not here")),
+            Err(error) => {
+                complain(error);
+                status = FAILURE;
+            }
+        }
+    }
+    for path in &removed {
+        context.tell(format_args!("{} is deleted", path.display()));
+    }
+    if context.json {
+        context.say_json(&removed)?;
+    }
+    Ok(status)
+}
+
+async fn refresh(context: &Context, images: &Images, names: &[String]) -> Result<u8> {
+    let mut status = 0;
+    let mut found = Vec::new();
+    for listed in images.list()? {
+        if !names.is_empty() && !names.contains(&listed.alias) {
+            continue;
+        }
+        match images.freshness(&listed.alias).await {
+            Ok(freshness) => found.push(freshness),
+            Err(error) => {
+                complain(error);
+                status = FAILURE;
+            }
+        }
+    }
+    for name in names {
+        // Says which aliases there are.
+        if let Err(error) = ImageRef::from_str(name)
+            .map_err(fleetbox::Error::from)
+            .and_then(|image| Ok(images.resolve(&image)?))
+        {
+            complain(error);
+            status = FAILURE;
+        }
+    }
+    if context.json {
+        context.say_json(&found)?;
+        return Ok(status);
+    }
+    let rows: Vec<_> = found
+        .into_iter()
+        .map(
+            |Freshness {
+                 alias,
+                 snapshot,
+                 newest,
+                 ..
+             }| {
+                let news = match &newest {
+                    Some(newest) if Some(newest) != snapshot.as_ref() => newest.clone(),
+                    Some(_) => "up to date".to_owned(),
+                    None => "not known".to_owned(),
+                };
+                [alias, snapshot.unwrap_or_default(), news]
+            },
+        )
+        .collect();
+    context.say(table::render(["ALIAS", "SNAPSHOT", "NEWEST"], &rows, false));
+    Ok(status)
 }

@@ -1,7 +1,6 @@
 //! `ssh` and `dial`: standard streams that go to the guest.
 
 use std::io::{self, IsTerminal as _};
-use std::path::Path;
 
 use crossterm::terminal;
 use fleetbox::names::Name;
@@ -10,25 +9,33 @@ use fleetbox::{Error, ExitStatus, Result, Vm};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{SSH_FAILURE, Ssh, complain};
+use super::GUEST_FAILURE;
+use super::args::Ssh;
+use super::output::{Context, complain};
 
 /// What a login without a terminal runs.
 const SHELL: &str = "exec \"${SHELL:-/bin/sh}\" -l";
 
-pub(super) async fn run(home: Option<&Path>, ssh: Ssh) -> Result<u8> {
-    let vm = Vm::open_in(home, ssh.name.as_str()).await?;
+pub(super) async fn run(context: &Context, ssh: Ssh) -> Result<u8> {
+    let vm = Vm::open_in(context.home(), ssh.name.as_str()).await?;
     let command = (!ssh.command.is_empty()).then(|| ssh.command.join(" "));
-    let wants_terminal = ssh.tty || (command.is_none() && io::stdin().is_terminal());
+    pass_through(&vm, command.as_deref(), ssh.tty).await
+}
+
+/// Runs a command line, or the login shell, with this process's standard streams. The status is
+/// the command's.
+pub(super) async fn pass_through(vm: &Vm, command: Option<&str>, tty: bool) -> Result<u8> {
+    let wants_terminal = tty || (command.is_none() && io::stdin().is_terminal());
     let status = if wants_terminal {
-        on_terminal(&vm, command.as_deref()).await?
+        on_terminal(vm, command).await?
     } else {
-        on_pipes(vm.ssh_spawn(command.as_deref().unwrap_or(SHELL)).await?).await?
+        on_pipes(vm.ssh_spawn(command.unwrap_or(SHELL)).await?).await?
     };
     Ok(match status {
-        ExitStatus::Code(code) => u8::try_from(code).unwrap_or(SSH_FAILURE),
+        ExitStatus::Code(code) => u8::try_from(code).unwrap_or(GUEST_FAILURE),
         killed => {
             complain(format_args!("the command was {killed}"));
-            SSH_FAILURE
+            GUEST_FAILURE
         }
     })
 }
@@ -124,8 +131,8 @@ async fn pass(from: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite + Un
     }
 }
 
-pub(super) async fn dial(home: Option<&Path>, name: &Name, port: u16) -> Result<u8> {
-    let vm = Vm::open_in(home, name.as_str()).await?;
+pub(super) async fn dial(context: &Context, name: &Name, port: u16) -> Result<u8> {
+    let vm = Vm::open_in(context.home(), name.as_str()).await?;
     let (mut read, mut write) = tokio::io::split(vm.connect(port).await?);
     let sending = tokio::spawn(async move {
         let _ = copy(&mut tokio::io::stdin(), &mut write).await;

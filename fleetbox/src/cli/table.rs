@@ -1,7 +1,11 @@
 //! Columns that line up.
 
-/// A table with a head line; the last column is not padded.
-pub(super) fn render<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+/// A table with a head line; the last column is not padded. With `colours` states stand out.
+pub(super) fn render<const N: usize>(
+    head: [&str; N],
+    rows: &[[String; N]],
+    colours: bool,
+) -> String {
     let mut widths = head.map(|text| text.chars().count());
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -12,7 +16,12 @@ pub(super) fn render<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> S
     let mut line = |cells: [&str; N]| {
         let mut text = String::new();
         for (cell, width) in cells.iter().zip(widths) {
-            text.push_str(&format!("{cell:width$}  "));
+            match colour(cell).filter(|_| colours) {
+                Some(colour) => {
+                    text.push_str(&format!("\x1b[{colour}m{cell:width$}\x1b[0m  "));
+                }
+                None => text.push_str(&format!("{cell:width$}  ")),
+            }
         }
         out.push_str(text.trim_end());
         out.push('\n');
@@ -23,6 +32,15 @@ pub(super) fn render<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> S
     }
     out.pop();
     out
+}
+
+/// The colour of a state (ECMA-48, 8.3.117), if it has one.
+fn colour(cell: &str) -> Option<u8> {
+    match cell {
+        "running" => Some(32),
+        "failed" => Some(31),
+        _ => None,
+    }
 }
 
 /// A span of time in its largest unit: `45s`, `3m`, `2h`, `5d`.
@@ -46,10 +64,14 @@ mod tests {
             ["a".to_owned(), String::new()],
         ];
         assert_eq!(
-            render(["NAME", "STATE"], &rows),
+            render(["NAME", "STATE"], &rows, false),
             "NAME  STATE\nweb   running\na"
         );
-        assert_eq!(render(["NAME"], &[]), "NAME");
+        assert_eq!(render(["NAME"], &[], false), "NAME");
+        assert_eq!(
+            render(["NAME", "STATE"], &rows, true),
+            "NAME  STATE\nweb   \x1b[32mrunning\x1b[0m\na"
+        );
     }
 
     #[test]

@@ -509,6 +509,37 @@ impl Body {
     }
 }
 
+/// The text of a page of at most `limit` bytes.
+///
+/// # Errors
+/// As for a download.
+pub(super) async fn page(url: &Url, limit: usize) -> Result<String, ImageError> {
+    let network = |why: String| ImageError::Network {
+        url: url.to_string(),
+        why,
+    };
+    let mut response = client(url, false)?
+        .get(url.clone())
+        .send()
+        .await
+        .map_err(|e| network(causes(&e)))?;
+    if !response.status().is_success() {
+        return Err(ImageError::Status {
+            url: response.url().to_string(),
+            status: response.status().to_string(),
+            advice: "; the distribution may have moved its images",
+        });
+    }
+    let mut page = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|e| network(causes(&e)))? {
+        if page.len() + chunk.len() > limit {
+            return Err(network(format!("the page has more than {limit} bytes")));
+        }
+        page.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
 /// An HTTP client for `url`. `verified` content may come over any connection.
 fn client(url: &Url, verified: bool) -> Result<Client, ImageError> {
     let fail = |why: String| ImageError::Tls { why };

@@ -5,6 +5,7 @@
 
 mod catalogue;
 mod download;
+mod keep;
 pub mod progress;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 pub use self::catalogue::{Arch, CATALOGUE_VARIABLE, Catalogue, CatalogueEntry, Pinned, Sha256};
+pub use self::keep::Freshness;
 pub use self::progress::{Progress, ProgressEvent};
 use crate::names::InvalidValue;
 use crate::store::{self, Lock, Store, StoreError};
@@ -122,6 +124,14 @@ pub enum ImageError {
         expected: Sha256,
         /// The file's sum.
         found: Sha256,
+    },
+    /// An image that something needs is not deleted.
+    #[error("{} is not deleted: {user} needs it", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// Who needs it.
+        user: String,
     },
     /// TLS cannot be used.
     #[error("cannot verify https servers: {why}; install the ca-certificates package")]

@@ -1,0 +1,420 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use fleetbox::images::ImageRef;
+use fleetbox::names::{Name, check_cpus};
+use fleetbox::{Result, Size};
+
+/// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fleetbox",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Exit status: 0 done, 1 failed, 2 arguments refused; `ssh`, `exec` and `run` end \
+                  with the status of the command in the guest, and with 255 if it could not be run."
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+
+    /// State directory [default: ~/.fleetbox]
+    #[arg(long, global = true, env = "FLEETBOX_HOME", value_name = "DIR")]
+    pub(super) home: Option<PathBuf>,
+
+    /// Say nothing but what was asked for, and errors
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+
+    /// Results as JSON on standard output
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create a VM, or boot one that exists, and wait until it answers by SSH
+    Up(Up),
+    /// Log in to a VM, or run a command line in it
+    Ssh(Ssh),
+    /// Run a program in a VM with its arguments as they are
+    Exec(Exec),
+    /// List VMs
+    #[command(visible_alias = "ps")]
+    Ls,
+    /// Show everything about a VM
+    Show {
+        /// The VM
+        name: Name,
+    },
+    /// Print what a VM wrote to its serial console
+    Logs(Logs),
+    /// Show what listens for connections in a VM
+    Ports {
+        /// The VM
+        name: Name,
+    },
+    /// Shut VMs down; their disks stay
+    Down(Down),
+    /// Shut VMs down and boot them again
+    Restart(Restart),
+    /// Kill VMs without notice to the guest; their disks stay
+    Kill(Kill),
+    /// Change a stopped VM
+    Set(Set),
+    /// Delete VMs with their disks, running or not
+    Rm(Rm),
+    /// Delete all VMs that do not run, and what killed processes have left
+    Prune(Prune),
+    /// Connect standard input and output to a TCP port of a VM, as ProxyCommand of OpenSSH does
+    Dial {
+        /// The VM
+        name: Name,
+        /// The port
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+    },
+    /// Make plain `ssh NAME`, and what builds on it, work
+    SshConfig(SshConfig),
+    /// Show, download and delete images
+    #[command(subcommand)]
+    Images(Images),
+    /// Check whether VMs can run here, and say what to do if not
+    Doctor,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all commands
+    Man {
+        /// Write fleetbox.1, fleetbox-up.1 and so on to this directory
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Print the version
+    Version,
+}
+
+impl Command {
+    /// True if the exit status is that of a command in the guest.
+    pub(super) fn passes_status(&self) -> bool {
+        matches!(self, Self::Ssh(_) | Self::Exec(_))
+    }
+}
+
+/// What a new VM is like.
+#[derive(Debug, Args)]
+pub(super) struct Machine {
+    /// Alias, path or URL of its image [default: debian-12]
+    #[arg(long, value_parser = image)]
+    pub(super) image: Option<String>,
+    /// Number of vCPUs [default: 2]
+    #[arg(long, value_parser = cpus, value_name = "N")]
+    pub(super) cpus: Option<u32>,
+    /// Memory, such as 512M or 2G [default: 2G]
+    #[arg(long, value_parser = memory, value_name = "SIZE")]
+    pub(super) memory: Option<Size>,
+    /// Size of the disk, such as 20G [default: 20G]
+    #[arg(long, value_parser = disk, value_name = "SIZE")]
+    pub(super) disk: Option<Size>,
+    /// Seconds the guest may take until it answers by SSH
+    #[arg(
+        long,
+        default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),
+        value_parser = clap::value_parser!(u64).range(1..),
+        value_name = "SECONDS"
+    )]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Up {
+    /// The VM, which is also its hostname; one is made up if none is given
+    pub(super) name: Option<Name>,
+    #[command(flatten)]
+    pub(super) machine: Machine,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ssh {
+    /// The VM
+    pub(super) name: Name,
+    /// Ask for a terminal even though a command is given
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// A command for the login shell; its words are joined by spaces
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Exec {
+    /// The VM
+    pub(super) name: Name,
+    /// Ask for a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// The program and its arguments, which the guest's shell does not change
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(super) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Logs {
+    /// The VM
+    pub(super) name: Name,
+    /// Go on until the VM ends
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Only so many lines of those there are
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(super) lines: Option<usize>,
+}
+
+/// VMs that are named, or all.
+#[derive(Debug, Args)]
+#[group(required = true)]
+pub(super) struct Which {
+    /// The VMs, or clusters for all of their members
+    #[arg(value_name = "NAME")]
+    pub(super) names: Vec<Name>,
+    /// All that run
+    #[arg(long, conflicts_with = "names")]
+    pub(super) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Down {
+    #[command(flatten)]
+    pub(super) which: Which,
+    /// Seconds the guest gets to power off before it is killed
+    #[arg(long, default_value_t = fleetbox::STOP_DEADLINE.as_secs(), value_name = "SECONDS")]
+    pub(super) timeout: u64,
+    /// Kill at once
+    #[arg(long, conflicts_with = "timeout")]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restart {
+    #[command(flatten)]
+    pub(super) which: Which,
+    /// Seconds the guest may take to power off, and again until it answers by SSH
+    #[arg(
+        long,
+        default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),
+        value_parser = clap::value_parser!(u64).range(1..),
+        value_name = "SECONDS"
+    )]
+    pub(super) timeout: u64,
+    /// Kill instead of shutting down
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+/// The signals that mean something to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub(super) enum Signal {
+    /// Ends it at once, as pulling the plug does
+    #[value(alias = "SIGKILL", alias = "9")]
+    Kill,
+    /// Presses its power button and does not wait
+    #[value(alias = "SIGTERM", alias = "15")]
+    Term,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Kill {
+    #[command(flatten)]
+    pub(super) which: Which,
+    /// What happens to it
+    #[arg(short, long, value_enum, default_value_t = Signal::Kill, ignore_case = true)]
+    pub(super) signal: Signal,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Set {
+    /// The VM
+    pub(super) name: Name,
+    /// Number of vCPUs
+    #[arg(long, value_parser = cpus, value_name = "N", required_unless_present = "memory")]
+    pub(super) cpus: Option<u32>,
+    /// Memory, such as 512M or 2G
+    #[arg(long, value_parser = memory, value_name = "SIZE")]
+    pub(super) memory: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rm {
+    /// The VMs, or clusters for all of their members
+    #[arg(required = true, value_name = "NAME")]
+    pub(super) names: Vec<Name>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Prune {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(super) force: bool,
+    /// Only say what would be deleted
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SshConfig {
+    /// Have OpenSSH read it: adds an Include to ~/.ssh/config, if it has none yet
+    #[arg(long, conflicts_with = "uninstall")]
+    pub(super) install: bool,
+    /// Take the Include out again
+    #[arg(long)]
+    pub(super) uninstall: bool,
+    /// OpenSSH's configuration [default: ~/.ssh/config]
+    #[arg(long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Images {
+    /// List the catalogue's images
+    Ls,
+    /// Download an image, unless it is here
+    Pull {
+        /// Alias, path or URL
+        #[arg(value_parser = image)]
+        image: String,
+    },
+    /// Delete downloaded images that no VM is made from
+    Rm {
+        /// Aliases or URLs
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_parser = image)]
+        images: Vec<String>,
+        /// All that no VM is made from
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show what newer snapshots of the catalogue's images the distributions publish
+    Refresh {
+        /// Aliases [default: all]
+        #[arg(value_parser = image)]
+        images: Vec<String>,
+    },
+}
+
+fn image(text: &str) -> Result<String, impl std::error::Error + Send + Sync + 'static + use<>> {
+    ImageRef::from_str(text).map(|_| text.to_owned())
+}
+
+type Refusal = Box<dyn std::error::Error + Send + Sync>;
+
+fn cpus(text: &str) -> Result<u32, Refusal> {
+    Ok(check_cpus(text.parse()?)?.into())
+}
+
+fn memory(text: &str) -> Result<Size, Refusal> {
+    Ok(text.parse::<Size>()?.check_memory()?)
+}
+
+fn disk(text: &str) -> Result<Size, Refusal> {
+    Ok(text.parse::<Size>()?.check_disk()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("fleetbox").chain(args.iter().copied()))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_the_parser() {
+        for wrong in [
+            &["up", "Web"][..],
+            &["up", "MyBox"],
+            &["up", "my box"],
+            &["up", "box.vm"],
+            &["up", "-box"],
+            &["up", "web", "--cpus", "0"],
+            &["up", "web", "--cpus", "many"],
+            &["up", "web", "--memory", "2"],
+            &["up", "web", "--memory", "1M"],
+            &["up", "web", "--disk", "1.5G"],
+            &["up", "web", "--image", "no such"],
+            &["up", "web", "--timeout", "0"],
+            &["dial", "web", "0"],
+            &["dial", "web", "65536"],
+            &["down"],
+            &["down", "web", "--all"],
+            &["restart"],
+            &["kill"],
+            &["kill", "web", "--signal", "HUP"],
+            &["set", "web"],
+            &["set", "web", "--cpus", "0"],
+            &["set", "web", "--memory", "1"],
+            &["rm"],
+            &["exec", "web"],
+            &["exec", "web", "ls"],
+            &["ssh", "../x"],
+            &["ssh-config", "--install", "--uninstall"],
+            &["images", "rm"],
+            &["images", "rm", "x", "--all"],
+            &["completions", "no-shell"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_what_follows_the_dashes() {
+        let cli = parse(&["ssh", "web", "--", "ls", "-l"]).unwrap();
+        let Command::Ssh(ssh) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(ssh.command, ["ls", "-l"]);
+        assert!(!ssh.tty);
+    }
+
+    #[test]
+    fn flags_for_all_commands_stand_anywhere() {
+        for args in [&["--json", "ls"][..], &["ls", "--json"], &["ps", "--json"]] {
+            let cli = parse(args).unwrap();
+            assert!(cli.json && matches!(cli.command, Command::Ls));
+        }
+        let cli = parse(&["images", "ls", "-q"]).unwrap();
+        assert!(cli.quiet);
+    }
+
+    #[test]
+    fn signals_have_their_usual_names() {
+        for (text, signal) in [
+            ("KILL", Signal::Kill),
+            ("kill", Signal::Kill),
+            ("SIGKILL", Signal::Kill),
+            ("9", Signal::Kill),
+            ("term", Signal::Term),
+            ("15", Signal::Term),
+        ] {
+            let cli = parse(&["kill", "web", "--signal", text]).unwrap();
+            let Command::Kill(kill) = cli.command else {
+                panic!("{cli:?}")
+            };
+            assert_eq!(kill.signal, signal, "{text}");
+        }
+    }
+}

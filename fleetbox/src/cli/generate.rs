@@ -1,0 +1,46 @@
+//! Completions and manual pages, made from the arguments' description.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use fleetbox::{Error, Result};
+
+use super::args::Cli;
+
+pub(super) fn completions(shell: Shell) -> Result<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "fleetbox", &mut text);
+    print(&text)
+}
+
+pub(super) fn man(dir: Option<&Path>) -> Result<u8> {
+    match dir {
+        Some(dir) => std::fs::create_dir_all(dir)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
+            .map(|()| 0)
+            .map_err(failed("write the manual pages")),
+        None => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut text)
+                .map_err(failed("write the manual page"))?;
+            print(&text)
+        }
+    }
+}
+
+fn print(text: &[u8]) -> Result<u8> {
+    match io::stdout().write_all(text) {
+        // Whoever reads it has enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(failed("write to standard output")(error))
+        }
+        _ => Ok(0),
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { action, source }
+}

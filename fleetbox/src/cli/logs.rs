@@ -1,0 +1,38 @@
+//! `logs`.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use fleetbox::Result;
+use fleetbox::logs::ConsoleLog;
+
+use super::args::Logs;
+use super::output::Context;
+
+/// How often the log is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+pub(super) async fn run(context: &Context, logs: Logs) -> Result<u8> {
+    let mut log = ConsoleLog::open(context.home(), logs.name.as_str()).await?;
+    if !print(log.existing(logs.lines)?.as_bytes()) || !logs.follow {
+        return Ok(0);
+    }
+    loop {
+        // Asked before reading, so that nothing that was written before the end is missed.
+        let running = log.is_running()?;
+        let text = log.next(!running)?;
+        if !print(text.as_bytes()) {
+            return Ok(0);
+        }
+        if !running {
+            return Ok(0);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// False if nobody reads any more.
+fn print(text: &[u8]) -> bool {
+    let mut out = std::io::stdout();
+    out.write_all(text).and_then(|()| out.flush()).is_ok()
+}

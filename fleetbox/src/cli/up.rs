@@ -1,0 +1,92 @@
+//! `up`.
+
+use std::time::Duration;
+
+use fleetbox::names::Name;
+use fleetbox::{Error, Result, Vm, VmBuilder};
+
+use super::args::{Machine, Up};
+use super::output::Context;
+use super::progress::Display;
+use super::{ssh_config, vms};
+
+/// How often another name is made up if there is a VM of that name.
+const ATTEMPTS: usize = 100;
+
+pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
+    let name = match up.name {
+        Some(name) => name,
+        None => made_up(context)?,
+    };
+    let display = Display::new(context, &format!("starting {name}"));
+    let builder = builder(context, &name, &up.machine)
+        .detached()
+        .progress(display.progress());
+    let started = builder.start().await;
+    drop(display);
+    let vm = started?;
+    ssh_config::refresh(context);
+    remark(context, &vm);
+    if context.json {
+        context.say_json(&vms::find(context, &name).await?)?;
+    } else if vm.was_running() {
+        context.tell(format_args!(
+            "{name} is running already; `fleetbox ssh {name}` logs in"
+        ));
+    } else {
+        context.tell(format_args!(
+            "{name} is running; `fleetbox ssh {name}` logs in"
+        ));
+        context.note(vm.timings());
+    }
+    Ok(0)
+}
+
+/// Says which options were given in vain.
+fn remark(context: &Context, vm: &Vm) {
+    if !vm.ignored_options().is_empty() {
+        context.note(format_args!(
+            "{} exists and keeps its {}; `fleetbox set` changes a stopped VM, `fleetbox rm {}` \
+             deletes it so that it can be created anew",
+            vm.name(),
+            vm.ignored_options().join(", "),
+            vm.name()
+        ));
+    }
+}
+
+/// A description of a VM by the options for one.
+pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> VmBuilder {
+    let mut builder = Vm::builder(name.as_str()).boot_timeout(Duration::from_secs(machine.timeout));
+    if let Some(home) = context.home() {
+        builder = builder.home(home);
+    }
+    if let Some(image) = &machine.image {
+        builder = builder.image(image);
+    }
+    if let Some(cpus) = machine.cpus {
+        builder = builder.cpus(cpus);
+    }
+    if let Some(memory) = machine.memory {
+        builder = builder.memory(memory);
+    }
+    if let Some(disk) = machine.disk {
+        builder = builder.disk(disk);
+    }
+    builder
+}
+
+/// A name that no VM has.
+pub(super) fn made_up(context: &Context) -> Result<Name> {
+    let store = context.store()?;
+    for _ in 0..ATTEMPTS {
+        let name = Name::made_up();
+        if store.find(&name)?.is_empty() && store.cluster(&name).vms()?.is_empty() {
+            return Ok(name);
+        }
+    }
+    Err(Error::Io {
+        action: "make up a name that is free; give one",
+        source: std::io::ErrorKind::AlreadyExists.into(),
+    })
+}

@@ -1,0 +1,234 @@
+//! Deleting images, and looking for newer ones.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use reqwest::Url;
+use serde::Serialize;
+
+use super::{ImageError, ImageRef, Images, Resolved, Source, download, sidecar_path};
+use crate::store::{Lock, Store, remove_file_if_there};
+
+/// Most bytes of a page that lists snapshots.
+const PAGE_LIMIT: usize = 4 << 20;
+
+/// Whether a distribution publishes a newer snapshot of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Freshness {
+    /// The alias.
+    pub alias: String,
+    /// The snapshot that the catalogue has.
+    pub snapshot: Option<String>,
+    /// The newest that is published, which may be the same; `None` if the address does not tell
+    /// where snapshots are listed.
+    pub newest: Option<String>,
+    /// Where the newest is.
+    pub url: Option<String>,
+}
+
+impl Images {
+    /// Deletes a downloaded image, and what an interrupted download has left of it. Returns its
+    /// path, or `None` if nothing is here. A local file is never deleted.
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`] if a VM is made from it or it is being downloaded, the file system.
+    pub fn remove(&self, image: &Resolved) -> Result<Option<PathBuf>, ImageError> {
+        match &image.source {
+            Source::Path(path) => Err(ImageError::NotAnImage {
+                name: path.display().to_string(),
+                why: "it is a file of yours, which fleetbox does not delete".into(),
+            }),
+            Source::Download { file, .. } => self.remove_file(file),
+        }
+    }
+
+    /// Deletes all downloaded images that no VM is made from, and returns their paths.
+    ///
+    /// # Errors
+    /// The file system, or a damaged record of a VM.
+    pub fn remove_unused(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let entries = std::fs::read_dir(&self.dir).map_err(ImageError::io("list", &self.dir))?;
+        let mut files = BTreeSet::new();
+        for entry in entries {
+            let entry = entry.map_err(ImageError::io("list", &self.dir))?;
+            // `NAME`, `NAME.json`, `NAME.part` and so on are those of one image.
+            if let Some(name) = entry.file_name().to_str()
+                && !name.starts_with('.')
+            {
+                let mut name = name;
+                for suffix in [".json", ".part", ".lock"] {
+                    name = name.strip_suffix(suffix).unwrap_or(name);
+                }
+                files.insert(name.to_owned());
+            }
+        }
+        let mut removed = Vec::new();
+        for file in files {
+            match self.remove_file(&file) {
+                Ok(path) => removed.extend(path),
+                Err(ImageError::InUse { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
+    fn remove_file(&self, file: &str) -> Result<Option<PathBuf>, ImageError> {
+        let path = self.dir.join(file);
+        if let Some(user) = self.user_of(&path)? {
+            return Err(ImageError::InUse { path, user });
+        }
+        let mut part = path.clone().into_os_string();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        if !path.exists() && !part.exists() {
+            return Ok(None);
+        }
+        let Some(lock) = Lock::try_acquire(&self.dir.join(format!("{file}.lock")))? else {
+            return Err(ImageError::InUse {
+                path,
+                user: "a download".to_owned(),
+            });
+        };
+        for path in [&path, &sidecar_path(&path), &part, &sidecar_path(&part)] {
+            remove_file_if_there(path).map_err(ImageError::io("remove", path))?;
+        }
+        lock.remove()?;
+        Ok(Some(path))
+    }
+
+    /// The VM whose disk is a layer over `path`.
+    fn user_of(&self, path: &Path) -> Result<Option<String>, ImageError> {
+        let Some(home) = self.dir.parent() else {
+            return Ok(None);
+        };
+        for vm in Store::open(home)?.vms()? {
+            match vm.record() {
+                Ok(record) if record.image.path == path => {
+                    return Ok(Some(format!("VM {}", record.name)));
+                }
+                Ok(_) => {}
+                Err(_) if !vm.paths().dir().exists() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks the server of a catalogue's image which snapshots it has. Nothing is downloaded, and
+    /// the catalogue stays as it is: another image needs another checksum.
+    ///
+    /// # Errors
+    /// [`ImageError::UnknownAlias`], and as for a download.
+    pub async fn freshness(&self, alias: &str) -> Result<Freshness, ImageError> {
+        let resolved = self.resolve(&ImageRef::Alias(alias.to_owned()))?;
+        let snapshot = self
+            .catalogue
+            .get(alias)
+            .and_then(|entry| entry.snapshot.clone());
+        let mut freshness = Freshness {
+            alias: alias.to_owned(),
+            snapshot: snapshot.clone(),
+            newest: None,
+            url: None,
+        };
+        let (Source::Download { url, .. }, Some(snapshot)) = (&resolved.source, snapshot) else {
+            return Ok(freshness);
+        };
+        let Some(listing) = listing_of(url, &snapshot) else {
+            return Ok(freshness);
+        };
+        let page = download::page(&listing, PAGE_LIMIT).await?;
+        if let Some(newest) = newest(&page, &snapshot) {
+            freshness.url = listing.join(&format!("{newest}/")).ok().map(String::from);
+            freshness.newest = Some(newest);
+        }
+        Ok(freshness)
+    }
+}
+
+/// The directory that `snapshot` is in, if it is a directory of the address.
+fn listing_of(url: &Url, snapshot: &str) -> Option<Url> {
+    if !matches!(url.scheme(), "http" | "https") {
+        return None;
+    }
+    let parts: Vec<_> = url.path_segments()?.collect();
+    let at = parts.iter().position(|part| *part == snapshot)?;
+    // The last part is the file.
+    if at + 1 >= parts.len() {
+        return None;
+    }
+    let mut listing = url.clone();
+    listing.set_query(None);
+    listing.set_path(&format!("{}/", parts.get(..at)?.join("/")));
+    Some(listing)
+}
+
+/// The greatest link of the page that is named like `snapshot`, which is among them if it is
+/// still published.
+fn newest(page: &str, snapshot: &str) -> Option<String> {
+    page.split("href=\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .map(|link| link.trim_start_matches("./").trim_end_matches('/'))
+        .filter(|link| shape(link) == shape(snapshot))
+        .max_by_key(|link| numbers(link))
+        .map(str::to_owned)
+        .filter(|newest| numbers(newest) >= numbers(snapshot))
+}
+
+/// What is between the numbers, which snapshots of an image have in common.
+fn shape(text: &str) -> Vec<&str> {
+    text.split(|c: char| c.is_ascii_digit())
+        .filter(|part| !part.is_empty())
+        .collect()
+}
+
+/// The numbers in a name, in order. A date such as `20260601` is one.
+fn numbers(text: &str) -> Vec<u64> {
+    text.split(|c: char| !c.is_ascii_digit())
+        .filter(|part| !part.is_empty())
+        .map(|digits| digits.parse().unwrap_or(u64::MAX))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_the_same_kind_is_found() {
+        let page = r#"<a href="../">up</a> <a href="20260601-2496/">x</a>
+            <a href="20260715-2540/">x</a> <a href="20260715-999/">x</a> <a href="daily/">x</a>
+            <a href="latest/">x</a> <a href="20991231-1.txt">x</a>"#;
+        assert_eq!(
+            newest(page, "20260601-2496").as_deref(),
+            Some("20260715-2540")
+        );
+        assert_eq!(newest(page, "20270101-1"), None);
+        assert_eq!(
+            newest("<a href=\"./release-20260520/\">", "release-20260515").as_deref(),
+            Some("release-20260520")
+        );
+        assert_eq!(newest("", "release-20260515"), None);
+    }
+
+    #[test]
+    fn the_listing_is_the_snapshots_parent() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        assert_eq!(
+            listing_of(
+                &url("https://example.org/images/cloud/bookworm/20260601-2496/debian.raw"),
+                "20260601-2496"
+            ),
+            Some(url("https://example.org/images/cloud/bookworm/"))
+        );
+        for none in [
+            "https://example.org/debian.raw",
+            "https://example.org/20260601-2496",
+            "file:///x/20260601-2496/debian.raw",
+        ] {
+            assert_eq!(listing_of(&url(none), "20260601-2496"), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Changing a VM that does not run.
+
+use std::path::Path;
+
+use crate::builder::{blocking, open_store};
+use crate::names::{Name, check_cpus};
+use crate::store::{StoreError, VmRecord};
+use crate::{Error, Result, Size};
+
+/// What [`resize`] changes; `None` stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// Number of vCPUs.
+    pub cpus: Option<u32>,
+    /// Memory.
+    pub memory: Option<Size>,
+}
+
+/// Changes what a stopped VM is booted with, and returns its new record.
+///
+/// # Errors
+/// [`Error::Invalid`] before anything is changed, [`Error::NoVm`], and [`Error::Store`] if the VM
+/// runs.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{Resize, Size};
+///
+/// let change = Resize { cpus: Some(4), memory: Some(Size::gib(8)) };
+/// fleetbox::resize(None, "web", change).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn resize(home: Option<&Path>, name: &str, change: Resize) -> Result<VmRecord> {
+    let name = Name::new(name)?;
+    let cpus = change.cpus.map(check_cpus).transpose()?;
+    let memory = change.memory.map(Size::check_memory).transpose()?;
+    let store = open_store(home).await?;
+    blocking(move || {
+        let Some(vm) = store.find(&name)?.into_iter().next() else {
+            return Err(Error::NoVm { name });
+        };
+        let Some(_lock) = vm.try_lock()? else {
+            return Err(StoreError::Running { name }.into());
+        };
+        let mut record = vm.record()?;
+        record.cpus = cpus.unwrap_or(record.cpus);
+        record.memory = memory.unwrap_or(record.memory);
+        vm.save_record(&record)?;
+        Ok(record)
+    })
+    .await
+}

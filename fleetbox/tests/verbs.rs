@@ -1,0 +1,492 @@
+//! The `fleetbox` command where it needs no VM: refusals, configuration, what is generated.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use fleetbox::names::Name;
+use fleetbox::store::{ImageRecord, Lock, MacAddr, Store, VmRecord, now};
+use fleetbox::{Size, VmState};
+
+/// A state directory, a home directory and the command.
+struct Host {
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn store(&self) -> Store {
+        Store::open(self.state()).expect("a state directory")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fleetbox"));
+        command
+            .args(args)
+            .env("FLEETBOX_HOME", self.state())
+            .env("HOME", self.dir.path())
+            .env_remove("FLEETBOX_CATALOGUE")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the command starts")
+    }
+
+    /// Runs the command, which has to end with `status`, and returns its standard output.
+    #[track_caller]
+    fn ends(&self, status: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// A VM that never ran.
+    fn vm(&self, cluster: &str, name: &str, image: &Path) {
+        let name: Name = name.parse().expect("a name");
+        let cluster: Name = cluster.parse().expect("a name");
+        let draft = self.store().create_vm(&cluster, &name).expect("a draft");
+        let record = VmRecord {
+            name: name.clone(),
+            cluster,
+            image: ImageRecord {
+                reference: "tiny".to_owned(),
+                path: image.to_owned(),
+                sha256: None,
+            },
+            cpus: 2,
+            memory: Size::gib(2),
+            disk: Size::gib(20),
+            mac: MacAddr::random(),
+            ip: Ipv4Addr::new(10, 187, 41, 2),
+            created: now(),
+            instance_id: "x".to_owned(),
+            ssh_user: "fleetbox".to_owned(),
+            ssh_key: "ssh-ed25519 AAAA".to_owned(),
+            host_key: format!("ssh-ed25519 AAAA{name}"),
+        };
+        draft.commit(&record).expect("a VM");
+    }
+
+    fn names(&self) -> Vec<String> {
+        let vms = self.store().vms().expect("VMs");
+        vms.iter().map(|vm| vm.name().to_string()).collect()
+    }
+}
+
+#[test]
+fn wrong_arguments_leave_nothing_behind() {
+    let host = Host::new();
+    for wrong in [
+        &["up", "MyBox"][..],
+        &["up", "my box"],
+        &["up", "box.vm"],
+        &["up", "-box"],
+        &["up", "box", "--cpus", "0"],
+        &["up", "box", "--memory", "1"],
+        &["up", "box", "--image", "no such"],
+        &["exec", "box"],
+        &["down"],
+        &["set", "box"],
+        &["no-such-verb"],
+    ] {
+        let output = host.run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+        assert!(!output.stderr.is_empty(), "{wrong:?}");
+    }
+    assert!(!host.state().exists(), "something was created");
+}
+
+#[test]
+fn what_is_not_there_is_said_and_what_to_do() {
+    let host = Host::new();
+    for (args, status) in [
+        (&["show", "none"][..], 1),
+        (&["down", "none"], 1),
+        (&["restart", "none"], 1),
+        (&["kill", "none"], 1),
+        (&["rm", "none"], 1),
+        (&["set", "none", "--cpus", "1"], 1),
+        (&["logs", "none"], 1),
+        (&["ports", "none"], 1),
+        (&["ssh", "none", "--", "true"], 255),
+        (&["exec", "none", "--", "true"], 255),
+    ] {
+        let output = host.run(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
+        assert!(
+            error.starts_with("fleetbox: there is no VM none") && error.contains("fleetbox ls"),
+            "{args:?}: {error}"
+        );
+    }
+    host.vm("web", "web", Path::new("/none"));
+    let output = host.run(&["exec", "web", "--", "true"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(255));
+    assert!(error.contains("`fleetbox up web`"), "{error}");
+    assert_eq!(host.ends(0, &["down", "web"]), "web was not running\n");
+    assert_eq!(host.ends(0, &["down", "--all"]), "");
+}
+
+#[test]
+fn vms_are_listed_and_shown() {
+    let host = Host::new();
+    host.vm("web", "web", Path::new("/images/tiny.raw"));
+    for verb in ["ls", "ps"] {
+        let list = host.ends(0, &[verb]);
+        assert!(
+            list.starts_with("NAME ") && list.contains("\nweb "),
+            "{list}"
+        );
+        assert!(!list.contains('\x1b'), "colours in a pipe: {list:?}");
+    }
+    let list: serde_json::Value =
+        serde_json::from_str(&host.ends(0, &["ls", "--json"])).expect("JSON");
+    assert_eq!(list[0]["name"], "web");
+    assert_eq!(list[0]["state"], VmState::Stopped.to_string());
+    let shown: serde_json::Value =
+        serde_json::from_str(&host.ends(0, &["--json", "show", "web"])).expect("JSON");
+    assert_eq!(shown["image_file"], "/images/tiny.raw");
+    assert_eq!(shown["cpus"], 2);
+    assert!(
+        host.ends(0, &["show", "web"])
+            .contains("state         stopped")
+    );
+}
+
+#[test]
+fn a_stopped_vm_is_changed_and_a_running_one_is_not() {
+    let host = Host::new();
+    host.vm("web", "web", Path::new("/none"));
+    let text = host.ends(0, &["set", "web", "--cpus", "3", "--memory", "512M"]);
+    assert!(text.contains("3 vCPUs and 512M"), "{text}");
+    assert_eq!(host.ends(0, &["set", "web", "--cpus", "4", "-q"]), "");
+    let shown: serde_json::Value =
+        serde_json::from_str(&host.ends(0, &["show", "web", "--json"])).expect("JSON");
+    assert_eq!(
+        (&shown["cpus"], &shown["memory"]),
+        (&4.into(), &(512 << 20).into())
+    );
+
+    let vm = host.store().vms().expect("VMs").remove(0);
+    let lock = Lock::try_acquire(&vm.paths().lock())
+        .expect("a lock")
+        .expect("free");
+    let output = host.run(&["set", "web", "--cpus", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("web is running; stop it first"), "{error}");
+    drop(lock);
+}
+
+#[test]
+fn rm_deletes_a_vm_or_a_whole_cluster() {
+    let host = Host::new();
+    for name in ["node-1", "node-2"] {
+        host.vm("node", name, Path::new("/none"));
+    }
+    for name in ["node-extra", "web"] {
+        host.vm(name, name, Path::new("/none"));
+    }
+    assert_eq!(
+        host.ends(0, &["rm", "node"]),
+        "node-1 is deleted\nnode-2 is deleted\n"
+    );
+    assert_eq!(host.names(), ["node-extra", "web"]);
+    // One that is there is deleted although another is not.
+    let output = host.run(&["rm", "none", "web", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        outcome,
+        serde_json::json!([{"name": "web", "result": "deleted"}])
+    );
+    assert_eq!(host.names(), ["node-extra"]);
+}
+
+#[test]
+fn prune_removes_stopped_and_keeps_running() {
+    let host = Host::new();
+    for name in ["old", "older", "running"] {
+        host.vm(name, name, Path::new("/none"));
+    }
+    let running: Name = "running".parse().expect("a name");
+    let vm = host.store().find(&running).expect("VMs").remove(0);
+    let lock = Lock::try_acquire(&vm.paths().lock())
+        .expect("a lock")
+        .expect("free");
+    assert_eq!(
+        host.ends(0, &["prune", "--dry-run"]),
+        "old would be deleted\nolder would be deleted\n"
+    );
+    assert_eq!(host.names().len(), 3);
+    assert_eq!(
+        host.ends(0, &["prune"]),
+        "old is deleted\nolder is deleted\n"
+    );
+    assert_eq!(host.names(), ["running"]);
+    assert_eq!(host.ends(0, &["prune"]), "there was nothing to delete\n");
+    drop(lock);
+}
+
+#[test]
+fn ssh_config_twice_in_and_once_out_leaves_every_byte() {
+    let host = Host::new();
+    host.vm("web", "web", Path::new("/none"));
+    let dir = host.dir.path().join(".ssh");
+    fs::create_dir(&dir).expect("a directory");
+    let file = dir.join("config");
+    let own = b"# mine\r\nHost myserver\n\tHostName example.invalid";
+    fs::write(&file, own).expect("a file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("a mode");
+
+    host.ends(0, &["ssh-config", "--install"]);
+    let once = fs::read(&file).expect("the file");
+    assert!(
+        host.ends(0, &["ssh-config", "--install"])
+            .contains("already")
+    );
+    assert_eq!(fs::read(&file).expect("the file"), once);
+    let text = String::from_utf8_lossy(&once);
+    assert_eq!(text.matches("Include ").count(), 1, "{text}");
+    assert!(once.ends_with(own));
+
+    // What OpenSSH makes of it, where it is installed; it looks at the user's real home itself.
+    let included = host.state().join("ssh/config");
+    let blocks = fs::read_to_string(&included).expect("the included file");
+    assert!(blocks.contains("Host web web.fleetbox\n"), "{blocks}");
+    if let Ok(output) = Command::new("ssh")
+        .arg("-G")
+        .arg("-F")
+        .arg(&file)
+        .arg("web")
+        .output()
+    {
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.contains("hostname web.fleetbox\n"), "{output:?}");
+        assert!(told.contains(" dial web 22\n"), "{told}");
+    }
+    let hosts = fs::read_to_string(host.state().join("ssh/known_hosts")).expect("known hosts");
+    assert_eq!(hosts, "web.fleetbox ssh-ed25519 AAAAweb\n");
+
+    // It follows what VMs there are.
+    host.ends(0, &["rm", "web"]);
+    assert_eq!(
+        fs::read_to_string(&included).expect("the included file"),
+        ""
+    );
+
+    host.ends(0, &["ssh-config", "--uninstall"]);
+    assert_eq!(fs::read(&file).expect("the file"), own);
+    let mode = fs::metadata(&file).expect("the file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    assert!(!included.exists());
+    assert!(
+        host.ends(0, &["ssh-config", "--uninstall"])
+            .contains("nothing")
+    );
+}
+
+#[test]
+fn logs_are_shown_without_escape_sequences() {
+    let host = Host::new();
+    host.vm("web", "web", Path::new("/none"));
+    let vm = host.store().vms().expect("VMs").remove(0);
+    fs::write(
+        vm.paths().console_log(),
+        "one\r\n\x1b[31mtwo\x1b[0m\nthree\n",
+    )
+    .expect("a log");
+    assert_eq!(host.ends(0, &["logs", "web"]), "one\ntwo\nthree\n");
+    assert_eq!(host.ends(0, &["logs", "web", "-n", "1"]), "three\n");
+    // A VM that does not run writes no more.
+    assert_eq!(host.ends(0, &["logs", "-f", "web"]), "one\ntwo\nthree\n");
+}
+
+#[test]
+fn logs_follow_a_running_vm_to_its_end() {
+    let host = Host::new();
+    host.vm("web", "web", Path::new("/none"));
+    let vm = host.store().vms().expect("VMs").remove(0);
+    let log = vm.paths().console_log();
+    fs::write(&log, "first\n").expect("a log");
+    let lock = Lock::try_acquire(&vm.paths().lock())
+        .expect("a lock")
+        .expect("free");
+    let mut child = host
+        .command(&["logs", "-f", "web"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    let mut out = child.stdout.take().expect("piped");
+    let mut first = [0; 6];
+    out.read_exact(&mut first).expect("what was there");
+    assert_eq!(&first, b"first\n");
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&log)
+        .expect("the log")
+        .write_all(b"second\n")
+        .expect("written");
+    let mut second = [0; 7];
+    out.read_exact(&mut second).expect("what came");
+    assert_eq!(&second, b"second\n");
+    drop(lock);
+    assert!(child.wait().expect("its end").success());
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_verbs() {
+    let host = Host::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let text = host.ends(0, &["completions", shell]);
+        assert!(text.contains("ssh-config"), "{shell}");
+    }
+    let page = host.ends(0, &["man"]);
+    assert!(page.contains(".TH fleetbox 1"), "{page}");
+    let dir = host.dir.path().join("man1");
+    host.ends(0, &["man", "--dir", dir.to_str().expect("UTF-8")]);
+    for page in ["fleetbox.1", "fleetbox-up.1", "fleetbox-images-ls.1"] {
+        assert!(dir.join(page).is_file(), "{page}");
+    }
+    assert!(!host.state().exists(), "something was created");
+    // A bash that has it loaded offers them.
+    let script = host.dir.path().join("completion");
+    fs::write(&script, host.ends(0, &["completions", "bash"])).expect("a file");
+    let Ok(output) = Command::new("bash")
+        .arg("-c")
+        .arg("source \"$0\" && COMP_WORDS=(fleetbox re) COMP_CWORD=1 && _fleetbox fleetbox re fleetbox && echo ${COMPREPLY[@]}")
+        .arg(&script)
+        .output()
+    else {
+        return;
+    };
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "restart\n",
+        "{output:?}"
+    );
+}
+
+#[test]
+fn doctor_names_each_precondition() {
+    let host = Host::new();
+    let output = host.run(&["doctor", "--json"]);
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks = checks.as_array().expect("a list");
+    for name in [
+        "kvm",
+        "memory",
+        "descriptors",
+        "state",
+        "space",
+        "images",
+        "vms",
+        "git",
+    ] {
+        assert!(
+            checks.iter().any(|check| check["name"] == name),
+            "{name}: {checks:?}"
+        );
+    }
+    let failed = checks.iter().any(|check| check["verdict"] == "fail");
+    assert_eq!(output.status.code(), Some(i32::from(failed)));
+    // A directory that cannot be made is said, with what to do.
+    let file = host.dir.path().join("file");
+    fs::write(&file, "").expect("a file");
+    let output = host.run(&["--home", file.to_str().expect("UTF-8"), "doctor"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text.contains("FAIL state") && text.contains("FLEETBOX_HOME"),
+        "{text}"
+    );
+}
+
+/// One answer for each connection: a page that lists snapshots.
+fn page_server(page: &'static str) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 2048];
+            let _ = stream.read(&mut request);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
+                page.len()
+            );
+        }
+    });
+    port
+}
+
+#[test]
+fn newer_snapshots_are_found_and_images_deleted_unless_used() {
+    let host = Host::new();
+    let port = page_server("<a href=\"20260101-1/\">a</a> <a href=\"20260301-2/\">b</a>");
+    let catalogue = host.dir.path().join("catalogue.json");
+    let sum = "0".repeat(64);
+    let entry = serde_json::json!({
+        "snapshot": "20260101-1",
+        "amd64": {"url": format!("http://127.0.0.1:{port}/x/20260101-1/mine.raw"), "sha256": sum},
+        "arm64": {"url": format!("http://127.0.0.1:{port}/x/20260101-1/mine.raw"), "sha256": sum},
+    });
+    let text = serde_json::json!({"format": 1, "images": {"mine": entry}});
+    fs::write(&catalogue, text.to_string()).expect("a catalogue");
+    let run = |args: &[&str]| {
+        host.command(args)
+            .env("FLEETBOX_CATALOGUE", &catalogue)
+            .output()
+            .expect("the command starts")
+    };
+    let output = run(&["images", "refresh", "mine", "--json"]);
+    let fresh: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(fresh[0]["newest"], "20260301-2", "{output:?}");
+    assert_eq!(run(&["images", "refresh", "none"]).status.code(), Some(1));
+
+    let arch = if cfg!(target_arch = "x86_64") {
+        "amd64"
+    } else {
+        "arm64"
+    };
+    let image = host
+        .store()
+        .images_dir()
+        .join(format!("mine-{arch}-{}.raw", "0".repeat(16)));
+    fs::write(&image, "image").expect("an image");
+    host.vm("web", "web", &image);
+    let output = run(&["images", "rm", "mine"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        error.contains("VM web needs it") && image.exists(),
+        "{error}"
+    );
+    host.ends(0, &["rm", "web"]);
+    let output = run(&["images", "rm", "mine"]);
+    assert!(output.status.success() && !image.exists(), "{output:?}");
+    fs::write(&image, "image").expect("an image");
+    let output = run(&["images", "rm", "--all"]);
+    assert!(output.status.success() && !image.exists(), "{output:?}");
+    // A file of the user's is not fleetbox's to delete.
+    let own = host.dir.path().join("own.raw");
+    fs::write(&own, "image").expect("an image");
+    let output = run(&["images", "rm", own.to_str().expect("UTF-8")]);
+    assert!(!output.status.success() && own.exists(), "{output:?}");
+}
