@@ -9,6 +9,8 @@
 //! # Ok::<(), fleetbox::Error>(())
 //! ```
 //!
+//! [`Cluster`] is several VMs in one network.
+//!
 //! The work is done on threads of its own, so this can be called from anywhere, an asynchronous
 //! function included (which it then blocks).
 
@@ -18,6 +20,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+mod cluster;
+
+pub use cluster::{Cluster, ClusterBuilder};
 
 use tokio::runtime::Runtime;
 
@@ -132,7 +138,7 @@ impl VmBuilder {
 }
 
 /// As [`crate::Vm`], with methods that block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Vm(Arc<crate::Vm>);
 
 impl Vm {
@@ -323,15 +329,56 @@ impl Vm {
         run(async move { vm.stop().await })
     }
 
+    /// As [`crate::Vm::stop_within`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.stop_within(deadline).await })
+    }
+
+    /// As [`crate::Vm::kill`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn kill(&self) -> Result<()> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.kill().await })
+    }
+
+    /// As [`crate::Vm::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(&self) -> Result<()> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.start().await })
+    }
+
+    /// As [`crate::Vm::restart`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restart(&self) -> Result<()> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.restart().await })
+    }
+
+    /// As [`crate::Vm::wait`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait(&self) -> Result<()> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.wait().await })
+    }
+
     /// As [`crate::Vm::destroy`].
     ///
     /// # Errors
     /// As there.
     pub fn destroy(self) -> Result<()> {
-        match Arc::try_unwrap(self.0) {
-            Ok(vm) => run(vm.destroy()),
-            // A call on another thread holds it: none can, as that call borrows `self`.
-            Err(_) => Err(Error::ShuttingDown),
-        }
+        run(async move { self.0.remove().await })
     }
 }

@@ -1,25 +1,25 @@
 //! Describing a VM, and starting it.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
-use tokio::time::Instant;
 
-use crate::budget::{self, Budget, Want};
+use crate::budget::Budget;
 use crate::images::progress::Silent;
-use crate::images::{DEFAULT_IMAGE, Image, ImageFormat, ImageRef, Images, Progress};
+use crate::images::{DEFAULT_IMAGE, Image, ImageFormat, ImageRef, Progress};
+use crate::launch::Launch;
 use crate::lifecycle::{self, Lifetime};
 use crate::names::{Name, check_cpus};
-use crate::process::{BootSpec, DiskFormat, DiskSpec, MachineSpec, ProcessError};
+use crate::process::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec};
 use crate::seed::{self, DEFAULT_USER, Seed};
 use crate::ssh::Keypair;
 use crate::store::{ImageRecord, MacAddr, Store, VmDir, VmPaths, VmRecord, now};
-use crate::timing::{Clock, Phase};
-use crate::vm::{self, Vm};
-use crate::{Error, Result, Size, preflight};
+use crate::vm::Vm;
+use crate::{Error, Result, Size};
 
 /// vCPUs of a VM for which no number is given.
 pub const DEFAULT_CPUS: u32 = 2;
@@ -44,11 +44,10 @@ pub struct VmBuilder {
     disk: Option<Size>,
     user: Option<String>,
     home: Option<PathBuf>,
-    boot_timeout: Duration,
-    progress: Arc<dyn Progress>,
-    budget: Option<Budget>,
-    #[cfg(test)]
-    pub(crate) fake: Option<crate::process::fake::Script>,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) progress: Arc<dyn Progress>,
+    pub(crate) budget: Option<Budget>,
+    pub(crate) backend: Backend,
 }
 
 impl std::fmt::Debug for VmBuilder {
@@ -65,11 +64,11 @@ impl std::fmt::Debug for VmBuilder {
 }
 
 /// A description that has been checked.
-struct Plan {
-    name: Name,
-    image: ImageRef,
+pub(crate) struct Plan {
+    pub(crate) name: Name,
+    pub(crate) image: ImageRef,
     cpus: u8,
-    memory: Size,
+    pub(crate) memory: Size,
     disk: Size,
     user: String,
 }
@@ -88,8 +87,7 @@ impl VmBuilder {
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
             budget: None,
-            #[cfg(test)]
-            fake: None,
+            backend: Backend::default(),
         }
     }
 
@@ -172,135 +170,41 @@ impl VmBuilder {
     /// for it and none will come free; [`Error::NotReady`] with the
     /// console's last lines if the guest fails or does not answer in time.
     pub async fn start(self) -> Result<Vm> {
-        let mut clock = Clock::start();
-        let plan = self.plan()?;
-        let home = match self.home.clone() {
-            Some(home) => home,
-            None => Store::default_home()?,
+        let name = Name::new(self.name.clone())?;
+        let launch = Launch {
+            cluster: name.clone(),
+            alone: true,
+            lifetime: self.lifetime,
+            home: self.home.clone(),
+            members: vec![self],
         };
-        let budget = match self.budget {
-            Some(budget) => budget,
-            None => Budget::from_env()?,
-        };
-        if self.needs_kvm() {
-            preflight::check()?;
-        }
-        clock.done(Phase::Preflight);
-        let store = blocking(move || Ok(Store::open(home)?)).await?;
-        let images = Images::new(&store)?;
-        {
-            let store = store.clone();
-            blocking(move || {
-                // What cannot be swept hinders no start.
-                if let Err(error) = lifecycle::sweep(&store) {
-                    tracing::warn!(%error, "cannot remove what killed processes left");
-                }
-                Ok(())
-            })
-            .await?;
-        }
-        let existing = store.cluster(&plan.name).vm(&plan.name);
-        let want = match &existing {
-            Some(vm) if vm.is_running()? => None,
-            Some(vm) => Some(vm.record()?.memory),
-            None => Some(plan.memory),
-        };
-        let wants: Vec<Want> = want
-            .map(|memory| Want::new(plan.name.clone(), plan.name.clone(), memory))
-            .into_iter()
-            .collect();
-        budget.check(&wants)?;
-        let image = match &existing {
-            Some(_) => None,
-            None => {
-                let resolved = images.resolve(&plan.image)?;
-                Some(images.pull(&resolved, self.progress.as_ref()).await?)
-            }
-        };
-        clock.done(Phase::Image);
-
-        let lease = budget::acquire(&store, budget, wants, self.progress.as_ref()).await?;
-        clock.done(Phase::Memory);
-        let plan = Arc::new(plan);
-        let vm = self
-            .run(&mut clock, &store, plan, image, existing.is_some())
-            .await?;
-        // It holds its own lock now, which counts as long as it runs.
-        drop(lease);
-        clock.done(Phase::Machine);
-        if self.needs_kvm() {
-            vm.wait_for_ssh(Instant::now() + self.boot_timeout).await?;
-        }
-        clock.done(Phase::Boot);
-        let timings = clock.finish();
-        tracing::info!(vm = %vm.name(), %timings, "started");
-        Ok(vm.with_timings(timings))
+        let (_, vms) = launch.start().await?;
+        vms.into_iter().next().ok_or(Error::NoVm { name })
     }
 
-    /// Finds or starts the VM's worker, and has it start the machine.
-    async fn run(
-        &self,
-        clock: &mut Clock,
-        store: &Store,
-        plan: Arc<Plan>,
-        image: Option<Image>,
-        existed: bool,
-    ) -> Result<Vm> {
-        let mut attempts = 3;
-        loop {
-            let attached = {
-                let (store, plan, image) = (store.clone(), Arc::clone(&plan), image.clone());
-                let lifetime = self.lifetime;
-                let runtime = tokio::runtime::Handle::current();
-                let work = move || {
-                    let create = || match &image {
-                        Some(image) => create(&store, &plan, image, lifetime),
-                        // Another process has removed it since it was looked up.
-                        None => Err(Error::NoVm {
-                            name: plan.name.clone(),
-                        }),
-                    };
-                    lifecycle::attach(&store, &plan.name, lifetime, &runtime, create)
-                };
-                blocking(work).await?
-            };
-            clock.done(Phase::Create);
-            let record = attached.vm.record()?;
-            let ignored = if existed {
-                self.ignored(&record)
-            } else {
-                Vec::new()
-            };
-            if !ignored.is_empty() {
-                tracing::warn!(vm = %plan.name, ?ignored, "the VM exists; these options are ignored");
-            }
-            let spec = self.spec(&attached.vm, &record);
-            let mut vm = Vm::attached(store.clone(), attached, record, ignored)?;
-            match vm.start_machine(spec).await {
-                Ok(()) => return Ok(vm),
-                // The worker was about to end when it was found.
-                Err(Error::Process(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }))
-                    if attempts > 1 =>
-                {
-                    attempts -= 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+    /// The same for a VM of another name.
+    pub(crate) fn named(mut self, name: &Name) -> Self {
+        name.as_str().clone_into(&mut self.name);
+        self
     }
 
-    #[cfg(not(test))]
-    fn needs_kvm(&self) -> bool {
-        true
+    /// The state directory, if one was given.
+    pub(crate) fn home_dir(&self) -> Option<&Path> {
+        self.home.as_deref()
     }
 
-    #[cfg(test)]
-    fn needs_kvm(&self) -> bool {
-        self.fake.is_none()
+    /// True if this host's KVM is needed.
+    pub(crate) fn needs_kvm(&self) -> bool {
+        self.backend.has_guest()
+    }
+
+    /// Tells a VM's handle how it is run.
+    pub(crate) fn equip(&self, vm: Vm) -> Vm {
+        vm.run_by(self.backend.clone(), self.boot_timeout, self.budget)
     }
 
     /// Checks everything that can be without looking at the host.
-    fn plan(&self) -> Result<Plan> {
+    pub(crate) fn plan(&self) -> Result<Plan> {
         let user = self.user.clone().unwrap_or_else(|| DEFAULT_USER.to_owned());
         seed::check_user(&user)?;
         Ok(Plan {
@@ -314,7 +218,7 @@ impl VmBuilder {
     }
 
     /// Options that were given and differ from those of a VM that exists.
-    fn ignored(&self, record: &VmRecord) -> Vec<&'static str> {
+    pub(crate) fn ignored(&self, record: &VmRecord) -> Vec<&'static str> {
         let given = [
             (
                 "image",
@@ -344,37 +248,45 @@ impl VmBuilder {
             .map(|(option, _)| option)
             .collect()
     }
+}
 
-    fn spec(&self, vm: &VmDir, record: &VmRecord) -> MachineSpec {
-        let disk = |path: PathBuf, format, read_only, serial: &str| DiskSpec {
-            path,
-            format,
-            read_only,
-            durable: self.lifetime != Lifetime::Ephemeral,
-            serial: serial.to_owned(),
-        };
-        MachineSpec {
-            name: record.name.to_string(),
-            cpus: record.cpus,
-            memory: record.memory.bytes(),
-            boot: BootSpec::Auto,
-            disks: vec![
-                disk(vm.paths().disk_layer(), DiskFormat::Layer, false, "disk"),
-                disk(vm.paths().seed(), DiskFormat::Raw, true, "seed"),
-            ],
-            mac: record.mac.0,
-            ip: record.ip,
-            console_log: vm.paths().console_log(),
-            lock: vm.paths().lock(),
-            #[cfg(test)]
-            fake: self.fake.clone(),
-        }
+/// What the VM's machine consists of.
+pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> MachineSpec {
+    let durable = !lifecycle::is_ephemeral(vm);
+    let disk = |path: PathBuf, format, read_only, serial: &str| DiskSpec {
+        path,
+        format,
+        read_only,
+        durable,
+        serial: serial.to_owned(),
+    };
+    MachineSpec {
+        name: record.name.to_string(),
+        cpus: record.cpus,
+        memory: record.memory.bytes(),
+        boot: BootSpec::Auto,
+        disks: vec![
+            disk(vm.paths().disk_layer(), DiskFormat::Layer, false, "disk"),
+            disk(vm.paths().seed(), DiskFormat::Raw, true, "seed"),
+        ],
+        mac: record.mac.0,
+        ip: record.ip,
+        console_log: vm.paths().console_log(),
+        failure_note: vm.paths().failure(),
+        lock: vm.paths().lock(),
+        backend,
     }
 }
 
 /// Makes a VM: its keys, its disk over the image, its seed and its record.
-fn create(store: &Store, plan: &Plan, image: &Image, lifetime: Lifetime) -> Result<VmDir> {
-    let draft = store.create_vm(&plan.name, &plan.name)?;
+pub(crate) fn create(
+    store: &Store,
+    cluster: &Name,
+    plan: &Plan,
+    image: &Image,
+    lifetime: Lifetime,
+) -> Result<VmDir> {
+    let draft = store.create_vm(cluster, &plan.name)?;
     let paths = draft.paths();
     let login = Keypair::of_store(store)?;
     let host_key = Keypair::generate(&format!("{} host key", plan.name))?;
@@ -397,7 +309,7 @@ fn create(store: &Store, plan: &Plan, image: &Image, lifetime: Lifetime) -> Resu
     }
     let record = VmRecord {
         name: plan.name.clone(),
-        cluster: plan.name.clone(),
+        cluster: cluster.clone(),
         image: ImageRecord {
             reference: image.reference.clone(),
             path: image.path.clone(),
@@ -407,7 +319,8 @@ fn create(store: &Store, plan: &Plan, image: &Image, lifetime: Lifetime) -> Resu
         memory: plan.memory,
         disk,
         mac,
-        ip: vm::FIRST_IP,
+        // The first that is free is given to it.
+        ip: Ipv4Addr::UNSPECIFIED,
         created: now(),
         instance_id,
         ssh_user: plan.user.clone(),
@@ -415,8 +328,7 @@ fn create(store: &Store, plan: &Plan, image: &Image, lifetime: Lifetime) -> Resu
         host_key: host_key.public().to_string(),
     };
     let (vm, lock) = draft.commit(&record)?;
-    // Nobody else looks for it before the cluster's lock is free, which the caller holds; the
-    // machine process takes the VM's own.
+    // The machine process takes it.
     drop(lock);
     Ok(vm)
 }

@@ -63,6 +63,37 @@ pub enum Error {
         /// The name.
         name: Name,
     },
+    /// Several clusters have a VM of this name.
+    #[error(
+        "there are several VMs named {name}; say which one is meant: {}",
+        clusters.iter().map(|cluster| format!("{cluster}/{name}")).collect::<Vec<_>>().join(", ")
+    )]
+    Ambiguous {
+        /// The name.
+        name: Name,
+        /// The clusters that have such a VM.
+        clusters: Vec<Name>,
+    },
+    /// Another cluster has a VM of this name.
+    #[error(
+        "there is a VM {name} already, in cluster {cluster}; remove it with `fleetbox rm {name}`, or choose another name"
+    )]
+    NameTaken {
+        /// The name.
+        name: Name,
+        /// The cluster that has it.
+        cluster: Name,
+    },
+    /// The cluster has no such member.
+    #[error("cluster {cluster} has no member {name}; it has {}", list(members))]
+    NoMember {
+        /// The cluster.
+        cluster: Name,
+        /// The name asked for.
+        name: String,
+        /// The members it has.
+        members: Vec<String>,
+    },
     /// The VM is not running.
     #[error("{name} is not running; start it with `fleetbox up {name}`")]
     NotRunning {
@@ -113,9 +144,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// True if it only says that the VM, or its worker, does not run.
+    pub(crate) fn is_not_running(&self) -> bool {
+        use ProcessError::{Lost, NoWorker};
+        matches!(
+            self,
+            Self::NotRunning { .. }
+                | Self::Process(ProcessError::NotRunning(_) | NoWorker { .. } | Lost { .. })
+        )
+    }
+
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
     }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.join(", ")
 }
 
 fn console_part(console: &str) -> String {

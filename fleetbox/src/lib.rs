@@ -12,6 +12,8 @@
 //! # } // dropped here: the VM is destroyed
 //! ```
 //!
+//! A [`Cluster`] is several of them in one network.
+//!
 //! A VM made by [`Vm::test`] lives as long as its handle; one made by [`Vm::builder`] has a name
 //! and a disk that stays. [`blocking`] has the same for a plain `#[test]`.
 //!
@@ -22,10 +24,12 @@
 pub mod blocking;
 pub mod budget;
 mod builder;
+mod cluster;
 mod error;
 pub mod files;
 pub mod guest;
 pub mod images;
+mod launch;
 mod lifecycle;
 pub mod logs;
 pub mod names;
@@ -42,6 +46,7 @@ mod timing;
 mod vm;
 
 pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
+pub use cluster::{Cluster, ClusterBuilder};
 pub use error::{Error, Result};
 pub use process::ProcessError;
 pub use resize::{Resize, resize};
@@ -51,5 +56,7 @@ pub use stream::Stream;
 pub use timing::{Phase, Timings};
 pub use vm::{STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, list, remove, stop};
 
+#[cfg(test)]
+mod cluster_test;
 #[cfg(test)]
 mod vm_test;

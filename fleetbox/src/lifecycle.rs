@@ -44,42 +44,39 @@ pub(crate) enum Lifetime {
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) client: Client,
-    pub(crate) vm: VmDir,
     /// Present if this process owns a bound worker.
     pub(crate) lifeline: Option<Arc<Lifeline>>,
 }
 
-/// Attaches to the worker of VM `name`, starting it if there is none. `create` makes the VM if it
-/// does not exist; it is called with the cluster's lock held.
+/// Attaches to the worker of a cluster, starting it if there is none. `prepare` makes the VMs that
+/// do not exist; it is called with the cluster's lock held, or while the worker serves.
 ///
 /// Blocks for the file system and for the start of a process, so it is called on a thread for
 /// that; `runtime` is where it talks to a worker meanwhile.
 pub(crate) fn attach(
     store: &Store,
-    name: &Name,
+    cluster: &Name,
     lifetime: Lifetime,
     runtime: &tokio::runtime::Handle,
-    create: impl FnOnce() -> Result<VmDir>,
+    prepare: impl FnOnce() -> Result<()>,
 ) -> Result<Attached> {
-    let cluster = store.cluster(name);
+    let cluster = store.cluster(cluster);
+    let name = cluster.name();
     let client = client(&cluster);
     let deadline = Instant::now() + PATIENCE;
-    let mut create = Some(create);
     loop {
         if let Some(lock) = cluster.try_lock()? {
-            let vm = match (cluster.vm(name), create.take()) {
-                (Some(vm), _) => vm,
-                (None, Some(create)) => create()?,
-                (None, None) => return Err(Error::NoVm { name: name.clone() }),
-            };
+            if let Err(error) = prepare() {
+                drop(lock);
+                if let Err(error) = cluster.remove_if_unused() {
+                    tracing::debug!(%error, "cluster directory not removed");
+                }
+                return Err(error);
+            }
             let config = WorkerConfig {
                 home: store.home().to_owned(),
                 cluster: name.clone(),
                 detached: lifetime == Lifetime::Detached,
-                delete_at_end: match lifetime {
-                    Lifetime::Ephemeral => vec![name.clone()],
-                    Lifetime::Bound | Lifetime::Detached => Vec::new(),
-                },
             };
             let log = OpenOptions::new()
                 .create(true)
@@ -94,21 +91,15 @@ pub(crate) fn attach(
             let lock = lock.into_file();
             let lifeline = start_worker(&config, lock.as_fd(), log)?;
             let lifeline = (lifetime != Lifetime::Detached).then(|| own(&cluster, lifeline));
-            return Ok(Attached {
-                client,
-                vm,
-                lifeline,
-            });
+            return Ok(Attached { client, lifeline });
         }
         match runtime.block_on(client.list()) {
             Ok(_) => {
-                if let Some(vm) = cluster.vm(name) {
-                    return Ok(Attached {
-                        client,
-                        vm,
-                        lifeline: owned(&cluster),
-                    });
-                }
+                prepare()?;
+                return Ok(Attached {
+                    client,
+                    lifeline: owned(&cluster),
+                });
             }
             Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
             Err(error) => return Err(error.into()),

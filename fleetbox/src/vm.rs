@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,16 +11,15 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::builder::{blocking, open_store, test_name};
+use crate::budget::{self, Budget, Want};
+use crate::builder::{blocking, machine_spec, open_store, test_name};
+use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
-use crate::process::{Client, Lifeline, MachineSpec, ProcessError, last_lines};
+use crate::process::{Backend, Client, Lifeline, ProcessError, last_lines};
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
 use crate::store::{Store, VmDir, VmRecord};
-use crate::{Error, Result, Size, Stream, Timings, VmBuilder};
-
-/// The address of a cluster's first guest in its network.
-pub(crate) const FIRST_IP: Ipv4Addr = Ipv4Addr::new(10, 187, 41, 2);
+use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Size, Stream, Timings, VmBuilder};
 
 /// How long [`Vm::stop`] gives a guest to power off.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -48,8 +47,11 @@ pub struct Vm {
     client: Client,
     target: Arc<Target>,
     // Closing it tells the worker to end; that needs no runtime, so it works in any drop.
-    lifeline: Option<Arc<Lifeline>>,
+    lifeline: StdMutex<Option<Arc<Lifeline>>>,
     session: Mutex<Option<Arc<ssh::Client>>>,
+    backend: Backend,
+    boot_timeout: Duration,
+    budget: Option<Budget>,
     ignored: Vec<&'static str>,
     was_running: bool,
     timings: Timings,
@@ -81,55 +83,68 @@ impl Vm {
     /// As [`Vm::open`].
     pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
         let (store, dir) = find(home, name).await?;
-        let cluster = store.cluster(dir.cluster());
         if !dir.is_running()? {
             return Err(Error::NotRunning {
                 name: dir.name().clone(),
             });
         }
-        let client = lifecycle::client(&cluster);
-        let record = dir.record()?;
-        Self::attached(
-            store,
-            Attached {
-                client,
-                vm: dir,
-                lifeline: None,
-            },
-            record,
-            Vec::new(),
-        )
+        Self::found(&store, dir)
     }
 
-    pub(crate) fn attached(
-        store: Store,
-        attached: Attached,
+    /// A VM that exists, running or not.
+    pub(crate) fn found(store: &Store, dir: VmDir) -> Result<Self> {
+        let attached = Attached {
+            client: lifecycle::client(&store.cluster(dir.cluster())),
+            lifeline: None,
+        };
+        let record = dir.record()?;
+        Self::new(store, dir, record, &attached)
+    }
+
+    pub(crate) fn new(
+        store: &Store,
+        dir: VmDir,
         record: VmRecord,
-        ignored: Vec<&'static str>,
+        attached: &Attached,
     ) -> Result<Self> {
-        let Attached {
-            client,
-            vm: dir,
-            lifeline,
-        } = attached;
         let target = Target {
             user: record.ssh_user.clone(),
-            key: Keypair::of_store(&store)?,
+            key: Keypair::of_store(store)?,
             host_key: record.host_key.parse::<PublicKey>()?,
         };
         Ok(Self {
             name: record.name.clone(),
-            store,
+            store: store.clone(),
             dir,
             record,
-            client,
+            client: attached.client.clone(),
             target: Arc::new(target),
-            lifeline,
+            lifeline: StdMutex::new(attached.lifeline.clone()),
             session: Mutex::new(None),
-            ignored,
+            backend: Backend::default(),
+            boot_timeout: DEFAULT_BOOT_TIMEOUT,
+            budget: None,
+            ignored: Vec::new(),
             was_running: true,
             timings: Timings::default(),
         })
+    }
+
+    pub(crate) fn run_by(
+        mut self,
+        backend: Backend,
+        boot_timeout: Duration,
+        budget: Option<Budget>,
+    ) -> Self {
+        self.backend = backend;
+        self.boot_timeout = boot_timeout;
+        self.budget = budget;
+        self
+    }
+
+    pub(crate) fn ignoring(mut self, ignored: Vec<&'static str>) -> Self {
+        self.ignored = ignored;
+        self
     }
 
     pub(crate) fn with_timings(mut self, timings: Timings) -> Self {
@@ -137,8 +152,21 @@ impl Vm {
         self
     }
 
-    pub(crate) async fn start_machine(&mut self, spec: MachineSpec) -> Result<()> {
-        self.was_running = self.client.start(spec).await?.0;
+    pub(crate) fn set_was_running(&mut self, was_running: bool) {
+        self.was_running = was_running;
+    }
+
+    /// Has the worker start the machine; true if it runs already.
+    pub(crate) async fn start_machine(&self) -> Result<bool> {
+        let spec = machine_spec(&self.dir, &self.record, self.backend.clone());
+        Ok(self.client.start(spec).await?.0)
+    }
+
+    /// Waits until the guest answers by SSH, where there is one.
+    pub(crate) async fn wait_until_up(&self, deadline: Instant) -> Result<()> {
+        if self.backend.has_guest() {
+            self.wait_for_ssh(deadline).await?;
+        }
         Ok(())
     }
 
@@ -181,7 +209,12 @@ impl Vm {
         self.name.as_str()
     }
 
-    /// The guest's address in its cluster's network. That network exists in the worker process
+    /// The cluster that the VM is a member of; a VM that was made alone has one of its own.
+    pub fn cluster(&self) -> &str {
+        self.dir.cluster().as_str()
+    }
+
+    /// The guest's address in its cluster's network, which it keeps for good. That network exists in the worker process
     /// only: use [`Vm::connect`] and [`Vm::forward`] to reach the guest from this host.
     pub fn ip(&self) -> Ipv4Addr {
         self.record.ip
@@ -329,9 +362,7 @@ impl Vm {
     pub async fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
         *self.session.lock().await = None;
         let forced = self.client.stop(self.name.as_str(), deadline).await?;
-        if self.lifeline.is_none() {
-            self.await_unlocked().await?;
-        }
+        self.await_unlocked().await?;
         Ok(if forced {
             Stopped::Forced
         } else {
@@ -339,19 +370,100 @@ impl Vm {
         })
     }
 
+    /// Kills the VM, as a power failure would. The disk stays.
+    ///
+    /// # Errors
+    /// As [`Vm::stop`].
+    pub async fn kill(&self) -> Result<()> {
+        self.stop_within(Duration::ZERO).await.map(drop)
+    }
+
+    /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.
+    /// It has the same address. Does nothing to a VM that runs and answers.
+    ///
+    /// # Errors
+    /// As [`VmBuilder::start`].
+    pub async fn start(&self) -> Result<()> {
+        *self.session.lock().await = None;
+        let budget = match self.budget {
+            Some(budget) => budget,
+            None => Budget::from_env()?,
+        };
+        let lease = if self.dir.is_running()? {
+            None
+        } else {
+            let cluster = self.dir.cluster().clone();
+            let want = Want::new(cluster, self.name.clone(), self.record.memory);
+            Some(budget::acquire(&self.store, budget, vec![want], &Silent).await?)
+        };
+        let mut attempts = 3;
+        loop {
+            self.attach().await?;
+            match self.start_machine().await {
+                Ok(_) => break,
+                // The worker was about to end when it was found.
+                Err(Error::Process(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }))
+                    if attempts > 1 =>
+                {
+                    attempts -= 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Its own lock counts as long as it runs.
+        drop(lease);
+        self.wait_until_up(Instant::now() + self.boot_timeout).await
+    }
+
+    /// Stops the VM, if it runs, and starts it again.
+    ///
+    /// # Errors
+    /// As [`Vm::stop`] and [`Vm::start`].
+    pub async fn restart(&self) -> Result<()> {
+        match self.stop().await {
+            Ok(_) => self.start().await,
+            Err(error) if error.is_not_running() => self.start().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds the worker, or starts one if it has ended.
+    async fn attach(&self) -> Result<()> {
+        let owned = lock(&self.lifeline).is_some();
+        let lifetime = match (lifecycle::is_ephemeral(&self.dir), owned) {
+            (true, _) => Lifetime::Ephemeral,
+            (false, true) => Lifetime::Bound,
+            (false, false) => Lifetime::Detached,
+        };
+        let (store, dir) = (self.store.clone(), self.dir.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let attached = blocking(move || {
+            let prepare = || match store.cluster(dir.cluster()).vm(dir.name()) {
+                Some(_) => Ok(()),
+                None => Err(Error::NoVm {
+                    name: dir.name().clone(),
+                }),
+            };
+            lifecycle::attach(&store, dir.cluster(), lifetime, &runtime, prepare)
+        })
+        .await?;
+        if let Some(lifeline) = attached.lifeline {
+            *lock(&self.lifeline) = Some(lifeline);
+        }
+        Ok(())
+    }
+
     /// Kills the VM and removes it with its disk.
     ///
     /// # Errors
     /// The file system, or a process that does not end.
     pub async fn destroy(self) -> Result<()> {
-        let Self {
-            store,
-            dir,
-            client,
-            lifeline,
-            ..
-        } = self;
-        destroy(&store, &dir, &client, lifeline).await
+        self.remove().await
+    }
+
+    pub(crate) async fn remove(&self) -> Result<()> {
+        let lifeline = lock(&self.lifeline).take();
+        destroy(&self.store, &self.dir, &self.client, lifeline).await
     }
 
     /// Waits until no process has the VM's lock.
@@ -379,7 +491,11 @@ pub enum Stopped {
     Forced,
 }
 
-/// Ends the worker, if there is one, and deletes the VM.
+fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Deletes the VM; with the last of its cluster the worker ends.
 async fn destroy(
     store: &Store,
     dir: &VmDir,
@@ -387,12 +503,20 @@ async fn destroy(
     lifeline: Option<Arc<Lifeline>>,
 ) -> Result<()> {
     let cluster = store.cluster(dir.cluster());
-    match client.shutdown().await {
+    let others = cluster.vms()?.iter().any(|vm| vm.name() != dir.name());
+    let asked = if others {
+        client.forget(dir.name().as_str()).await
+    } else {
+        client.shutdown().await
+    };
+    match asked {
         Ok(()) | Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    drop(lifeline);
-    lifecycle::worker_ended(&cluster).await?;
+    if !others {
+        drop(lifeline);
+        lifecycle::worker_ended(&cluster).await?;
+    }
     let dir = dir.clone();
     blocking(move || lifecycle::delete(&dir)).await?;
     // The worker may have held the directory when it deleted the VM itself.
@@ -407,6 +531,9 @@ pub enum VmState {
     Running,
     /// It can be started.
     Stopped,
+    /// It ended otherwise than by its guest's power-off or by a wish of its user, and can be
+    /// started; [`VmInfo::failure`] says why.
+    Failed,
 }
 
 impl std::fmt::Display for VmState {
@@ -414,6 +541,7 @@ impl std::fmt::Display for VmState {
         f.pad(match self {
             Self::Running => "running",
             Self::Stopped => "stopped",
+            Self::Failed => "failed",
         })
     }
 }
@@ -423,8 +551,12 @@ impl std::fmt::Display for VmState {
 pub struct VmInfo {
     /// Its name.
     pub name: String,
+    /// The cluster it is a member of; a VM that was made alone has one of its own name.
+    pub cluster: String,
     /// What it is doing.
     pub state: VmState,
+    /// Why it failed, if it has.
+    pub failure: Option<String>,
     /// Its image, as it was named when the VM was created.
     pub image: String,
     /// Number of vCPUs.
@@ -441,7 +573,7 @@ pub struct VmInfo {
     pub ephemeral: bool,
 }
 
-/// All VMs of a state directory (the default one if none is given), by name.
+/// All VMs of a state directory (the default one if none is given), by cluster and name.
 ///
 /// # Errors
 /// The file system, or a damaged record.
@@ -457,13 +589,16 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
                 Err(error) => return Err(error.into()),
             };
             let running = vm.is_running()?;
+            let failure = if running { None } else { vm.failure()? };
             vms.push(VmInfo {
                 name: record.name.to_string(),
-                state: if running {
-                    VmState::Running
-                } else {
-                    VmState::Stopped
+                cluster: record.cluster.to_string(),
+                state: match (running, &failure) {
+                    (true, _) => VmState::Running,
+                    (false, None) => VmState::Stopped,
+                    (false, Some(_)) => VmState::Failed,
                 },
+                failure,
                 image: record.image.reference,
                 cpus: record.cpus,
                 memory: record.memory,
@@ -487,9 +622,7 @@ pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result
         Ok(vm) => match vm.stop_within(deadline).await {
             Ok(stopped) => Ok(Some(stopped)),
             // It ended in between.
-            Err(Error::Process(ProcessError::NotRunning(_) | ProcessError::NoWorker { .. })) => {
-                Ok(None)
-            }
+            Err(error) if error.is_not_running() => Ok(None),
             Err(error) => Err(error),
         },
         Err(Error::NotRunning { .. }) => Ok(None),
@@ -507,12 +640,31 @@ pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
     destroy(&store, &dir, &client, None).await
 }
 
-async fn find(home: Option<&Path>, name: &str) -> Result<(Store, VmDir)> {
-    let name = Name::new(name)?;
+/// The VM that `text` means: `NAME`, or `CLUSTER/NAME`.
+async fn find(home: Option<&Path>, text: &str) -> Result<(Store, VmDir)> {
+    let (cluster, name) = match text.split_once('/') {
+        Some((cluster, name)) => (Some(Name::new(cluster)?), Name::new(name)?),
+        None => (None, Name::new(text)?),
+    };
     let store = open_store(home).await?;
-    blocking(move || match store.find(&name)?.into_iter().next() {
-        Some(dir) => Ok((store, dir)),
-        None => Err(Error::NoVm { name }),
+    blocking(move || {
+        let mut found = match &cluster {
+            Some(cluster) => Vec::from_iter(store.cluster(cluster).vm(&name)),
+            None => store.find(&name)?,
+        };
+        // Those of running tests are meant only where there is no other.
+        if !found.iter().all(lifecycle::is_ephemeral) {
+            found.retain(|vm| !lifecycle::is_ephemeral(vm));
+        }
+        let clusters = || found.iter().map(|vm| vm.cluster().clone()).collect();
+        match found.as_slice() {
+            [] => Err(Error::NoVm { name }),
+            [vm] => Ok((store, vm.clone())),
+            _ => Err(Error::Ambiguous {
+                name,
+                clusters: clusters(),
+            }),
+        }
     })
     .await
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::{Error, Size, Stopped, Vm, VmBuilder, VmState, blocking, list, remove};
 
@@ -22,7 +23,7 @@ impl Home {
     }
 
     fn set(&self, mut builder: VmBuilder) -> VmBuilder {
-        builder.fake = Some(Script::Run {
+        builder.backend = Backend::Fake(Script::Run {
             console: "login: ".to_owned(),
         });
         let image = self.dir.path().join("disk.raw");
@@ -168,7 +169,7 @@ async fn what_is_wrong_is_refused_before_anything_is_created() {
 async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
     let home = Home::new();
     let mut builder = home.set(Vm::test());
-    builder.fake = Some(Script::Refuse {
+    builder.backend = Backend::Fake(Script::Refuse {
         error: "the kernel is missing".to_owned(),
     });
     let error = builder.start().await.unwrap_err().to_string();

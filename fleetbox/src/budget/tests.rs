@@ -7,6 +7,7 @@ use super::{Budget, BudgetError, Lease, Want, acquire};
 use crate::images::progress::Silent;
 use crate::images::{Progress, ProgressEvent};
 use crate::names::Name;
+use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::store::Store;
 use crate::{Error, Result, Size, Vm, VmBuilder};
@@ -37,7 +38,7 @@ impl Fixture {
     /// A builder of a VM that is only a script.
     fn vm(&self, name: &str, mib: u64) -> VmBuilder {
         let mut builder = Vm::builder(name);
-        builder.fake = Some(Script::Run {
+        builder.backend = Backend::Fake(Script::Run {
             console: "login: ".to_owned(),
         });
         builder
@@ -328,7 +329,7 @@ async fn a_vm_counts_until_it_ends_and_the_next_one_says_that_it_waits() {
 async fn a_start_that_fails_gives_its_memory_back() {
     let fixture = Fixture::new();
     let mut builder = fixture.vm("broken", 900);
-    builder.fake = Some(Script::Refuse {
+    builder.backend = Backend::Fake(Script::Refuse {
         error: "no kernel".to_owned(),
     });
     assert!(builder.start().await.is_err());

@@ -240,6 +240,15 @@ impl Client {
         }
     }
 
+    /// Kills a machine, if it runs, and has the worker know nothing of it any more.
+    pub(crate) async fn forget(&self, vm: &str) -> Result<(), ProcessError> {
+        let request = Request::Forget { vm: vm.to_owned() };
+        match self.request(&request).await? {
+            Reply::Done => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Kills the machines and ends the worker.
     pub(crate) async fn shutdown(&self) -> Result<(), ProcessError> {
         match self.request(&Request::Shutdown).await? {

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::entry::exit_status;
-use super::protocol::{MachineCommand, MachineConfig, MachineEvent};
+use super::protocol::{Backend, MachineCommand, MachineConfig, MachineEvent};
 use super::wire;
 
 /// Console output that is sent without waiting for more, in bytes.
@@ -91,13 +91,11 @@ fn run(
     button: &Mutex<Button>,
 ) -> Result<(), String> {
     let console = Box::new(reporter.console());
-    #[cfg(test)]
-    let running = match config.spec.fake.clone() {
-        Some(script) => super::fake::start(script, console)?,
-        None => super::vmm::start(config.spec, nic, console)?,
+    let running = match config.spec.backend {
+        Backend::Vmm => super::vmm::start(config.spec, nic, console)?,
+        #[cfg(test)]
+        Backend::Fake(script) => super::fake::start(script, console)?,
     };
-    #[cfg(not(test))]
-    let running = super::vmm::start(config.spec, nic, console)?;
     reporter.event(&MachineEvent::Started);
     {
         let mut button = lock(button);

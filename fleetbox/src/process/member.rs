@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, M
 use super::spawn::{self, Role};
 use super::wire::{self, Frame};
 use super::worker::lock;
-use crate::store::Lock;
+use crate::store::{Lock, remove_file_if_there, write_atomic};
 
 /// Lines of console output in a failure's message.
 const LINES_IN_ERROR: usize = 30;
@@ -60,6 +60,7 @@ pub(super) struct Member {
     state: watch::Sender<State>,
     orders: mpsc::UnboundedSender<Order>,
     forwards: Mutex<BTreeMap<u16, Forward>>,
+    failure_note: PathBuf,
 }
 
 impl Member {
@@ -68,6 +69,8 @@ impl Member {
         let lock = lock_vm(&spec.lock).await?.into_file();
         let (ours, theirs) = StdUnixStream::pair()?;
         let console = Console::with_log(&spec.console_log)?;
+        let failure_note = spec.failure_note.clone();
+        remove_file_if_there(&failure_note)?;
         let inherited = [theirs.as_fd(), lock.as_fd(), link.link.as_fd()];
         let command = spawn::command(Role::Machine, &spec.name, &inherited)?;
         let mut command = Command::from(command);
@@ -91,6 +94,7 @@ impl Member {
             state: watch::Sender::new(State::Starting),
             orders,
             forwards: Mutex::default(),
+            failure_note,
         });
         tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver));
         Ok(member)
@@ -220,6 +224,10 @@ impl Member {
         let failure = failure(&self.name, status, last_words, killed, &console);
         if let Some(failure) = &failure {
             tracing::warn!(vm = self.name, failure, "machine ended");
+            // Before anybody is told, who then finds it. A full disk must not hide the failure.
+            if let Err(error) = write_atomic(&self.failure_note, failure.as_bytes()) {
+                tracing::warn!(vm = self.name, %error, "cannot note the failure");
+            }
         } else {
             tracing::info!(vm = self.name, "machine powered off");
         }

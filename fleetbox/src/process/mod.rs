@@ -29,7 +29,7 @@ mod worker;
 
 pub(crate) use client::{Client, Lifeline, start_worker};
 pub(crate) use console::{last_lines, printable};
-pub(crate) use protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec, WorkerConfig};
+pub(crate) use protocol::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec, WorkerConfig};
 
 use std::io;
 

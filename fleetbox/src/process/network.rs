@@ -6,6 +6,8 @@ use fleetbox_vmm::net::{
     Attachment, ConnectError, Forward, GuestStream, Network, NetworkConfig, NetworkError, Port,
 };
 
+use crate::names::MAX_COUNT;
+
 /// A cluster's switch and gateway.
 pub(super) struct ClusterNetwork(Network);
 
@@ -15,7 +17,9 @@ impl ClusterNetwork {
     /// # Errors
     /// The host lacks a thread or descriptors.
     pub(super) fn start() -> Result<Self, NetworkError> {
-        Network::start(NetworkConfig::default()).map(Self)
+        let mut config = NetworkConfig::default();
+        config.limits.ports = MAX_COUNT as usize;
+        Network::start(config).map(Self)
     }
 
     /// A link for a machine, with the addresses it was created with.

@@ -9,7 +9,7 @@ use crate::names::Name;
 
 /// Version of the protocol between a client and a worker. Workers outlive the program that
 /// started them, so the two ends may differ; [`Hello`] itself never changes shape.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// First message of both ends of a connection to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,8 +39,6 @@ pub(crate) struct WorkerConfig {
     pub(crate) cluster: Name,
     /// Outlives its owner; ends when no machine runs.
     pub(crate) detached: bool,
-    /// VMs to delete when the worker ends.
-    pub(crate) delete_at_end: Vec<Name>,
 }
 
 /// A worker's or machine's answer to its configuration.
@@ -71,11 +69,30 @@ pub(crate) struct MachineSpec {
     pub(crate) ip: Ipv4Addr,
     /// File that gets the console's output.
     pub(crate) console_log: PathBuf,
+    /// File that says why the machine failed, if it did.
+    pub(crate) failure_note: PathBuf,
     /// The VM's lock, held by its machine process for as long as that lives.
     pub(crate) lock: PathBuf,
-    /// Runs no VMM but a script (tests of the life cycle).
+    /// What runs it.
+    pub(crate) backend: Backend,
+}
+
+/// What runs a machine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) enum Backend {
+    /// The VMM.
+    #[default]
+    Vmm,
+    /// Nothing but a script (tests of the life cycle).
     #[cfg(test)]
-    pub(crate) fake: Option<super::fake::Script>,
+    Fake(super::fake::Script),
+}
+
+impl Backend {
+    /// True if there is a guest, which can be logged in to.
+    pub(crate) fn has_guest(&self) -> bool {
+        matches!(self, Self::Vmm)
+    }
 }
 
 /// What a machine boots.
@@ -134,7 +151,9 @@ pub(crate) enum Request {
     Forward { vm: String, port: u16 },
     /// Press the power button; kill at the deadline.
     Stop { vm: String, deadline_ms: u64 },
-    /// Kill the machines, delete nothing but what was configured, and end.
+    /// Kill a machine, if it runs, and know nothing of it any more.
+    Forget { vm: String },
+    /// Kill the machines, delete nothing but ephemeral VMs, and end.
     Shutdown,
 }
 
@@ -163,7 +182,7 @@ pub(crate) enum Reply {
         /// The guest did not power off by itself in time.
         forced: bool,
     },
-    /// To [`Request::Shutdown`].
+    /// To [`Request::Forget`] and [`Request::Shutdown`].
     Done,
     /// It failed.
     Failed {

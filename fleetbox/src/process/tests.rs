@@ -13,13 +13,13 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::fake::Script;
-use super::protocol::{BootSpec, MachineSpec};
+use super::protocol::{Backend, BootSpec, MachineSpec};
 use super::spawn::{self, Role};
 use super::{ProcessError, wire};
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
 use crate::size::Size;
-use crate::store::{ImageRecord, MacAddr, Store, VmDir, VmRecord, now};
+use crate::store::{ImageRecord, MacAddr, Store, StoreError, VmDir, VmRecord, now};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -183,8 +183,22 @@ fn spec(vm: &VmDir, script: Script) -> MachineSpec {
         ip: Ipv4Addr::new(10, 187, 41, 2),
         console_log: vm.paths().console_log(),
         lock: vm.paths().lock(),
-        fake: Some(script),
+        failure_note: vm.paths().failure(),
+        backend: Backend::Fake(script),
     }
+}
+
+fn attach(
+    store: &Store,
+    name: &Name,
+    lifetime: Lifetime,
+    runtime: &tokio::runtime::Runtime,
+) -> Attached {
+    let prepare = || match create(store, name, lifetime) {
+        Ok(_) | Err(crate::Error::Store(StoreError::Exists { .. })) => Ok(()),
+        Err(error) => Err(error),
+    };
+    lifecycle::attach(store, name, lifetime, runtime.handle(), prepare).unwrap()
 }
 
 fn start(
@@ -194,11 +208,9 @@ fn start(
     script: Script,
 ) -> (Attached, Result<bool, ProcessError>) {
     let runtime = runtime();
-    let attached = lifecycle::attach(store, name, lifetime, runtime.handle(), || {
-        create(store, name, lifetime)
-    })
-    .unwrap();
-    let started = runtime.block_on(attached.client.start(spec(&attached.vm, script)));
+    let attached = attach(store, name, lifetime, &runtime);
+    let vm = store.cluster(name).vm(name).unwrap();
+    let started = runtime.block_on(attached.client.start(spec(&vm, script)));
     (attached, started.map(|(already, _)| already))
 }
 
@@ -388,7 +400,7 @@ fn a_killed_machine_is_that_vms_failure() {
     assert!(!fixture.vm().unwrap().is_running().unwrap());
 
     let again = runtime
-        .block_on(attached.client.start(spec(&attached.vm, runs())))
+        .block_on(attached.client.start(spec(&fixture.vm().unwrap(), runs())))
         .unwrap();
     assert!(!again.0, "started anew");
 }
@@ -421,14 +433,15 @@ fn failures_carry_the_reason_and_the_console() {
         ),
     ] {
         // It may fail before or after the start is acknowledged.
-        let message = match runtime.block_on(attached.client.start(spec(&attached.vm, script))) {
-            Err(error) => error.to_string(),
-            Ok(_) => runtime
-                .block_on(attached.client.wait(name))
-                .unwrap()
-                .failure
-                .unwrap(),
-        };
+        let message =
+            match runtime.block_on(attached.client.start(spec(&fixture.vm().unwrap(), script))) {
+                Err(error) => error.to_string(),
+                Ok(_) => runtime
+                    .block_on(attached.client.wait(name))
+                    .unwrap()
+                    .failure
+                    .unwrap(),
+            };
         assert!(
             message.contains(expected) && message.contains("Oops"),
             "{message}"
@@ -577,12 +590,9 @@ fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
     std::fs::write(&kernel, payload("Hello from the guest\n")).unwrap();
     let (store, name) = (&fixture.store, &fixture.name);
     let runtime = runtime();
-    let attached = lifecycle::attach(store, name, Lifetime::Bound, runtime.handle(), || {
-        create(store, name, Lifetime::Bound)
-    })
-    .unwrap();
-    let mut spec = spec(&attached.vm, runs());
-    spec.fake = None;
+    let attached = attach(store, name, Lifetime::Bound, &runtime);
+    let mut spec = spec(&fixture.vm().unwrap(), runs());
+    spec.backend = Backend::Vmm;
     spec.boot = BootSpec::Kernel {
         kernel,
         initrd: None,
@@ -615,8 +625,8 @@ fn a_real_machine_that_cannot_boot_says_why() {
     runtime
         .block_on(attached.client.stop(fixture.name.as_str(), SECONDS))
         .unwrap();
-    let mut spec = spec(&attached.vm, runs());
-    spec.fake = None;
+    let mut spec = spec(&fixture.vm().unwrap(), runs());
+    spec.backend = Backend::Vmm;
     spec.boot = BootSpec::Kernel {
         kernel: "/nowhere".into(),
         initrd: None,

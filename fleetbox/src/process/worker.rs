@@ -26,6 +26,7 @@ use super::protocol::{
 };
 use super::{socket, wire};
 use crate::lifecycle;
+use crate::names::MAX_COUNT;
 use crate::store::Store;
 
 /// How long a client may take from connecting to its request.
@@ -35,7 +36,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(20);
 
 /// Most machines of one cluster.
-const MAX_MACHINES: usize = 256;
+const MAX_MACHINES: usize = MAX_COUNT as usize;
 
 /// Entry point of the role. The inherited descriptors are the socket to the owner and the
 /// cluster's held lock.
@@ -128,11 +129,11 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
     if let Err(error) = std::fs::remove_file(cluster.path().join(socket::NAME)) {
         tracing::debug!(%error, "socket not removed");
     }
-    for vm in config
-        .delete_at_end
-        .iter()
-        .filter_map(|name| cluster.vm(name))
-    {
+    let members = cluster.vms().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look for VMs to delete");
+        Vec::new()
+    });
+    for vm in members.into_iter().filter(lifecycle::is_ephemeral) {
         if let Err(error) = lifecycle::delete(&vm) {
             tracing::warn!(vm = %vm.name(), %error, "cannot delete");
         }
@@ -299,6 +300,10 @@ impl Worker {
             Request::Stop { vm, deadline_ms } => {
                 self.stop(&vm, Duration::from_millis(deadline_ms)).await
             }
+            Request::Forget { vm } => {
+                self.forget(&vm).await;
+                Reply::Done
+            }
             Request::Shutdown => {
                 self.kill_all().await;
                 Reply::Done
@@ -435,6 +440,20 @@ impl Worker {
             member.ended().await;
         }
         Reply::Stopped { forced }
+    }
+
+    async fn forget(&self, vm: &str) {
+        let Ok(member) = self.member(vm).await else {
+            return;
+        };
+        member.kill();
+        member.ended().await;
+        let mut members = self.members.lock().await;
+        // Unless it was started again meanwhile.
+        if members.get(vm).is_some_and(|now| Arc::ptr_eq(now, &member)) {
+            members.remove(vm);
+            self.network.detach(vm);
+        }
     }
 
     async fn dial(&self, mut stream: UnixStream, vm: &str, port: u16) -> io::Result<()> {

@@ -75,6 +75,16 @@ pub enum StoreError {
         /// Its cluster.
         cluster: Name,
     },
+    /// The cluster's network has no address left for another member.
+    #[error(
+        "cluster {cluster} is full: its network {subnet} has no address left; remove a member first"
+    )]
+    Full {
+        /// The cluster.
+        cluster: Name,
+        /// Its network.
+        subnet: String,
+    },
     /// The VM is in use by a living process.
     #[error("VM {name} is running; stop it first")]
     Running {

@@ -22,7 +22,7 @@ fn record(cluster: &str, vm: &str) -> VmRecord {
         memory: Size::gib(1),
         disk: Size::gib(10),
         mac: MacAddr::random(),
-        ip: Ipv4Addr::new(10, 0, 0, 2),
+        ip: Ipv4Addr::new(10, 187, 41, 2),
         created: now(),
         instance_id: "i-1".into(),
         ssh_user: "fleetbox".into(),
@@ -71,6 +71,36 @@ fn a_vm_lives_from_commit_to_destroy() {
         store.clusters().unwrap().is_empty(),
         "an empty cluster goes with its last VM"
     );
+}
+
+#[test]
+fn members_have_addresses_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("state")).unwrap();
+    let ip = |vm: &VmDir| vm.record().unwrap().ip;
+    // All ask for the same address, as they do whose creators know nothing of each other.
+    let vms: Vec<_> = ["a", "b", "c"].map(|vm| create(&store, "n", vm).0).into();
+    let given: Vec<_> = vms.iter().map(ip).collect();
+    assert_eq!(
+        given,
+        [2, 3, 4].map(|last| Ipv4Addr::new(10, 187, 41, last))
+    );
+    assert_eq!(ip(&create(&store, "other", "a").0), given[0]);
+    // One that is free again is given again, and nobody's changes by that.
+    vms[1].destroy().unwrap();
+    assert_eq!(ip(&create(&store, "n", "d").0), given[1]);
+    assert_eq!(ip(&vms[2]), given[2]);
+
+    let subnet = "10.187.41.0/29".parse().unwrap();
+    let add = |vm: &str| {
+        let draft = store.create_vm(&name("n"), &name(vm)).unwrap();
+        draft.commit_in(&record("n", vm), subnet)
+    };
+    for vm in ["e", "f"] {
+        add(vm).unwrap();
+    }
+    assert!(matches!(add("g"), Err(StoreError::Full { .. })));
+    assert!(store.cluster(&name("n")).vm(&name("g")).is_none());
 }
 
 #[test]

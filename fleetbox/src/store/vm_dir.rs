@@ -1,8 +1,12 @@
 //! The directories of VMs and clusters.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+
+use fleetbox_vmm::net::Subnet;
 
 use super::{Lock, Store, StoreError, VmRecord, fsutil};
 use crate::names::Name;
@@ -49,6 +53,11 @@ impl VmPaths {
     /// What the guest wrote to its serial console.
     pub fn console_log(&self) -> PathBuf {
         self.dir.join("console.log")
+    }
+
+    /// Why the VM ended last; not there unless it failed.
+    pub fn failure(&self) -> PathBuf {
+        self.dir.join("failure")
     }
 
     /// The lock that is held while the VM runs or is changed.
@@ -108,13 +117,21 @@ impl VmDraft {
     /// Writes the record and makes the VM exist, in one step that a kill cannot split.
     /// The VM's lock, already held, comes with it.
     ///
+    /// If another member of the cluster has the record's address, or none can have it, the VM
+    /// gets the first of the cluster's network that is free.
+    ///
     /// # Errors
     /// [`StoreError::Exists`] when another process has created a VM of this name meanwhile,
-    /// [`StoreError::Io`] for the file system.
-    pub fn commit(mut self, record: &VmRecord) -> Result<(VmDir, Lock), StoreError> {
-        write_record(&self.paths, record)?;
-        // The files' content must be on disk before the name that promises it.
-        fsutil::sync_dir(&self.paths.dir).map_err(StoreError::io("sync", &self.paths.dir))?;
+    /// [`StoreError::Full`] when no address is left, [`StoreError::Io`] for the file system.
+    pub fn commit(self, record: &VmRecord) -> Result<(VmDir, Lock), StoreError> {
+        self.commit_in(record, Subnet::default())
+    }
+
+    pub(super) fn commit_in(
+        mut self,
+        record: &VmRecord,
+        subnet: Subnet,
+    ) -> Result<(VmDir, Lock), StoreError> {
         let cluster_dir = self.store.cluster(&self.cluster);
         let target = cluster_dir.vm_path(&self.name);
         {
@@ -125,6 +142,17 @@ impl VmDraft {
                     cluster: self.cluster.clone(),
                 });
             }
+            // Under the store's lock: no two members find the same address free.
+            let ip = cluster_dir.free_address(record.ip, subnet)?;
+            write_record(
+                &self.paths,
+                &VmRecord {
+                    ip,
+                    ..record.clone()
+                },
+            )?;
+            // The files' content must be on disk before the name that promises it.
+            fsutil::sync_dir(&self.paths.dir).map_err(StoreError::io("sync", &self.paths.dir))?;
             fs::rename(&self.paths.dir, &target).map_err(StoreError::io("rename to", &target))?;
         }
         let lock = self.lock.take();
@@ -202,6 +230,19 @@ impl VmDir {
     /// [`StoreError::Io`] for the file system; the old record is then still there.
     pub fn save_record(&self, record: &VmRecord) -> Result<(), StoreError> {
         write_record(&self.paths, record)
+    }
+
+    /// Why the VM failed when it ran last; `None` if it did not.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn failure(&self) -> Result<Option<String>, StoreError> {
+        let path = self.paths.failure();
+        match fsutil::read_limited(&path, RECORD_LIMIT) {
+            Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io("read", &path)(e)),
+        }
     }
 
     /// Takes the lock that means "running"; `None` when another process holds it.
@@ -337,6 +378,24 @@ impl ClusterDir {
             .collect();
         vms.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(vms)
+    }
+
+    /// `wanted`, or the first address that no member has.
+    fn free_address(&self, wanted: Ipv4Addr, subnet: Subnet) -> Result<Ipv4Addr, StoreError> {
+        let mut taken = BTreeSet::new();
+        for vm in self.vms()? {
+            taken.insert(vm.record()?.ip);
+        }
+        if subnet.is_guest(wanted) && !taken.contains(&wanted) {
+            return Ok(wanted);
+        }
+        let mut guests = subnet.guests();
+        guests
+            .find(|ip| !taken.contains(ip))
+            .ok_or_else(|| StoreError::Full {
+                cluster: self.name.clone(),
+                subnet: subnet.to_string(),
+            })
     }
 
     /// Removes the directory if it has no VM and no worker.

@@ -1,0 +1,217 @@
+//! The façade of [`crate::Cluster`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Vm, VmBuilder, run};
+use crate::images::Progress;
+use crate::{Result, Size, Timings};
+
+/// As [`crate::ClusterBuilder`].
+#[derive(Debug, Clone)]
+#[must_use = "a cluster is started by `start`"]
+pub struct ClusterBuilder(crate::ClusterBuilder);
+
+impl From<crate::ClusterBuilder> for ClusterBuilder {
+    fn from(builder: crate::ClusterBuilder) -> Self {
+        Self(builder)
+    }
+}
+
+impl ClusterBuilder {
+    /// As [`crate::ClusterBuilder::count`].
+    pub fn count(self, count: u32) -> Self {
+        Self(self.0.count(count))
+    }
+
+    /// As [`crate::ClusterBuilder::member`].
+    pub fn member(
+        self,
+        name: impl Into<String>,
+        configure: impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'static,
+    ) -> Self {
+        Self(self.0.member(name, move |vm| configure(VmBuilder(vm)).0))
+    }
+
+    /// As [`crate::ClusterBuilder::each`].
+    pub fn each(self, configure: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
+        Self(self.0.each(|vm| configure(VmBuilder(vm)).0))
+    }
+
+    /// As [`crate::ClusterBuilder::image`].
+    pub fn image(self, image: impl Into<String>) -> Self {
+        Self(self.0.image(image))
+    }
+
+    /// As [`crate::ClusterBuilder::cpus`].
+    pub fn cpus(self, cpus: u32) -> Self {
+        Self(self.0.cpus(cpus))
+    }
+
+    /// As [`crate::ClusterBuilder::memory`].
+    pub fn memory(self, memory: Size) -> Self {
+        Self(self.0.memory(memory))
+    }
+
+    /// As [`crate::ClusterBuilder::disk`].
+    pub fn disk(self, disk: Size) -> Self {
+        Self(self.0.disk(disk))
+    }
+
+    /// As [`crate::ClusterBuilder::user`].
+    pub fn user(self, user: impl Into<String>) -> Self {
+        Self(self.0.user(user))
+    }
+
+    /// As [`crate::ClusterBuilder::home`].
+    pub fn home(self, home: impl Into<PathBuf>) -> Self {
+        Self(self.0.home(home))
+    }
+
+    /// As [`crate::ClusterBuilder::boot_timeout`].
+    pub fn boot_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.boot_timeout(timeout))
+    }
+
+    /// As [`crate::ClusterBuilder::progress`].
+    pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        Self(self.0.progress(progress))
+    }
+
+    /// As [`crate::ClusterBuilder::detached`].
+    pub fn detached(self) -> Self {
+        Self(self.0.detached())
+    }
+
+    /// As [`crate::ClusterBuilder::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(self) -> Result<Cluster> {
+        run(self.0.start()).map(Cluster)
+    }
+}
+
+/// As [`crate::Cluster`], with methods that block.
+///
+/// ```no_run
+/// use fleetbox::blocking::Cluster;
+///
+/// let cluster = Cluster::test().count(2).image("debian-12").start()?;
+/// let ping = cluster.vm("node-1")?.ssh("ping -c 1 node-2")?;
+/// assert!(ping.status.success());
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Cluster(crate::Cluster);
+
+impl Cluster {
+    /// As [`crate::Cluster::builder`].
+    pub fn builder(name: impl Into<String>) -> ClusterBuilder {
+        ClusterBuilder(crate::Cluster::builder(name))
+    }
+
+    /// As [`crate::Cluster::test`].
+    pub fn test() -> ClusterBuilder {
+        ClusterBuilder(crate::Cluster::test())
+    }
+
+    /// As [`crate::Cluster::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(name: &str) -> Result<Self> {
+        let name = name.to_owned();
+        run(async move { crate::Cluster::open(&name).await }).map(Self)
+    }
+
+    /// As [`crate::Cluster::name`].
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// As [`crate::Cluster::members`].
+    pub fn members(&self) -> Vec<Vm> {
+        self.0.members().iter().cloned().map(Vm).collect()
+    }
+
+    /// As [`crate::Cluster::vm`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn vm(&self, name: &str) -> Result<Vm> {
+        self.0.vm(name).cloned().map(Vm)
+    }
+
+    /// As [`crate::Cluster::timings`].
+    pub fn timings(&self) -> Timings {
+        self.0.timings()
+    }
+
+    /// As [`crate::Cluster::add`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add(
+        &mut self,
+        name: &str,
+        configure: impl FnOnce(VmBuilder) -> VmBuilder + Send + 'static,
+    ) -> Result<Vm> {
+        let (mut cluster, name) = (self.0.clone(), name.to_owned());
+        let (cluster, vm) = run(async move {
+            let vm = cluster.add(&name, |vm| configure(VmBuilder(vm)).0).await?;
+            Ok((cluster, vm))
+        })?;
+        self.0 = cluster;
+        Ok(Vm(vm))
+    }
+
+    /// As [`crate::Cluster::remove`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove(&mut self, name: &str) -> Result<()> {
+        let (mut cluster, name) = (self.0.clone(), name.to_owned());
+        self.0 = run(async move {
+            cluster.remove(&name).await?;
+            Ok(cluster)
+        })?;
+        Ok(())
+    }
+
+    /// As [`crate::Cluster::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(&self) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.start().await })
+    }
+
+    /// As [`crate::Cluster::stop`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop(&self) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.stop().await })
+    }
+
+    /// As [`crate::Cluster::stop_within`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop_within(&self, deadline: Duration) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.stop_within(deadline).await })
+    }
+
+    /// As [`crate::Cluster::destroy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn destroy(self) -> Result<()> {
+        run(self.0.destroy())
+    }
+}

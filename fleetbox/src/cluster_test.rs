@@ -1,0 +1,353 @@
+//! Clusters of fake machines.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::Backend;
+use crate::process::fake::Script;
+use crate::{Cluster, ClusterBuilder, Error, Size, Vm, VmBuilder, VmState, blocking, list, remove};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn vm(&self, vm: VmBuilder) -> VmBuilder {
+        let image = self.dir.path().join("disk.raw");
+        run_by(runs())(vm)
+            .home(self.path())
+            .image(image.to_str().unwrap())
+            .disk(Size::mib(8))
+    }
+
+    fn set(&self, builder: ClusterBuilder) -> ClusterBuilder {
+        builder.each(|vm| self.vm(vm))
+    }
+
+    /// `CLUSTER/NAME` and state of all VMs.
+    async fn states(&self) -> Vec<(String, VmState)> {
+        let vms = list(Some(&self.path())).await.unwrap();
+        vms.into_iter()
+            .map(|vm| (format!("{}/{}", vm.cluster, vm.name), vm.state))
+            .collect()
+    }
+
+    fn clusters(&self) -> usize {
+        std::fs::read_dir(self.path().join("clusters"))
+            .unwrap()
+            .count()
+    }
+}
+
+fn runs() -> Script {
+    Script::Run {
+        console: "login: ".to_owned(),
+    }
+}
+
+fn run_by(script: Script) -> impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'static {
+    move |mut vm| {
+        vm.backend = Backend::Fake(script.clone());
+        vm
+    }
+}
+
+/// A script that cannot be started.
+fn refuses() -> Script {
+    Script::Refuse {
+        error: "no such kernel".to_owned(),
+    }
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The processes of members of this name; other tests of this process' name theirs differently.
+fn machines(name: &str) -> Vec<Pid> {
+    let wanted = format!("fleetbox-machine: {name}\0");
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with(wanted.as_bytes()))
+    })
+    .map(Pid::from_raw)
+    .collect()
+}
+
+#[tokio::test]
+async fn members_have_names_addresses_and_options_of_their_own() {
+    let home = Home::new();
+    let cluster = home
+        .set(Cluster::test().count(3).cpus(1))
+        .member("node-2", |vm| vm.cpus(4))
+        .member("db", |vm| vm.memory(Size::gib(1)))
+        .start()
+        .await
+        .unwrap();
+    let names: Vec<_> = cluster.into_iter().map(|vm| vm.name()).collect();
+    assert_eq!(names, ["node-1", "node-2", "node-3", "db"]);
+    let last: Vec<_> = cluster
+        .members()
+        .iter()
+        .map(|vm| vm.ip().octets()[3])
+        .collect();
+    assert_eq!(last, [2, 3, 4, 5]);
+    let infos = list(Some(&home.path())).await.unwrap();
+    let cpus: Vec<_> = infos.iter().map(|vm| (vm.name.as_str(), vm.cpus)).collect();
+    assert_eq!(
+        cpus,
+        [("db", 1), ("node-1", 1), ("node-2", 4), ("node-3", 1)]
+    );
+    assert!(
+        infos
+            .iter()
+            .all(|vm| vm.ephemeral && vm.cluster == cluster.name())
+    );
+    assert_eq!(home.clusters(), 1, "one worker has them all");
+
+    let error = cluster.vm("node-9").unwrap_err().to_string();
+    assert!(error.contains("node-1, node-2, node-3, db"), "{error}");
+    // The last handle counts, whatever it is of.
+    let member = cluster.vm("node-1").unwrap().clone();
+    drop(cluster);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(member.console_tail().await.unwrap().contains("login"));
+    drop(member);
+    eventually("nothing is left", || home.clusters() == 0);
+}
+
+#[tokio::test]
+async fn a_member_that_cannot_start_leaves_nothing_behind() {
+    let home = Home::new();
+    let builder = home
+        .set(Cluster::builder("all").count(3))
+        .member("all-3", run_by(refuses()));
+    let error = builder.start().await.unwrap_err().to_string();
+    assert!(
+        error.contains("no such kernel") && error.contains("all-3"),
+        "{error}"
+    );
+    assert_eq!(home.clusters(), 0);
+    assert!(machines("all-1").is_empty() && machines("all-2").is_empty());
+
+    // Neither does one that is refused before.
+    let builder = home
+        .set(Cluster::builder("all").count(2))
+        .member("all-2", |vm| vm.disk(Size::from_bytes(4096 * 2)));
+    assert!(builder.start().await.is_err());
+    assert_eq!(home.clusters(), 0);
+    for builder in [
+        Cluster::builder("all").count(0),
+        Cluster::builder("all").count(201),
+        Cluster::builder("all"),
+        Cluster::builder("all").count(1).member("No", |vm| vm),
+        Cluster::builder("all").count(2).cpus(0),
+        Cluster::builder("A").count(2),
+    ] {
+        let shown = format!("{builder:?}");
+        assert!(home.set(builder).start().await.is_err(), "{shown}");
+        assert_eq!(home.clusters(), 0, "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn what_existed_survives_a_failed_start() {
+    let home = Home::new();
+    let cluster = home
+        .set(Cluster::builder("ex").count(2))
+        .start()
+        .await
+        .unwrap();
+    cluster.vm("ex-2").unwrap().stop().await.unwrap();
+    let builder = home
+        .set(Cluster::builder("ex").count(3))
+        .member("ex-3", run_by(refuses()));
+    builder.start().await.unwrap_err();
+    assert_eq!(
+        home.states().await,
+        [
+            ("ex/ex-1".to_owned(), VmState::Running),
+            ("ex/ex-2".to_owned(), VmState::Stopped)
+        ]
+    );
+    cluster.destroy().await.unwrap();
+    assert_eq!(home.clusters(), 0);
+}
+
+#[tokio::test]
+async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
+    let home = Home::new();
+    let cluster = home
+        .set(Cluster::builder("kin").count(3))
+        .start()
+        .await
+        .unwrap();
+    let victim = cluster.vm("kin-2").unwrap();
+    kill(machines("kin-2")[0], Signal::SIGKILL).unwrap();
+    let failure = victim.wait().await.unwrap_err().to_string();
+    assert!(
+        failure.contains("kin-2") && failure.contains("SIGKILL"),
+        "{failure}"
+    );
+    let state = |name: &str, state| (format!("kin/{name}"), state);
+    assert_eq!(
+        home.states().await,
+        [
+            state("kin-1", VmState::Running),
+            state("kin-2", VmState::Failed),
+            state("kin-3", VmState::Running)
+        ]
+    );
+    let infos = list(Some(&home.path())).await.unwrap();
+    assert!(infos[1].failure.as_ref().unwrap().contains("SIGKILL"));
+
+    let before = machines("kin-1");
+    victim.start().await.unwrap();
+    assert_eq!(home.states().await[1], state("kin-2", VmState::Running));
+    assert_eq!(list(Some(&home.path())).await.unwrap()[1].ip, victim.ip());
+    assert_eq!(machines("kin-1"), before, "nobody else was touched");
+
+    // Stopped and started, by another handle too.
+    victim.stop().await.unwrap();
+    assert_eq!(home.states().await[1], state("kin-2", VmState::Stopped));
+    let found = Cluster::open_in(Some(&home.path()), "kin").await.unwrap();
+    assert_eq!(found.vm("kin-2").unwrap().ip(), victim.ip());
+    cluster.start().await.unwrap();
+    victim.restart().await.unwrap();
+    victim.kill().await.unwrap();
+    victim.restart().await.unwrap();
+    assert_eq!(home.states().await[1], state("kin-2", VmState::Running));
+    drop(found);
+    cluster.destroy().await.unwrap();
+    assert_eq!(home.clusters(), 0);
+}
+
+#[tokio::test]
+async fn addresses_outlive_the_worker() {
+    let home = Home::new();
+    let builder = home.set(Cluster::builder("keep").count(3).detached());
+    let mut cluster = builder.clone().start().await.unwrap();
+    cluster.remove("keep-1").await.unwrap();
+    let ips: Vec<_> = cluster.members().iter().map(|vm| vm.ip()).collect();
+    cluster.stop().await.unwrap();
+    cluster.stop().await.unwrap();
+    let dir = home.path().join("clusters/keep/worker.sock");
+    eventually("the worker ends with its last machine", || !dir.exists());
+
+    // A member by its own name is started in its cluster.
+    let alone = home
+        .vm(Vm::builder("keep-3").detached())
+        .start()
+        .await
+        .unwrap();
+    assert_eq!((alone.cluster(), alone.ip()), ("keep", ips[1]));
+    let cluster = builder.clone().start().await.unwrap();
+    assert_eq!(cluster.vm("keep-2").unwrap().ip(), ips[0]);
+    assert_eq!(cluster.vm("keep-3").unwrap().ip(), ips[1]);
+    assert!(cluster.vm("keep-3").unwrap().was_running());
+    let new = cluster.vm("keep-1").unwrap();
+    assert!(!ips.contains(&new.ip()));
+    remove(Some(&home.path()), "keep-2").await.unwrap();
+    assert!(new.console_tail().await.is_ok(), "the others run on");
+    cluster.vm("keep-3").unwrap().kill().await.unwrap();
+    new.kill().await.unwrap();
+    // With no worker left, a handle starts one.
+    new.start().await.unwrap();
+    assert_eq!(
+        home.states().await[0],
+        ("keep/keep-1".to_owned(), VmState::Running)
+    );
+    for name in ["keep-1", "keep-3"] {
+        remove(Some(&home.path()), name).await.unwrap();
+    }
+    assert_eq!(home.clusters(), 0);
+}
+
+#[tokio::test]
+async fn members_come_and_go_while_others_run() {
+    let home = Home::new();
+    let mut cluster = home.set(Cluster::test().count(2)).start().await.unwrap();
+    // Two at once, which ask for an address at the same time.
+    let mut other = cluster.clone();
+    let (a, b) = tokio::join!(
+        cluster.add("late-1", |vm| vm.cpus(1)),
+        other.add("late-2", |vm| vm)
+    );
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_ne!(a.ip(), b.ip());
+    assert_eq!(cluster.members().len(), 3);
+    let error = cluster.add("bad", run_by(refuses())).await.unwrap_err();
+    assert!(error.to_string().contains("no such kernel"), "{error}");
+    assert!(cluster.vm("bad").is_err());
+    cluster.remove("node-1").await.unwrap();
+    let states = home.states().await;
+    assert_eq!(states.len(), 3, "{states:?}");
+    assert!(states.iter().all(|(_, state)| *state == VmState::Running));
+    drop((cluster, other, a, b));
+    eventually("nothing is left", || home.clusters() == 0);
+}
+
+#[tokio::test]
+async fn a_name_means_one_vm() {
+    let home = Home::new();
+    let tests = [
+        home.set(Cluster::test().count(1)).start().await.unwrap(),
+        home.set(Cluster::test().count(1)).start().await.unwrap(),
+    ];
+    let open = async |name: &str| Vm::open_in(Some(&home.path()), name).await;
+    assert!(matches!(open("node-1").await, Err(Error::Ambiguous { .. })));
+    let full = format!("{}/node-1", tests[1].name());
+    assert_eq!(open(&full).await.unwrap().cluster(), tests[1].name());
+    let named = home
+        .set(Cluster::builder("node").count(1))
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(open("node-1").await.unwrap().cluster(), "node");
+    let other = home
+        .set(Cluster::builder("other"))
+        .member("node-1", |vm| vm);
+    assert!(matches!(other.start().await, Err(Error::NameTaken { .. })));
+    named.destroy().await.unwrap();
+}
+
+#[test]
+fn the_blocking_facade_has_clusters() {
+    let home = Home::new();
+    let mut cluster = blocking::ClusterBuilder::from(home.set(Cluster::test().count(2)))
+        .member("node-1", |vm| vm.cpus(1))
+        .start()
+        .unwrap();
+    cluster.add("node-3", |vm| vm.cpus(1)).unwrap();
+    cluster.vm("node-2").unwrap().restart().unwrap();
+    cluster.remove("node-1").unwrap();
+    let names: Vec<_> = cluster
+        .members()
+        .iter()
+        .map(|vm| vm.name().to_owned())
+        .collect();
+    assert_eq!(names, ["node-2", "node-3"]);
+    cluster.stop().unwrap();
+    cluster.start().unwrap();
+    cluster.destroy().unwrap();
+    assert_eq!(home.clusters(), 0);
+}

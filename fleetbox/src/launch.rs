@@ -1,0 +1,317 @@
+//! Making and starting the members of a cluster together. A VM alone is a cluster of one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::future::{join_all, try_join_all};
+use tokio::time::Instant;
+
+use crate::budget::{self, Budget, Want};
+use crate::builder::{Plan, VmBuilder, blocking, create};
+use crate::images::progress::Silent;
+use crate::images::{Image, ImageRef, Images};
+use crate::lifecycle::{self, Lifetime};
+use crate::names::Name;
+use crate::process::ProcessError;
+use crate::store::{Store, StoreError, VmDir};
+use crate::timing::{Clock, Phase};
+use crate::vm::Vm;
+use crate::{Error, Result, preflight};
+
+/// How often a worker is looked for that goes away when it is found.
+const ATTEMPTS: u32 = 3;
+
+/// What is to be started.
+pub(crate) struct Launch {
+    /// The cluster. If `alone`, the name of the VM, which may be a member of another one.
+    pub(crate) cluster: Name,
+    /// A VM alone, whose failed start leaves it for a look at it. Of a cluster all members are
+    /// started or none.
+    pub(crate) alone: bool,
+    pub(crate) lifetime: Lifetime,
+    pub(crate) home: Option<PathBuf>,
+    pub(crate) members: Vec<VmBuilder>,
+}
+
+/// A member as it is found or to be made.
+struct Member {
+    builder: VmBuilder,
+    plan: Plan,
+    /// Its image, if it does not exist.
+    image: Option<Image>,
+}
+
+impl Launch {
+    /// Starts all members, creating those that do not exist, and waits until they answer by SSH.
+    /// Unless it is one VM alone, what was created or started by this call is undone when one
+    /// fails.
+    pub(crate) async fn start(self) -> Result<(Store, Vec<Vm>)> {
+        let mut clock = Clock::start();
+        let mut members = Vec::new();
+        for builder in self.members {
+            let plan = builder.plan()?;
+            members.push(Member {
+                builder,
+                plan,
+                image: None,
+            });
+        }
+        let budget = match members.iter().find_map(|member| member.builder.budget) {
+            Some(budget) => budget,
+            None => Budget::from_env()?,
+        };
+        if members.iter().any(|member| member.builder.needs_kvm()) {
+            preflight::check()?;
+        }
+        clock.done(Phase::Preflight);
+        let home = match self.home {
+            Some(home) => home,
+            None => Store::default_home()?,
+        };
+        let store = blocking(move || Ok(Store::open(home)?)).await?;
+        {
+            let store = store.clone();
+            blocking(move || {
+                // What cannot be swept hinders no start.
+                if let Err(error) = lifecycle::sweep(&store) {
+                    tracing::warn!(%error, "cannot remove what killed processes left");
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        let cluster = match existing_elsewhere(&store, &self.cluster, &members, self.lifetime)? {
+            None => self.cluster,
+            Some(vm) if self.alone => vm.cluster().clone(),
+            Some(vm) => {
+                return Err(Error::NameTaken {
+                    name: vm.name().clone(),
+                    cluster: vm.cluster().clone(),
+                });
+            }
+        };
+        let wants = wants(&store, &cluster, &members)?;
+        budget.check(&wants)?;
+        find_images(&store, &cluster, &mut members).await?;
+        clock.done(Phase::Image);
+
+        let progress = match members.as_slice() {
+            [member, ..] => Arc::clone(&member.builder.progress),
+            [] => Arc::new(Silent),
+        };
+        let lease = budget::acquire(&store, budget, wants, progress.as_ref()).await?;
+        clock.done(Phase::Memory);
+        let members = Arc::new(members);
+        let mut attempts = ATTEMPTS;
+        let mut lease = Some(lease);
+        let mut created = Vec::new();
+        let vms = loop {
+            let (mut vms, new) = attach(&store, &cluster, self.lifetime, &members).await?;
+            created.extend(new);
+            clock.done(Phase::Create);
+            let started = join_all(vms.iter().map(Vm::start_machine)).await;
+            let ended = |result: &Result<bool>| {
+                matches!(
+                    result,
+                    Err(Error::Process(
+                        ProcessError::NoWorker { .. } | ProcessError::Lost { .. }
+                    ))
+                )
+            };
+            // The worker was about to end when it was found.
+            if attempts > 1 && started.iter().any(ended) {
+                attempts -= 1;
+                continue;
+            }
+            // Those that run hold their own locks now, which count as long as they run.
+            drop(lease.take());
+            let mut failure = None;
+            for (vm, started) in vms.iter_mut().zip(started) {
+                match started {
+                    Ok(already) => vm.set_was_running(already),
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+            clock.done(Phase::Machine);
+            let ready = match failure {
+                Some(error) => Err(error),
+                None => {
+                    let ready = vms.iter().zip(members.iter()).map(|(vm, member)| {
+                        let deadline = Instant::now() + member.builder.boot_timeout;
+                        vm.wait_until_up(deadline)
+                    });
+                    try_join_all(ready).await.map(drop)
+                }
+            };
+            match ready {
+                Ok(()) => break vms,
+                Err(error) => {
+                    if !self.alone {
+                        undo(vms, &created).await;
+                    }
+                    return Err(error);
+                }
+            }
+        };
+        clock.done(Phase::Boot);
+        let timings = clock.finish();
+        tracing::info!(%cluster, vms = vms.len(), %timings, "started");
+        let vms = vms
+            .into_iter()
+            .map(|vm| vm.with_timings(timings.clone()))
+            .collect();
+        Ok((store, vms))
+    }
+}
+
+/// A VM of a member's name in another cluster, if the member does not exist. A name is that of one
+/// VM only, but of those that are deleted with their owners, which are nobody else's business.
+fn existing_elsewhere(
+    store: &Store,
+    cluster: &Name,
+    members: &[Member],
+    lifetime: Lifetime,
+) -> Result<Option<VmDir>> {
+    if lifetime == Lifetime::Ephemeral {
+        return Ok(None);
+    }
+    for member in members {
+        let name = &member.plan.name;
+        if store.cluster(cluster).vm(name).is_none() {
+            let mut found = store.find(name)?.into_iter();
+            if let Some(vm) = found.find(|vm| !lifecycle::is_ephemeral(vm)) {
+                return Ok(Some(vm));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The memory of the members that do not run.
+fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result<Vec<Want>> {
+    let mut wants = Vec::new();
+    for Member { plan, .. } in members {
+        let memory = match store.cluster(cluster).vm(&plan.name) {
+            Some(vm) if vm.is_running()? => continue,
+            Some(vm) => vm.record()?.memory,
+            None => plan.memory,
+        };
+        wants.push(Want::new(cluster.clone(), plan.name.clone(), memory));
+    }
+    Ok(wants)
+}
+
+/// Downloads the images of the members that do not exist, each once.
+async fn find_images(store: &Store, cluster: &Name, members: &mut [Member]) -> Result<()> {
+    let images = Images::new(store)?;
+    let cluster = store.cluster(cluster);
+    let mut known: Vec<(ImageRef, Image)> = Vec::new();
+    for member in members {
+        if cluster.vm(&member.plan.name).is_some() {
+            continue;
+        }
+        let wanted = &member.plan.image;
+        if let Some((_, image)) = known.iter().find(|(known, _)| known == wanted) {
+            member.image = Some(image.clone());
+            continue;
+        }
+        let resolved = images.resolve(wanted)?;
+        let image = images
+            .pull(&resolved, member.builder.progress.as_ref())
+            .await?;
+        known.push((wanted.clone(), image.clone()));
+        member.image = Some(image);
+    }
+    Ok(())
+}
+
+/// Finds or starts the cluster's worker, and creates the members that do not exist; their names.
+async fn attach(
+    store: &Store,
+    cluster: &Name,
+    lifetime: Lifetime,
+    members: &Arc<Vec<Member>>,
+) -> Result<(Vec<Vm>, Vec<Name>)> {
+    let runtime = tokio::runtime::Handle::current();
+    let (store, cluster, members) = (store.clone(), cluster.clone(), Arc::clone(members));
+    blocking(move || {
+        let mut created = Vec::new();
+        let prepare = || {
+            for member in members.iter() {
+                if make(&store, &cluster, member, lifetime)? {
+                    created.push(member.plan.name.clone());
+                }
+            }
+            Ok(())
+        };
+        let dir = store.cluster(&cluster);
+        let attached = lifecycle::attach(&store, &cluster, lifetime, &runtime, prepare);
+        let vms = attached.and_then(|attached| {
+            let vm = |member: &Member| {
+                let vm = dir.vm(&member.plan.name).ok_or_else(|| Error::NoVm {
+                    name: member.plan.name.clone(),
+                })?;
+                let record = vm.record()?;
+                let ignored = if member.image.is_none() {
+                    member.builder.ignored(&record)
+                } else {
+                    Vec::new()
+                };
+                if !ignored.is_empty() {
+                    tracing::warn!(vm = %record.name, ?ignored, "the VM exists; these options are ignored");
+                }
+                let vm = Vm::new(&store, vm, record, &attached)?;
+                Ok(member.builder.equip(vm).ignoring(ignored))
+            };
+            members.iter().map(vm).collect::<Result<Vec<_>>>()
+        });
+        match vms {
+            Ok(vms) => Ok((vms, created)),
+            Err(error) => {
+                // Nothing has been started of what this call has created.
+                for vm in created.iter().filter_map(|name| dir.vm(name)) {
+                    if let Err(error) = vm.destroy() {
+                        tracing::warn!(vm = %vm.name(), %error, "cannot delete");
+                    }
+                }
+                Err(error)
+            }
+        }
+    })
+    .await
+}
+
+/// Creates a member that does not exist; false if it does.
+fn make(store: &Store, cluster: &Name, member: &Member, lifetime: Lifetime) -> Result<bool> {
+    if store.cluster(cluster).vm(&member.plan.name).is_some() {
+        return Ok(false);
+    }
+    let Some(image) = &member.image else {
+        // Another process has removed it since it was looked up.
+        return Err(Error::NoVm {
+            name: member.plan.name.clone(),
+        });
+    };
+    match create(store, cluster, &member.plan, image, lifetime) {
+        Ok(_) => Ok(true),
+        Err(Error::Store(StoreError::Exists { .. })) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what was created, and kills what was started.
+async fn undo(vms: Vec<Vm>, created: &[Name]) {
+    for vm in vms {
+        let name = vm.name().to_owned();
+        let undone = if created.iter().any(|created| created.as_str() == name) {
+            vm.destroy().await
+        } else if vm.was_running() {
+            Ok(())
+        } else {
+            vm.kill().await
+        };
+        if let Err(error) = undone {
+            tracing::debug!(vm = name, %error, "its start is not undone");
+        }
+    }
+}
