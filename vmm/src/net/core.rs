@@ -19,8 +19,10 @@ use super::frame::{
     self, ACK, Arp, BROADCAST, ETHERNET, IPV4, Ipv4, Ipv4Header, MAX_FRAME, MTU, Mac, PROTO_ICMP,
     PROTO_TCP, PROTO_UDP, SYN, TCP, TYPE_ARP, TYPE_IPV4, Tcp, UDP, Udp, Unreachable, be16, put,
 };
+use super::links::{LinkEnd, Links};
+use super::pipe::{Arrival, Fate, GATEWAY};
 use super::port::{Port, RECEIVE_BUFFER, count, is_gone};
-use super::tcp::TcpTable;
+use super::tcp::{TcpTable, Timer};
 use super::udp::UdpTable;
 
 /// The gateway's hardware address: locally administered, and never given to a guest.
@@ -28,6 +30,8 @@ pub(super) const GATEWAY_MAC: Mac = [0x02, 0xf1, 0xee, 0x7b, 0x0c, 0x01];
 
 /// Frames read from one member before others have their turn.
 const TURN: usize = 64;
+/// Frames that arrive from impaired links before others have their turn.
+const ARRIVALS: usize = 256;
 /// Learned hardware addresses; more are flooded to, as on a switch whose table is full.
 const MAX_LEARNED: usize = 1024;
 /// How long a learned hardware address is good for.
@@ -47,10 +51,18 @@ pub(super) struct Core {
     pub(super) tcp: TcpTable,
     pub(super) udp: UdpTable,
     pub(super) dns: Dns,
+    pub(super) links: Rc<Links>,
     /// Where smoltcp's clock starts.
     pub(super) epoch: Instant,
     /// Identification of fragmented packets.
     packet_id: Cell<u16>,
+}
+
+/// What a frame has for the gateway.
+#[derive(Debug)]
+enum ForGateway<'a> {
+    Arp(Arp),
+    Ip(Ipv4<'a>),
 }
 
 /// A new member, checked as far as it can be without the others.
@@ -73,6 +85,7 @@ impl Core {
             next_port: Cell::new(1),
             tcp: TcpTable::default(),
             udp: UdpTable::default(),
+            links: Rc::default(),
             epoch: Instant::now(),
             packet_id: Cell::new(rand::random()),
         }
@@ -89,7 +102,7 @@ impl Core {
             .ports
             .borrow()
             .iter()
-            .filter(|port| port.name == joining.name && !port.up.get())
+            .filter(|port| port.is_named(&joining.name) && !port.up.get())
             .cloned()
             .collect();
         for port in ended {
@@ -101,7 +114,7 @@ impl Core {
         }
         let taken = |what, value: String| Err(NetworkError::Taken { what, value });
         for port in self.ports.borrow().iter() {
-            if port.name == joining.name {
+            if port.is_named(&joining.name) {
                 return taken("name", joining.name);
             }
             if port.mac == joining.mac {
@@ -113,15 +126,15 @@ impl Core {
         }
         let ip = self.address_for(&joining)?;
         let id = self.next_port.get();
-        self.next_port.set(id.wrapping_add(1));
-        let port =
-            Port::new(id, joining.name.clone(), joining.mac, ip, socket).map_err(|source| {
-                NetworkError::Host {
-                    what: "register the member's socket",
-                    source,
-                }
-            })?;
+        self.next_port.set(id.wrapping_add(1).max(GATEWAY + 1));
+        let port = Port::new(id, &joining, ip, socket, self.links.clone()).map_err(|source| {
+            NetworkError::Host {
+                what: "register the member's socket",
+                source,
+            }
+        })?;
         let port = Rc::new(port);
+        self.links.join(id, &port.name);
         self.addresses.borrow_mut().insert(joining.name, ip);
         self.learned.borrow_mut().remove(&port.mac);
         self.ports.borrow_mut().push(port.clone());
@@ -174,6 +187,7 @@ impl Core {
     /// Ends all that belongs to a member's link.
     fn down(&self, port: &Port) {
         port.shut();
+        self.links.leave(port.id);
         self.tcp.end_port(port.id);
         self.udp.end_port(port.id);
         self.learned
@@ -183,7 +197,27 @@ impl Core {
 
     pub(super) fn member(&self, name: &str) -> Option<Rc<Port>> {
         let ports = self.ports.borrow();
-        ports.iter().find(|port| port.name == name).cloned()
+        ports.iter().find(|port| port.is_named(name)).cloned()
+    }
+
+    fn member_by_id(&self, id: u32) -> Option<Rc<Port>> {
+        let ports = self.ports.borrow();
+        ports.iter().find(|port| port.id == id).cloned()
+    }
+
+    /// An end of a link as links are kept: a member that is, was or is to be attached.
+    pub(super) fn link_end(&self, end: LinkEnd) -> Result<LinkEnd, NetworkError> {
+        let end = end.normal();
+        if let LinkEnd::Member(name) = &end {
+            let known = |other: &String| other.eq_ignore_ascii_case(name);
+            let known = self.names.borrow().contains_key(name)
+                || self.member(name).is_some()
+                || self.addresses.borrow().keys().any(known);
+            if !known {
+                return Err(NetworkError::NoMember(name.clone()));
+            }
+        }
+        Ok(end)
     }
 
     pub(super) fn member_at(&self, ip: Ipv4Addr) -> Option<Rc<Port>> {
@@ -212,13 +246,14 @@ impl Core {
         let body = frame.get(ETHERNET..)?;
         let group = to[0] & 1 != 0;
         let mut others = true;
+        let mut for_gateway = None;
         match ethertype {
             TYPE_ARP => {
                 let arp = Arp::parse(body)?;
                 self.check_source(port, arp.sender_ip)?;
                 others = arp.target_ip != self.config.subnet.gateway();
                 if !others && arp.operation == Arp::REQUEST {
-                    self.answer_arp(port, &arp);
+                    for_gateway = Some(ForGateway::Arp(arp));
                 }
             }
             TYPE_IPV4 => {
@@ -233,29 +268,77 @@ impl Core {
                     others = be16(packet.payload, 2) != Some(dhcp::SERVER_PORT);
                 }
                 if to == GATEWAY_MAC || group {
-                    self.gateway(port, from, &packet);
+                    for_gateway = Some(ForGateway::Ip(packet));
                 }
             }
             _ => {}
+        }
+        if let Some(content) = for_gateway
+            && self.passes(port.id, GATEWAY, frame)
+        {
+            self.to_gateway(port, from, &content);
         }
         if to == GATEWAY_MAC || !others {
             return Some(());
         }
         match self.port_of(to).filter(|_| !group) {
             Some(target) if target.id == port.id => {}
-            Some(target) => {
-                target.push(frame.len(), |slot| slot.copy_from_slice(frame));
-            }
+            Some(target) => self.to_member(port, &target, frame),
             None if port.may_flood() => {
                 for target in self.ports.borrow().iter() {
                     if target.id != port.id {
-                        target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+                        self.to_member(port, target, frame);
                     }
                 }
             }
             None => count(&port.counters.dropped, 1),
         }
         Some(())
+    }
+
+    /// Whether a frame is to be handed over now; if not it is lost or under way.
+    fn passes(&self, from: u32, to: u32, frame: &[u8]) -> bool {
+        match self.links.path(from, to) {
+            None => true,
+            Some(path) => self.links.send(&path, frame) == Fate::Now,
+        }
+    }
+
+    fn to_member(&self, port: &Port, target: &Port, frame: &[u8]) {
+        if self.passes(port.id, target.id, frame) {
+            target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+        }
+    }
+
+    fn to_gateway(self: &Rc<Self>, port: &Rc<Port>, from: Mac, content: &ForGateway<'_>) {
+        match content {
+            ForGateway::Arp(arp) => self.answer_arp(port, arp),
+            ForGateway::Ip(packet) => self.gateway(port, from, packet),
+        }
+    }
+
+    /// Hands over a frame that an impaired link has delayed.
+    fn deliver(self: &Rc<Self>, arrival: &Arrival) {
+        let frame = &arrival.frame[..];
+        if arrival.to != GATEWAY {
+            if let Some(target) = self.member_by_id(arrival.to) {
+                target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+            }
+            return;
+        }
+        let (Some(port), Some(from)) = (self.member_by_id(arrival.from), frame::mac_at(frame, 6))
+        else {
+            return;
+        };
+        // It was checked when it was sent.
+        let body = frame.get(ETHERNET..).unwrap_or_default();
+        let content = match be16(frame, 12) {
+            Some(TYPE_ARP) => Arp::parse(body).map(ForGateway::Arp),
+            _ => Ipv4::parse(body).map(ForGateway::Ip),
+        };
+        if let Some(content) = content {
+            self.to_gateway(&port, from, &content);
+        }
     }
 
     /// Notes that `mac` is behind `port`; `None` if it is another member's own.
@@ -314,7 +397,7 @@ impl Core {
     }
 
     fn send_arp(&self, port: &Port, to: Mac, arp: &Arp) {
-        port.push(ETHERNET + Arp::LEN, |frame| {
+        port.push_from_gateway(ETHERNET + Arp::LEN, |frame| {
             frame::ethernet(frame, to, GATEWAY_MAC, TYPE_ARP);
             if let Some(body) = frame.get_mut(ETHERNET..) {
                 arp.write(body);
@@ -487,7 +570,7 @@ impl Core {
                     (offset / 8) as u16 | if more { frame::MORE_FRAGMENTS } else { 0 };
             }
             let total = IPV4 + part.len();
-            let sent = port.push(ETHERNET + total, |frame| {
+            let sent = port.push_from_gateway(ETHERNET + total, |frame| {
                 frame::ethernet(frame, mac, GATEWAY_MAC, TYPE_IPV4);
                 if let Some(packet) = frame.get_mut(ETHERNET..) {
                     header.write(packet, total);
@@ -523,6 +606,43 @@ impl Core {
             port.flush();
         }
     }
+}
+
+/// Hands over what arrives from impaired links, and tells flows when these have room. One task
+/// with one timer for all of them.
+pub(super) async fn pump(core: Rc<Core>) {
+    use std::task::Poll;
+    let mut timer = Timer::new();
+    std::future::poll_fn(|cx| -> Poll<()> {
+        core.links.set_pump(cx.waker());
+        let now = Instant::now();
+        let mut arrivals = 0;
+        while arrivals < ARRIVALS
+            && let Some(arrival) = core.links.arrived(now)
+        {
+            core.deliver(&arrival);
+            arrivals += 1;
+        }
+        if arrivals > 0 {
+            core.flush();
+        }
+        if arrivals == ARRIVALS {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut next = core.links.next();
+        for port in core.ports.borrow().iter().filter(|port| port.is_awaited()) {
+            match core.links.room_at(port.id) {
+                Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                None => port.wake_waiting(),
+            }
+        }
+        if let Some(next) = next {
+            timer.arm(cx, next);
+        }
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Reads a member's frames and sends what waits for it, until its link ends.

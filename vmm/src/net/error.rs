@@ -46,6 +46,16 @@ pub enum NetworkError {
         /// The network.
         subnet: String,
     },
+    /// No link can be like that.
+    #[error("{value} cannot be the {what} of a link: {why}")]
+    Condition {
+        /// `latency`, `loss` or `bandwidth`.
+        what: &'static str,
+        /// What was given.
+        value: String,
+        /// What is possible.
+        why: &'static str,
+    },
     /// There is no room for another member.
     #[error("the network is full: it has {0} members; use a larger subnet or a higher limit")]
     Full(usize),

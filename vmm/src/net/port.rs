@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
@@ -14,7 +15,10 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::core::Joining;
 use super::frame::{MAX_FRAME, Mac};
+use super::links::Links;
+use super::pipe::{Fate, GATEWAY};
 
 /// Bytes a frame may take in the queue.
 const SLOT: usize = 1536;
@@ -118,6 +122,8 @@ pub(super) struct Port {
     writer: RefCell<Option<Waker>>,
     /// Flows that wait for room in the ring.
     waiting: RefCell<Vec<Waker>>,
+    /// What hinders frames of the gateway.
+    links: Rc<Links>,
 }
 
 /// Broadcasts a second, and at once, that a member may send to the others.
@@ -143,18 +149,18 @@ impl Port {
     /// Must be called on the network's runtime.
     pub(super) fn new(
         id: u32,
-        name: String,
-        mac: Mac,
+        joining: &Joining,
         ip: Ipv4Addr,
         socket: OwnedFd,
+        links: Rc<Links>,
     ) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the
         // `AsyncFd` that owns it gives it to nobody.
         let socket = unsafe { AsyncFd::register(socket) }?;
         Ok(Self {
             id,
-            name,
-            mac,
+            name: joining.name.clone(),
+            mac: joining.mac,
             ip,
             counters: PortCounters::default(),
             up: Cell::new(true),
@@ -167,7 +173,13 @@ impl Port {
             blocked: Cell::new(false),
             writer: RefCell::new(None),
             waiting: RefCell::new(Vec::new()),
+            links,
         })
+    }
+
+    /// Names are compared as DNS compares them.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
     }
 
     /// Waits until a frame can be read, or the other end is gone.
@@ -193,12 +205,30 @@ impl Port {
         if !waiting.iter().any(|other| other.will_wake(waker)) {
             waiting.push(waker.clone());
         }
+        if self.links.room_at(self.id).is_some() {
+            self.links.wake();
+        }
         false
     }
 
-    /// Whether bulk data has room.
+    /// Whether bulk data has room, here and on the gateway's link.
     pub(super) fn has_room(&self) -> bool {
-        self.ring.borrow().count + RESERVED < SLOTS
+        self.ring.borrow().count + RESERVED < SLOTS && self.links.room_at(self.id).is_none()
+    }
+
+    /// Whether flows wait for room.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+
+    /// Tells flows that there is room, if there is plenty.
+    pub(super) fn wake_waiting(&self) {
+        let much = self.ring.borrow().count < SLOTS / 2;
+        if much && self.is_awaited() && self.has_room() {
+            for waker in self.waiting.borrow_mut().drain(..) {
+                waker.wake();
+            }
+        }
     }
 
     /// Queues a frame of `len` bytes that `fill` writes; false, and counted, if there is no room.
@@ -224,6 +254,30 @@ impl Port {
             }
         } else {
             count(&self.counters.dropped, 1);
+        }
+        result
+    }
+
+    /// [`Self::push`] for the gateway's own frames, which its link to the member may hinder.
+    /// What is lost there counts as sent.
+    pub(super) fn push_from_gateway(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+        self.write_from_gateway(len, |frame| frame.map(fill))
+            .is_some()
+    }
+
+    /// [`Self::write`] for the gateway's own frames.
+    pub(super) fn write_from_gateway<R>(
+        &self,
+        len: usize,
+        fill: impl FnOnce(Option<&mut [u8]>) -> R,
+    ) -> R {
+        let Some(path) = self.links.path(GATEWAY, self.id) else {
+            return self.write(len, fill);
+        };
+        let mut frame = vec![0; len];
+        let result = fill(Some(&mut frame));
+        if self.links.send(&path, &frame) == Fate::Now {
+            self.push(len, |slot| slot.copy_from_slice(&frame));
         }
         result
     }
@@ -256,11 +310,8 @@ impl Port {
             }
             ring.pop();
         }
-        if ring.count < SLOTS / 2 {
-            for waker in self.waiting.borrow_mut().drain(..) {
-                waker.wake();
-            }
-        }
+        drop(ring);
+        self.wake_waiting();
     }
 
     /// Sends what waits whenever the kernel takes it; never completes unless the socket fails.

@@ -48,7 +48,7 @@ pub(super) struct Outgoing<'a> {
 
 impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        self.port.write(ETHERNET + len, |frame| {
+        self.port.write_from_gateway(ETHERNET + len, |frame| {
             let Some((header, packet)) =
                 frame.and_then(|frame| frame.split_at_mut_checked(ETHERNET))
             else {

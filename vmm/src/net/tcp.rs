@@ -544,13 +544,13 @@ impl Progress {
 
 /// A timer that is moved only when it would come too late: retransmission deadlines move with
 /// every segment and hardly ever come.
-struct Timer {
+pub(super) struct Timer {
     sleep: Pin<Box<Sleep>>,
     at: Instant,
 }
 
 impl Timer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let at = Instant::now();
         Self {
             sleep: Box::pin(tokio::time::sleep_until(at.into())),
@@ -559,7 +559,7 @@ impl Timer {
     }
 
     /// Wakes the task no later than `at`, and no earlier than in a millisecond.
-    fn arm(&mut self, cx: &mut Context<'_>, at: Instant) {
+    pub(super) fn arm(&mut self, cx: &mut Context<'_>, at: Instant) {
         let now = Instant::now();
         if at < self.at || self.at <= now {
             self.at = at.max(now + Duration::from_millis(1));

@@ -1,5 +1,6 @@
 //! The network as a guest meets it.
 
+mod faults;
 mod guest;
 mod inbound;
 mod link;

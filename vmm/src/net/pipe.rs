@@ -1,0 +1,555 @@
+//! The queue of frames on impaired links: what is lost, and when the rest arrives.
+//!
+//! A frame's way from one end to another leads through up to three pipes: all that its sender
+//! sends, the link of the two, all that its receiver receives. Each pipe is a clock that says when
+//! the line is free again, so a frame costs one entry in a heap and no task or timer of its own.
+//! Time is given by the caller, which makes the module testable without waiting.
+
+use std::cell::Cell;
+use std::collections::{BinaryHeap, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::links::LinkConditions;
+
+/// The end of a way that is the gateway; members' identifiers begin above.
+pub(super) const GATEWAY: u32 = 0;
+/// Bytes that may be under way from one sender.
+const MAX_OF_SENDER: usize = 16 << 20;
+/// Bytes that may be under way in all.
+const MAX_HELD: usize = 128 << 20;
+/// What a frame under way costs beside its bytes.
+const OVERHEAD: usize = 128;
+/// Timers are no finer than a millisecond. Frames go up to this much early rather than all of
+/// them late; the pipes' clocks see to it that rates hold all the same.
+const SLACK: Duration = Duration::from_micros(500);
+
+/// One direction of an impaired line.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    latency: Duration,
+    /// In bits per second.
+    bandwidth: Option<u64>,
+    /// Bytes that may wait for the line.
+    queue: u64,
+    /// When the line has sent all that it was given.
+    free: Cell<Option<Instant>>,
+}
+
+impl Pipe {
+    /// `None` where frames pass unhindered.
+    pub(super) fn new(conditions: &LinkConditions) -> Option<Rc<Self>> {
+        let hinders = conditions.bandwidth.is_some() || !conditions.latency.is_zero();
+        hinders.then(|| {
+            Rc::new(Self {
+                latency: conditions.latency,
+                bandwidth: conditions.bandwidth.filter(|bits| *bits > 0),
+                queue: conditions.queue as u64,
+                free: Cell::new(None),
+            })
+        })
+    }
+
+    /// Bytes that wait for the line at `now`.
+    fn backlog(&self, now: Instant) -> u64 {
+        let (Some(bits), Some(free)) = (self.bandwidth, self.free.get()) else {
+            return 0;
+        };
+        let nanos = free.saturating_duration_since(now).as_nanos();
+        u64::try_from(nanos * u128::from(bits) / 8_000_000_000).unwrap_or(u64::MAX)
+    }
+
+    /// When a frame of `len` bytes that comes at `now` has passed; `None` if it finds the queue
+    /// full.
+    fn pass(&self, len: usize, now: Instant) -> Option<Instant> {
+        let Some(bits) = self.bandwidth else {
+            return Some(now + self.latency);
+        };
+        let waiting = self.backlog(now);
+        if waiting > 0 && waiting + len as u64 > self.queue {
+            return None;
+        }
+        let start = self.free.get().map_or(now, |free| free.max(now));
+        let end = start + send_time(len as u64, bits);
+        self.free.set(Some(end));
+        Some(end + self.latency)
+    }
+
+    /// When half of the queue is free; `None` if it is.
+    fn room_at(&self, now: Instant) -> Option<Instant> {
+        let bits = self.bandwidth?;
+        let half = self.queue / 2;
+        if self.backlog(now) <= half {
+            return None;
+        }
+        let free = self.free.get()?;
+        Some(free.checked_sub(send_time(half, bits)).unwrap_or(free))
+    }
+}
+
+/// How long a line of `bits` per second takes for `bytes`.
+fn send_time(bytes: u64, bits: u64) -> Duration {
+    let nanos = u128::from(bytes) * 8_000_000_000 / u128::from(bits.max(1));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4))
+}
+
+/// The chances of one direction of a link: the n-th number is the same in each run with the same
+/// seed and the same names.
+#[derive(Debug)]
+pub(super) struct Dice {
+    key: u64,
+    next: Cell<u64>,
+}
+
+impl Dice {
+    pub(super) fn new(seed: u64, from: &str, to: &str) -> Self {
+        // FNV-1a: unlike the standard library's hashes the same in every version. No name holds
+        // a zero byte.
+        let bytes = from.bytes().chain([0]).chain(to.bytes());
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Self {
+            key: mix(seed ^ mix(hash)),
+            next: Cell::new(0),
+        }
+    }
+
+    /// The next number, at least 0 and below 1.
+    pub(super) fn roll(&self) -> f64 {
+        let index = self.next.get();
+        self.next.set(index.wrapping_add(1));
+        let bits = mix(self.key.wrapping_add(index.wrapping_mul(STEP)));
+        // The 53 bits of a double's fraction.
+        (bits >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// The increment of SplitMix64.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The output function of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mix(seed: u64) -> u64 {
+    let mut bits = seed.wrapping_add(STEP);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// The way of frames from one end to another.
+#[derive(Debug)]
+pub(super) struct Path {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    /// A partition separates the ends.
+    pub(super) cut: bool,
+    /// The probability that a frame is lost.
+    pub(super) loss: f64,
+    pub(super) dice: Rc<Dice>,
+    pub(super) pipes: Vec<Rc<Pipe>>,
+}
+
+impl Path {
+    /// When all pipes have room; `None` if they have.
+    pub(super) fn room_at(&self, now: Instant) -> Option<Instant> {
+        self.pipes.iter().filter_map(|pipe| pipe.room_at(now)).max()
+    }
+}
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is to be handed over at once.
+    Now,
+    /// It is under way.
+    Later,
+    /// It is lost: a partition is between its ends.
+    Cut,
+    /// It is lost by chance.
+    Lost,
+    /// It is lost: too much is under way.
+    Overflow,
+}
+
+/// A frame that has arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Arrival {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    pub(super) frame: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct Held {
+    due: Instant,
+    /// Tells which was sent first among frames that are due together.
+    order: u64,
+    /// How many pipes of the path are behind it.
+    passed: usize,
+    path: Rc<Path>,
+    frame: Box<[u8]>,
+}
+
+impl Held {
+    fn cost(&self) -> usize {
+        self.frame.len() + OVERHEAD
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Held {}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Held {
+    /// The heap has its greatest on top: the one that is due first.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.due, other.order).cmp(&(self.due, self.order))
+    }
+}
+
+/// Frames under way.
+#[derive(Debug, Default)]
+pub(super) struct Transit {
+    held: BinaryHeap<Held>,
+    order: u64,
+    bytes: usize,
+    of_sender: HashMap<u32, usize>,
+    /// Frames that found a queue full on their way.
+    pub(super) overflowed: u64,
+}
+
+impl Transit {
+    /// Sends a frame on its way.
+    pub(super) fn send(&mut self, path: &Rc<Path>, frame: &[u8], now: Instant) -> Fate {
+        if path.cut {
+            return Fate::Cut;
+        }
+        // A number for every frame, lost or not, so that the n-th has the n-th number.
+        if path.dice.roll() < path.loss {
+            return Fate::Lost;
+        }
+        if path.pipes.is_empty() {
+            return Fate::Now;
+        }
+        let cost = frame.len() + OVERHEAD;
+        let of_sender = self.of_sender.entry(path.from).or_insert(0);
+        if *of_sender + cost > MAX_OF_SENDER || self.bytes + cost > MAX_HELD {
+            self.overflowed += 1;
+            return Fate::Overflow;
+        }
+        *of_sender += cost;
+        self.bytes += cost;
+        self.order += 1;
+        let held = Held {
+            due: now,
+            order: self.order,
+            passed: 0,
+            path: path.clone(),
+            frame: frame.into(),
+        };
+        match self.advance(held) {
+            Ok(()) => Fate::Later,
+            Err(_) => Fate::Overflow,
+        }
+    }
+
+    /// Moves a frame into its next pipe; gives back one that has passed all of them.
+    fn advance(&mut self, mut held: Held) -> Result<(), Option<Held>> {
+        let Some(pipe) = held.path.pipes.get(held.passed).cloned() else {
+            self.release(&held);
+            return Err(Some(held));
+        };
+        // The moment it was due, not the one when somebody looked: what a pipe says must not
+        // depend on how late timers are.
+        match pipe.pass(held.frame.len(), held.due) {
+            Some(due) => {
+                held.due = due;
+                held.passed += 1;
+                self.held.push(held);
+                Ok(())
+            }
+            None => {
+                self.overflowed += 1;
+                self.release(&held);
+                Err(None)
+            }
+        }
+    }
+
+    fn release(&mut self, held: &Held) {
+        let cost = held.cost();
+        self.bytes = self.bytes.saturating_sub(cost);
+        if let Some(of_sender) = self.of_sender.get_mut(&held.path.from) {
+            *of_sender = of_sender.saturating_sub(cost);
+            if *of_sender == 0 {
+                self.of_sender.remove(&held.path.from);
+            }
+        }
+    }
+
+    /// The next frame that has arrived by `now`.
+    pub(super) fn arrived(&mut self, now: Instant) -> Option<Arrival> {
+        loop {
+            if self.held.peek()?.due > now + SLACK {
+                return None;
+            }
+            if let Err(Some(held)) = self.held.pop().map_or(Ok(()), |held| self.advance(held)) {
+                return Some(Arrival {
+                    from: held.path.from,
+                    to: held.path.to,
+                    frame: held.frame,
+                });
+            }
+        }
+    }
+
+    /// When the next frame may arrive.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.held.peek().map(|held| held.due)
+    }
+
+    /// Drops what is under way from and to a member.
+    pub(super) fn forget(&mut self, id: u32) {
+        let all = std::mem::take(&mut self.held);
+        for held in all {
+            if held.path.from == id || held.path.to == id {
+                self.release(&held);
+            } else {
+                self.held.push(held);
+            }
+        }
+    }
+
+    /// Bytes under way.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes - self.held.len() * OVERHEAD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path(from: u32, to: u32, loss: f64, conditions: &[LinkConditions]) -> Rc<Path> {
+        Rc::new(Path {
+            from,
+            to,
+            cut: false,
+            loss,
+            dice: Rc::new(Dice::new(7, &from.to_string(), &to.to_string())),
+            pipes: conditions.iter().filter_map(Pipe::new).collect(),
+        })
+    }
+
+    fn delay(millis: u64) -> LinkConditions {
+        LinkConditions {
+            latency: Duration::from_millis(millis),
+            ..LinkConditions::default()
+        }
+    }
+
+    fn rate(bits: u64, queue: usize) -> LinkConditions {
+        LinkConditions {
+            bandwidth: Some(bits),
+            queue,
+            ..LinkConditions::default()
+        }
+    }
+
+    /// All that arrives, and after how many microseconds, looking once per `step`.
+    fn run(transit: &mut Transit, start: Instant, step: Duration) -> Vec<(u64, Arrival)> {
+        let mut seen = Vec::new();
+        let mut now = start;
+        while transit.next().is_some() {
+            while let Some(arrival) = transit.arrived(now) {
+                seen.push(((now - start).as_micros() as u64, arrival));
+            }
+            now += step;
+        }
+        seen
+    }
+
+    #[test]
+    fn latencies_of_a_way_add_up() {
+        let start = Instant::now();
+        let mut transit = Transit::default();
+        let way = path(1, 2, 0.0, &[delay(10), delay(20), delay(5)]);
+        assert_eq!(transit.send(&way, b"frame", start), Fate::Later);
+        assert_eq!(transit.bytes(), 5);
+        assert!(transit.arrived(start + Duration::from_millis(34)).is_none());
+        let arrival = transit.arrived(start + Duration::from_millis(35)).unwrap();
+        assert_eq!((arrival.from, arrival.to), (1, 2));
+        assert_eq!(*arrival.frame, *b"frame");
+        assert_eq!((transit.bytes(), transit.bytes), (0, 0));
+        assert!(transit.of_sender.is_empty());
+    }
+
+    #[test]
+    fn a_line_sends_no_more_than_its_rate() {
+        let start = Instant::now();
+        let mut transit = Transit::default();
+        // A frame of 1000 bytes takes 8 ms.
+        let way = path(1, 2, 0.0, &[rate(1_000_000, 1 << 20)]);
+        for _ in 0..100 {
+            assert_eq!(transit.send(&way, &[0; 1000], start), Fate::Later);
+        }
+        let seen = run(&mut transit, start, Duration::from_millis(1));
+        for (index, (micros, _)) in seen.iter().enumerate() {
+            assert_eq!(*micros, (index as u64 + 1) * 8000);
+        }
+        assert_eq!(seen.len(), 100);
+    }
+
+    #[test]
+    fn a_full_queue_loses_what_comes() {
+        let start = Instant::now();
+        let mut transit = Transit::default();
+        let way = path(1, 2, 0.0, &[rate(1_000_000, 3000)]);
+        let fates: Vec<_> = (0..5)
+            .map(|_| transit.send(&way, &[0; 1000], start))
+            .collect();
+        use Fate::{Later, Overflow};
+        assert_eq!(fates, [Later, Later, Later, Overflow, Overflow]);
+        assert_eq!(transit.overflowed, 2);
+        assert!(way.room_at(start).is_some());
+        let room = way.room_at(start).unwrap();
+        assert_eq!(room - start, Duration::from_millis(12));
+        assert_eq!(way.room_at(room), None);
+        // However small the queue, an idle line takes a frame.
+        let narrow = path(1, 2, 0.0, &[rate(1_000_000, 0)]);
+        assert_eq!(transit.send(&narrow, &[0; 1500], start), Later);
+        assert_eq!(transit.send(&narrow, &[0; 1500], start), Overflow);
+    }
+
+    #[test]
+    fn frames_of_two_senders_share_the_line_of_their_receiver() {
+        let start = Instant::now();
+        let mut transit = Transit::default();
+        let line = Pipe::new(&rate(8_000_000, 1 << 20)).unwrap();
+        let shared = |from: u32, first: LinkConditions| {
+            let mut pipes: Vec<_> = Pipe::new(&first).into_iter().collect();
+            pipes.push(line.clone());
+            Rc::new(Path {
+                from,
+                to: 9,
+                cut: false,
+                loss: 0.0,
+                dice: Rc::new(Dice::new(0, "", "")),
+                pipes,
+            })
+        };
+        let (far, near) = (shared(1, delay(50)), shared(2, LinkConditions::default()));
+        // The far one sends first, yet its frame does not hold up the line while it travels.
+        transit.send(&far, &[1; 1000], start);
+        transit.send(&near, &[2; 1000], start);
+        let seen = run(&mut transit, start, Duration::from_millis(1));
+        let order: Vec<_> = seen.iter().map(|(at, seen)| (*at, seen.from)).collect();
+        assert_eq!(order, [(1000, 2), (51_000, 1)]);
+    }
+
+    #[test]
+    fn what_one_sender_has_under_way_is_bounded() {
+        let start = Instant::now();
+        let mut transit = Transit::default();
+        let way = path(1, 2, 0.0, &[delay(1000)]);
+        let sent = (0..20_000)
+            .take_while(|_| transit.send(&way, &[0; 1500], start) == Fate::Later)
+            .count();
+        assert!((9000..12_000).contains(&sent), "{sent}");
+        assert!(transit.bytes <= MAX_OF_SENDER);
+        // Others are not affected.
+        let other = path(3, 2, 0.0, &[delay(1000)]);
+        assert_eq!(transit.send(&other, &[0; 1500], start), Fate::Later);
+        transit.forget(1);
+        assert_eq!(transit.bytes(), 1500);
+        assert_eq!(run(&mut transit, start, Duration::from_millis(50)).len(), 1);
+    }
+
+    #[test]
+    fn the_dice_are_the_same_everywhere() {
+        let rolls = |seed, from, to| {
+            let dice = Dice::new(seed, from, to);
+            std::iter::repeat_with(move || (dice.roll() * 1000.0) as u32)
+                .take(5)
+                .collect::<Vec<_>>()
+        };
+        // Whoever changes these changes the outcome of somebody's tests.
+        assert_eq!(rolls(1, "a", "b"), EXPECTED);
+        assert_ne!(rolls(1, "b", "a"), EXPECTED);
+        assert_ne!(rolls(2, "a", "b"), EXPECTED);
+        assert_ne!(rolls(1, "ab", ""), rolls(1, "a", "b"));
+    }
+    const EXPECTED: [u32; 5] = [698, 959, 350, 911, 421];
+
+    proptest! {
+        #[test]
+        fn losses_are_as_frequent_as_asked(seed: u64, percent in 0u32..=100) {
+            let loss = f64::from(percent) / 100.0;
+            let dice = Dice::new(seed, "node-1", "node-2");
+            let lost = (0..10_000).filter(|_| dice.roll() < loss).count() as f64 / 10_000.0;
+            // Five standard deviations of the worst case.
+            prop_assert!((lost - loss).abs() <= 0.025, "{lost} of {loss}");
+        }
+
+        #[test]
+        fn nothing_is_reordered_lost_or_early(
+            frames in prop::collection::vec((0u64..3000, 1usize..1600), 1..80),
+            latency in 0u64..100,
+            bits in prop_oneof![Just(None), (10_000u64..10_000_000).prop_map(Some)],
+            step in 100u64..20_000,
+        ) {
+            let start = Instant::now();
+            let mut transit = Transit::default();
+            let conditions = LinkConditions {
+                latency: Duration::from_millis(latency.max(1)),
+                bandwidth: bits,
+                queue: usize::MAX,
+                ..LinkConditions::default()
+            };
+            let way = path(1, 2, 0.0, &[conditions]);
+            let mut at = start;
+            let mut sent = Vec::new();
+            let mut seen = Vec::new();
+            let step = Duration::from_micros(step);
+            for (index, (gap, len)) in frames.iter().enumerate() {
+                at += Duration::from_micros(*gap);
+                let mut frame = vec![0; *len];
+                frame[0] = index as u8;
+                prop_assert_eq!(transit.send(&way, &frame, at), Fate::Later);
+                sent.push((at, frame));
+            }
+            let mut now = start;
+            while transit.next().is_some() {
+                while let Some(arrival) = transit.arrived(now) {
+                    seen.push((now, arrival.frame));
+                }
+                now += step;
+            }
+            prop_assert_eq!(seen.len(), sent.len());
+            let mut line = start;
+            for ((sent, frame), (seen, arrived)) in sent.iter().zip(&seen) {
+                prop_assert_eq!(&frame[..], &arrived[..]);
+                line = line.max(*sent);
+                if let Some(bits) = bits {
+                    line += send_time(frame.len() as u64, bits);
+                }
+                let due = line + Duration::from_millis(latency.max(1));
+                prop_assert!(*seen + SLACK >= due);
+                prop_assert!(*seen <= due + step);
+            }
+            prop_assert_eq!(transit.bytes, 0);
+        }
+    }
+}
