@@ -36,7 +36,6 @@ const IMAGES: &[(&str, &str)] = &[
 ];
 
 const EMULATOR: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
     ("mmdebstrap", "mmdebstrap"),
     ("mke2fs", "e2fsprogs"),
     ("dpkg-deb", "dpkg"),
@@ -104,14 +103,9 @@ fn install(packages: &[&str]) -> Result<()> {
             .args(["update", "-q"])
             .limit(180)
             .run()?;
-        let conflict = needs_backports(packages)?;
-        // The emulated host is measured and tested with QEMU 10, and Debian 12 has 7.2.
-        let old = packages.contains(&"qemu-system-x86") && debian::codename()? == "bookworm";
-        if conflict || old {
-            let newer = from_backports(packages);
-            if newer.is_ok() || conflict {
-                return newer;
-            }
+        // A qemu-system-x86 from backports may be installed, with which the release's own qemu-utils conflicts.
+        if needs_backports(packages)? {
+            return from_backports(packages);
         }
         apt_install(&[], packages)
     })
@@ -139,8 +133,7 @@ fn apt_install(options: &[&str], packages: &[&str]) -> Result<()> {
         .run()
 }
 
-/// Whether the release's own packages conflict with what is installed already, as Debian 12's QEMU does with a
-/// qemu-utils from backports.
+/// Whether the release's own packages conflict with what is installed already.
 fn needs_backports(packages: &[&str]) -> Result<bool> {
     let simulation = Cmd::new("apt-get")
         .args(["install", "-s", "--no-install-recommends"])

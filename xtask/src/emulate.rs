@@ -5,6 +5,7 @@
 //! copy-on-write layer). The command's files come on further disks and appear at the paths they have outside.
 
 mod disks;
+mod emulator;
 mod host;
 mod initrd;
 mod qemu;
@@ -17,6 +18,7 @@ use crate::bail;
 use crate::deps;
 use crate::error::{Context, Error, Result};
 
+use emulator::Emulator;
 use qemu::Ended;
 pub use qemu::Outcome;
 
@@ -25,8 +27,8 @@ pub(crate) use initrd::{decompress, load_order};
 
 /// How often a command is started when the emulated host's kernel panics.
 ///
-/// QEMU's emulation of AMD-V now and then delivers an interrupt to the host between VMRUN's exit and STGI, on which
-/// Linux cannot but panic. That says nothing about the command; a command that fails is never tried again.
+/// Versions of QEMU before [`emulator`]'s delivered an interrupt to the host between VMRUN's exit and STGI now and then,
+/// on which Linux cannot but panic. That says nothing about the command; a command that fails is never tried again.
 const ATTEMPTS: u32 = 3;
 
 /// A file to be put at hand in the emulated host.
@@ -156,12 +158,13 @@ impl Emulation {
     /// quotes the end of the host's console.
     pub fn run(&self) -> Result<Outcome> {
         deps::ensure(&[deps::Need::Emulator])?;
+        let emulator = Emulator::prepare()?;
         let host = host::prepare()?;
         let disks = disks::prepare(&self.files)?;
         let initrd = initrd::build(&host, &self.script(&disks)?)?;
         let mut attempt = 1;
         loop {
-            match qemu::run(self, &host, &disks, &initrd)? {
+            match qemu::run(self, &emulator, &host, &disks, &initrd)? {
                 Ended::Command(outcome) => return Ok(outcome),
                 Ended::Panicked(console) if attempt == ATTEMPTS => bail!(
                     "the emulated host's own kernel panicked {ATTEMPTS} times, last with {console}"

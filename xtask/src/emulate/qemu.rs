@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Emulation;
 use super::disks::Disks;
+use super::emulator::Emulator;
 use super::host::Host;
 use crate::bail;
 use crate::error::{Context, Error, Result};
@@ -59,6 +60,7 @@ impl Drop for Kill {
 
 pub(super) fn run(
     emulation: &Emulation,
+    emulator: &Emulator,
     host: &Host,
     disks: &Disks,
     initrd: &[u8],
@@ -66,7 +68,7 @@ pub(super) fn run(
     let start = Instant::now();
     let initrd = memory_file(initrd)?;
     let [console, out, err, status] = [channel()?, channel()?, channel()?, channel()?];
-    let mut command = command_line(emulation, host, disks);
+    let mut command = command_line(emulation, emulator, host, disks);
     command
         .arg("-initrd")
         .arg(format!("/proc/self/fd/{}", initrd.as_raw_fd()));
@@ -167,8 +169,8 @@ pub(super) fn run(
     }
 }
 
-fn command_line(emulation: &Emulation, host: &Host, disks: &Disks) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+fn command_line(emulation: &Emulation, emulator: &Emulator, host: &Host, disks: &Disks) -> Command {
+    let mut command = emulator.command();
     command
         .args([
             "-M",
@@ -256,9 +258,7 @@ fn spawn(mut command: Command, inherited: &[i32; 6]) -> Result<Child> {
     // SAFETY: between fork and exec the closure makes only system calls that are async-signal-safe (fcntl), takes no
     // lock and allocates nothing.
     unsafe { command.pre_exec(before_exec) };
-    command
-        .spawn()
-        .context(|| "cannot start qemu-system-x86_64")
+    command.spawn().context(|| "cannot start QEMU")
 }
 
 /// Copies a channel to a stream as it comes.
