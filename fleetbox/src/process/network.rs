@@ -7,6 +7,17 @@ use fleetbox_vmm::net::{
 };
 
 use crate::names::MAX_COUNT;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Raises the limit of open descriptors as far as the host lets anybody: each connection through
+/// the gateway takes one, and the usual limit of 1024 is kept low only for select(2).
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}
 
 /// A cluster's switch and gateway.
 pub(super) struct ClusterNetwork(Network);

@@ -1,6 +1,7 @@
 //! A member's place on the switch: its socket, and the frames that wait for it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,6 +21,8 @@ use super::frame::{MAX_FRAME, Mac};
 use super::links::Links;
 use super::pipe::{Fate, GATEWAY};
 
+/// Slots in the queue for each flow that is told of room.
+const SHARE: usize = 32;
 /// Bytes a frame may take in the queue.
 const SLOT: usize = 1536;
 /// Frames that may wait for a member.
@@ -79,6 +82,41 @@ impl Ring {
     }
 }
 
+/// Flows that wait for room, in the order in which they came. However many there are, each
+/// operation takes the same time.
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<u64>,
+    /// Without an entry for those in the queue that wait no more.
+    wakers: HashMap<u64, Waker>,
+}
+
+impl Waiting {
+    fn insert(&mut self, id: u64, waker: &Waker) {
+        if self.wakers.insert(id, waker.clone()).is_none() {
+            self.queue.push_back(id);
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        self.wakers.remove(&id);
+        // Cleared up only once most entries are stale, so that each is looked at twice at most.
+        if self.queue.len() > 2 * self.wakers.len() + 16 {
+            let wakers = &self.wakers;
+            self.queue.retain(|id| wakers.contains_key(id));
+        }
+    }
+
+    fn pop(&mut self) -> Option<Waker> {
+        loop {
+            let id = self.queue.pop_front()?;
+            if let Some(waker) = self.wakers.remove(&id) {
+                return Some(waker);
+            }
+        }
+    }
+}
+
 /// What a member has sent and received; plain numbers for [`PortStatus`](super::PortStatus).
 #[derive(Debug, Default)]
 pub(super) struct PortCounters {
@@ -112,6 +150,8 @@ pub(super) struct Port {
     pub(super) asked: Cell<Option<Instant>>,
     /// TCP flows of the guest, in both directions.
     pub(super) flows: Cell<usize>,
+    /// Before this moment none of them is idle for long enough to give way to a new one.
+    pub(super) no_eviction_before: Cell<Option<Instant>>,
     /// Broadcasts the guest may still send, and when that was counted.
     flood: Cell<(u32, Instant)>,
     socket: AsyncFd<OwnedFd>,
@@ -121,7 +161,7 @@ pub(super) struct Port {
     /// The task that waits for room in it.
     writer: RefCell<Option<Waker>>,
     /// Flows that wait for room in the ring.
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<Waiting>,
     /// What hinders frames of the gateway.
     links: Rc<Links>,
 }
@@ -167,12 +207,13 @@ impl Port {
             seen: Cell::new(None),
             asked: Cell::new(None),
             flows: Cell::new(0),
+            no_eviction_before: Cell::new(None),
             flood: Cell::new((FLOOD_RATE, Instant::now())),
             socket,
             ring: RefCell::new(Ring::new()),
             blocked: Cell::new(false),
             writer: RefCell::new(None),
-            waiting: RefCell::new(Vec::new()),
+            waiting: RefCell::default(),
             links,
         })
     }
@@ -196,19 +237,24 @@ impl Port {
         })
     }
 
-    /// Room for bulk data; false also registers `waker` to be told when there is.
-    pub(super) fn poll_room(&self, waker: &Waker) -> bool {
+    /// Room for bulk data; false also puts the flow `id` in the queue of those to be told when
+    /// there is.
+    pub(super) fn poll_room(&self, id: u64, waker: &Waker) -> bool {
         if self.has_room() {
             return true;
         }
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|other| other.will_wake(waker)) {
-            waiting.push(waker.clone());
-        }
+        self.waiting.borrow_mut().insert(id, waker);
         if self.links.room_at(self.id).is_some() {
             self.links.wake();
         }
         false
+    }
+
+    /// A flow waits no more.
+    pub(super) fn forget_waiting(&self, id: u64) {
+        self.waiting.borrow_mut().remove(id);
+        // It may have been told of room that another can use.
+        self.wake_waiting();
     }
 
     /// Whether bulk data has room, here and on the gateway's link.
@@ -218,15 +264,21 @@ impl Port {
 
     /// Whether flows wait for room.
     pub(super) fn is_awaited(&self) -> bool {
-        !self.waiting.borrow().is_empty()
+        !self.waiting.borrow().wakers.is_empty()
     }
 
-    /// Tells flows that there is room, if there is plenty.
+    /// Tells the flows that have waited longest that there is room, if there is plenty. Only as
+    /// many as the room may do for: each of them calls this again after it has had its turn.
     pub(super) fn wake_waiting(&self) {
-        let much = self.ring.borrow().count < SLOTS / 2;
-        if much && self.is_awaited() && self.has_room() {
-            for waker in self.waiting.borrow_mut().drain(..) {
-                waker.wake();
+        let count = self.ring.borrow().count;
+        if count >= SLOTS / 2 || !self.is_awaited() || !self.has_room() {
+            return;
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        for _ in 0..(SLOTS - count) / SHARE {
+            match waiting.pop() {
+                Some(waker) => waker.wake(),
+                None => break,
             }
         }
     }
@@ -328,7 +380,7 @@ impl Port {
     /// Ends the port: nothing is queued any more and nobody waits for it.
     pub(super) fn shut(&self) {
         self.up.set(false);
-        for waker in self.waiting.borrow_mut().drain(..) {
+        while let Some(waker) = self.waiting.borrow_mut().pop() {
             waker.wake();
         }
         if let Some(writer) = self.writer.borrow_mut().take() {
@@ -359,4 +411,42 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicU64);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn those_that_wait_are_woken_once_and_in_order() {
+        let counts: Vec<_> = (0..1000).map(|_| Arc::new(Count::default())).collect();
+        let mut waiting = Waiting::default();
+        for (id, count) in counts.iter().enumerate() {
+            // Twice: the second changes nothing about its place.
+            waiting.insert(id as u64, &count.clone().into());
+            waiting.insert(id as u64 / 2, &counts[id / 2].clone().into());
+        }
+        for id in (0..1000).filter(|id| id % 10 != 0) {
+            waiting.remove(id);
+        }
+        assert!(waiting.queue.len() <= 2 * 100 + 16);
+        for id in (0..1000).step_by(10) {
+            waiting.pop().unwrap().wake();
+            assert_eq!(counts[id].0.load(Ordering::Relaxed), 1);
+        }
+        assert!(waiting.pop().is_none());
+    }
 }

@@ -54,6 +54,7 @@ pub(super) struct FlowKey {
 #[derive(Debug, Default)]
 pub(super) struct TcpTable {
     flows: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    next_id: Cell<u64>,
     pub(super) opened: Cell<u64>,
     pub(super) refused: Cell<u64>,
     pub(super) evicted: Cell<u64>,
@@ -82,6 +83,7 @@ impl TcpTable {
             .is_some_and(|other| Rc::ptr_eq(other, flow))
         {
             flows.remove(&flow.key);
+            flow.port.forget_waiting(flow.id);
             flow.port.flows.set(flow.port.flows.get().saturating_sub(1));
         }
     }
@@ -91,20 +93,31 @@ impl TcpTable {
         if port.flows.get() < limit {
             return true;
         }
+        // The longest idle one of a moment ago can only have become less idle, and new ones are
+        // younger: looking again before it would be due finds nothing.
+        let now = Instant::now();
+        if port.no_eviction_before.get().is_some_and(|at| now < at) {
+            return false;
+        }
         let oldest = {
             let flows = self.flows.borrow();
             let own = flows.values().filter(|flow| flow.key.port == port.id);
             own.min_by_key(|flow| flow.active.get()).cloned()
         };
         match oldest {
-            Some(flow) if flow.active.get().elapsed() >= EVICTABLE_AFTER => {
+            Some(flow) if now.duration_since(flow.active.get()) >= EVICTABLE_AFTER => {
                 tracing::debug!(key = ?flow.key, "an idle connection makes room for a new one");
                 self.evicted.set(self.evicted.get() + 1);
                 flow.end();
                 self.remove(&flow);
                 true
             }
-            _ => false,
+            Some(flow) => {
+                let at = flow.active.get() + EVICTABLE_AFTER;
+                port.no_eviction_before.set(Some(at));
+                false
+            }
+            None => false,
         }
     }
 
@@ -130,6 +143,8 @@ enum Stage {
 /// One TCP connection between a guest and the host.
 #[derive(Debug)]
 pub(super) struct Flow {
+    /// A number that no other flow of the network has.
+    id: u64,
     key: FlowKey,
     port: Rc<Port>,
     mac: Mac,
@@ -145,8 +160,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    fn new(key: FlowKey, port: Rc<Port>, mac: Mac, stage: Stage) -> Rc<Self> {
+    fn new(core: &Core, key: FlowKey, port: Rc<Port>, mac: Mac, stage: Stage) -> Rc<Self> {
+        let id = core.tcp.next_id.get();
+        core.tcp.next_id.set(id + 1);
         Rc::new(Self {
+            id,
             key,
             port,
             mac,
@@ -354,7 +372,7 @@ impl Core {
             return;
         }
         let stage = Stage::Waiting(packet.packet.to_vec());
-        let flow = Flow::new(key, port.clone(), from, stage);
+        let flow = Flow::new(self, key, port.clone(), from, stage);
         self.tcp.insert(&flow);
         tokio::task::spawn_local(outbound(self.clone(), flow, target));
     }
@@ -404,7 +422,7 @@ impl Core {
             .ok_or(ConnectError::TooMany { ip, limit: 0x4000 })?;
         let mac = port.mac;
         let size = buffer_size(&port);
-        let flow = Flow::new(key, port, mac, Stage::Over);
+        let flow = Flow::new(self, key, port, mac, Stage::Over);
         let stack = Stack::connect(&mut flow.link(None), self.now(), key.remote, guest, size)
             // Port 0 is all that smoltcp refuses here.
             .ok_or(ConnectError::Refused {
@@ -611,7 +629,7 @@ impl Flow {
             if Instant::now() >= deadline {
                 return Poll::Ready(Err(ConnectError::TimedOut { ip, port }));
             }
-            self.port.poll_room(cx.waker());
+            self.port.poll_room(self.id, cx.waker());
             let next = stack.next(now).map(|at| core.instant(at));
             timer.arm(cx, next.unwrap_or(deadline).min(deadline));
             Poll::Pending
@@ -712,7 +730,7 @@ impl Flow {
             core.config.limits.tcp_idle
         };
         let mut at = self.active.get() + limit;
-        let room = self.port.poll_room(cx.waker());
+        let room = self.port.poll_room(self.id, cx.waker());
         if room && more {
             cx.waker().wake_by_ref();
         } else if room && let Some(next) = stack.next(now) {

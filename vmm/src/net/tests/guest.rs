@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -325,6 +326,43 @@ impl Guest {
             socket.recv().ok().map(|(data, _)| data.to_vec())
         })
     }
+}
+
+/// A server on one thread for `count` connections at once, each of which asks by a number for
+/// `len` bytes of the pattern of that number and then closes.
+pub(super) fn serve_many(count: usize, len: usize) -> (SocketAddr, JoinHandle<()>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    allow_descriptors();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let thread = std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let mut tasks = tokio::task::JoinSet::new();
+            for _ in 0..count {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tasks.spawn(async move {
+                    let number = stream.read_u32_le().await.unwrap();
+                    stream.write_all(&pattern(len, number)).await.unwrap();
+                    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+                });
+            }
+            while let Some(result) = tasks.join_next().await {
+                result.unwrap();
+            }
+        });
+    });
+    ((HOST, port).into(), thread)
+}
+
+/// Raises the limit of open descriptors as far as this process may; many have 1024.
+fn allow_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 /// Bytes that show any loss, repetition or exchange.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use smoltcp::socket::tcp::State;
 
-use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
+use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern, serve_many};
 use crate::net::core::GATEWAY_MAC;
 use crate::net::frame::{self, ETHERNET, IPV4, Ipv4, Ipv4Header, PROTO_UDP, UDP, Udp};
 use crate::net::{Limits, Network, NetworkConfig};
@@ -227,34 +227,45 @@ fn a_stuck_flow_holds_up_no_other() {
 }
 
 #[test]
-fn hundreds_of_flows_at_once() {
-    const COUNT: usize = 300;
-    let (to, server) = serve(COUNT, |mut stream| {
-        let mut number = [0; 4];
-        stream.read_exact(&mut number).unwrap();
-        stream
-            .write_all(&pattern(20_000, u32::from_le_bytes(number)))
-            .unwrap();
-    });
+fn a_thousand_flows_at_once() {
+    const COUNT: usize = 1000;
+    const LEN: usize = 20_000;
+    let (to, server) = serve_many(COUNT, LEN);
     let network = Network::start(config()).unwrap();
     let mut guest = Guest::join(&network, "web", 1);
     let handles: Vec<_> = (0..COUNT)
-        .map(|_| guest.start_connect(to, 16 << 10))
+        .map(|_| guest.start_connect(to, 8 << 10))
         .collect();
     guest.until(|guest| {
         let all = handles.iter().all(|handle| guest.tcp(*handle).may_send());
         all.then_some(())
     });
+    let status = network.status().unwrap();
+    assert_eq!((status.tcp_flows, status.tcp_refused), (COUNT, 0));
     for (number, handle) in handles.iter().enumerate() {
         let number = (number as u32).to_le_bytes();
         guest.tcp(*handle).send_slice(&number).unwrap();
     }
-    for (number, handle) in handles.iter().enumerate() {
-        assert_eq!(
-            guest.receive(*handle, 20_000),
-            pattern(20_000, number as u32)
-        );
-        guest.tcp(*handle).close();
+    let mut received = vec![Vec::new(); COUNT];
+    guest.until(|guest| {
+        let mut whole = true;
+        for (handle, received) in handles.iter().zip(&mut received) {
+            let socket = guest.tcp(*handle);
+            while socket.can_recv() {
+                let taken = |data: &mut [u8]| {
+                    received.extend_from_slice(data);
+                    (data.len(), ())
+                };
+                socket.recv(taken).unwrap();
+            }
+            whole &= received.len() >= LEN;
+        }
+        whole.then_some(())
+    });
+    assert_eq!(network.status().unwrap().tcp_flows, COUNT);
+    for (number, received) in received.iter().enumerate() {
+        assert!(*received == pattern(LEN, number as u32), "{number}");
+        guest.tcp(handles[number]).close();
     }
     guest.until(|_| (network.status().unwrap().tcp_flows == 0).then_some(()));
     server.join().unwrap();

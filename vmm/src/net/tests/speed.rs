@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use super::guest::{Guest, HOST, PATIENCE, config};
+use super::guest::{Guest, HOST, PATIENCE, config, serve_many};
 use crate::net::Network;
 
 const TIME: Duration = Duration::from_secs(3);
@@ -88,4 +88,47 @@ fn one_connection() {
     guest.until(|_| host.is_finished().then_some(()));
     show("guest to host", bytes, start.elapsed(), before);
     println!("{:#?}", network.status().unwrap().ports);
+}
+
+/// What the gateway spends for the same bytes in ever more connections at once.
+#[test]
+#[ignore = "a measurement"]
+fn many_connections() {
+    const BYTES: usize = 64 << 20;
+    for count in [10, 100, 300, 1000] {
+        let len = BYTES / count;
+        let (to, server) = serve_many(count, len);
+        let network = Network::start(config()).unwrap();
+        let mut guest = Guest::join(&network, "web", 1);
+        let handles: Vec<_> = (0..count)
+            .map(|_| guest.start_connect(to, 16 << 10))
+            .collect();
+        guest.until(|guest| {
+            let all = handles.iter().all(|handle| guest.tcp(*handle).may_send());
+            all.then_some(())
+        });
+        for handle in &handles {
+            guest.tcp(*handle).send_slice(&[1; 4]).unwrap();
+        }
+        let (start, before) = (Instant::now(), cpu());
+        let mut missing = vec![len; count];
+        guest.until(|guest| {
+            for (handle, missing) in handles.iter().zip(&mut missing) {
+                let socket = guest.tcp(*handle);
+                while socket.can_recv() {
+                    *missing -= socket.recv(|data| (data.len(), data.len())).unwrap();
+                }
+            }
+            missing.iter().all(|missing| *missing == 0).then_some(())
+        });
+        show(
+            &format!("{count} at once"),
+            len * count,
+            start.elapsed(),
+            before,
+        );
+        handles.iter().for_each(|handle| guest.tcp(*handle).close());
+        guest.until(|_| server.is_finished().then_some(()));
+        server.join().unwrap();
+    }
 }
