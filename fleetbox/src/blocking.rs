@@ -103,6 +103,11 @@ impl VmBuilder {
         Self(self.0.user(user))
     }
 
+    /// As [`crate::VmBuilder::fixture`].
+    pub fn fixture(self, host_dir: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        Self(self.0.fixture(host_dir, guest))
+    }
+
     /// As [`crate::VmBuilder::home`].
     pub fn home(self, home: impl Into<PathBuf>) -> Self {
         Self(self.0.home(home))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
 
 use crate::budget::Budget;
+use crate::fixture::{self, Fixture};
 use crate::images::progress::Silent;
 use crate::images::{DEFAULT_IMAGE, Image, ImageFormat, ImageRef, Progress};
 use crate::launch::Launch;
@@ -43,6 +44,7 @@ pub struct VmBuilder {
     memory: Option<Size>,
     disk: Option<Size>,
     user: Option<String>,
+    fixtures: Vec<(PathBuf, String)>,
     home: Option<PathBuf>,
     pub(crate) boot_timeout: Duration,
     pub(crate) progress: Arc<dyn Progress>,
@@ -59,6 +61,7 @@ impl std::fmt::Debug for VmBuilder {
             .field("cpus", &self.cpus)
             .field("memory", &self.memory)
             .field("disk", &self.disk)
+            .field("fixtures", &self.fixtures)
             .finish_non_exhaustive()
     }
 }
@@ -71,6 +74,7 @@ pub(crate) struct Plan {
     pub(crate) memory: Size,
     disk: Size,
     user: String,
+    pub(crate) fixtures: Vec<Fixture>,
 }
 
 impl VmBuilder {
@@ -83,6 +87,7 @@ impl VmBuilder {
             memory: None,
             disk: None,
             user: None,
+            fixtures: Vec::new(),
             home: None,
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
@@ -120,6 +125,28 @@ impl VmBuilder {
     /// The user that is created in the guest, with password-less sudo (`fleetbox` if not given).
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
+        self
+    }
+
+    /// A directory of this host that the guest has at `guest`, read-only, as it is when the VM is
+    /// started. May be given for up to [`MAX_FIXTURES`](crate::fixture::MAX_FIXTURES) directories.
+    ///
+    /// Modes, modification times, symbolic and hard links and holes are kept; everything belongs
+    /// to the guest's user ([`fixture`](crate::fixture)). Which fixtures a VM has is settled when
+    /// it is created; what is in them is copied anew whenever it is started, but not when the
+    /// guest reboots itself.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::Vm;
+    ///
+    /// let vm = Vm::test().fixture("tests/data", "/work").start().await?;
+    /// let out = vm.ssh("ls -l /work").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fixture(mut self, host_dir: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        self.fixtures.push((host_dir.into(), guest.into()));
         self
     }
 
@@ -207,6 +234,12 @@ impl VmBuilder {
     pub(crate) fn plan(&self) -> Result<Plan> {
         let user = self.user.clone().unwrap_or_else(|| DEFAULT_USER.to_owned());
         seed::check_user(&user)?;
+        let fixtures = self
+            .fixtures
+            .iter()
+            .map(|(host, guest)| Fixture::new(host, guest))
+            .collect::<Result<Vec<_>, _>>()?;
+        fixture::check(&fixtures, &user)?;
         Ok(Plan {
             name: Name::new(self.name.clone())?,
             image: ImageRef::from_str(self.image.as_deref().unwrap_or(DEFAULT_IMAGE))?,
@@ -214,11 +247,12 @@ impl VmBuilder {
             memory: self.memory.unwrap_or(DEFAULT_MEMORY).check_memory()?,
             disk: self.disk.unwrap_or(DEFAULT_DISK).check_disk()?,
             user,
+            fixtures,
         })
     }
 
     /// Options that were given and differ from those of a VM that exists.
-    pub(crate) fn ignored(&self, record: &VmRecord) -> Vec<&'static str> {
+    pub(crate) fn ignored(&self, record: &VmRecord, fixtures: &[Fixture]) -> Vec<&'static str> {
         let given = [
             (
                 "image",
@@ -241,6 +275,10 @@ impl VmBuilder {
                     .as_ref()
                     .is_some_and(|user| *user != record.ssh_user),
             ),
+            (
+                "fixtures",
+                !self.fixtures.is_empty() && *fixtures != record.fixtures,
+            ),
         ];
         given
             .into_iter()
@@ -260,15 +298,17 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
         durable,
         serial: serial.to_owned(),
     };
+    let mut disks = vec![
+        disk(vm.paths().disk_layer(), DiskFormat::Layer, false, "disk"),
+        disk(vm.paths().seed(), DiskFormat::Raw, true, "seed"),
+    ];
+    disks.extend(fixture::disks(&record.fixtures, vm.paths()));
     MachineSpec {
         name: record.name.to_string(),
         cpus: record.cpus,
         memory: record.memory.bytes(),
         boot: BootSpec::Auto,
-        disks: vec![
-            disk(vm.paths().disk_layer(), DiskFormat::Layer, false, "disk"),
-            disk(vm.paths().seed(), DiskFormat::Raw, true, "seed"),
-        ],
+        disks,
         mac: record.mac.0,
         ip: record.ip,
         console_log: vm.paths().console_log(),
@@ -301,6 +341,7 @@ pub(crate) fn create(
         authorized_keys: vec![login.public().to_string()],
         host_key: host_key.clone(),
         mac,
+        mounts: fixture::mounts(&plan.fixtures),
     }
     .write(&paths.seed())?;
     if lifetime == Lifetime::Ephemeral {
@@ -326,6 +367,7 @@ pub(crate) fn create(
         ssh_user: plan.user.clone(),
         ssh_key: login.public().to_string(),
         host_key: host_key.public().to_string(),
+        fixtures: plan.fixtures.clone(),
     };
     let (vm, lock) = draft.commit(&record)?;
     // The machine process takes it.

@@ -8,6 +8,7 @@ use fleetbox_devices::block::DiskError;
 
 use crate::budget::BudgetError;
 use crate::files::FilesError;
+use crate::fixture::FixtureError;
 use crate::images::ImageError;
 use crate::names::{InvalidValue, Name};
 use crate::preflight::Probe;
@@ -33,6 +34,9 @@ pub enum Error {
     /// Finding or downloading an image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Making a disk of a directory of the host.
+    #[error(transparent)]
+    Fixture(#[from] FixtureError),
     /// Writing the cloud-init seed.
     #[error(transparent)]
     Seed(#[from] SeedError),

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::budget::{self, Budget, Want};
 use crate::builder::{Plan, VmBuilder, blocking, create};
+use crate::fixture;
 use crate::images::progress::Silent;
 use crate::images::{Image, ImageRef, Images};
 use crate::lifecycle::{self, Lifetime};
@@ -210,6 +211,9 @@ async fn find_images(store: &Store, cluster: &Name, members: &mut [Member]) -> R
         if cluster.vm(&member.plan.name).is_some() {
             continue;
         }
+        // Found out before anything is downloaded; they are copied when the machine is started.
+        let fixtures = member.plan.fixtures.clone();
+        blocking(move || Ok(fixture::probe(&fixtures)?)).await?;
         let wanted = &member.plan.image;
         if let Some((_, image)) = known.iter().find(|(known, _)| known == wanted) {
             member.image = Some(image.clone());
@@ -253,7 +257,7 @@ async fn attach(
                 })?;
                 let record = vm.record()?;
                 let ignored = if member.image.is_none() {
-                    member.builder.ignored(&record)
+                    member.builder.ignored(&record, &member.plan.fixtures)
                 } else {
                     Vec::new()
                 };

@@ -27,6 +27,7 @@ mod builder;
 mod cluster;
 mod error;
 pub mod files;
+pub mod fixture;
 pub mod guest;
 pub mod images;
 mod launch;

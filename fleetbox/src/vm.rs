@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::budget::{self, Budget, Want};
 use crate::builder::{blocking, machine_spec, open_store, test_name};
+use crate::fixture;
 use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
@@ -156,8 +157,12 @@ impl Vm {
         self.was_running = was_running;
     }
 
-    /// Has the worker start the machine; true if it runs already.
+    /// Has the worker start the machine, with what is in the fixtures now; true if it runs already.
     pub(crate) async fn start_machine(&self) -> Result<bool> {
+        if !self.record.fixtures.is_empty() && !self.dir.is_running()? {
+            let (fixtures, paths) = (self.record.fixtures.clone(), self.dir.paths().clone());
+            blocking(move || Ok(fixture::build(&fixtures, &paths)?)).await?;
+        }
         let spec = machine_spec(&self.dir, &self.record, self.backend.clone());
         Ok(self.client.start(spec).await?.0)
     }

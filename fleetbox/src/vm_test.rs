@@ -166,6 +166,85 @@ async fn what_is_wrong_is_refused_before_anything_is_created() {
 }
 
 #[tokio::test]
+async fn fixtures_are_settled_at_creation_and_copied_at_each_start() {
+    let home = Home::new();
+    let data = home.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("file"), "one").unwrap();
+    let image = home.path().join("clusters/web/web/fixture-00.img");
+    let read = || {
+        let fs = ext4_view::Ext4::load_from_path(&image).unwrap();
+        fs.read_to_string("/file").unwrap()
+    };
+    let builder = home.set(Vm::builder("web")).fixture(&data, "/work");
+    let vm = builder.clone().start().await.unwrap();
+    assert_eq!(read(), "one");
+    assert!(vm.ignored_options().is_empty());
+
+    // A VM that runs keeps what it has.
+    std::fs::write(data.join("file"), "two").unwrap();
+    let same = builder
+        .clone()
+        .fixture(&data, "/other")
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(same.ignored_options(), ["fixtures"]);
+    assert_eq!(read(), "one");
+    vm.stop().await.unwrap();
+    drop((vm, same));
+
+    // No fixture need be named again.
+    let record = std::fs::read_to_string(home.path().join("clusters/web/web/vm.json")).unwrap();
+    assert!(record.contains(data.to_str().unwrap()), "{record}");
+    let vm = home.set(Vm::builder("web")).start().await.unwrap();
+    assert_eq!(read(), "two");
+    assert!(vm.ignored_options().is_empty());
+    vm.stop().await.unwrap();
+
+    // Without its directory it does not start, and stays.
+    std::fs::remove_dir_all(&data).unwrap();
+    let error = home.set(Vm::builder("web")).start().await.unwrap_err();
+    assert!(
+        error.to_string().contains(data.to_str().unwrap()),
+        "{error}"
+    );
+    assert_eq!(read(), "two");
+    assert_eq!(home.states().await.len(), 1);
+    drop(vm);
+}
+
+#[tokio::test]
+async fn a_fixture_that_cannot_be_copied_creates_nothing() {
+    let home = Home::new();
+    let data = home.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let socket = data.join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for builder in [
+        home.set(Vm::builder("web")).fixture(&data, "/work"),
+        home.set(Vm::test())
+            .fixture(home.dir.path().join("missing"), "/work"),
+        home.set(Vm::test()).fixture(home.dir.path(), "/etc"),
+    ] {
+        let error = builder.start().await.unwrap_err();
+        assert!(matches!(error, Error::Fixture(_)), "{error}");
+        let left = home.path().join("clusters").read_dir();
+        assert_eq!(left.map_or(0, Iterator::count), 0);
+    }
+    let error = home
+        .set(Vm::test())
+        .fixture(&data, "/work")
+        .start()
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains(socket.to_str().unwrap()),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
     let home = Home::new();
     let mut builder = home.set(Vm::test());

@@ -77,6 +77,7 @@ impl Host {
             ssh_user: "fleetbox".to_owned(),
             ssh_key: "ssh-ed25519 AAAA".to_owned(),
             host_key: format!("ssh-ed25519 AAAA{name}"),
+            fixtures: Vec::new(),
         };
         draft.commit(&record).expect("a VM");
     }

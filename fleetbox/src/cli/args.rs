@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use fleetbox::fixture::Fixture;
 use fleetbox::images::ImageRef;
 use fleetbox::names::{Name, check_cpus};
 use fleetbox::{Result, Size};
@@ -122,6 +123,9 @@ pub(super) struct Machine {
     /// Size of the disk, such as 20G [default: 20G]
     #[arg(long, value_parser = disk, value_name = "SIZE")]
     pub(super) disk: Option<Size>,
+    /// Give a directory of this host to a new VM, read-only, as it is at each start; repeatable
+    #[arg(long, value_name = "HOST:GUEST")]
+    pub(super) fixture: Vec<Fixture>,
     /// Seconds the guest may take until it answers by SSH
     #[arg(
         long,
@@ -357,6 +361,9 @@ mod tests {
             &["up", "web", "--disk", "1.5G"],
             &["up", "web", "--image", "no such"],
             &["up", "web", "--timeout", "0"],
+            &["up", "web", "--fixture", "data"],
+            &["up", "web", "--fixture", "data:work"],
+            &["up", "web", "--fixture", "data:/etc"],
             &["dial", "web", "0"],
             &["dial", "web", "65536"],
             &["down"],

@@ -73,6 +73,9 @@ pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> VmBu
     if let Some(disk) = machine.disk {
         builder = builder.disk(disk);
     }
+    for fixture in &machine.fixture {
+        builder = builder.fixture(fixture.host(), fixture.guest());
+    }
     builder
 }
 

@@ -167,6 +167,7 @@ fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir
         ssh_user: "u".into(),
         ssh_key: "k".into(),
         host_key: "h".into(),
+        fixtures: Vec::new(),
     };
     let (vm, _lock) = draft.commit(&record)?;
     Ok(vm)

@@ -71,6 +71,8 @@ pub struct Seed {
     pub host_key: Keypair,
     /// Address of the network card, which is configured by DHCP.
     pub mac: MacAddr,
+    /// Lines for `/etc/fstab`, field by field.
+    pub mounts: Vec<[String; 6]>,
 }
 
 impl Seed {
@@ -84,7 +86,7 @@ impl Seed {
 
     /// `user-data`, a cloud-config.
     fn user_data(&self) -> Result<Value, SeedError> {
-        Ok(json!({
+        let mut user_data = json!({
             "hostname": self.hostname,
             // The domain under which the gateway's DNS knows the members.
             "fqdn": format!("{}.fleetbox", self.hostname),
@@ -105,7 +107,11 @@ impl Seed {
                 "ed25519_private": self.host_key.to_openssh()?,
                 "ed25519_public": self.host_key.public().to_string(),
             },
-        }))
+        });
+        if !self.mounts.is_empty() {
+            user_data["mounts"] = json!(self.mounts);
+        }
+        Ok(user_data)
     }
 
     /// `network-config`, version 2. Matched by address: renderers differ in what wildcards of
@@ -208,6 +214,7 @@ mod tests {
             authorized_keys: vec!["ssh-ed25519 AAAA \"quoted\": # [x]".into()],
             host_key: Keypair::generate("web").unwrap(),
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            mounts: Vec::new(),
         }
     }
 
@@ -266,12 +273,24 @@ mod tests {
         assert_eq!(user["sudo"], json!("ALL=(ALL) NOPASSWD:ALL"));
         assert_eq!(user_data["ssh_pwauth"], false);
         assert_eq!(user_data["fqdn"], "web.fleetbox");
+        assert_eq!(user_data.get("mounts"), None);
         let private = user_data["ssh_keys"]["ed25519_private"].as_str().unwrap();
         let key = Keypair::from_openssh(private).unwrap();
         assert_eq!(key.public(), seed.host_key.public());
         assert_eq!(
             user_data["ssh_keys"]["ed25519_public"].as_str().unwrap(),
             key.public().to_string()
+        );
+    }
+
+    #[test]
+    fn mounts_are_lists_of_fields() {
+        let mut seed = seed();
+        seed.mounts = vec![["/dev/x", "/work", "ext4", "ro", "0", "0"].map(str::to_owned)];
+        let user_data = seed.user_data().unwrap();
+        assert_eq!(
+            user_data["mounts"],
+            json!([["/dev/x", "/work", "ext4", "ro", "0", "0"]])
         );
     }
 

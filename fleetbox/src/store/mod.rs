@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub(crate) use self::fsutil::{
-    create_private_dir, open_private, read_limited, remove_file_if_there, sync_dir, write_atomic,
+    TEMP_PREFIX, create_private_dir, open_private, read_limited, remove_file_if_there, sync_dir,
+    write_atomic,
 };
 pub use self::lock::Lock;
 pub use self::record::{ImageRecord, InvalidMac, MacAddr, VmRecord, now};

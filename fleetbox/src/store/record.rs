@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fixture::Fixture;
 use crate::names::Name;
 use crate::size::Size;
 
@@ -114,6 +115,9 @@ pub struct VmRecord {
     pub ssh_key: String,
     /// The guest's host key, in OpenSSH's one-line form; its private key is in `host_key`.
     pub host_key: String,
+    /// Directories of the host that the guest sees, in the order of their disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fixtures: Vec<Fixture>,
 }
 
 /// Seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is before that.

@@ -28,6 +28,7 @@ fn record(cluster: &str, vm: &str) -> VmRecord {
         ssh_user: "fleetbox".into(),
         ssh_key: "ssh-ed25519 AAAA".into(),
         host_key: "ssh-ed25519 BBBB".into(),
+        fixtures: Vec::new(),
     }
 }
 

@@ -45,6 +45,11 @@ impl VmPaths {
         self.dir.join("seed.img")
     }
 
+    /// The disk of a fixture, made anew at each start.
+    pub fn fixture(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("fixture-{index:02}.img"))
+    }
+
     /// The guest's private SSH host key, in OpenSSH's format.
     pub fn host_key(&self) -> PathBuf {
         self.dir.join("host_key")

@@ -1,5 +1,5 @@
 //! A tiny image: a stock cloud kernel, GRUB's configuration as Debian writes it, and a userland of busybox, OpenSSH
-//! and sudo that reads the same seed as cloud-init (JSON only, and of it users, keys, hostname and DHCP).
+//! and sudo that reads the same seed as cloud-init (JSON only, and of it users, keys, hostname, mounts and DHCP).
 
 use std::fs;
 use std::os::unix::fs::symlink;

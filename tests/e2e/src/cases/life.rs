@@ -10,7 +10,7 @@ use crate::report::{Must, uses};
 use crate::suite::Suite;
 
 /// The named VM whose disk the cases of stopping and rebooting share.
-const KEEPER: &str = "keeper";
+pub(super) const KEEPER: &str = "keeper";
 /// How long a reboot of the tiny image may take.
 const REBOOT: Duration = Duration::from_secs(240);
 

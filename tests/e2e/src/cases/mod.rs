@@ -3,6 +3,7 @@
 mod cli;
 mod debian;
 mod disk;
+mod fixture;
 mod images;
 pub(crate) mod kills;
 mod life;
@@ -61,7 +62,9 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_large_file", disk::large_file),
         tiny("tiny_drop_destroys", life::drop_destroys),
         // So do these.
+        tiny("tiny_fixture", fixture::content),
         tiny("tiny_stop_and_start_keep_the_disk", life::stop_and_start),
+        tiny("tiny_fixture_is_refreshed", fixture::refreshed),
         tiny("tiny_reboot", life::reboot),
         tiny("tiny_second_kernel_boots_next", life::second_kernel),
         tiny("tiny_blocking_facade", life::blocking),
@@ -69,6 +72,7 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_kill_worker", kills::worker),
         tiny("tiny_kill_owner", kills::owner),
         tiny("tiny_kill_owner_of_a_test_vm", kills::owner_of_test_vm),
+        tiny("tiny_fixture_with_a_socket_is_refused", fixture::refused),
         tiny("tiny_cli", cli::life_cycle),
         tiny("tiny_damaged_image", images::damaged),
         tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),

@@ -4,5 +4,7 @@
 @sh "host_key \($user.ssh_keys.ed25519_private // "" | rtrimstr("\n"))",
 (($user.users // [])[] | select(type == "object") |
     @sh "add_user \(.name) \((.ssh_authorized_keys // []) | join("\n"))"),
+(($user.mounts // [])[] | select(type == "array") |
+    @sh "mount_disk \(.[0]) \(.[1]) \(.[2] // "auto") \(.[3] // "defaults")"),
 @sh "network \([$net.ethernets // {} | .[] | select(.dhcp4) | .match.macaddress // empty | ascii_downcase] | join(" "))",
 @sh "# \($meta["instance-id"] // "")"

@@ -1,0 +1,113 @@
+//! Directories of the host in a guest.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use fleetbox::Vm;
+
+use super::life::KEEPER;
+use crate::report::{Must, uses};
+use crate::suite::Suite;
+
+/// Length of a file of which nearly all is a hole; more than 32 bits count.
+const LARGE: u64 = (5 << 30) + 3;
+
+/// The directory, made anew with `text` in one of its files.
+fn directory(suite: &Suite, text: &str) -> PathBuf {
+    let dir = suite.dir().join("fixture");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(dir.join("sub")).must("cannot create a directory");
+    let put = |name: &str, mode, text: &str| {
+        let path = dir.join(name);
+        fs::write(&path, text).must("cannot write a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).must("cannot set a mode");
+    };
+    put("state", 0o600, text);
+    put("sub/tool", 0o755, "#!/bin/sh\nexit 42\n");
+    symlink("sub/tool", dir.join("link")).must("cannot make a link");
+    let time = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 0);
+    File::open(dir.join("state"))
+        .and_then(|file| file.set_modified(time))
+        .must("cannot set a time");
+    let large = File::create(dir.join("large")).must("cannot create a file");
+    large.set_len(LARGE).must("cannot set a length");
+    large
+        .write_all_at(b"end", LARGE - 3)
+        .must("cannot write a file");
+    dir
+}
+
+/// The VM whose disk other cases share, with the fixture.
+fn keeper(suite: &Suite) -> Vm {
+    uses(KEEPER);
+    let builder = suite.small(Vm::builder(KEEPER));
+    let builder = builder.fixture(suite.dir().join("fixture"), "/srv/work");
+    suite.block(builder.start()).must("cannot start the VM")
+}
+
+/// Modes, owners, times, links and holes are as on the host; nothing can be written.
+pub(crate) fn content(suite: &Suite) {
+    directory(suite, "one");
+    let vm = keeper(suite);
+    let sh = |command: &str| suite.sh(&vm, command);
+    assert_eq!(
+        sh("cd /srv/work && stat -c '%a %s %Y' state && cat state"),
+        "600 3 1000000000\none"
+    );
+    // The guest's user owns it, so that it reads what only its owner may.
+    assert_eq!(sh("stat -c %U /srv/work/state"), sh("id -un"));
+    assert_eq!(sh("readlink /srv/work/link"), "sub/tool");
+    let tool = suite.output(&vm, "/srv/work/link");
+    assert_eq!(tool.status.code(), Some(42), "{tool:?}");
+    assert_eq!(
+        sh("cd /srv/work && stat -c %s large && tail -c 3 large"),
+        format!("{LARGE}\nend")
+    );
+    let blocks: u64 = sh("stat -c %b /srv/work/large").parse().must("a number");
+    assert!(blocks < 4096, "{blocks} blocks for one that has data");
+    let write = suite.output(&vm, "sudo touch /srv/work/new");
+    assert!(!write.success(), "{write:?}");
+    // For the case that restarts the VM, or the one below.
+    directory(suite, "two");
+    suite.keep(vm);
+}
+
+/// A start copies what is there then.
+pub(crate) fn refreshed(suite: &Suite) {
+    directory(suite, "two");
+    let mut vm = keeper(suite);
+    if suite.sh(&vm, "cat /srv/work/state") != "two" {
+        // No case has restarted it.
+        suite.block(vm.stop()).must("cannot stop the VM");
+        suite.unkeep();
+        drop(vm);
+        vm = keeper(suite);
+    }
+    assert_eq!(suite.sh(&vm, "cat /srv/work/state"), "two");
+    suite.keep(vm);
+}
+
+/// What cannot be copied is named, and nothing is created.
+pub(crate) fn refused(suite: &Suite) {
+    let dir = suite.dir().join("sockets");
+    fs::create_dir_all(&dir).must("cannot create a directory");
+    let socket = dir.join("socket");
+    let listener = UnixListener::bind(&socket).must("cannot make a socket");
+    let pair = format!("{}:/work", dir.display());
+    let image = suite.tiny();
+    let output = suite
+        .fleetbox(&["up", "refused", "--image", &image, "--fixture", &pair])
+        .output()
+        .must("cannot run fleetbox");
+    drop(listener);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains(&format!("{} is a socket", socket.display())),
+        "{said}"
+    );
+    assert!(!suite.vm_dir("refused").exists());
+}
