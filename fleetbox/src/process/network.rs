@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use fleetbox_vmm::net::{
     Attachment, ConnectError, Forward, GuestStream, Network, NetworkConfig, NetworkError, Port,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::names::MAX_COUNT;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Raises the limit of open descriptors as far as the host lets anybody: each connection through
 /// the gateway takes one, and the usual limit of 1024 is kept low only for select(2).
@@ -28,6 +28,7 @@ impl ClusterNetwork {
     /// # Errors
     /// The host lacks a thread or descriptors.
     pub(super) fn start() -> Result<Self, NetworkError> {
+        allow_descriptors();
         let mut config = NetworkConfig::default();
         config.limits.ports = MAX_COUNT as usize;
         Network::start(config).map(Self)
