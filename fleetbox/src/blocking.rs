@@ -77,6 +77,12 @@ impl From<crate::VmBuilder> for VmBuilder {
     }
 }
 
+impl From<VmBuilder> for crate::VmBuilder {
+    fn from(builder: VmBuilder) -> Self {
+        builder.0
+    }
+}
+
 impl VmBuilder {
     /// As [`crate::VmBuilder::image`].
     pub fn image(self, image: impl Into<String>) -> Self {
@@ -145,6 +151,12 @@ impl VmBuilder {
 /// As [`crate::Vm`], with methods that block.
 #[derive(Debug, Clone)]
 pub struct Vm(Arc<crate::Vm>);
+
+impl From<crate::Vm> for Vm {
+    fn from(vm: crate::Vm) -> Self {
+        Self(Arc::new(vm))
+    }
+}
 
 impl Vm {
     /// As [`crate::Vm::builder`].

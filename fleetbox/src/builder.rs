@@ -20,7 +20,7 @@ use crate::seed::{self, DEFAULT_USER, Seed};
 use crate::ssh::Keypair;
 use crate::store::{ImageRecord, MacAddr, Store, VmDir, VmPaths, VmRecord, now};
 use crate::vm::Vm;
-use crate::{Error, Result, Size};
+use crate::{Error, Result, Size, testing};
 
 /// vCPUs of a VM for which no number is given.
 pub const DEFAULT_CPUS: u32 = 2;
@@ -207,6 +207,14 @@ impl VmBuilder {
         };
         let (_, vms) = launch.start().await?;
         vms.into_iter().next().ok_or(Error::NoVm { name })
+    }
+
+    /// The same for the test of that path, unless its user has given it a name.
+    pub(crate) fn named_after(mut self, path: &str) -> Self {
+        if self.lifetime == Lifetime::Ephemeral {
+            self.name = testing::name::for_test(path);
+        }
+        self
     }
 
     /// The same for a VM of another name.
@@ -406,29 +414,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// A name for a test VM: that of the thread, which test harnesses name after the test, and
-/// something that no other has.
+/// A name for the VM of a test: test harnesses name its thread after the test.
 pub(crate) fn test_name() -> String {
     let thread = std::thread::current();
-    let stem: String = thread
-        .name()
-        .filter(|name| *name != "main")
-        .and_then(|name| name.rsplit("::").next())
-        .unwrap_or("test")
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
-        .take(40)
-        .collect();
-    let stem = stem.trim_matches('-');
-    let stem = if stem.is_empty() { "test" } else { stem };
-    let unique = uuid::Uuid::new_v4().simple().to_string();
-    format!("{stem}-{}", &unique[..8])
+    let path = thread.name().filter(|name| *name != "main");
+    testing::name::for_test(path.unwrap_or_default())
 }
 
 /// The state directory of a builder or the default one.

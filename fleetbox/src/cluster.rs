@@ -12,7 +12,7 @@ use crate::launch::Launch;
 use crate::lifecycle::{self, Lifetime};
 use crate::names::{Name, check_count};
 use crate::store::Store;
-use crate::{Error, Result, STOP_DEADLINE, Size, Timings, Vm, VmBuilder};
+use crate::{Error, Result, STOP_DEADLINE, Size, Timings, Vm, VmBuilder, testing};
 
 /// How the members of a test cluster are called: `node-1`, `node-2`.
 const TEST_MEMBER: &str = "node";
@@ -58,6 +58,19 @@ impl ClusterBuilder {
             count: None,
             members: Vec::new(),
         }
+    }
+
+    /// The same for the test of that path, unless its user has given it a name.
+    pub(crate) fn named_after(mut self, path: &str) -> Self {
+        if self.lifetime == Lifetime::Ephemeral {
+            self.name = testing::name::for_test(path);
+        }
+        self
+    }
+
+    /// True if this host's KVM is needed.
+    pub(crate) fn needs_kvm(&self) -> bool {
+        self.template.needs_kvm()
     }
 
     /// Number of members: `NAME-1`, `NAME-2` and so on, of a test cluster `node-1`, `node-2`.

@@ -43,12 +43,14 @@ pub mod ssh;
 pub mod ssh_config;
 pub mod store;
 mod stream;
+pub mod testing;
 mod timing;
 mod vm;
 
 pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
 pub use cluster::{Cluster, ClusterBuilder};
 pub use error::{Error, Result};
+pub use fleetbox_macros::test;
 pub use process::ProcessError;
 pub use resize::{Resize, resize};
 pub use size::Size;
@@ -56,6 +58,10 @@ pub use ssh::{ExitStatus, Output};
 pub use stream::Stream;
 pub use timing::{Phase, Timings};
 pub use vm::{STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, list, remove, stop};
+
+// The expansion of the attribute, which tests in here use too, names the crate.
+#[cfg(test)]
+extern crate self as fleetbox;
 
 #[cfg(test)]
 mod cluster_test;

@@ -184,6 +184,22 @@ pub(crate) fn mark_ephemeral(dir: &std::path::Path) -> std::io::Result<()> {
         .map(drop)
 }
 
+/// Makes a VM that is to be deleted with its owner one that stays.
+///
+/// # Errors
+/// The file system, or it exists no more.
+pub(crate) fn unmark_ephemeral(vm: &VmDir) -> Result<()> {
+    match std::fs::remove_file(vm.paths().dir().join(EPHEMERAL)) {
+        Err(_) if !vm.paths().dir().exists() => Err(Error::NoVm {
+            name: vm.name().clone(),
+        }),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("keep the VM")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// True for a VM that is to be deleted with its owner.
 pub(crate) fn is_ephemeral(vm: &VmDir) -> bool {
     vm.paths().dir().join(EPHEMERAL).exists()

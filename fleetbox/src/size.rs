@@ -39,6 +39,31 @@ impl Size {
         Self(n.saturating_mul(GIB))
     }
 
+    /// A size from text that is part of the program, for constants: there a text that is no size
+    /// does not compile.
+    ///
+    /// ```
+    /// use fleetbox::Size;
+    /// const MEMORY: Size = Size::literal("1GiB");
+    /// assert_eq!(MEMORY, Size::gib(1));
+    /// ```
+    /// ```compile_fail
+    /// use fleetbox::Size;
+    /// const MEMORY: Size = Size::literal("1GB");
+    /// # let _ = MEMORY;
+    /// ```
+    ///
+    /// # Panics
+    /// `text` is no size. Text from outside is read by [`str::parse`].
+    pub const fn literal(text: &str) -> Self {
+        match parse(text) {
+            Ok(bytes) => Self(bytes),
+            Err(_) => {
+                panic!("not a size: write a whole number with K, M, G or T, such as 512M or 2GiB")
+            }
+        }
+    }
+
     /// The size in bytes.
     pub const fn bytes(self) -> u64 {
         self.0
@@ -104,39 +129,58 @@ impl FromStr for Size {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fail = |why| {
-            Err(InvalidValue::Size {
+        match parse(text) {
+            Ok(bytes) => Ok(Self(bytes)),
+            Err(why) => Err(InvalidValue::Size {
                 text: text.to_owned(),
                 why,
-            })
-        };
-        let split = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        let (digits, unit) = text.split_at(split);
-        if digits.is_empty() {
-            return fail("it does not begin with a number");
+            }),
         }
-        let factor = match unit.to_ascii_lowercase().as_str() {
-            "k" | "kib" => KIB,
-            "m" | "mib" => MIB,
-            "g" | "gib" => GIB,
-            "t" | "tib" => TIB,
-            "" => return fail("it has no unit"),
-            "kb" | "mb" | "gb" | "tb" => {
-                return fail("KB, MB, GB and TB mean powers of 1000 to some and of 1024 to others");
+    }
+}
+
+/// Reads a size; the error says what is wrong with the text.
+const fn parse(text: &str) -> Result<u64, &'static str> {
+    let bytes = text.as_bytes();
+    let mut number: u64 = 0;
+    let mut fits = true;
+    let mut at = 0;
+    while at < bytes.len() && bytes[at].is_ascii_digit() {
+        let digit = (bytes[at] - b'0') as u64;
+        number = match number.checked_mul(10) {
+            Some(tens) if tens <= u64::MAX - digit => tens + digit,
+            _ => {
+                fits = false;
+                0
             }
-            _ if unit.starts_with('.') => return fail("it is not a whole number"),
-            _ => return fail("its unit is not known"),
         };
-        let Some(bytes) = digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|n| n.checked_mul(factor))
-        else {
-            return fail("it is too large");
-        };
-        Ok(Self(bytes))
+        at += 1;
+    }
+    if at == 0 {
+        return Err("it does not begin with a number");
+    }
+    let (_, unit) = bytes.split_at(at);
+    let factor = match unit {
+        [] => return Err("it has no unit"),
+        [b'.', ..] => return Err("it is not a whole number"),
+        [
+            b'k' | b'm' | b'g' | b't' | b'K' | b'M' | b'G' | b'T',
+            b'b' | b'B',
+        ] => {
+            return Err("KB, MB, GB and TB mean powers of 1000 to some and of 1024 to others");
+        }
+        [letter] | [letter, b'i' | b'I', b'b' | b'B'] => match letter {
+            b'k' | b'K' => KIB,
+            b'm' | b'M' => MIB,
+            b'g' | b'G' => GIB,
+            b't' | b'T' => TIB,
+            _ => return Err("its unit is not known"),
+        },
+        _ => return Err("its unit is not known"),
+    };
+    match number.checked_mul(factor) {
+        Some(bytes) if fits => Ok(bytes),
+        _ => Err("it is too large"),
     }
 }
 

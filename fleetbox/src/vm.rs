@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -141,6 +141,61 @@ impl Vm {
         self.boot_timeout = boot_timeout;
         self.budget = budget;
         self
+    }
+
+    /// A second handle on the same VM, which keeps it running as this one does.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            store: self.store.clone(),
+            dir: self.dir.clone(),
+            record: self.record.clone(),
+            client: self.client.clone(),
+            target: Arc::clone(&self.target),
+            lifeline: StdMutex::new(lock(&self.lifeline).clone()),
+            session: Mutex::new(None),
+            backend: self.backend.clone(),
+            boot_timeout: self.boot_timeout,
+            budget: self.budget,
+            ignored: self.ignored.clone(),
+            was_running: self.was_running,
+            timings: self.timings.clone(),
+        }
+    }
+
+    /// Makes a VM that runs, and exists, only as long as its owner one that does so without.
+    pub(crate) async fn let_go(&self) -> Result<()> {
+        let dir = self.dir.clone();
+        blocking(move || lifecycle::unmark_ephemeral(&dir)).await?;
+        let lifeline = lock(&self.lifeline).clone();
+        match lifeline {
+            Some(lifeline) => lifeline.let_go().map_err(Error::io("keep the VM running")),
+            None => Ok(()),
+        }
+    }
+
+    /// What a command calls the VM: its name, or `CLUSTER/NAME` for a member of a cluster.
+    pub(crate) fn reference(&self) -> String {
+        if self.dir.cluster() == self.dir.name() {
+            self.name.to_string()
+        } else {
+            format!("{}/{}", self.dir.cluster(), self.name)
+        }
+    }
+
+    /// The state directory.
+    pub(crate) fn home(&self) -> &Path {
+        self.store.home()
+    }
+
+    /// The file that the console is kept in.
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.dir.paths().console_log()
+    }
+
+    /// True if there is a guest to talk to.
+    pub(crate) fn has_guest(&self) -> bool {
+        self.backend.has_guest()
     }
 
     pub(crate) fn ignoring(mut self, ignored: Vec<&'static str>) -> Self {

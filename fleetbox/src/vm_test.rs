@@ -58,7 +58,8 @@ async fn a_test_vm_is_gone_with_its_handle() {
     let home = Home::new();
     let vm = home.set(Vm::test()).start().await.unwrap();
     assert!(
-        vm.name().starts_with("a-test-vm-is-gone-with-its-handle-"),
+        vm.name()
+            .starts_with("vm-test-a-test-vm-is-gone-with-its-handle-"),
         "{}",
         vm.name()
     );

@@ -19,6 +19,12 @@ impl From<crate::ClusterBuilder> for ClusterBuilder {
     }
 }
 
+impl From<ClusterBuilder> for crate::ClusterBuilder {
+    fn from(builder: ClusterBuilder) -> Self {
+        builder.0
+    }
+}
+
 impl ClusterBuilder {
     /// As [`crate::ClusterBuilder::count`].
     pub fn count(self, count: u32) -> Self {
@@ -105,6 +111,12 @@ impl ClusterBuilder {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Cluster(crate::Cluster);
+
+impl From<crate::Cluster> for Cluster {
+    fn from(cluster: crate::Cluster) -> Self {
+        Self(cluster)
+    }
+}
 
 impl Cluster {
     /// As [`crate::Cluster::builder`].

@@ -1,7 +1,7 @@
 //! Talking to a worker: each request on a connection of its own.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -29,9 +29,17 @@ const START: Duration = Duration::from_secs(30);
 /// The owner's end of a bound worker's life: the worker ends when this is dropped, or when the
 /// process that holds it ends in whatever way.
 #[derive(Debug)]
-pub(crate) struct Lifeline(
-    #[expect(dead_code, reason = "held for its being closed")] StdUnixStream,
-);
+pub(crate) struct Lifeline(StdUnixStream);
+
+impl Lifeline {
+    /// Lets the worker live on without an owner, as a detached one does.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) fn let_go(&self) -> io::Result<()> {
+        (&self.0).write_all(b".")
+    }
+}
 
 /// Starts a worker that takes over `lock`, and waits until it serves. Blocks.
 ///

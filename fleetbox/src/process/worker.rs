@@ -112,8 +112,7 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     let serving = tokio::spawn(serve(Arc::clone(&worker), listener));
     let mut shutdown = worker.shutdown.subscribe();
     tokio::select! {
-        () = owner_gone(owner) => tracing::info!("the owner is gone"),
-        () = worker.idle(config.detached) => tracing::info!("no machine runs any more"),
+        why = worker.needless(owner) => tracing::info!("{why}"),
         _ = shutdown.wait_for(|down| *down) => tracing::info!("told to end"),
         _ = terminate.recv() => tracing::info!("terminated"),
     }
@@ -143,16 +142,6 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
     if let Err(error) = cluster.remove_if_unused() {
         tracing::debug!(%error, "cluster directory not removed");
     }
-}
-
-/// Returns when the owner's end of its socket is closed; never without an owner.
-async fn owner_gone(owner: Option<UnixStream>) {
-    let Some(mut owner) = owner else {
-        return std::future::pending().await;
-    };
-    let mut byte = [0];
-    // The owner never sends anything after the configuration.
-    while matches!(owner.read(&mut byte).await, Ok(1..)) {}
 }
 
 async fn serve(worker: Arc<Worker>, listener: UnixListener) {
@@ -211,11 +200,23 @@ struct Worker {
 }
 
 impl Worker {
-    /// Returns when a detached worker has nothing left to do.
-    async fn idle(&self, detached: bool) {
-        if !detached {
-            return std::future::pending().await;
+    /// Returns when nobody needs this worker any more, and says why: its owner is gone or, without
+    /// an owner, it has nothing left to do.
+    async fn needless(&self, owner: Option<UnixStream>) -> &'static str {
+        if let Some(mut owner) = owner {
+            let mut byte = [0];
+            match owner.read(&mut byte).await {
+                // What it sends after the configuration is its farewell.
+                Ok(1..) => tracing::info!("the owner lets its machines run on"),
+                _ => return "the owner is gone",
+            }
         }
+        self.idle().await;
+        "no machine runs any more"
+    }
+
+    /// Returns when a detached worker has nothing left to do.
+    async fn idle(&self) {
         let mut activity = self.activity.subscribe();
         let mut started = false;
         let mut deadline = Instant::now() + IDLE;

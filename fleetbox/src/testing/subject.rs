@@ -1,0 +1,190 @@
+//! What a test is given, and what starts it.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::images::{Progress, progress};
+use crate::{Cluster, ClusterBuilder, Result, Vm, VmBuilder, blocking};
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What starts that which an asynchronous test is given: [`VmBuilder`] and [`ClusterBuilder`].
+#[diagnostic::on_unimplemented(
+    message = "an asynchronous test is given a `fleetbox::Vm` or a `fleetbox::Cluster`",
+    note = "`Vm::test()` and `Cluster::test()` make what starts one"
+)]
+pub trait Fixture: sealed::Sealed + Sized {
+    /// What the test is given.
+    type Running;
+
+    #[doc(hidden)]
+    fn needs_host(&self) -> bool;
+    #[doc(hidden)]
+    fn for_test(self, path: &str) -> Self;
+    #[doc(hidden)]
+    fn start_fixture(self) -> impl Future<Output = Result<Self::Running>>;
+    #[doc(hidden)]
+    fn handles(running: &Self::Running) -> Vec<Arc<Vm>>;
+}
+
+impl sealed::Sealed for VmBuilder {}
+impl sealed::Sealed for ClusterBuilder {}
+
+impl Fixture for VmBuilder {
+    type Running = Vm;
+
+    fn needs_host(&self) -> bool {
+        self.needs_kvm()
+    }
+
+    fn for_test(self, path: &str) -> Self {
+        self.named_after(path)
+    }
+
+    fn start_fixture(self) -> impl Future<Output = Result<Vm>> {
+        self.start()
+    }
+
+    fn handles(running: &Vm) -> Vec<Arc<Vm>> {
+        vec![Arc::new(running.another())]
+    }
+}
+
+impl Fixture for ClusterBuilder {
+    type Running = Cluster;
+
+    fn needs_host(&self) -> bool {
+        self.needs_kvm()
+    }
+
+    fn for_test(self, path: &str) -> Self {
+        self.named_after(path)
+    }
+
+    fn start_fixture(self) -> impl Future<Output = Result<Cluster>> {
+        self.start()
+    }
+
+    fn handles(running: &Cluster) -> Vec<Arc<Vm>> {
+        running.members().to_vec()
+    }
+}
+
+/// The parameter of an asynchronous `#[fleetbox::test]`: [`Vm`] or [`Cluster`].
+#[diagnostic::on_unimplemented(
+    message = "an `async` test is given a `fleetbox::Vm` or a `fleetbox::Cluster`",
+    label = "not what fleetbox starts for it",
+    note = "for a `fleetbox::blocking::Vm` write the test without `async`"
+)]
+pub trait Subject: sealed::Sealed {
+    /// What starts it.
+    type Builder: Fixture<Running = Self>;
+
+    /// A builder that shows on standard error what takes time.
+    fn builder() -> Self::Builder;
+}
+
+impl sealed::Sealed for Vm {}
+impl sealed::Sealed for Cluster {}
+
+fn display() -> Arc<dyn Progress> {
+    progress::stderr().into()
+}
+
+impl Subject for Vm {
+    type Builder = VmBuilder;
+
+    fn builder() -> VmBuilder {
+        Self::test().progress(display())
+    }
+}
+
+impl Subject for Cluster {
+    type Builder = ClusterBuilder;
+
+    fn builder() -> ClusterBuilder {
+        Self::test().progress(display())
+    }
+}
+
+/// What starts that which a blocking test is given: [`blocking::VmBuilder`] and
+/// [`blocking::ClusterBuilder`].
+#[diagnostic::on_unimplemented(
+    message = "a blocking test is given a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
+    note = "`blocking::Vm::test()` and `blocking::Cluster::test()` make what starts one"
+)]
+pub trait BlockingFixture: sealed::Sealed {
+    /// What the test is given.
+    type Running;
+
+    #[doc(hidden)]
+    type Async: Fixture;
+    #[doc(hidden)]
+    fn into_async(self) -> Self::Async;
+    #[doc(hidden)]
+    fn blocking(running: <Self::Async as Fixture>::Running) -> Self::Running;
+}
+
+impl sealed::Sealed for blocking::VmBuilder {}
+impl sealed::Sealed for blocking::ClusterBuilder {}
+
+impl BlockingFixture for blocking::VmBuilder {
+    type Running = blocking::Vm;
+    type Async = VmBuilder;
+
+    fn into_async(self) -> VmBuilder {
+        self.into()
+    }
+
+    fn blocking(running: Vm) -> blocking::Vm {
+        running.into()
+    }
+}
+
+impl BlockingFixture for blocking::ClusterBuilder {
+    type Running = blocking::Cluster;
+    type Async = ClusterBuilder;
+
+    fn into_async(self) -> ClusterBuilder {
+        self.into()
+    }
+
+    fn blocking(running: Cluster) -> blocking::Cluster {
+        running.into()
+    }
+}
+
+/// The parameter of a blocking `#[fleetbox::test]`: [`blocking::Vm`] or [`blocking::Cluster`].
+#[diagnostic::on_unimplemented(
+    message = "a test that is not `async` is given a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
+    label = "not what fleetbox starts for it",
+    note = "for a `fleetbox::Vm` make the test `async`"
+)]
+pub trait BlockingSubject: sealed::Sealed {
+    /// What starts it.
+    type Builder: BlockingFixture<Running = Self>;
+
+    /// A builder that shows on standard error what takes time.
+    fn builder() -> Self::Builder;
+}
+
+impl sealed::Sealed for blocking::Vm {}
+impl sealed::Sealed for blocking::Cluster {}
+
+impl BlockingSubject for blocking::Vm {
+    type Builder = blocking::VmBuilder;
+
+    fn builder() -> blocking::VmBuilder {
+        <Vm as Subject>::builder().into()
+    }
+}
+
+impl BlockingSubject for blocking::Cluster {
+    type Builder = blocking::ClusterBuilder;
+
+    fn builder() -> blocking::ClusterBuilder {
+        <Cluster as Subject>::builder().into()
+    }
+}
