@@ -139,6 +139,11 @@ impl VmBuilder {
         Self(self.0.detached())
     }
 
+    /// As [`crate::VmBuilder::ephemeral`].
+    pub fn ephemeral(self) -> Self {
+        Self(self.0.ephemeral())
+    }
+
     /// As [`crate::VmBuilder::start`].
     ///
     /// # Errors

@@ -186,6 +186,13 @@ impl VmBuilder {
         self
     }
 
+    /// The VM is destroyed when its last handle is dropped or this process ends, as one of
+    /// [`Vm::test`] is.
+    pub fn ephemeral(mut self) -> Self {
+        self.lifetime = Lifetime::Ephemeral;
+        self
+    }
+
     /// Starts the VM, creating it if there is none of its name, and waits until it answers by
     /// SSH. A VM that runs already, in whatever process, is attached to; one that exists is
     /// booted as it was created, and options that differ are ignored with a warning (see

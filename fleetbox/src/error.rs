@@ -17,6 +17,7 @@ use crate::seed::SeedError;
 use crate::ssh::SshError;
 use crate::ssh_config::SshConfigError;
 use crate::store::StoreError;
+use crate::workspace::WorkspaceError;
 
 /// Why an operation of the library failed.
 ///
@@ -49,6 +50,9 @@ pub enum Error {
     /// OpenSSH's configuration.
     #[error(transparent)]
     SshConfig(#[from] SshConfigError),
+    /// Shipping a work tree, or fetching its changes.
+    #[error(transparent)]
+    Workspace(Box<WorkspaceError>),
     /// Creating a VM's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),

@@ -46,6 +46,7 @@ mod stream;
 pub mod testing;
 mod timing;
 mod vm;
+pub mod workspace;
 
 pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
 pub use cluster::{Cluster, ClusterBuilder};

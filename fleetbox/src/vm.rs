@@ -285,6 +285,11 @@ impl Vm {
         &self.record.image.reference
     }
 
+    /// The VM's directory.
+    pub(crate) fn dir(&self) -> &VmDir {
+        &self.dir
+    }
+
     /// How long the steps of [`VmBuilder::start`] took; empty for a VM found by [`Vm::open`].
     pub fn timings(&self) -> &Timings {
         &self.timings

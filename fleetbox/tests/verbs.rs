@@ -491,3 +491,110 @@ fn newer_snapshots_are_found_and_images_deleted_unless_used() {
     let output = run(&["images", "rm", own.to_str().expect("UTF-8")]);
     assert!(!output.status.success() && own.exists(), "{output:?}");
 }
+
+/// A git work tree with a file that is tracked, one that is not and one that is ignored.
+fn work_tree(host: &Host) -> PathBuf {
+    let root = host.dir.path().join("repo");
+    fs::create_dir(&root).expect("a directory");
+    for (name, content) in [
+        ("tracked", "1"),
+        ("new", "2"),
+        ("ignored", "3"),
+        (".gitignore", "ignored"),
+    ] {
+        fs::write(root.join(name), content).expect("a file");
+    }
+    for args in [
+        &["init", "-q"][..],
+        &["add", "tracked", ".gitignore"],
+        &[
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            "commit",
+            "-q",
+            "-m",
+            "one",
+        ],
+    ] {
+        let status = Command::new("git").arg("-C").arg(&root).args(args).status();
+        assert!(status.expect("git").success());
+    }
+    root
+}
+
+#[test]
+fn a_run_that_cannot_be_leaves_nothing_behind() {
+    let host = Host::new();
+    for wrong in [
+        &["run", "-d", "--rm"][..],
+        &["run", "-d", "--", "true"],
+        &["run", "--detach", "--rm", "--", "true"],
+        &["run", "--name", "MyBox", "--", "true"],
+        &["run", "--cpus", "0", "--", "true"],
+    ] {
+        let output = host.run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
+    assert!(!host.state().exists(), "something was created");
+    let plain = host.dir.path().to_str().expect("UTF-8");
+    for (wrong, reason) in [
+        (
+            &["run", "/no/such/place", "--", "true"][..],
+            "/no/such/place",
+        ),
+        (&["run", plain, "--", "true"], "not a git repository"),
+    ] {
+        let output = host.run(wrong);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(255), "{wrong:?}: {output:?}");
+        assert!(error.contains(reason), "{error}");
+    }
+    assert!(!host.state().exists(), "something was created");
+    host.vm("web", "web", Path::new("/none"));
+    let output = host.run(&["run", "--name", "web", "--rm", "--", "true"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("VM web exists already"), "{error}");
+    assert_eq!(host.names(), ["web"]);
+    let output = host.run(&["pull-diff", "web"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("web has no workspace"), "{error}");
+}
+
+#[test]
+fn a_dry_run_lists_what_would_be_shipped() {
+    let host = Host::new();
+    let root = work_tree(&host);
+    let root = root.to_str().expect("UTF-8");
+    assert_eq!(
+        host.ends(0, &["run", "--dry-run", root]),
+        ".gitignore\ntracked\n"
+    );
+    assert_eq!(
+        host.ends(0, &["run", "--dry-run", root, "--include-untracked"]),
+        ".gitignore\nnew\ntracked\n"
+    );
+    let all = host.ends(0, &["run", "--dry-run", root, "--full-copy"]);
+    assert!(
+        all.contains("\nignored\n") && all.contains(".git/HEAD\n"),
+        "{all}"
+    );
+    let json = host.ends(
+        0,
+        &[
+            "run",
+            "--dry-run",
+            root,
+            "--branch",
+            "x",
+            "--from",
+            "HEAD",
+            "--json",
+        ],
+    );
+    let files: Vec<String> = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(files, [".gitignore", "tracked"]);
+    assert!(!host.state().exists(), "something was created");
+}

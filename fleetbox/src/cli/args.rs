@@ -42,8 +42,18 @@ pub(super) enum Command {
     Up(Up),
     /// Log in to a VM, or run a command line in it
     Ssh(Ssh),
-    /// Run a program in a VM with its arguments as they are
+    /// Run a program in a VM with its arguments as they are, in its workspace if it has one
     Exec(Exec),
+    /// Run a program, or log in, in a new VM, with a git work tree if one is named
+    Run(Run),
+    /// Print what was changed in a VM's workspace, as a patch against the commit that was shipped
+    PullDiff {
+        /// The VM
+        name: Name,
+        /// Write to this file instead of standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// List VMs
     #[command(visible_alias = "ps")]
     Ls,
@@ -104,7 +114,7 @@ pub(super) enum Command {
 impl Command {
     /// True if the exit status is that of a command in the guest.
     pub(super) fn passes_status(&self) -> bool {
-        matches!(self, Self::Ssh(_) | Self::Exec(_))
+        matches!(self, Self::Ssh(_) | Self::Exec(_) | Self::Run(_))
     }
 }
 
@@ -163,9 +173,54 @@ pub(super) struct Exec {
     /// Ask for a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
+    /// Ship the workspace's files again first; changes made to them in the guest are lost
+    #[arg(long)]
+    pub(super) sync: bool,
     /// The program and its arguments, which the guest's shell does not change
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// A directory in a git work tree, which is shipped to the guest
+    pub(super) path: Option<PathBuf>,
+    /// Delete the VM when the command ends, or this command in whatever way
+    #[arg(long)]
+    pub(super) rm: bool,
+    /// Do not run anything, print the VM's name and leave it running
+    #[arg(short, long, conflicts_with_all = ["rm", "command"])]
+    pub(super) detach: bool,
+    /// The VM's name; one is made up if none is given
+    #[arg(long)]
+    pub(super) name: Option<Name>,
+    #[command(flatten)]
+    pub(super) machine: Machine,
+    #[command(flatten)]
+    pub(super) shipment: Shipment,
+    /// The program and its arguments, which the guest's shell does not change; a log-in if none
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<String>,
+}
+
+/// What of a work tree is shipped.
+#[derive(Debug, Args)]
+pub(super) struct Shipment {
+    /// Ship new files that git does not ignore, too
+    #[arg(long, requires = "path", conflicts_with_all = ["full_copy", "from"])]
+    pub(super) include_untracked: bool,
+    /// Ship the whole directory: ignored files and the history, too
+    #[arg(long, requires = "path", conflicts_with_all = ["branch", "from"])]
+    pub(super) full_copy: bool,
+    /// Have the guest's repository on a new branch
+    #[arg(long, requires = "path", value_name = "NAME")]
+    pub(super) branch: Option<String>,
+    /// What the branch begins at; its files are shipped, not those of the work tree
+    #[arg(long, requires = "branch", value_name = "REF")]
+    pub(super) from: Option<String>,
+    /// List the files that would be shipped, and do nothing
+    #[arg(long, requires = "path")]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -380,6 +435,16 @@ mod tests {
             &["ssh", "../x"],
             &["ssh-config", "--install", "--uninstall"],
             &["images", "rm"],
+            &["run", "-d", "--rm"],
+            &["run", "-d", "--", "true"],
+            &["run", "--name", "My", "--", "true"],
+            &["run", "--dry-run"],
+            &["run", "--include-untracked"],
+            &["run", ".", "--full-copy", "--include-untracked"],
+            &["run", ".", "--full-copy", "--branch", "x"],
+            &["run", ".", "--from", "HEAD"],
+            &["run", "a", "b"],
+            &["pull-diff"],
             &["images", "rm", "x", "--all"],
             &["completions", "no-shell"],
         ] {

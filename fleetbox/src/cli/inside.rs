@@ -1,19 +1,11 @@
-//! Commands about what is in a guest: `exec`, `ports`.
+//! Commands about what is in a guest: `ports`.
 
-use fleetbox::guest::{self, quote};
+use fleetbox::guest;
 use fleetbox::names::Name;
 use fleetbox::{Result, Vm};
 
-use super::args::Exec;
 use super::output::Context;
-use super::{ssh, table};
-
-pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
-    let vm = Vm::open_in(context.home(), exec.name.as_str()).await?;
-    let words: Vec<_> = exec.command.iter().map(|word| quote(word)).collect();
-    let command = format!("exec {}", words.join(" "));
-    ssh::pass_through(&vm, Some(&command), exec.tty).await
-}
+use super::table;
 
 pub(super) async fn ports(context: &Context, name: &Name) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;

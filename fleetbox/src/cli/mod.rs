@@ -1,7 +1,7 @@
 //! The command line: a thin layer over the library.
 //!
-//! Exit status: 0 for success, 1 for a failure, 2 for arguments that are refused. `ssh` and `exec`
-//! end with the status of their command, and with 255 if it could not be run, as OpenSSH does.
+//! Exit status: 0 for success, 1 for a failure, 2 for arguments that are refused. `ssh`, `exec`
+//! and `run` end with the status of their command, and with 255 if it could not be run, as OpenSSH does.
 
 mod args;
 mod ask;
@@ -12,6 +12,7 @@ mod inside;
 mod logs;
 mod output;
 mod progress;
+mod run;
 mod ssh;
 mod ssh_config;
 mod table;
@@ -68,7 +69,9 @@ async fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(up) => up::run(context, up).await,
         Command::Ssh(ssh) => ssh::run(context, ssh).await,
-        Command::Exec(exec) => inside::exec(context, exec).await,
+        Command::Exec(exec) => run::exec(context, exec).await,
+        Command::Run(run) => run::run(context, run).await,
+        Command::PullDiff { name, output } => run::pull_diff(context, &name, output).await,
         Command::Ls => vms::ls(context).await,
         Command::Show { name } => vms::show(context, &name).await,
         Command::Logs(logs) => logs::run(context, logs).await,

@@ -100,8 +100,9 @@ impl Progress for Line {
             }
             ProgressEvent::Advanced { bytes } => self.bar.set_position(bytes),
             ProgressEvent::Retrying { why } => self.bar.println(format!("{why}; trying again")),
-            // Booting is what follows a download.
-            ProgressEvent::Finished { .. } => {
+            ProgressEvent::WaitingForMemory { vm, why } => self.wait(&format!("{vm} waits: {why}")),
+            // Booting is what follows.
+            ProgressEvent::MemoryGranted | ProgressEvent::Finished { .. } => {
                 self.bar.unset_length();
                 self.wait(&self.what);
             }

@@ -1,0 +1,212 @@
+//! `run`, `exec` and `pull-diff`: commands in VMs, and work trees for them.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use fleetbox::guest::quote;
+use fleetbox::names::Name;
+use fleetbox::store::StoreError;
+use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
+use fleetbox::{Error, Result, Vm};
+
+use super::args::{Exec, Run, Shipment};
+use super::output::Context;
+use super::progress::Display;
+use super::{ssh, ssh_config, up};
+
+pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
+    let options = options(&run.shipment);
+    let tree = match &run.path {
+        Some(path) => Some(Tree::open(path).await?),
+        None => None,
+    };
+    if run.shipment.dry_run {
+        return match &tree {
+            Some(tree) => list(context, tree, &options).await,
+            None => Ok(0),
+        };
+    }
+    let name = match run.name {
+        Some(name) => name,
+        None => up::made_up(context)?,
+    };
+    if !context.store()?.find(&name)?.is_empty() {
+        // It may hold what its user wants to keep.
+        return Err(StoreError::Exists {
+            cluster: name.clone(),
+            name,
+        }
+        .into());
+    }
+    let display = Display::new(context, &format!("starting {name}"));
+    let builder = up::builder(context, &name, &run.machine).progress(display.progress());
+    let builder = if run.rm {
+        builder.ephemeral()
+    } else {
+        builder.detached()
+    };
+    let started = builder.start().await;
+    drop(display);
+    let vm = started?;
+    ssh_config::refresh(context);
+    let done = shipped_and_run(
+        context,
+        &vm,
+        tree.as_ref(),
+        &options,
+        &run.command,
+        run.detach,
+    );
+    let status = done.await;
+    // Without its tree it is of no use to anybody.
+    let unusable = status.is_err() && tree.is_some() && !run.detach;
+    if run.rm || unusable {
+        let destroyed = vm.destroy().await;
+        ssh_config::refresh(context);
+        let status = status?;
+        destroyed?;
+        return Ok(status);
+    }
+    let status = status?;
+    if context.json {
+        context.say_json(&super::vms::find(context, &name).await?)?;
+    } else if run.detach {
+        context.say(&name);
+    }
+    context.note(format_args!(
+        "{name} runs on; `fleetbox exec {name} -- COMMAND` runs more in it, `fleetbox rm {name}` deletes it"
+    ));
+    Ok(status)
+}
+
+async fn shipped_and_run(
+    context: &Context,
+    vm: &Vm,
+    tree: Option<&Tree>,
+    options: &ShipOptions,
+    words: &[String],
+    detach: bool,
+) -> Result<u8> {
+    let workspace = match tree {
+        Some(tree) => {
+            let display = Display::new(context, &format!("shipping {}", tree.root().display()));
+            let shipped = Workspace::ship(vm, tree, options).await;
+            drop(display);
+            Some(shipped?)
+        }
+        None => None,
+    };
+    if detach {
+        return Ok(0);
+    }
+    ssh::pass_through(vm, command(workspace.as_ref(), words).as_deref(), false).await
+}
+
+/// A command line for the guest's shell; `None` is a log-in.
+fn command(workspace: Option<&Workspace>, words: &[String]) -> Option<String> {
+    match workspace {
+        Some(workspace) => Some(workspace.command(words)),
+        None if words.is_empty() => None,
+        None => {
+            let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
+            Some(format!("exec {}", words.join(" ")))
+        }
+    }
+}
+
+fn options(shipment: &Shipment) -> ShipOptions {
+    ShipOptions {
+        selection: if shipment.full_copy {
+            Selection::Everything
+        } else if shipment.include_untracked {
+            Selection::WithUntracked
+        } else {
+            Selection::Tracked
+        },
+        branch: shipment.branch.clone(),
+        from: shipment.from.clone(),
+    }
+}
+
+async fn list(context: &Context, tree: &Tree, options: &ShipOptions) -> Result<u8> {
+    let files: Vec<PathBuf> = tree.list(options).await?;
+    if context.json {
+        context.say_json(&files)?;
+        return Ok(0);
+    }
+    for file in &files {
+        context.say(file.display());
+    }
+    context.note(format_args!(
+        "{} files of {} would be shipped",
+        files.len(),
+        tree.root().display()
+    ));
+    Ok(0)
+}
+
+pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
+    let vm = Vm::open_in(context.home(), exec.name.as_str()).await?;
+    let mut workspace = Workspace::of(context.home(), exec.name.as_str()).await?;
+    if exec.sync && workspace.is_none() {
+        return Err(no_workspace(&exec.name));
+    }
+    if let Some(known) = &workspace {
+        if exec.sync {
+            workspace = Some(known.sync(&vm).await?);
+        } else {
+            // The command is what was asked for, whatever has become of the host's tree.
+            match known.moved_on().await {
+                Ok(None) => {}
+                Ok(Some(how)) => context.note(format_args!(
+                    "{} has moved on since it was shipped to {}: {how}; --sync ships it again",
+                    known.host.display(),
+                    exec.name
+                )),
+                Err(error) => context.note(error),
+            }
+        }
+    }
+    let command = command(workspace.as_ref(), &exec.command);
+    ssh::pass_through(&vm, command.as_deref(), exec.tty).await
+}
+
+pub(super) async fn pull_diff(
+    context: &Context,
+    name: &Name,
+    output: Option<PathBuf>,
+) -> Result<u8> {
+    let Some(workspace) = Workspace::of(context.home(), name.as_str()).await? else {
+        return Err(no_workspace(name));
+    };
+    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let display = Display::new(context, &format!("fetching the changes of {name}"));
+    let patch = workspace.diff(&vm).await;
+    drop(display);
+    let patch = patch?;
+    if workspace.is_dirty() {
+        context.note(format_args!(
+            "{} had changes that are in no commit when it was shipped; they are part of the patch",
+            workspace.host.display()
+        ));
+    }
+    let written = match &output {
+        Some(path) => std::fs::write(path, &patch),
+        None => std::io::stdout().write_all(&patch),
+    };
+    match written {
+        // Whoever reads it has enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
+        written => written.map(|()| 0).map_err(|source| Error::Io {
+            action: "write the patch",
+            source,
+        }),
+    }
+}
+
+fn no_workspace(name: &Name) -> Error {
+    fleetbox::workspace::WorkspaceError::None {
+        name: name.to_string(),
+    }
+    .into()
+}

@@ -1,0 +1,289 @@
+//! A git work tree of the host in a guest: shipped there, worked on there, and what was changed
+//! fetched back as a patch.
+//!
+//! Trees travel as tar archives over SSH, so that a guest needs `tar` and nothing else; git runs on
+//! the host only. Which tree a VM has is noted in `workspace.json` of its directory.
+
+mod archive;
+mod git;
+mod patch;
+mod ship;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::builder::{blocking, open_store};
+use crate::guest::quote;
+use crate::names::Name;
+use crate::store::{StoreError, VmDir, read_limited, write_atomic};
+use crate::{Error, Result, Vm};
+
+pub use self::git::Tree;
+pub use self::ship::Selection;
+
+/// Name of the note in a VM's directory.
+const NOTE: &str = "workspace.json";
+/// Most bytes of that note, which lists the files.
+const NOTE_LIMIT: u64 = 256 << 20;
+
+/// Files that say that a tree's tools come from mise (<https://mise.jdx.dev>).
+const MISE_FILES: [&str; 4] = [
+    "mise.toml",
+    ".mise.toml",
+    ".tool-versions",
+    ".config/mise.toml",
+];
+
+/// Why a work tree could not be shipped or fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkspaceError {
+    /// The host has no git.
+    #[error("cannot run git: {0}; install git to ship work trees")]
+    NoGit(#[source] io::Error),
+    /// Git refused.
+    #[error("git cannot {what} in {}: {why}", tree.display())]
+    Git {
+        /// What was tried.
+        what: &'static str,
+        /// The work tree.
+        tree: PathBuf,
+        /// What git wrote.
+        why: String,
+    },
+    /// A file of the tree cannot be read, or a temporary one not be written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file name that an archive cannot carry.
+    #[error("cannot ship {}: {why}", path.display())]
+    Path {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// What the guest sent is no archive of a work tree.
+    #[error("cannot use the work tree that {name} sent: {why}")]
+    Archive {
+        /// The VM.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The VM has no workspace.
+    #[error("{name} has no workspace; `fleetbox run PATH` makes a VM with one")]
+    None {
+        /// The VM.
+        name: String,
+    },
+}
+
+impl WorkspaceError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// What of a work tree is shipped, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShipOptions {
+    /// Which files.
+    pub selection: Selection,
+    /// Name of the branch that the guest's repository is on; the host's if none is given.
+    pub branch: Option<String>,
+    /// What that branch begins at: this commit's files are shipped then, not those of the work
+    /// tree.
+    pub from: Option<String>,
+}
+
+impl Default for ShipOptions {
+    /// The tracked files as they are in the work tree.
+    fn default() -> Self {
+        Self {
+            selection: Selection::Tracked,
+            branch: None,
+            from: None,
+        }
+    }
+}
+
+/// A work tree that a VM has.
+///
+/// ```no_run
+/// # async fn example(vm: &fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::workspace::{ShipOptions, Tree, Workspace};
+///
+/// let tree = Tree::open(".").await?;
+/// let workspace = Workspace::ship(vm, &tree, &ShipOptions::default()).await?;
+/// vm.ssh(&workspace.command(&["make".into(), "fmt".into()])).await?;
+/// let patch = workspace.diff(vm).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workspace {
+    /// The top directory of the work tree on the host.
+    pub host: PathBuf,
+    /// The directory in the guest, in the user's home.
+    pub directory: String,
+    /// The commit that the guest's changes are told against; none in a repository without commits.
+    pub commit: Option<String>,
+    /// How it was shipped.
+    pub options: ShipOptions,
+    /// The tree's tools come from mise.
+    pub mise: bool,
+    /// What the host's files were when they were shipped: a sum over names, sizes and times.
+    fingerprint: String,
+    /// The files had changes that are in no commit.
+    dirty: bool,
+    /// What was shipped.
+    files: Vec<String>,
+}
+
+impl Workspace {
+    /// Ships a work tree to a guest, into a directory of the tree's name in the user's home. What
+    /// is there already is overwritten; what an earlier shipment had and this has not is deleted.
+    ///
+    /// # Errors
+    /// [`Error::Workspace`], or a guest that cannot be reached or written to.
+    pub async fn ship(vm: &Vm, tree: &Tree, options: &ShipOptions) -> Result<Self> {
+        let dir = vm.dir();
+        let earlier = load(dir)?;
+        let workspace = ship::ship(vm, tree, options, earlier.as_ref()).await?;
+        let path = dir.paths().dir().join(NOTE);
+        let text = serde_json::to_vec(&workspace)
+            .map_err(|error| WorkspaceError::io("write", &path)(error.into()))?;
+        write_atomic(&path, &text).map_err(WorkspaceError::io("write", &path))?;
+        Ok(workspace)
+    }
+
+    /// The work tree that a VM has, if it has one.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], a damaged note, the file system.
+    pub async fn of(home: Option<&Path>, name: &str) -> Result<Option<Self>> {
+        let name = Name::new(name)?;
+        let store = open_store(home).await?;
+        blocking(move || match store.find(&name)?.into_iter().next() {
+            Some(dir) => load(&dir),
+            None => Err(Error::NoVm { name }),
+        })
+        .await
+    }
+
+    /// Ships the host's tree again, as it is now. Changes that were made in the guest to files that
+    /// are shipped are lost.
+    ///
+    /// # Errors
+    /// As [`Workspace::ship`].
+    pub async fn sync(&self, vm: &Vm) -> Result<Self> {
+        let tree = Tree::open(&self.host).await?;
+        Self::ship(vm, &tree, &self.options).await
+    }
+
+    /// How the host's tree has moved on since it was shipped; `None` if it has not.
+    ///
+    /// # Errors
+    /// [`Error::Workspace`] if the tree cannot be looked at.
+    pub async fn moved_on(&self) -> Result<Option<String>> {
+        let tree = Tree::open(&self.host).await?;
+        let before = self.clone();
+        blocking(move || {
+            let base = tree.commit(before.options.from.as_deref())?;
+            if base != before.commit {
+                let short = |commit: &Option<String>| match commit {
+                    Some(commit) => commit.chars().take(12).collect(),
+                    None => "no commit".to_owned(),
+                };
+                return Ok(Some(format!(
+                    "it was at {} and is at {} now",
+                    short(&before.commit),
+                    short(&base)
+                )));
+            }
+            if before.options.from.is_some() {
+                return Ok(None);
+            }
+            let files = tree.files(before.options.selection)?;
+            Ok(
+                (ship::fingerprint(tree.root(), &files) != before.fingerprint)
+                    .then(|| "files have changed".to_owned()),
+            )
+        })
+        .await
+    }
+
+    /// What the guest has changed, as a patch against [`Workspace::commit`] that `git apply` takes.
+    /// Files that git ignores are left out, and so are submodules. Changes that the host's files
+    /// had when they were shipped are part of it.
+    ///
+    /// # Errors
+    /// [`Error::Workspace`], or a guest that cannot be reached or read.
+    pub async fn diff(&self, vm: &Vm) -> Result<Vec<u8>> {
+        patch::diff(self, vm).await
+    }
+
+    /// True if the host's files had changes that are in no commit when they were shipped.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// A command line for the guest's shell that runs a program in the workspace, through mise
+    /// where the tree says so and the guest has it; without words, the login shell.
+    pub fn command(&self, words: &[String]) -> String {
+        let enter = self.enter();
+        if words.is_empty() {
+            return format!("{enter} && exec \"${{SHELL:-/bin/sh}}\" -l");
+        }
+        let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
+        let words = words.join(" ");
+        if !self.mise {
+            return format!("{enter} && exec {words}");
+        }
+        // The tree is the user's own, who ran this: mise need not ask whether it is trusted.
+        format!(
+            "{enter} && PATH=$PATH:$HOME/.local/bin && if command -v mise >/dev/null 2>&1; then \
+             MISE_YES=1 MISE_TRUSTED_CONFIG_PATHS=$PWD exec mise exec -- {words}; else \
+             echo 'fleetbox: this workspace declares its tools by mise, which the guest does not have' >&2; \
+             exec {words}; fi"
+        )
+    }
+
+    /// The part of a command line that goes to the workspace.
+    fn enter(&self) -> String {
+        format!("cd -- \"$HOME\"/{}", quote(&self.directory))
+    }
+}
+
+fn load(dir: &VmDir) -> Result<Option<Workspace>> {
+    let path = dir.paths().dir().join(NOTE);
+    let content = match read_limited(&path, NOTE_LIMIT) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(WorkspaceError::io("read", &path)(error).into()),
+    };
+    serde_json::from_slice(&content).map(Some).map_err(|error| {
+        StoreError::Damaged {
+            path,
+            why: error.to_string(),
+        }
+        .into()
+    })
+}
+
+#[cfg(test)]
+mod tests;

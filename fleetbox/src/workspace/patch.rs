@@ -1,0 +1,156 @@
+//! Fetching a guest's tree, and what differs in it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
+
+use super::archive::{self, Receiver};
+use super::{Tree, Workspace, WorkspaceError, git};
+use crate::builder::blocking;
+use crate::guest::quote;
+use crate::{Error, ExitStatus, Result, Vm};
+
+/// The tree without files, which git knows in every repository.
+const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
+
+/// Most ignored directories that the guest is told to leave out.
+const MOST_EXCLUDED: usize = 500;
+
+pub(super) async fn diff(workspace: &Workspace, vm: &Vm) -> Result<Vec<u8>> {
+    let temporary = tempfile::Builder::new()
+        .prefix("fleetbox-patch-")
+        .tempdir()
+        .map_err(WorkspaceError::io(
+            "create a directory in",
+            &std::env::temp_dir(),
+        ))?;
+    let files = temporary.path().join("files");
+    fs::create_dir(&files).map_err(WorkspaceError::io("create", &files))?;
+    let tree = Tree::open(&workspace.host).await?;
+    fetch(workspace, vm, &tree, &files).await?;
+    let base = workspace
+        .commit
+        .clone()
+        .unwrap_or_else(|| EMPTY_TREE.to_owned());
+    blocking(move || Ok(compare(&tree, &base, temporary.path())?)).await
+}
+
+/// Gets the guest's files into `files`.
+async fn fetch(workspace: &Workspace, vm: &Vm, tree: &Tree, files: &Path) -> Result<()> {
+    let mut command = format!("{} && exec tar -c -f - --exclude=./.git", workspace.enter());
+    // What git ignores is no part of a patch: builds need not travel.
+    let host = tree.clone();
+    let ignored = blocking(move || Ok(host.ignored()?)).await?;
+    for path in ignored.iter().take(MOST_EXCLUDED) {
+        if let Some(path) = path.to_str().map(|path| path.trim_end_matches('/'))
+            && !path.contains(['*', '?', '[', '\\'])
+        {
+            command.push_str(" --exclude=");
+            command.push_str(&quote(&format!("./{path}")));
+        }
+    }
+    command.push_str(" .");
+    let mut child = vm.ssh_spawn(&command).await?;
+    let output = child.stdout.take();
+    let (sender, receiver) = mpsc::channel(archive::QUEUE);
+    let into = files.to_owned();
+    let name = vm.name().to_owned();
+    let extracting = blocking(move || {
+        let mut receiver = Receiver::new(receiver);
+        let extracted = archive::extract(&mut receiver, &into).and_then(|()| {
+            // The padding at the end, so that the guest's tar ends in order.
+            std::io::copy(&mut receiver, &mut std::io::sink())
+                .map(drop)
+                .map_err(|error| error.to_string())
+        });
+        extracted.map_err(|why| WorkspaceError::Archive { name, why }.into())
+    });
+    let receiving = async move {
+        let Some(mut output) = output else { return };
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = output.read(&mut buffer).await {
+            let chunk = buffer.get(..n).unwrap_or_default().to_vec();
+            if sender.send(chunk).await.is_err() {
+                return;
+            }
+        }
+    };
+    let complaint = child.output(1 << 20);
+    let (extracted, (), complaint) = tokio::join!(extracting, receiving, complaint);
+    let complaint = complaint?;
+    // GNU's tar ends with 1 if a file changed while it was read.
+    if !matches!(complaint.status, ExitStatus::Code(0 | 1)) {
+        return Err(Error::Guest {
+            name: vm.name().to_owned(),
+            what: "send its work tree",
+            why: crate::process::printable(&complaint.stderr)
+                .trim()
+                .to_owned(),
+        });
+    }
+    extracted
+}
+
+/// The patch from `base` to the files in `dir`. Objects are written to a repository beside them;
+/// the host's is only read.
+pub(super) fn compare(tree: &Tree, base: &str, dir: &Path) -> Result<Vec<u8>, WorkspaceError> {
+    let (repository, files) = (dir.join("git"), dir.join("files"));
+    let root = tree.root();
+    let mut init = git::command(dir);
+    init.args(["init", "--quiet", "--template=", "--bare"])
+        .arg(&repository);
+    git::finish(init, root, "make a repository")?;
+    let info = repository.join("objects/info");
+    let alternates = info.join("alternates");
+    let mut objects = tree.objects()?.into_os_string().into_encoded_bytes();
+    objects.push(b'\n');
+    fs::create_dir_all(&info)
+        .and_then(|()| fs::write(&alternates, objects))
+        .map_err(WorkspaceError::io("write", &alternates))?;
+
+    let guest = |args: &[&str]| -> Command {
+        let mut command = git::command(&files);
+        command
+            .arg("--git-dir")
+            .arg(&repository)
+            .arg("--work-tree")
+            .arg(&files)
+            // The guest's .gitattributes must not run what the user has configured for others.
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .args(["-c", "core.bare=false", "-c", "core.autocrlf=false"])
+            .args(["-c", "core.safecrlf=false", "-c", "core.quotePath=true"])
+            .args(args);
+        command
+    };
+    let read = guest(&["read-tree", base]);
+    git::finish(read, root, "read the commit that was shipped")?;
+    let listed = git::finish(guest(&["ls-files", "-s", "-z"]), root, "list files")?;
+    let mut add = guest(&["add", "--all", "--", "."]);
+    for entry in listed.split(|b| *b == 0) {
+        // A submodule: `160000 SUM 0\tPATH`.
+        if entry.starts_with(b"160000 ")
+            && let Some(at) = entry.iter().position(|b| *b == b'\t')
+        {
+            let path = String::from_utf8_lossy(entry.get(at + 1..).unwrap_or_default());
+            add.arg(format!(":(exclude,literal){path}"));
+        }
+    }
+    git::finish(add, root, "look at the guest's files")?;
+    let diff = guest(&[
+        "diff",
+        "--cached",
+        "--binary",
+        "--full-index",
+        "--no-color",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--src-prefix=a/",
+        "--dst-prefix=b/",
+        base,
+    ]);
+    git::finish(diff, root, "compare files")
+}
