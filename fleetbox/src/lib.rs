@@ -36,6 +36,7 @@ pub mod logs;
 pub mod names;
 pub mod preflight;
 mod process;
+pub mod proxy;
 mod resize;
 pub mod seed;
 pub mod size;

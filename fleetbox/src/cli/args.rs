@@ -1,13 +1,15 @@
 //! What can be said on the command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::cp::Place;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
 use fleetbox::images::ImageRef;
-use fleetbox::names::{Name, check_cpus};
+use fleetbox::names::{Name, check_count, check_cpus};
 use fleetbox::{Result, Size};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
@@ -69,6 +71,14 @@ pub(super) enum Command {
         /// The VM
         name: Name,
     },
+    /// Show what VMs use: CPU, memory, disk, network
+    Stats {
+        /// The VMs [default: all that run]
+        #[arg(value_name = "NAME")]
+        names: Vec<Name>,
+    },
+    /// Copy files and directories to or from a VM
+    Cp(Cp),
     /// Shut VMs down; their disks stay
     Down(Down),
     /// Shut VMs down and boot them again
@@ -88,6 +98,12 @@ pub(super) enum Command {
         /// The port
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
+    },
+    /// Serve SOCKS5 and HTTP on loopback, by which programs reach VMs by their names
+    Proxy {
+        /// Where to listen; port 0 is any that is free
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1080")]
+        listen: SocketAddr,
     },
     /// Make plain `ssh NAME`, and what builds on it, work
     SshConfig(SshConfig),
@@ -150,6 +166,9 @@ pub(super) struct Machine {
 pub(super) struct Up {
     /// The VM, which is also its hostname; one is made up if none is given
     pub(super) name: Option<Name>,
+    /// A cluster of so many VMs: NAME-1, NAME-2 and so on, in one network
+    #[arg(short = 'n', long, value_parser = count, value_name = "N")]
+    pub(super) count: Option<u32>,
     #[command(flatten)]
     pub(super) machine: Machine,
 }
@@ -221,6 +240,18 @@ pub(super) struct Shipment {
     /// List the files that would be shipped, and do nothing
     #[arg(long, requires = "path")]
     pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Cp {
+    /// What is copied: paths of this host, or NAME:PATH
+    #[arg(required = true, value_name = "SOURCE")]
+    pub(super) sources: Vec<Place>,
+    /// Where it goes: NAME:PATH, or a path of this host
+    pub(super) destination: Place,
+    /// With the rights of root in the guest
+    #[arg(long)]
+    pub(super) root: bool,
 }
 
 #[derive(Debug, Args)]
@@ -379,6 +410,10 @@ fn cpus(text: &str) -> Result<u32, Refusal> {
     Ok(check_cpus(text.parse()?)?.into())
 }
 
+fn count(text: &str) -> Result<u32, Refusal> {
+    Ok(check_count(text.parse()?)?)
+}
+
 fn memory(text: &str) -> Result<Size, Refusal> {
     Ok(text.parse::<Size>()?.check_memory()?)
 }
@@ -410,6 +445,10 @@ mod tests {
             &["up", "box.vm"],
             &["up", "-box"],
             &["up", "web", "--cpus", "0"],
+            &["up", "web", "-n", "0"],
+            &["up", "web", "-n", "1000"],
+            &["cp", "x"],
+            &["cp", "Web:x", "y"],
             &["up", "web", "--cpus", "many"],
             &["up", "web", "--memory", "2"],
             &["up", "web", "--memory", "1M"],

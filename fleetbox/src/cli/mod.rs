@@ -5,6 +5,7 @@
 
 mod args;
 mod ask;
+mod cp;
 mod doctor;
 mod generate;
 mod images;
@@ -12,6 +13,7 @@ mod inside;
 mod logs;
 mod output;
 mod progress;
+mod proxy;
 mod run;
 mod ssh;
 mod ssh_config;
@@ -76,6 +78,8 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::Show { name } => vms::show(context, &name).await,
         Command::Logs(logs) => logs::run(context, logs).await,
         Command::Ports { name } => inside::ports(context, &name).await,
+        Command::Stats { names } => inside::stats(context, &names).await,
+        Command::Cp(cp) => cp::run(context, cp).await,
         Command::Down(down) => vms::down(context, down).await,
         Command::Restart(restart) => vms::restart(context, restart).await,
         Command::Kill(kill) => vms::kill(context, kill).await,
@@ -83,6 +87,7 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::Rm(rm) => vms::rm(context, rm).await,
         Command::Prune(prune) => vms::prune(context, prune).await,
         Command::Dial { name, port } => ssh::dial(context, &name, port).await,
+        Command::Proxy { listen } => proxy::run(context, listen).await,
         Command::SshConfig(options) => ssh_config::run(context, options).await,
         Command::Images(command) => images::run(context, command).await,
         Command::Doctor => doctor::run(context).await,

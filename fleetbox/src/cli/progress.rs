@@ -27,6 +27,16 @@ impl Display {
         }
     }
 
+    /// Changes what the line says; nothing where there is no line.
+    pub(super) fn teller(&self) -> impl Fn(String) + Send + Sync + 'static {
+        let line = self.line.clone();
+        move |text| {
+            if let Some(line) = &line {
+                line.bar.set_message(text);
+            }
+        }
+    }
+
     /// What is told of a download.
     pub(super) fn progress(&self) -> Arc<dyn Progress> {
         match &self.line {

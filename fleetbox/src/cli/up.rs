@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fleetbox::names::Name;
-use fleetbox::{Error, Result, Vm, VmBuilder};
+use fleetbox::{Cluster, Error, Result, Vm, VmBuilder};
 
 use super::args::{Machine, Up};
 use super::output::Context;
@@ -18,6 +18,11 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
         Some(name) => name,
         None => made_up(context)?,
     };
+    let store = context.store()?;
+    let is_cluster = store.find(&name)?.is_empty() && !store.cluster(&name).vms()?.is_empty();
+    if up.count.is_some() || is_cluster {
+        return cluster(context, &name, &up.machine, up.count).await;
+    }
     let display = Display::new(context, &format!("starting {name}"));
     let builder = builder(context, &name, &up.machine)
         .detached()
@@ -55,12 +60,61 @@ fn remark(context: &Context, vm: &Vm) {
     }
 }
 
-/// A description of a VM by the options for one.
-pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> VmBuilder {
-    let mut builder = Vm::builder(name.as_str()).boot_timeout(Duration::from_secs(machine.timeout));
+/// Starts the members of a cluster: so many, or those there are.
+async fn cluster(
+    context: &Context,
+    name: &Name,
+    machine: &Machine,
+    count: Option<u32>,
+) -> Result<u8> {
+    let display = Display::new(context, &format!("starting cluster {name}"));
+    let mut builder = Cluster::builder(name.as_str())
+        .detached()
+        .each(|vm| configured(vm, machine))
+        .progress(display.progress());
     if let Some(home) = context.home() {
         builder = builder.home(home);
     }
+    if let Some(count) = count {
+        builder = builder.count(count);
+    }
+    let started = builder.start().await;
+    drop(display);
+    let cluster = started?;
+    ssh_config::refresh(context);
+    for vm in &cluster {
+        remark(context, vm);
+        context.tell(format_args!(
+            "{} is running, its address is {}",
+            vm.name(),
+            vm.ip()
+        ));
+    }
+    if context.json {
+        let mut vms = fleetbox::list(context.home()).await?;
+        vms.retain(|vm| {
+            cluster
+                .members()
+                .iter()
+                .any(|member| member.name() == vm.name)
+        });
+        context.say_json(&vms)?;
+    }
+    context.note(cluster.timings());
+    Ok(0)
+}
+
+/// A description of a VM by the options for one.
+pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> VmBuilder {
+    let builder = configured(Vm::builder(name.as_str()), machine);
+    match context.home() {
+        Some(home) => builder.home(home),
+        None => builder,
+    }
+}
+
+fn configured(mut builder: VmBuilder, machine: &Machine) -> VmBuilder {
+    builder = builder.boot_timeout(Duration::from_secs(machine.timeout));
     if let Some(image) = &machine.image {
         builder = builder.image(image);
     }

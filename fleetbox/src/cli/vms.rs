@@ -118,6 +118,12 @@ pub(super) async fn show(context: &Context, name: &Name) -> Result<u8> {
     Ok(0)
 }
 
+/// Bytes that a VM's disk takes on this host.
+pub(super) fn disk_used(context: &Context, name: &Name) -> Result<u64> {
+    let vm = member(&context.store()?, name)?;
+    Ok(allocated(&vm.paths().disk_layer()))
+}
+
 /// Bytes that a file takes on its file system; 0 if it cannot be looked at.
 fn allocated(path: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;

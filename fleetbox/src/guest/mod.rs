@@ -3,8 +3,10 @@
 //! Only what every Linux has is used: a POSIX shell and `/proc`.
 
 mod ports;
+mod stats;
 
 pub use self::ports::{Listener, Protocol, ports};
+pub use self::stats::{Stats, stats};
 
 use crate::{Error, ExitStatus, Output, Result, Vm};
 

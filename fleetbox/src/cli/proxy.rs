@@ -1,0 +1,22 @@
+//! `proxy`.
+
+use std::net::SocketAddr;
+
+use fleetbox::Result;
+use fleetbox::proxy::Proxy;
+
+use super::output::Context;
+
+pub(super) async fn run(context: &Context, listen: SocketAddr) -> Result<u8> {
+    let proxy = Proxy::bind(context.home(), listen).await?;
+    let address = proxy.address();
+    if context.json {
+        context.say_json(&serde_json::json!({"address": address}))?;
+    } else {
+        context.say(format_args!("socks5h://{address}"));
+        context.say(format_args!("http://{address}"));
+    }
+    context.note("serves until it is interrupted");
+    proxy.serve().await?;
+    Ok(0)
+}
