@@ -30,7 +30,7 @@ use tokio::runtime::Runtime;
 use crate::budget::Budget;
 use crate::files::{Copied, FileOptions};
 use crate::images::Progress;
-use crate::{Error, Output, Result, Size, Stopped, Timings};
+use crate::{Error, Output, Result, Size, Stopped, TimedEvent, Timings, VmInfo};
 
 /// The runtime that does the work, for all of the process.
 fn runtime() -> Result<&'static Runtime> {
@@ -62,6 +62,57 @@ fn run<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static
             // The task panicked: its panic is the caller's.
             drop(task);
             Err(Error::ShuttingDown)
+        }
+    }
+}
+
+/// As [`crate::list`].
+///
+/// # Errors
+/// As there.
+pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
+    let home = home.map(Path::to_owned);
+    run(async move { crate::list(home.as_deref()).await })
+}
+
+/// As [`crate::prune`].
+///
+/// # Errors
+/// As there.
+pub fn prune(home: Option<&Path>) -> Result<Vec<String>> {
+    let home = home.map(Path::to_owned);
+    run(async move { crate::prune(home.as_deref()).await })
+}
+
+/// As [`crate::remove`].
+///
+/// # Errors
+/// As there.
+pub fn remove(home: Option<&Path>, name: &str) -> Result<()> {
+    let (home, name) = (home.map(Path::to_owned), name.to_owned());
+    run(async move { crate::remove(home.as_deref(), &name).await })
+}
+
+/// As [`crate::Events`]; ends after the VM's end, or after an error.
+#[derive(Debug)]
+pub struct Events(Option<crate::Events>);
+
+impl Iterator for Events {
+    type Item = Result<TimedEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut events = self.0.take()?;
+        let next = run(async move {
+            let event = events.next().await?;
+            Ok(event.map(|event| (events, event)))
+        });
+        match next {
+            Ok(Some((events, event))) => {
+                self.0 = Some(events);
+                Some(Ok(event))
+            }
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
         }
     }
 }
@@ -331,6 +382,27 @@ impl Vm {
     pub fn read_with(&self, path: &str, options: &FileOptions) -> Result<Vec<u8>> {
         let (vm, path, options) = (Arc::clone(&self.0), path.to_owned(), options.clone());
         run(async move { vm.read_with(&path, &options).await })
+    }
+
+    /// As [`crate::Vm::console`], as a stream for blocking reads and writes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn console(&self) -> Result<UnixStream> {
+        let vm = Arc::clone(&self.0);
+        run(async move {
+            let stream = vm.console().await?.into_std();
+            stream.map_err(Error::io("make a stream a blocking one"))
+        })
+    }
+
+    /// As [`crate::Vm::events`], as an iterator that waits for each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn events(&self) -> Result<Events> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.events().await }).map(|events| Events(Some(events)))
     }
 
     /// As [`crate::Vm::console_tail`].

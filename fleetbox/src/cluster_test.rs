@@ -8,7 +8,12 @@ use nix::unistd::Pid;
 
 use crate::process::Backend;
 use crate::process::fake::Script;
-use crate::{Cluster, ClusterBuilder, Error, Size, Vm, VmBuilder, VmState, blocking, list, remove};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{
+    Cluster, ClusterBuilder, Error, Event, Events, Size, Vm, VmBuilder, VmState, blocking, list,
+    remove,
+};
 
 struct Home {
     dir: tempfile::TempDir,
@@ -350,4 +355,111 @@ fn the_blocking_facade_has_clusters() {
     cluster.start().unwrap();
     cluster.destroy().unwrap();
     assert_eq!(home.clusters(), 0);
+}
+
+#[tokio::test]
+async fn the_console_is_live_in_both_directions() {
+    let home = Home::new();
+    let vm = home.vm(Vm::test()).start().await.unwrap();
+    let mut first = vm.console().await.unwrap();
+    let mut text = vec![0; 7];
+    first.read_exact(&mut text).await.unwrap();
+    assert_eq!(text, b"login: ");
+    first.write_all(b"root").await.unwrap();
+    // Who comes later sees what was printed before.
+    let mut second = vm.console().await.unwrap();
+    let mut all = vec![0; 4];
+    first.read_exact(&mut all).await.unwrap();
+    assert_eq!(all, b"root");
+    vm.stop().await.unwrap();
+    let mut rest = String::new();
+    first.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, "Power down.\n");
+    let mut all = String::new();
+    second.read_to_string(&mut all).await.unwrap();
+    assert_eq!(all, "login: rootPower down.\n");
+}
+
+#[tokio::test]
+async fn events_are_told_from_the_start_to_the_end() {
+    let home = Home::new();
+    let vm = home.vm(Vm::builder("ev")).start().await.unwrap();
+    let all = async |events: Result<Events, Error>| {
+        let mut events = events.unwrap();
+        let mut all = Vec::new();
+        while let Some(event) = events.next().await.unwrap() {
+            all.push(event.event);
+        }
+        all
+    };
+    let early = vm.events().await;
+    vm.stop().await.unwrap();
+    let told = [Event::Running { boot: 0 }, Event::PoweredOff];
+    assert_eq!(all(early).await, told);
+    assert_eq!(all(vm.events().await).await, told);
+    vm.start().await.unwrap();
+    vm.kill().await.unwrap();
+    // They are of one run.
+    assert_eq!(
+        all(vm.events().await).await,
+        [Event::Running { boot: 0 }, Event::Killed]
+    );
+    vm.start().await.unwrap();
+    kill(machines("ev")[0], Signal::SIGKILL).unwrap();
+    let failed = all(vm.events().await).await.pop();
+    assert!(
+        matches!(&failed, Some(Event::Failed { reason }) if reason.contains("SIGKILL")),
+        "{failed:?}"
+    );
+    vm.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn prune_deletes_what_does_not_run_and_nothing_else() {
+    let home = Home::new();
+    let test = home.set(Cluster::test().count(2)).start().await.unwrap();
+    test.vm("node-2").unwrap().stop().await.unwrap();
+    let named = home
+        .set(Cluster::builder("pr").count(3))
+        .start()
+        .await
+        .unwrap();
+    named.vm("pr-2").unwrap().stop().await.unwrap();
+    let alone = home.vm(Vm::builder("alone")).start().await.unwrap();
+    alone.stop().await.unwrap();
+    let pruned = crate::prune(Some(&home.path())).await.unwrap();
+    assert_eq!(pruned, ["alone", "pr/pr-2"]);
+    assert!(crate::prune(Some(&home.path())).await.unwrap().is_empty());
+    let left: Vec<_> = home
+        .states()
+        .await
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    let test = test.name();
+    let mut expected: Vec<_> = ["pr/pr-1", "pr/pr-3"].map(str::to_owned).into();
+    expected.extend([format!("{test}/node-1"), format!("{test}/node-2")]);
+    expected.sort();
+    assert_eq!(left, expected);
+}
+
+#[test]
+fn the_blocking_facade_has_console_and_events() {
+    use std::io::{Read as _, Write as _};
+    let home = Home::new();
+    let vm = blocking::VmBuilder::from(home.vm(Vm::test()))
+        .start()
+        .unwrap();
+    let events = vm.events().unwrap();
+    let mut console = vm.console().unwrap();
+    console.write_all(b"hi").unwrap();
+    let mut text = [0; 9];
+    console.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"login: hi");
+    vm.kill().unwrap();
+    let last = events.last().unwrap().unwrap().event;
+    assert_eq!(last, Event::Killed);
+    assert_eq!(blocking::list(Some(&home.path())).unwrap().len(), 1);
+    assert!(blocking::prune(Some(&home.path())).unwrap().is_empty());
+    vm.destroy().unwrap();
 }

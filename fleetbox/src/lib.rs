@@ -26,6 +26,7 @@ pub mod budget;
 mod builder;
 mod cluster;
 mod error;
+mod event;
 pub mod files;
 pub mod fixture;
 pub mod guest;
@@ -53,13 +54,15 @@ pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMO
 pub use cluster::{Cluster, ClusterBuilder};
 pub use error::{Error, Result};
 pub use fleetbox_macros::test;
+pub use event::{Event, Events, TimedEvent};
+pub use preflight::nested_virt_supported;
 pub use process::ProcessError;
 pub use resize::{Resize, resize};
 pub use size::Size;
 pub use ssh::{ExitStatus, Output};
 pub use stream::Stream;
 pub use timing::{Phase, Timings};
-pub use vm::{STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, list, remove, stop};
+pub use vm::{STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, list, prune, remove, stop};
 
 // The expansion of the attribute, which tests in here use too, names the crate.
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Whether this host can run VMs, before anything is downloaded or created.
 
+use std::path::Path;
+
 pub use fleetbox_vmm::preflight::{Probe, probe};
 
 use crate::{Error, Result};
@@ -26,4 +28,43 @@ pub fn check() -> Result<()> {
 /// ```
 pub fn unavailable() -> Option<String> {
     check().err().map(|error| error.to_string())
+}
+
+/// Whether guests can run VMs themselves: this host has virtualisation hardware, and its KVM
+/// passes that on (the module's parameter `nested`). A guest then has a /dev/kvm of its own, with
+/// no option needed.
+///
+/// ```
+/// if !fleetbox::nested_virt_supported() {
+///     eprintln!("skipped: no nested virtualisation");
+/// }
+/// ```
+pub fn nested_virt_supported() -> bool {
+    probe().hardware() && nested_in(Path::new("/sys/module"))
+}
+
+/// What the KVM modules below `modules` say.
+fn nested_in(modules: &Path) -> bool {
+    ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        let parameter = modules.join(module).join("parameters/nested");
+        std::fs::read_to_string(parameter).is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_is_what_the_module_says() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!nested_in(dir.path()));
+        let parameters = dir.path().join("kvm_amd/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        for (value, nested) in [("1\n", true), ("0\n", false), ("Y\n", true), ("N\n", false)] {
+            std::fs::write(parameters.join("nested"), value).unwrap();
+            assert_eq!(nested_in(dir.path()), nested, "{value:?}");
+        }
+        assert!(!nested_virt_supported() || probe().hardware());
+    }
 }

@@ -14,12 +14,13 @@ use tokio::time::Instant;
 use crate::budget::{self, Budget, Want};
 use crate::builder::{blocking, machine_spec, open_store, test_name};
 use crate::fixture;
+use crate::event::Events;
 use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
 use crate::process::{Backend, Client, Lifeline, ProcessError, last_lines};
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
-use crate::store::{Store, VmDir, VmRecord};
+use crate::store::{Store, StoreError, VmDir, VmRecord};
 use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Size, Stream, Timings, VmBuilder};
 
 /// How long [`Vm::stop`] gives a guest to power off.
@@ -392,6 +393,46 @@ impl Vm {
         Ok(self.client.forward(self.name.as_str(), guest_port).await?)
     }
 
+    /// The serial console as it is now: the last of what was printed, then all that follows, byte
+    /// for byte, until the VM ends. What is written to the stream is typed at the console; what
+    /// the guest does not read is lost. Several such streams see the same.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::io::{AsyncBufReadExt, BufReader};
+    ///
+    /// let mut lines = BufReader::new(vm.console().await?).lines();
+    /// while let Some(line) = lines.next_line().await? {
+    ///     println!("{line}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Process`] if the VM was not started since its worker was.
+    pub async fn console(&self) -> Result<Stream> {
+        Ok(Stream(self.client.serial(self.name.as_str()).await?))
+    }
+
+    /// What has happened to the VM since it was started (the last 256 events), then each event as
+    /// it happens, to the VM's end.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let mut events = vm.events().await?;
+    /// while let Some(event) = events.next().await? {
+    ///     println!("{} ms: {:?}", event.at, event.event);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::console`].
+    pub async fn events(&self) -> Result<Events> {
+        let stream = self.client.events(self.name.as_str()).await?;
+        Ok(Events::new(self.cluster(), stream))
+    }
+
     /// The last of the console's output, at most 32 KiB, without escape sequences.
     ///
     /// # Errors
@@ -703,6 +744,47 @@ pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
     let (store, dir) = find(home, name).await?;
     let client = lifecycle::client(&store.cluster(dir.cluster()));
     destroy(&store, &dir, &client, None).await
+}
+
+/// Deletes all VMs of a state directory (the default one if none is given) that do not run, with
+/// their disks, and what killed processes have left. Returns what was deleted, as `NAME` or, for a
+/// member of a cluster, `CLUSTER/NAME`.
+///
+/// VMs of running tests are kept, stopped or not; so is a VM that is just being started.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for name in fleetbox::prune(None).await? {
+///     println!("{name} is deleted");
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// The file system. What was deleted until then stays deleted.
+pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
+    let store = open_store(home).await?;
+    blocking(move || {
+        lifecycle::sweep(&store)?;
+        let mut pruned = Vec::new();
+        for vm in store.vms()? {
+            let serving = store.cluster(vm.cluster()).is_running()?;
+            // Its first start is under way as long as there is no console log.
+            let in_use = lifecycle::is_ephemeral(&vm) || !vm.paths().console_log().exists();
+            if vm.is_running()? || (serving && in_use) {
+                continue;
+            }
+            match vm.destroy() {
+                Ok(()) if vm.name() == vm.cluster() => pruned.push(vm.name().to_string()),
+                Ok(()) => pruned.push(format!("{}/{}", vm.cluster(), vm.name())),
+                // Started in this moment.
+                Err(StoreError::Running { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(pruned)
+    })
+    .await
 }
 
 /// The VM that `text` means: `NAME`, or `CLUSTER/NAME`.

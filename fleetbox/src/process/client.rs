@@ -19,6 +19,7 @@ use super::protocol::{
 };
 use super::spawn::{self, Role};
 use super::{socket, wire};
+use crate::event::TimedEvent;
 
 /// How long a worker may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
@@ -202,11 +203,26 @@ impl Client {
 
     /// A stream to the guest's TCP port.
     pub(crate) async fn dial(&self, vm: &str, port: u16) -> Result<UnixStream, ProcessError> {
-        let mut stream = self.connect().await?;
-        let request = Request::Dial {
+        self.stream(Request::Dial {
             vm: vm.to_owned(),
             port,
-        };
+        })
+        .await
+    }
+
+    /// The serial console.
+    pub(crate) async fn serial(&self, vm: &str) -> Result<UnixStream, ProcessError> {
+        self.stream(Request::Serial { vm: vm.to_owned() }).await
+    }
+
+    /// The machine's events, as frames.
+    pub(crate) async fn events(&self, vm: &str) -> Result<UnixStream, ProcessError> {
+        self.stream(Request::Events { vm: vm.to_owned() }).await
+    }
+
+    /// A connection that belongs to what was asked for once that is granted.
+    async fn stream(&self, request: Request) -> Result<UnixStream, ProcessError> {
+        let mut stream = self.connect().await?;
         wire::send_async(&mut stream, &request)
             .await
             .map_err(self.lost())?;
@@ -262,6 +278,34 @@ impl Client {
         match self.request(&Request::Shutdown).await? {
             Reply::Done => Ok(()),
             _ => Err(self.unexpected()),
+        }
+    }
+}
+
+/// Frames of events.
+#[derive(Debug)]
+pub(crate) struct EventStream {
+    cluster: String,
+    stream: UnixStream,
+}
+
+impl EventStream {
+    pub(crate) fn new(cluster: &str, stream: UnixStream) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            stream,
+        }
+    }
+
+    /// The next event; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<TimedEvent>, ProcessError> {
+        match wire::receive_async(&mut self.stream).await {
+            Ok(event) => Ok(Some(event)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(source) => Err(ProcessError::Lost {
+                cluster: self.cluster.clone(),
+                source,
+            }),
         }
     }
 }

@@ -5,9 +5,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
 
 /// Bytes kept in memory.
 const KEPT: usize = 32 * 1024;
+
+/// Pieces of output (of a frame each) that wait for who follows the console; a slower one misses
+/// some.
+const LIVE: usize = 256;
 
 /// Bytes of a log file before it becomes `NAME.1` and a new one is begun.
 const LOG_LIMIT: u64 = 4 << 20;
@@ -16,6 +23,7 @@ const LOG_LIMIT: u64 = 4 << 20;
 pub(crate) struct Console {
     recent: VecDeque<u8>,
     log: Option<Log>,
+    live: broadcast::Sender<Arc<[u8]>>,
 }
 
 struct Log {
@@ -33,6 +41,7 @@ impl Console {
         Ok(Self {
             recent: VecDeque::new(),
             log: Some(Log::open(log)?),
+            live: broadcast::Sender::new(LIVE),
         })
     }
 
@@ -42,6 +51,10 @@ impl Console {
         let excess = (self.recent.len() + bytes_kept.len()).saturating_sub(KEPT);
         self.recent.drain(..excess);
         self.recent.extend(bytes_kept);
+        if self.live.receiver_count() > 0 {
+            // That the last receiver has gone this moment is none's loss.
+            let _ = self.live.send(bytes.into());
+        }
         if let Some(log) = &mut self.log
             && let Err(error) = log.write(bytes)
         {
@@ -50,10 +63,19 @@ impl Console {
         }
     }
 
+    /// What was last printed, as it was, and all that follows.
+    pub(crate) fn follow(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
+        (self.raw(), self.live.subscribe())
+    }
+
+    fn raw(&self) -> Vec<u8> {
+        let (front, back) = self.recent.as_slices();
+        [front, back].concat()
+    }
+
     /// What was last printed, as text that is safe on a terminal.
     pub(crate) fn tail(&self) -> String {
-        let (front, back) = self.recent.as_slices();
-        printable(&[front, back].concat())
+        printable(&self.raw())
     }
 }
 

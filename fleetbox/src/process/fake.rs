@@ -1,17 +1,18 @@
 //! A machine that is only a script: tests of the life cycle need no KVM.
 
 use std::io::Write;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
+use fleetbox_vmm::machine::Event;
 use serde::{Deserialize, Serialize};
 
-use super::machine::Running;
+use super::machine::{Controls, OnEvent, Running};
 
 /// What the fake machine does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Script {
-    /// Prints, runs until the power button is pressed, and powers off.
+    /// Prints, echoes what is typed, runs until the power button is pressed, and powers off.
     Run { console: String },
     /// As [`Script::Run`], but deaf to the power button.
     Deaf,
@@ -23,14 +24,23 @@ pub(crate) enum Script {
     Abort { console: String },
 }
 
-pub(super) fn start(script: Script, mut console: Box<dyn Write + Send>) -> Result<Running, String> {
+pub(super) fn start(
+    script: Script,
+    console: Box<dyn Write + Send>,
+    on_event: &OnEvent,
+) -> Result<Running, String> {
     let (press, pressed) = mpsc::channel();
     let power_button: Box<dyn Fn() + Send> = Box::new(move || {
         let _ = press.send(());
     });
-    let mut print = move |text: &str| {
-        let _ = console.write_all(text.as_bytes());
+    let console = Arc::new(Mutex::new(console));
+    let echo = Arc::clone(&console);
+    let write = |console: &Mutex<Box<dyn Write + Send>>, bytes: &[u8]| {
+        let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = console.write_all(bytes);
     };
+    let print = move |text: &str| write(&console, text.as_bytes());
+    on_event(Event::Running { boot: 0 });
     let wait: Box<dyn FnOnce() -> Result<(), String>> = match script {
         Script::Refuse { error } => return Err(error),
         Script::Run { console } => Box::new(move || {
@@ -55,5 +65,11 @@ pub(super) fn start(script: Script, mut console: Box<dyn Write + Send>) -> Resul
             std::process::abort()
         }),
     };
-    Ok(Running { power_button, wait })
+    Ok(Running {
+        controls: Controls {
+            power_button,
+            type_in: Box::new(move |bytes| write(&echo, bytes)),
+        },
+        wait,
+    })
 }

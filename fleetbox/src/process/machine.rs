@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use fleetbox_vmm::machine::Event;
+
 use super::entry::exit_status;
 use super::protocol::{Backend, MachineCommand, MachineConfig, MachineEvent};
 use super::wire;
@@ -23,13 +25,26 @@ const BATCH_TIME: Duration = Duration::from_millis(20);
 /// Console bytes that may wait for the worker; more than that and the oldest are dropped.
 const CONSOLE_BACKLOG: usize = 1 << 20;
 
+/// Events that may wait for the worker.
+const EVENT_BACKLOG: usize = 1024;
+
 /// A running machine as this process sees it, so that the life cycle can be tested without KVM.
 pub(super) struct Running {
-    /// Presses the power button.
-    pub(super) power_button: Box<dyn Fn() + Send>,
+    pub(super) controls: Controls,
     /// Returns when the machine has ended: `Ok` after a power-off, else why.
     pub(super) wait: Box<dyn FnOnce() -> Result<(), String>>,
 }
+
+/// What can be done to a running machine.
+pub(super) struct Controls {
+    /// Presses the power button.
+    pub(super) power_button: Box<dyn Fn() + Send>,
+    /// Types at the serial console.
+    pub(super) type_in: Box<dyn Fn(&[u8]) + Send>,
+}
+
+/// Who is told what happens to the machine.
+pub(super) type OnEvent = Box<dyn Fn(Event) + Send + Sync>;
 
 /// Entry point of the role.
 pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
@@ -92,17 +107,17 @@ fn run(
 ) -> Result<(), String> {
     let console = Box::new(reporter.console());
     let running = match config.spec.backend {
-        Backend::Vmm => super::vmm::start(config.spec, nic, console)?,
+        Backend::Vmm => super::vmm::start(config.spec, nic, console, reporter.events())?,
         #[cfg(test)]
-        Backend::Fake(script) => super::fake::start(script, console)?,
+        Backend::Fake(script) => super::fake::start(script, console, &reporter.events())?,
     };
-    reporter.event(&MachineEvent::Started);
+    reporter.event(MachineEvent::Started);
     {
         let mut button = lock(button);
         if matches!(*button, Button::Pressed) {
-            (running.power_button)();
+            (running.controls.power_button)();
         }
-        *button = Button::Wired(running.power_button);
+        *button = Button::Wired(running.controls);
     }
     (running.wait)()
 }
@@ -111,7 +126,7 @@ fn run(
 enum Button {
     Free,
     Pressed,
-    Wired(Box<dyn Fn() + Send>),
+    Wired(Controls),
 }
 
 /// Carries out the worker's commands until it is gone, and goes with it.
@@ -121,8 +136,14 @@ fn obey(reader: &mut UnixStream, button: &Mutex<Button>) {
             MachineCommand::PowerButton => {
                 let mut button = lock(button);
                 match &*button {
-                    Button::Wired(press) => press(),
+                    Button::Wired(controls) => (controls.power_button)(),
                     Button::Free | Button::Pressed => *button = Button::Pressed,
+                }
+            }
+            // Nobody reads it before the machine runs.
+            MachineCommand::Type(bytes) => {
+                if let Button::Wired(controls) = &*lock(button) {
+                    (controls.type_in)(&bytes);
                 }
             }
         }
@@ -194,9 +215,17 @@ impl Reporter {
         ConsoleWriter(Arc::clone(&self.shared))
     }
 
-    fn event(&self, event: &MachineEvent) {
-        lock(&self.shared.queue).events.push(event.clone());
-        self.shared.changed.notify_one();
+    fn event(&self, event: MachineEvent) {
+        self.shared.event(event);
+    }
+
+    /// Where the machine says what happens to it.
+    fn events(&self) -> OnEvent {
+        let shared = Arc::clone(&self.shared);
+        Box::new(move |event| {
+            tracing::info!(?event, "machine");
+            shared.event(MachineEvent::Event(event));
+        })
     }
 
     /// Sends a last event and all before it.
@@ -214,6 +243,16 @@ impl Reporter {
 }
 
 impl Shared {
+    /// Events of a guest that resets without end while the worker does not listen are dropped.
+    fn event(&self, event: MachineEvent) {
+        let mut queue = lock(&self.queue);
+        if queue.events.len() < EVENT_BACKLOG {
+            queue.events.push(event);
+        }
+        drop(queue);
+        self.changed.notify_one();
+    }
+
     fn report(&self, control: &mut UnixStream) -> io::Result<()> {
         loop {
             let queue = {

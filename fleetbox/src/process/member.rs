@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::console::{Console, last_lines};
@@ -24,10 +24,14 @@ use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, M
 use super::spawn::{self, Role};
 use super::wire::{self, Frame};
 use super::worker::lock;
+use crate::event::{Event, TimedEvent};
 use crate::store::{Lock, remove_file_if_there, write_atomic};
 
 /// Lines of console output in a failure's message.
 const LINES_IN_ERROR: usize = 30;
+
+/// Events that are kept of a machine's run.
+const EVENTS_KEPT: usize = 256;
 
 /// How long a machine process may take to end once it has closed its socket, and its socket to
 /// drain once it has ended.
@@ -49,6 +53,7 @@ pub(super) enum State {
 
 enum Order {
     PowerButton,
+    Type(Vec<u8>),
     Kill,
 }
 
@@ -61,6 +66,33 @@ pub(super) struct Member {
     orders: mpsc::UnboundedSender<Order>,
     forwards: Mutex<BTreeMap<u16, Forward>>,
     failure_note: PathBuf,
+    events: Mutex<History>,
+}
+
+/// What happened to a machine, and who is told of what follows.
+struct History {
+    past: Vec<TimedEvent>,
+    live: broadcast::Sender<TimedEvent>,
+}
+
+impl History {
+    fn new() -> Self {
+        Self {
+            past: Vec::new(),
+            live: broadcast::Sender::new(EVENTS_KEPT),
+        }
+    }
+
+    fn add(&mut self, event: Event) {
+        let event = TimedEvent::now(event);
+        // A guest that resets without end pushes its own past out.
+        if self.past.len() >= EVENTS_KEPT {
+            self.past.remove(0);
+        }
+        self.past.push(event.clone());
+        // Without receivers nobody is told.
+        let _ = self.live.send(event);
+    }
 }
 
 impl Member {
@@ -95,6 +127,7 @@ impl Member {
             orders,
             forwards: Mutex::default(),
             failure_note,
+            events: Mutex::new(History::new()),
         });
         tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver));
         Ok(member)
@@ -126,6 +159,22 @@ impl Member {
 
     pub(super) fn console_tail(&self) -> String {
         lock(&self.console).tail()
+    }
+
+    /// The console's last output, and all that follows.
+    pub(super) fn follow_console(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
+        lock(&self.console).follow()
+    }
+
+    /// The events so far, and all that follow.
+    pub(super) fn follow_events(&self) -> (Vec<TimedEvent>, broadcast::Receiver<TimedEvent>) {
+        let events = lock(&self.events);
+        (events.past.clone(), events.live.subscribe())
+    }
+
+    /// Types at the serial console.
+    pub(super) fn type_in(&self, bytes: &[u8]) {
+        let _ = self.orders.send(Order::Type(bytes.to_vec()));
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -203,6 +252,9 @@ impl Member {
                         // A failure means that the machine is ending.
                         let _ = wire::send_async(&mut write, &MachineCommand::PowerButton).await;
                     }
+                    Some(Order::Type(bytes)) => {
+                        let _ = wire::send_async(&mut write, &MachineCommand::Type(bytes)).await;
+                    }
                     Some(Order::Kill) | None => {
                         killed = true;
                         let _ = child.start_kill();
@@ -239,6 +291,13 @@ impl Member {
             .unwrap_or_default()
             .to_owned();
         lock(&self.forwards).clear();
+        lock(&self.events).add(match &failure {
+            Some(reason) => Event::Failed {
+                reason: reason.clone(),
+            },
+            None if killed => Event::Killed,
+            None => Event::PoweredOff,
+        });
         self.state
             .send_replace(State::Ended(ExitReport { failure, console }));
     }
@@ -257,6 +316,11 @@ impl Member {
                         }
                         starting
                     });
+                }
+                Ok(Frame::Message(MachineEvent::Event(event))) => {
+                    if let Some(event) = Event::of_machine(event) {
+                        lock(&self.events).add(event);
+                    }
                 }
                 Ok(Frame::Message(event @ MachineEvent::Ended { .. })) => last = Some(event),
                 Err(error) => {

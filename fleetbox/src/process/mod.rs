@@ -27,7 +27,7 @@ mod vmm;
 mod wire;
 mod worker;
 
-pub(crate) use client::{Client, Lifeline, start_worker};
+pub(crate) use client::{Client, EventStream, Lifeline, start_worker};
 pub(crate) use console::{last_lines, printable};
 pub(crate) use protocol::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec, WorkerConfig};
 

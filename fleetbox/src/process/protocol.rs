@@ -145,6 +145,12 @@ pub(crate) enum Request {
     Wait { vm: String },
     /// The last console output.
     Console { vm: String },
+    /// The serial console: after the answer the connection carries what it printed last and what
+    /// it prints from then on, and takes what is to be typed, until the machine ends.
+    Serial { vm: String },
+    /// The machine's events: after the answer come those there were, then each as it happens,
+    /// until the machine ends.
+    Events { vm: String },
     /// Connect to a guest's TCP port; after the answer the connection carries its bytes.
     Dial { vm: String, port: u16 },
     /// Listen on a loopback port and connect each connection to the guest's port.
@@ -173,7 +179,7 @@ pub(crate) enum Reply {
     Ended(ExitReport),
     /// To [`Request::Console`].
     Console(String),
-    /// To [`Request::Dial`].
+    /// To [`Request::Dial`], [`Request::Serial`] and [`Request::Events`].
     Connected,
     /// To [`Request::Forward`].
     Forwarded(SocketAddr),
@@ -231,10 +237,12 @@ pub(crate) struct MachineConfig {
 }
 
 /// What a worker tells a machine process later on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum MachineCommand {
     /// Press the power button.
     PowerButton,
+    /// Type at the serial console.
+    Type(Vec<u8>),
 }
 
 /// What a machine process reports; console output comes as raw bytes between these.
@@ -242,6 +250,8 @@ pub(crate) enum MachineCommand {
 pub(crate) enum MachineEvent {
     /// The vCPUs run.
     Started,
+    /// Something else happened.
+    Event(fleetbox_vmm::machine::Event),
     /// The machine ended: `None` after a power-off, else why.
     Ended { failure: Option<String> },
 }

@@ -9,7 +9,7 @@ use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{BootSource, DiskConfig, Error, Machine, MachineConfig, NicConfig};
 
-use super::machine::Running;
+use super::machine::{Controls, OnEvent, Running};
 use super::protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec};
 
 /// Opens the disks, which locks them, and starts the machine.
@@ -17,6 +17,7 @@ pub(super) fn start(
     spec: MachineSpec,
     nic: OwnedFd,
     console: Box<dyn Write + Send>,
+    on_event: OnEvent,
 ) -> Result<Running, String> {
     let hypervisor: Arc<dyn Hypervisor> =
         Arc::new(KvmHypervisor::open().map_err(|error| error.to_string())?);
@@ -43,12 +44,16 @@ pub(super) fn start(
             link: nic,
         }],
         serial: Some(console),
-        events: Some(Box::new(|event| tracing::info!(?event, "machine"))),
+        events: Some(on_event),
     };
     let machine = Machine::start(&hypervisor, config).map_err(|error| describe(&error))?;
     let handle = machine.handle();
+    let typing = handle.clone();
     Ok(Running {
-        power_button: Box::new(move || handle.power_button()),
+        controls: Controls {
+            power_button: Box::new(move || handle.power_button()),
+            type_in: Box::new(move |bytes| typing.serial_input(bytes)),
+        },
         wait: Box::new(move || match machine.wait() {
             Ok(_) => Ok(()),
             Err(error) => Err(describe(&error)),

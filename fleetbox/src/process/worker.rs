@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::pin;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use fleetbox_vmm::net::GuestStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -34,6 +36,12 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
 /// How long a detached worker without machines waits for work.
 const IDLE: Duration = Duration::from_secs(20);
+
+/// Most bytes that are typed at a console at once.
+const TYPED: usize = 4096;
+
+/// What is shown to a follower of a console in place of what it was too slow for.
+const MISSED: &[u8] = b"\n[console output was missed]\n";
 
 /// Most machines of one cluster.
 const MAX_MACHINES: usize = MAX_COUNT as usize;
@@ -267,6 +275,8 @@ impl Worker {
         match request.await?? {
             None => Ok(()),
             Some(Request::Dial { vm, port }) => self.dial(stream, &vm, port).await,
+            Some(Request::Serial { vm }) => self.serial(stream, &vm).await,
+            Some(Request::Events { vm }) => self.events(stream, &vm).await,
             Some(Request::Wait { vm }) => {
                 // The client may lose interest before the machine ends.
                 let (mut read, mut write) = stream.split();
@@ -309,7 +319,10 @@ impl Worker {
                 self.kill_all().await;
                 Reply::Done
             }
-            Request::Dial { .. } | Request::Wait { .. } => failed(
+            Request::Dial { .. }
+            | Request::Wait { .. }
+            | Request::Serial { .. }
+            | Request::Events { .. } => failed(
                 Reason::Other,
                 "not a request with a single answer".to_owned(),
             ),
@@ -471,6 +484,72 @@ impl Worker {
         wire::send_async(&mut stream, &Reply::Connected).await?;
         tokio::io::copy_bidirectional(&mut stream, &mut guest).await?;
         stream.shutdown().await
+    }
+
+    /// The serial console, both ways, until the machine or the client ends.
+    async fn serial(&self, mut stream: UnixStream, vm: &str) -> io::Result<()> {
+        let member = match self.member(vm).await {
+            Ok(member) => member,
+            Err(reply) => return wire::send_async(&mut stream, &reply).await,
+        };
+        wire::send_async(&mut stream, &Reply::Connected).await?;
+        let (recent, mut live) = member.follow_console();
+        let (mut read, mut write) = stream.split();
+        write.write_all(&recent).await?;
+        let mut typed = [0; TYPED];
+        let mut ended = pin!(member.ended());
+        let mut typing = true;
+        loop {
+            tokio::select! {
+                // Output that came before the end stands before it.
+                biased;
+                output = live.recv() => match output {
+                    Ok(bytes) => write.write_all(&bytes).await?,
+                    Err(RecvError::Lagged(_)) => write.write_all(MISSED).await?,
+                    Err(RecvError::Closed) => break,
+                },
+                length = read.read(&mut typed), if typing => match length? {
+                    // The client's other direction may go on.
+                    0 => typing = false,
+                    length => member.type_in(typed.get(..length).unwrap_or_default()),
+                },
+                _ = &mut ended => break,
+            }
+        }
+        write.shutdown().await
+    }
+
+    /// What happens to a machine, until it ends or the client does.
+    async fn events(&self, mut stream: UnixStream, vm: &str) -> io::Result<()> {
+        let member = match self.member(vm).await {
+            Ok(member) => member,
+            Err(reply) => return wire::send_async(&mut stream, &reply).await,
+        };
+        wire::send_async(&mut stream, &Reply::Connected).await?;
+        let (past, mut live) = member.follow_events();
+        let (mut read, mut write) = stream.split();
+        let mut last = false;
+        for event in &past {
+            last = event.event.is_end();
+            wire::send_async(&mut write, event).await?;
+        }
+        let mut byte = [0];
+        while !last {
+            tokio::select! {
+                event = live.recv() => match event {
+                    Ok(event) => {
+                        last = event.event.is_end();
+                        wire::send_async(&mut write, &event).await?;
+                    }
+                    // Some are missed, as by everybody who looks too late.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break,
+                },
+                // The client says nothing: it is gone.
+                _ = read.read(&mut byte) => break,
+            }
+        }
+        write.shutdown().await
     }
 
     async fn connect(&self, vm: &str, port: u16) -> Result<GuestStream, Reply> {
