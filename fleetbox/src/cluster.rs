@@ -11,6 +11,7 @@ use crate::images::Progress;
 use crate::launch::Launch;
 use crate::lifecycle::{self, Lifetime};
 use crate::names::{Name, check_count};
+use crate::process::Client;
 use crate::store::Store;
 use crate::{Error, Result, STOP_DEADLINE, Size, Timings, Vm, VmBuilder, testing};
 
@@ -295,6 +296,10 @@ impl Cluster {
             })
         })
         .await
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        lifecycle::client(&self.store.cluster(&self.name))
     }
 
     /// The cluster's name.

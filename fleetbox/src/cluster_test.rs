@@ -11,8 +11,8 @@ use crate::process::fake::Script;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    Cluster, ClusterBuilder, Error, Event, Events, Size, Vm, VmBuilder, VmState, blocking, list,
-    remove,
+    Cluster, ClusterBuilder, Error, Event, Events, LinkConditions, LinkEnd, Size, Vm, VmBuilder,
+    VmState, blocking, list, remove,
 };
 
 struct Home {
@@ -462,4 +462,71 @@ fn the_blocking_facade_has_console_and_events() {
     assert_eq!(blocking::list(Some(&home.path())).unwrap().len(), 1);
     assert!(blocking::prune(Some(&home.path())).unwrap().is_empty());
     vm.destroy().unwrap();
+}
+
+#[tokio::test]
+async fn faults_are_set_by_members_names() {
+    let home = Home::new();
+    let cluster = home.set(Cluster::test().count(3)).start().await.unwrap();
+    cluster
+        .partition(&["node-1"], &["node-2", "node-3"])
+        .await
+        .unwrap();
+    cluster
+        .partition(&["node-2"], &[LinkEnd::Gateway])
+        .await
+        .unwrap();
+    cluster.heal().await.unwrap();
+    cluster.seed_links(7).await.unwrap();
+    let second = Duration::from_secs(1);
+    cluster.latency("node-1", "node-2", second).await.unwrap();
+    cluster.loss("node-1", "node-2", 0.5).await.unwrap();
+    cluster
+        .bandwidth("node-1", LinkEnd::Gateway, Some(1_000))
+        .await
+        .unwrap();
+    let lossy = LinkConditions {
+        loss: 1.0,
+        ..LinkConditions::default()
+    };
+    cluster.set_link("node-2", "node-3", lossy).await.unwrap();
+    cluster.set_links_of("node-3", lossy).await.unwrap();
+    cluster.clear_links().await.unwrap();
+    // What is impossible is refused, and a name that is nobody's.
+    assert!(cluster.loss("node-1", "node-2", 1.5).await.is_err());
+    assert!(
+        cluster
+            .latency("node-1", "node-2", second * 100)
+            .await
+            .is_err()
+    );
+    let error = cluster
+        .partition(&["node-1"], &["node-9"])
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("node-9"), "{error}");
+    // A member that does not run has its name.
+    cluster.vm("node-2").unwrap().stop().await.unwrap();
+    cluster.partition(&["node-1"], &["node-2"]).await.unwrap();
+}
+
+#[test]
+fn the_blocking_facade_has_faults() {
+    let home = Home::new();
+    let cluster = blocking::ClusterBuilder::from(home.set(Cluster::test().count(2)))
+        .start()
+        .unwrap();
+    cluster.partition(&["node-1"], &["node-2"]).unwrap();
+    cluster.heal().unwrap();
+    cluster.seed_links(1).unwrap();
+    cluster
+        .latency("node-1", "node-2", Duration::from_millis(5))
+        .unwrap();
+    cluster.loss("node-1", "node-2", 0.1).unwrap();
+    cluster.bandwidth("node-1", "node-2", None).unwrap();
+    let none = LinkConditions::default();
+    cluster.set_link("node-1", LinkEnd::Gateway, none).unwrap();
+    cluster.set_links_of("node-1", none).unwrap();
+    cluster.clear_links().unwrap();
+    assert!(cluster.partition(&["node-1"], &["nobody"]).is_err());
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Vm, VmBuilder, run};
 use crate::images::Progress;
-use crate::{Result, Size, Timings};
+use crate::{LinkConditions, LinkEnd, Result, Size, Timings};
 
 /// As [`crate::ClusterBuilder`].
 #[derive(Debug, Clone)]
@@ -225,5 +225,112 @@ impl Cluster {
     /// As there.
     pub fn destroy(self) -> Result<()> {
         run(self.0.destroy())
+    }
+
+    /// As [`crate::Cluster::partition`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn partition<A, B>(&self, a: &[A], b: &[B]) -> Result<()>
+    where
+        A: Clone + Into<LinkEnd>,
+        B: Clone + Into<LinkEnd>,
+    {
+        let cluster = self.0.clone();
+        let a: Vec<LinkEnd> = a.iter().cloned().map(Into::into).collect();
+        let b: Vec<LinkEnd> = b.iter().cloned().map(Into::into).collect();
+        run(async move { cluster.partition(&a, &b).await })
+    }
+
+    /// As [`crate::Cluster::heal`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn heal(&self) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.heal().await })
+    }
+
+    /// As [`crate::Cluster::latency`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn latency(
+        &self,
+        a: impl Into<LinkEnd>,
+        b: impl Into<LinkEnd>,
+        latency: Duration,
+    ) -> Result<()> {
+        let cluster = self.0.clone();
+        let (a, b) = (a.into(), b.into());
+        run(async move { cluster.latency(a, b, latency).await })
+    }
+
+    /// As [`crate::Cluster::loss`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn loss(&self, a: impl Into<LinkEnd>, b: impl Into<LinkEnd>, loss: f64) -> Result<()> {
+        let cluster = self.0.clone();
+        let (a, b) = (a.into(), b.into());
+        run(async move { cluster.loss(a, b, loss).await })
+    }
+
+    /// As [`crate::Cluster::bandwidth`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bandwidth(
+        &self,
+        a: impl Into<LinkEnd>,
+        b: impl Into<LinkEnd>,
+        bits_per_second: Option<u64>,
+    ) -> Result<()> {
+        let cluster = self.0.clone();
+        let (a, b) = (a.into(), b.into());
+        run(async move { cluster.bandwidth(a, b, bits_per_second).await })
+    }
+
+    /// As [`crate::Cluster::set_link`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_link(
+        &self,
+        a: impl Into<LinkEnd>,
+        b: impl Into<LinkEnd>,
+        conditions: LinkConditions,
+    ) -> Result<()> {
+        let cluster = self.0.clone();
+        let (a, b) = (a.into(), b.into());
+        run(async move { cluster.set_link(a, b, conditions).await })
+    }
+
+    /// As [`crate::Cluster::set_links_of`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_links_of(&self, end: impl Into<LinkEnd>, conditions: LinkConditions) -> Result<()> {
+        let cluster = self.0.clone();
+        let end = end.into();
+        run(async move { cluster.set_links_of(end, conditions).await })
+    }
+
+    /// As [`crate::Cluster::clear_links`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn clear_links(&self) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.clear_links().await })
+    }
+
+    /// As [`crate::Cluster::seed_links`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seed_links(&self, seed: u64) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.seed_links(seed).await })
     }
 }

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::ProcessError;
 use super::protocol::{
-    ExitReport, Hello, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply, Request,
-    WorkerConfig,
+    ExitReport, Hello, LinkOrder, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply,
+    Request, WorkerConfig,
 };
 use super::spawn::{self, Role};
 use super::{socket, wire};
@@ -260,6 +260,14 @@ impl Client {
             .await?
         {
             Reply::Stopped { forced } => Ok(forced),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Changes what the network's links do.
+    pub(crate) async fn order(&self, order: LinkOrder) -> Result<(), ProcessError> {
+        match self.request(&Request::Links(order)).await? {
+            Reply::Done => Ok(()),
             _ => Err(self.unexpected()),
         }
     }

@@ -43,12 +43,14 @@ pub(super) fn start(
     on_event(Event::Running { boot: 0 });
     let wait: Box<dyn FnOnce() -> Result<(), String>> = match script {
         Script::Refuse { error } => return Err(error),
-        Script::Run { console } => Box::new(move || {
+        Script::Run { console } => {
             print(&console);
-            let _ = pressed.recv();
-            print("Power down.\n");
-            Ok(())
-        }),
+            Box::new(move || {
+                let _ = pressed.recv();
+                print("Power down.\n");
+                Ok(())
+            })
+        }
         Script::Deaf => Box::new(move || {
             loop {
                 let _ = pressed.recv();

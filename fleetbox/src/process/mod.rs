@@ -29,7 +29,10 @@ mod worker;
 
 pub(crate) use client::{Client, EventStream, Lifeline, start_worker};
 pub(crate) use console::{last_lines, printable};
-pub(crate) use protocol::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec, WorkerConfig};
+
+pub(crate) use protocol::{
+    Backend, BootSpec, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, WorkerConfig,
+};
 
 use std::io;
 

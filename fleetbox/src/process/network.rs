@@ -7,6 +7,7 @@ use fleetbox_vmm::net::{
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::protocol::{LinkChange, LinkOrder};
 use crate::names::MAX_COUNT;
 
 /// Raises the limit of open descriptors as far as the host lets anybody: each connection through
@@ -44,11 +45,52 @@ impl ClusterNetwork {
         mac: [u8; 6],
         ip: Ipv4Addr,
     ) -> Result<Attachment, NetworkError> {
+        // So that it has its name when it is stopped again.
+        self.know(name, ip);
         self.0.attach(Port {
             name: name.to_owned(),
             mac,
             ip: Some(ip),
         })
+    }
+
+    /// Has the gateway's DNS answer for a member that may not run.
+    pub(super) fn know(&self, name: &str, ip: Ipv4Addr) {
+        if let Err(error) = self.0.register_name(name, ip) {
+            tracing::warn!(vm = name, %error, "not known by name");
+        }
+    }
+
+    /// Undoes [`ClusterNetwork::know`].
+    pub(super) fn forget(&self, name: &str) {
+        if let Err(error) = self.0.unregister_name(name) {
+            tracing::debug!(vm = name, %error, "its name is still known");
+        }
+    }
+
+    /// Changes what links do.
+    ///
+    /// # Errors
+    /// No member has or had a name, or what is asked for is impossible.
+    pub(super) fn order(&self, order: LinkOrder) -> Result<(), NetworkError> {
+        let network = &self.0;
+        match order {
+            LinkOrder::Partition { a, b } => network.partition(&a, &b),
+            LinkOrder::Heal => network.heal(),
+            LinkOrder::Change { a, b, change } => {
+                let mut conditions = network.link(a.clone(), b.clone())?;
+                match change {
+                    LinkChange::All(all) => conditions = all,
+                    LinkChange::Latency(latency) => conditions.latency = latency,
+                    LinkChange::Loss(loss) => conditions.loss = loss,
+                    LinkChange::Bandwidth(bandwidth) => conditions.bandwidth = bandwidth,
+                }
+                network.set_link(a, b, conditions)
+            }
+            LinkOrder::SetAllOf { end, conditions } => network.set_links_of(end, conditions),
+            LinkOrder::Clear => network.clear_links(),
+            LinkOrder::Seed(seed) => network.seed_links(seed),
+        }
     }
 
     /// Takes a machine that has ended off the network; its connections are reset.

@@ -2,7 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
+use fleetbox_vmm::net::{LinkConditions, LinkEnd};
 use serde::{Deserialize, Serialize};
 
 use crate::names::Name;
@@ -157,10 +159,45 @@ pub(crate) enum Request {
     Forward { vm: String, port: u16 },
     /// Press the power button; kill at the deadline.
     Stop { vm: String, deadline_ms: u64 },
+    /// Change what the network's links do.
+    Links(LinkOrder),
     /// Kill a machine, if it runs, and know nothing of it any more.
     Forget { vm: String },
     /// Kill the machines, delete nothing but ephemeral VMs, and end.
     Shutdown,
+}
+
+/// What is to become of a network's links.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum LinkOrder {
+    /// Nothing passes between two groups.
+    Partition { a: Vec<LinkEnd>, b: Vec<LinkEnd> },
+    /// No partition any more.
+    Heal,
+    /// Other conditions between two ends.
+    Change {
+        a: LinkEnd,
+        b: LinkEnd,
+        change: LinkChange,
+    },
+    /// Conditions for all that one end sends or receives.
+    SetAllOf {
+        end: LinkEnd,
+        conditions: LinkConditions,
+    },
+    /// No faults any more.
+    Clear,
+    /// The seed of all chances.
+    Seed(u64),
+}
+
+/// What is changed of a link's conditions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum LinkChange {
+    All(LinkConditions),
+    Latency(Duration),
+    Loss(f64),
+    Bandwidth(Option<u64>),
 }
 
 /// A worker's answer.
@@ -188,7 +225,7 @@ pub(crate) enum Reply {
         /// The guest did not power off by itself in time.
         forced: bool,
     },
-    /// To [`Request::Forget`] and [`Request::Shutdown`].
+    /// To [`Request::Links`], [`Request::Forget`] and [`Request::Shutdown`].
     Done,
     /// It failed.
     Failed {

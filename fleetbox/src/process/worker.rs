@@ -94,6 +94,13 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
         listener.map_err(|e| format!("cannot listen in {}: {e}", cluster.path().display()))?;
     let network = ClusterNetwork::start()
         .map_err(|e| format!("cannot start the network of {}: {e}", config.cluster))?;
+    for vm in cluster.vms().map_err(|e| e.to_string())? {
+        // Members that do not run have names too. What is damaged is told when it is started.
+        match vm.record() {
+            Ok(record) => network.know(vm.name().as_str(), record.ip),
+            Err(error) => tracing::warn!(vm = %vm.name(), %error, "not known by name"),
+        }
+    }
     let worker = Arc::new(Worker {
         network,
         members: Mutex::new(BTreeMap::new()),
@@ -311,6 +318,10 @@ impl Worker {
             Request::Stop { vm, deadline_ms } => {
                 self.stop(&vm, Duration::from_millis(deadline_ms)).await
             }
+            Request::Links(order) => match self.network.order(order) {
+                Ok(()) => Reply::Done,
+                Err(error) => failed(Reason::Other, format!("cannot change the links: {error}")),
+            },
             Request::Forget { vm } => {
                 self.forget(&vm).await;
                 Reply::Done
@@ -446,8 +457,13 @@ impl Worker {
             Ok(_) => return not_running(vm),
             Err(reply) => return reply,
         };
-        member.press_power_button();
-        let forced = timeout(deadline, member.ended()).await.is_err();
+        let forced = if deadline.is_zero() {
+            // As a power failure: the guest learns nothing.
+            true
+        } else {
+            member.press_power_button();
+            timeout(deadline, member.ended()).await.is_err()
+        };
         if forced {
             tracing::info!(vm, ?deadline, "the guest did not power off, killed");
             member.kill();
@@ -467,6 +483,7 @@ impl Worker {
         if members.get(vm).is_some_and(|now| Arc::ptr_eq(now, &member)) {
             members.remove(vm);
             self.network.detach(vm);
+            self.network.forget(vm);
         }
     }
 
