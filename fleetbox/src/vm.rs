@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::budget::{self, Budget, Want};
 use crate::builder::{blocking, machine_spec, open_store, test_name};
-use crate::fixture;
 use crate::event::Events;
+use crate::fixture;
 use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
