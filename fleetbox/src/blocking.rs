@@ -30,7 +30,7 @@ use tokio::runtime::Runtime;
 use crate::budget::Budget;
 use crate::files::{Copied, FileOptions};
 use crate::images::Progress;
-use crate::{Error, Output, Result, Size, Stopped, TimedEvent, Timings, VmInfo};
+use crate::{Error, ExtraDisk, Output, Ready, Result, Size, Stopped, TimedEvent, Timings, VmInfo};
 
 /// The runtime that does the work, for all of the process.
 fn runtime() -> Result<&'static Runtime> {
@@ -193,6 +193,46 @@ impl VmBuilder {
     /// As [`crate::VmBuilder::ephemeral`].
     pub fn ephemeral(self) -> Self {
         Self(self.0.ephemeral())
+    }
+
+    /// As [`crate::VmBuilder::user_data`].
+    pub fn user_data(self, document: impl Into<String>) -> Self {
+        Self(self.0.user_data(document))
+    }
+
+    /// As [`crate::VmBuilder::package`].
+    pub fn package(self, name: impl Into<String>) -> Self {
+        Self(self.0.package(name))
+    }
+
+    /// As [`crate::VmBuilder::run_command`].
+    pub fn run_command(self, command: impl Into<String>) -> Self {
+        Self(self.0.run_command(command))
+    }
+
+    /// As [`crate::VmBuilder::env`].
+    pub fn env(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        Self(self.0.env(name, value))
+    }
+
+    /// As [`crate::VmBuilder::ssh_key`].
+    pub fn ssh_key(self, key: impl Into<String>) -> Self {
+        Self(self.0.ssh_key(key))
+    }
+
+    /// As [`crate::VmBuilder::extra_disk`].
+    pub fn extra_disk(self, disk: ExtraDisk) -> Self {
+        Self(self.0.extra_disk(disk))
+    }
+
+    /// As [`crate::VmBuilder::wait_for`].
+    pub fn wait_for(self, ready: Ready) -> Self {
+        Self(self.0.wait_for(ready))
+    }
+
+    /// As [`crate::VmBuilder::wait_for_within`].
+    pub fn wait_for_within(self, ready: Ready, deadline: Duration) -> Self {
+        Self(self.0.wait_for_within(ready, deadline))
     }
 
     /// As [`crate::VmBuilder::start`].
@@ -403,6 +443,15 @@ impl Vm {
     pub fn events(&self) -> Result<Events> {
         let vm = Arc::clone(&self.0);
         run(async move { vm.events().await }).map(|events| Events(Some(events)))
+    }
+
+    /// As [`crate::Vm::wait_for`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_for(&self, ready: Ready, timeout: Duration) -> Result<()> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.wait_for(ready, timeout).await })
     }
 
     /// As [`crate::Vm::console_tail`].

@@ -9,6 +9,8 @@ use std::time::Duration;
 use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
 
 use crate::budget::Budget;
+use crate::configure::Extras;
+use crate::extra_disk::ExtraDisk;
 use crate::fixture::{self, Fixture};
 use crate::images::progress::Silent;
 use crate::images::{DEFAULT_IMAGE, Image, ImageFormat, ImageRef, Progress};
@@ -16,7 +18,8 @@ use crate::launch::Launch;
 use crate::lifecycle::{self, Lifetime};
 use crate::names::{Name, check_cpus};
 use crate::process::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec};
-use crate::seed::{self, DEFAULT_USER, Seed};
+use crate::resources::Asked;
+use crate::seed::{self, DEFAULT_USER, GuestConfig, Seed};
 use crate::ssh::Keypair;
 use crate::store::{ImageRecord, MacAddr, Store, VmDir, VmPaths, VmRecord, now};
 use crate::vm::Vm;
@@ -50,6 +53,7 @@ pub struct VmBuilder {
     pub(crate) progress: Arc<dyn Progress>,
     pub(crate) budget: Option<Budget>,
     pub(crate) backend: Backend,
+    pub(crate) extras: Extras,
 }
 
 impl std::fmt::Debug for VmBuilder {
@@ -62,6 +66,7 @@ impl std::fmt::Debug for VmBuilder {
             .field("memory", &self.memory)
             .field("disk", &self.disk)
             .field("fixtures", &self.fixtures)
+            .field("extras", &self.extras)
             .finish_non_exhaustive()
     }
 }
@@ -75,6 +80,8 @@ pub(crate) struct Plan {
     disk: Size,
     user: String,
     pub(crate) fixtures: Vec<Fixture>,
+    config: GuestConfig,
+    extra_disks: Vec<ExtraDisk>,
 }
 
 impl VmBuilder {
@@ -93,6 +100,7 @@ impl VmBuilder {
             progress: Arc::new(Silent),
             budget: None,
             backend: Backend::default(),
+            extras: Extras::default(),
         }
     }
 
@@ -194,7 +202,7 @@ impl VmBuilder {
     }
 
     /// Starts the VM, creating it if there is none of its name, and waits until it answers by
-    /// SSH. A VM that runs already, in whatever process, is attached to; one that exists is
+    /// SSH, or for what [`VmBuilder::wait_for`] was given. A VM that runs already, in whatever process, is attached to; one that exists is
     /// booted as it was created, and options that differ are ignored with a warning (see
     /// [`Vm::ignored_options`]).
     ///
@@ -243,6 +251,7 @@ impl VmBuilder {
     /// Tells a VM's handle how it is run.
     pub(crate) fn equip(&self, vm: Vm) -> Vm {
         vm.run_by(self.backend.clone(), self.boot_timeout, self.budget)
+            .awaiting(self.extras.awaited.clone())
     }
 
     /// Checks everything that can be without looking at the host.
@@ -255,6 +264,7 @@ impl VmBuilder {
             .map(|(host, guest)| Fixture::new(host, guest))
             .collect::<Result<Vec<_>, _>>()?;
         fixture::check(&fixtures, &user)?;
+        let (config, extra_disks) = self.extras.check()?;
         Ok(Plan {
             name: Name::new(self.name.clone())?,
             image: ImageRef::from_str(self.image.as_deref().unwrap_or(DEFAULT_IMAGE))?,
@@ -263,11 +273,24 @@ impl VmBuilder {
             disk: self.disk.unwrap_or(DEFAULT_DISK).check_disk()?,
             user,
             fixtures,
+            config,
+            extra_disks,
         })
     }
 
+    /// What is asked for of the host, for a VM that is to be created.
+    pub(crate) fn asked(&self, plan: &Plan) -> Asked {
+        let empty = self.extras.empty_disks();
+        let disks = [self.disk, empty].into_iter().flatten();
+        Asked {
+            cpus: self.cpus.map(|_| plan.cpus),
+            memory: self.memory,
+            disks: disks.reduce(|a, b| Size::from_bytes(a.bytes().saturating_add(b.bytes()))),
+        }
+    }
+
     /// Options that were given and differ from those of a VM that exists.
-    pub(crate) fn ignored(&self, record: &VmRecord, fixtures: &[Fixture]) -> Vec<&'static str> {
+    pub(crate) fn ignored(&self, plan: &Plan, record: &VmRecord) -> Vec<&'static str> {
         let given = [
             (
                 "image",
@@ -292,7 +315,15 @@ impl VmBuilder {
             ),
             (
                 "fixtures",
-                !self.fixtures.is_empty() && *fixtures != record.fixtures,
+                !self.fixtures.is_empty() && plan.fixtures != record.fixtures,
+            ),
+            (
+                "configuration",
+                !plan.config.is_empty() && plan.config != record.config,
+            ),
+            (
+                "extra disks",
+                !plan.extra_disks.is_empty() && plan.extra_disks != record.extra_disks,
             ),
         ];
         given
@@ -317,6 +348,14 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
         disk(vm.paths().disk_layer(), DiskFormat::Layer, false, "disk"),
         disk(vm.paths().seed(), DiskFormat::Raw, true, "seed"),
     ];
+    for (i, extra) in record.extra_disks.iter().enumerate() {
+        disks.push(disk(
+            vm.paths().extra_disk(i + 1),
+            DiskFormat::Layer,
+            extra.is_read_only(),
+            &format!("extra-{}", i + 1),
+        ));
+    }
     disks.extend(fixture::disks(&record.fixtures, vm.paths()));
     MachineSpec {
         name: record.name.to_string(),
@@ -347,6 +386,9 @@ pub(crate) fn create(
     let host_key = Keypair::generate(&format!("{} host key", plan.name))?;
     host_key.save(&paths.host_key())?;
     let disk = create_disk(paths, plan, image, lifetime)?;
+    for (i, disk) in plan.extra_disks.iter().enumerate() {
+        disk.create(&paths.extra_disk(i + 1), lifetime != Lifetime::Ephemeral)?;
+    }
     let mac = MacAddr::random();
     let instance_id = uuid::Uuid::new_v4().to_string();
     Seed {
@@ -357,6 +399,7 @@ pub(crate) fn create(
         host_key: host_key.clone(),
         mac,
         mounts: fixture::mounts(&plan.fixtures),
+        config: plan.config.clone(),
     }
     .write(&paths.seed())?;
     if lifetime == Lifetime::Ephemeral {
@@ -383,6 +426,8 @@ pub(crate) fn create(
         ssh_key: login.public().to_string(),
         host_key: host_key.public().to_string(),
         fixtures: plan.fixtures.clone(),
+        config: plan.config.clone(),
+        extra_disks: plan.extra_disks.clone(),
     };
     let (vm, lock) = draft.commit(&record)?;
     // The machine process takes it.

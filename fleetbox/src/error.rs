@@ -65,6 +65,24 @@ pub enum Error {
     /// This host cannot run VMs.
     #[error("{0}")]
     Host(Probe),
+    /// A VM is to have more than this host has.
+    #[error("{asked} {what} are more than there are: {there}")]
+    Lacking {
+        /// What of it.
+        what: &'static str,
+        /// How much was asked for.
+        asked: String,
+        /// How much there is.
+        there: String,
+    },
+    /// Something that cannot be waited for.
+    #[error("cannot wait for {what}: {why}")]
+    Ready {
+        /// What was to be waited for.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// There is no such VM.
     #[error("there is no VM {name}; `fleetbox ls` shows those there are")]
     NoVm {

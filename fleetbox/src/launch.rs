@@ -14,6 +14,7 @@ use crate::images::{Image, ImageRef, Images};
 use crate::lifecycle::{self, Lifetime};
 use crate::names::Name;
 use crate::process::ProcessError;
+use crate::resources::There;
 use crate::store::{Store, StoreError, VmDir};
 use crate::timing::{Clock, Phase};
 use crate::vm::Vm;
@@ -93,6 +94,7 @@ impl Launch {
         };
         let wants = wants(&store, &cluster, &members)?;
         budget.check(&wants)?;
+        check_resources(&store, &cluster, &members)?;
         find_images(&store, &cluster, &mut members).await?;
         clock.done(Phase::Image);
 
@@ -202,6 +204,16 @@ fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result<Vec<Want>>
     Ok(wants)
 }
 
+/// Checks that this host has what each member that is to be created asks for.
+fn check_resources(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
+    let there = There::of_host(store.home());
+    let cluster = store.cluster(cluster);
+    members
+        .iter()
+        .filter(|member| member.builder.needs_kvm() && cluster.vm(&member.plan.name).is_none())
+        .try_for_each(|member| there.check(&member.builder.asked(&member.plan)))
+}
+
 /// Downloads the images of the members that do not exist, each once.
 async fn find_images(store: &Store, cluster: &Name, members: &mut [Member]) -> Result<()> {
     let images = Images::new(store)?;
@@ -257,7 +269,7 @@ async fn attach(
                 })?;
                 let record = vm.record()?;
                 let ignored = if member.image.is_none() {
-                    member.builder.ignored(&record, &member.plan.fixtures)
+                    member.builder.ignored(&member.plan, &record)
                 } else {
                     Vec::new()
                 };

@@ -25,8 +25,10 @@ pub mod blocking;
 pub mod budget;
 mod builder;
 mod cluster;
+mod configure;
 mod error;
 mod event;
+mod extra_disk;
 pub mod files;
 pub mod fixture;
 pub mod guest;
@@ -39,7 +41,9 @@ pub mod names;
 pub mod preflight;
 mod process;
 pub mod proxy;
+mod ready;
 mod resize;
+mod resources;
 pub mod seed;
 pub mod size;
 pub mod ssh;
@@ -55,10 +59,12 @@ pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMO
 pub use cluster::{Cluster, ClusterBuilder};
 pub use error::{Error, Result};
 pub use event::{Event, Events, TimedEvent};
+pub use extra_disk::{ExtraDisk, MAX_EXTRA_DISKS};
 pub use fleetbox_macros::test;
 pub use links::{LinkConditions, LinkEnd};
 pub use preflight::nested_virt_supported;
 pub use process::ProcessError;
+pub use ready::Ready;
 pub use resize::{Resize, resize};
 pub use size::Size;
 pub use ssh::{ExitStatus, Output};
@@ -72,5 +78,7 @@ extern crate self as fleetbox;
 
 #[cfg(test)]
 mod cluster_test;
+#[cfg(test)]
+mod configure_test;
 #[cfg(test)]
 mod vm_test;

@@ -65,6 +65,15 @@ impl ConsoleLog {
         })
     }
 
+    /// The log of a VM that is known.
+    pub(crate) fn of(vm: VmDir) -> Self {
+        Self {
+            vm,
+            open: None,
+            held: Vec::new(),
+        }
+    }
+
     /// True while the VM runs.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
 use crate::process::{Backend, Client, Lifeline, ProcessError, last_lines};
+use crate::ready::Awaited;
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
 use crate::store::{Store, StoreError, VmDir, VmRecord};
 use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Size, Stream, Timings, VmBuilder};
@@ -54,6 +55,7 @@ pub struct Vm {
     backend: Backend,
     boot_timeout: Duration,
     budget: Option<Budget>,
+    awaited: Vec<Awaited>,
     ignored: Vec<&'static str>,
     was_running: bool,
     timings: Timings,
@@ -126,6 +128,7 @@ impl Vm {
             backend: Backend::default(),
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             budget: None,
+            awaited: Vec::new(),
             ignored: Vec::new(),
             was_running: true,
             timings: Timings::default(),
@@ -158,6 +161,7 @@ impl Vm {
             backend: self.backend.clone(),
             boot_timeout: self.boot_timeout,
             budget: self.budget,
+            awaited: self.awaited.clone(),
             ignored: self.ignored.clone(),
             was_running: self.was_running,
             timings: self.timings.clone(),
@@ -199,6 +203,12 @@ impl Vm {
         self.backend.has_guest()
     }
 
+    /// What is waited for when it is started, rather than SSH.
+    pub(crate) fn awaiting(mut self, awaited: Vec<Awaited>) -> Self {
+        self.awaited = awaited;
+        self
+    }
+
     pub(crate) fn ignoring(mut self, ignored: Vec<&'static str>) -> Self {
         self.ignored = ignored;
         self
@@ -223,12 +233,28 @@ impl Vm {
         Ok(self.client.start(spec).await?.0)
     }
 
-    /// Waits until the guest answers by SSH, where there is one.
+    /// Waits for what its builder was told to wait for, or until the guest answers by SSH, where
+    /// there is one.
     pub(crate) async fn wait_until_up(&self, deadline: Instant) -> Result<()> {
-        if self.backend.has_guest() {
+        if self.awaited.is_empty() && self.backend.has_guest() {
             self.wait_for_ssh(deadline).await?;
         }
+        let begun = Instant::now();
+        for awaited in &self.awaited {
+            let deadline = awaited.within.map_or(deadline, |within| begun + within);
+            self.wait_until(&awaited.what, deadline).await?;
+        }
         Ok(())
+    }
+
+    /// The error of a VM that does not come up, with what its console showed last.
+    pub(crate) async fn not_ready(&self, why: String) -> Error {
+        let console = self.console_tail().await.unwrap_or_default();
+        Error::NotReady {
+            name: self.name.clone(),
+            why,
+            console: last_lines(&console, CONSOLE_LINES).to_owned(),
+        }
     }
 
     /// Waits until the guest answers by SSH, or its machine ends.
@@ -257,12 +283,7 @@ impl Vm {
                 Err(error) => error.to_string(),
             },
         };
-        let console = self.console_tail().await.unwrap_or_default();
-        Err(Error::NotReady {
-            name: self.name.clone(),
-            why: error,
-            console: last_lines(&console, CONSOLE_LINES).to_owned(),
-        })
+        Err(self.not_ready(error).await)
     }
 
     /// The VM's name, which is also the guest's hostname.

@@ -78,6 +78,8 @@ impl Host {
             ssh_key: "ssh-ed25519 AAAA".to_owned(),
             host_key: format!("ssh-ed25519 AAAA{name}"),
             fixtures: Vec::new(),
+            config: fleetbox::seed::GuestConfig::default(),
+            extra_disks: Vec::new(),
         };
         draft.commit(&record).expect("a VM");
     }

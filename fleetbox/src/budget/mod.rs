@@ -128,6 +128,11 @@ impl Budget {
     }
 }
 
+/// Memory of this host, or what its control group leaves of it.
+pub(crate) fn host_memory() -> Option<Size> {
+    host::memory()
+}
+
 impl std::str::FromStr for Budget {
     type Err = BudgetError;
 

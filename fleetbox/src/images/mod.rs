@@ -592,7 +592,7 @@ fn in_place(reference: &str, path: &Path) -> Result<Image, ImageError> {
 }
 
 /// Tells the format of the file at `path`; `name` is what messages call it.
-fn format_of(path: &Path, name: &str) -> Result<ImageFormat, ImageError> {
+pub(crate) fn format_of(path: &Path, name: &str) -> Result<ImageFormat, ImageError> {
     let mut head = Vec::new();
     File::open(path)
         .and_then(|file| file.take(512).read_to_end(&mut head))

@@ -168,6 +168,8 @@ fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir
         ssh_key: "k".into(),
         host_key: "h".into(),
         fixtures: Vec::new(),
+        config: crate::seed::GuestConfig::default(),
+        extra_disks: Vec::new(),
     };
     let (vm, _lock) = draft.commit(&record)?;
     Ok(vm)

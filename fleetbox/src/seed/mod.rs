@@ -3,11 +3,15 @@
 //!
 //! All files are JSON, which is YAML too, so that no name or key needs escaping.
 
+mod config;
+mod user_data;
+
 use std::io::{self, Cursor, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+pub use self::config::GuestConfig;
 use crate::names::Name;
 use crate::ssh::{Keypair, SshError};
 use crate::store::{MacAddr, write_atomic};
@@ -43,6 +47,28 @@ pub enum SeedError {
         /// The name as given.
         user: String,
     },
+    /// User data that cannot be merged.
+    #[error("the user data cannot be used: {why}")]
+    UserData {
+        /// What is wrong with it, and where.
+        why: String,
+    },
+    /// User data that would change what fleetbox reaches the guest by.
+    #[error("the user data sets {key:?}, which fleetbox sets itself; leave it out")]
+    ProtectedKey {
+        /// The key.
+        key: String,
+    },
+    /// A value that a guest cannot be configured with.
+    #[error("invalid {what} {value:?}: {why}")]
+    Value {
+        /// What it is for.
+        what: &'static str,
+        /// The value as given, or its beginning.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The host key cannot be written in OpenSSH's format.
     #[error(transparent)]
     Key(#[from] SshError),
@@ -73,6 +99,8 @@ pub struct Seed {
     pub mac: MacAddr,
     /// Lines for `/etc/fstab`, field by field.
     pub mounts: Vec<[String; 6]>,
+    /// What the user adds.
+    pub config: GuestConfig,
 }
 
 impl Seed {
@@ -86,6 +114,11 @@ impl Seed {
 
     /// `user-data`, a cloud-config.
     fn user_data(&self) -> Result<Value, SeedError> {
+        let keys: Vec<&String> = self
+            .authorized_keys
+            .iter()
+            .chain(&self.config.authorized_keys)
+            .collect();
         let mut user_data = json!({
             "hostname": self.hostname,
             // The domain under which the gateway's DNS knows the members.
@@ -98,7 +131,7 @@ impl Seed {
                 "shell": "/bin/bash",
                 "sudo": "ALL=(ALL) NOPASSWD:ALL",
                 "lock_passwd": true,
-                "ssh_authorized_keys": self.authorized_keys,
+                "ssh_authorized_keys": keys,
             }],
             "ssh_pwauth": false,
             // Keys that an image was made with are not secret.
@@ -110,6 +143,9 @@ impl Seed {
         });
         if !self.mounts.is_empty() {
             user_data["mounts"] = json!(self.mounts);
+        }
+        if let Some(ours) = user_data.as_object_mut() {
+            self.config.merge_into(ours);
         }
         Ok(user_data)
     }
@@ -215,6 +251,7 @@ mod tests {
             host_key: Keypair::generate("web").unwrap(),
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
             mounts: Vec::new(),
+            config: GuestConfig::default(),
         }
     }
 
@@ -292,6 +329,22 @@ mod tests {
             user_data["mounts"],
             json!([["/dev/x", "/work", "ext4", "ro", "0", "0"]])
         );
+    }
+
+    #[test]
+    fn the_users_configuration_is_added() {
+        let mut seed = seed();
+        let key = Keypair::generate("me").unwrap().public().to_string();
+        seed.config.authorized_keys.push(key.clone());
+        seed.config
+            .add_user_data("users: [{name: other}]\nruncmd: [reboot]\nssh_pwauth: true")
+            .unwrap();
+        let user_data = seed.user_data().unwrap();
+        assert_eq!(user_data["users"][0]["ssh_authorized_keys"][1], json!(key));
+        assert_eq!(user_data["users"][1], json!({"name": "other"}));
+        assert_eq!(user_data["runcmd"], json!(["reboot"]));
+        assert_eq!(user_data["ssh_pwauth"], true);
+        assert_eq!(user_data["hostname"], "web");
     }
 
     #[test]

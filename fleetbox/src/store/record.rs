@@ -8,8 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::extra_disk::ExtraDisk;
 use crate::fixture::Fixture;
 use crate::names::Name;
+use crate::seed::GuestConfig;
 use crate::size::Size;
 
 /// An Ethernet address, shown and stored as `02:00:00:00:00:01`.
@@ -118,6 +120,12 @@ pub struct VmRecord {
     /// Directories of the host that the guest sees, in the order of their disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fixtures: Vec<Fixture>,
+    /// What its user has configured the guest with.
+    #[serde(default, skip_serializing_if = "GuestConfig::is_empty")]
+    pub config: GuestConfig,
+    /// Disks besides its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_disks: Vec<ExtraDisk>,
 }
 
 /// Seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is before that.

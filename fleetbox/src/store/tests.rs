@@ -29,6 +29,8 @@ fn record(cluster: &str, vm: &str) -> VmRecord {
         ssh_key: "ssh-ed25519 AAAA".into(),
         host_key: "ssh-ed25519 BBBB".into(),
         fixtures: Vec::new(),
+        config: crate::seed::GuestConfig::default(),
+        extra_disks: Vec::new(),
     }
 }
 

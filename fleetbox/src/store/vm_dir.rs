@@ -40,6 +40,11 @@ impl VmPaths {
         self.dir.join("disk.layer")
     }
 
+    /// The layer of an extra disk, counted from 1.
+    pub fn extra_disk(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("extra-{number}.layer"))
+    }
+
     /// The cloud-init seed, a FAT image.
     pub fn seed(&self) -> PathBuf {
         self.dir.join("seed.img")

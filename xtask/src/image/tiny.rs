@@ -1,5 +1,6 @@
 //! A tiny image: a stock cloud kernel, GRUB's configuration as Debian writes it, and a userland of busybox, OpenSSH
-//! and sudo that reads the same seed as cloud-init (JSON only, and of it users, keys, hostname, mounts and DHCP).
+//! and sudo that reads the same seed as cloud-init (JSON only, and of it users, keys, hostname, mounts, files, commands
+//! and DHCP).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -70,6 +71,7 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/init.d/rcS", 0o755, include_str!("tiny/rcS")),
     ("etc/init.d/rcK", 0o755, include_str!("tiny/rcK")),
     ("etc/seed.jq", 0o644, include_str!("tiny/seed.jq")),
+    ("usr/bin/cloud-init", 0o755, include_str!("tiny/cloud-init")),
     ("etc/udhcpc/script", 0o755, include_str!("tiny/udhcpc")),
     (
         "etc/acpi/PWRF/00000080",

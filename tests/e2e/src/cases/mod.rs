@@ -1,8 +1,10 @@
 //! The cases. Those that share a VM stand together, and in the order in which they run.
 
 mod cli;
+mod configure;
 mod debian;
 mod disk;
+mod files;
 mod fixture;
 mod images;
 pub(crate) mod kills;
@@ -60,7 +62,12 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_dns", network::dns),
         tiny("tiny_connect_and_forward", network::connect_and_forward),
         tiny("tiny_large_file", disk::large_file),
+        tiny("tiny_copy_a_directory", files::directory),
+        tiny("tiny_read_and_write_files", files::read_and_write),
+        tiny("tiny_copy_throughput", files::throughput),
         tiny("tiny_drop_destroys", life::drop_destroys),
+        tiny("tiny_configuration", configure::all),
+        tiny("tiny_too_much_is_refused", configure::too_much),
         // So do these.
         tiny("tiny_fixture", fixture::content),
         tiny("tiny_stop_and_start_keep_the_disk", life::stop_and_start),

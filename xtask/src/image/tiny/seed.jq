@@ -6,5 +6,9 @@
     @sh "add_user \(.name) \((.ssh_authorized_keys // []) | join("\n"))"),
 (($user.mounts // [])[] | select(type == "array") |
     @sh "mount_disk \(.[0]) \(.[1]) \(.[2] // "auto") \(.[3] // "defaults")"),
+(($user.write_files // [])[] | select(type == "object") |
+    @sh "write_file \(.path) \(.content // "") \(.append // false) \(.permissions // "0644")"),
+(($user.runcmd // [])[] | (if type == "array" then @sh else tostring end) as $command |
+    @sh "run_command \($command)"),
 @sh "network \([$net.ethernets // {} | .[] | select(.dhcp4) | .match.macaddress // empty | ascii_downcase] | join(" "))",
 @sh "# \($meta["instance-id"] // "")"

@@ -1,0 +1,174 @@
+//! Disks that a VM has besides its own.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
+use serde::{Deserialize, Serialize};
+
+use crate::images::{ImageFormat, format_of};
+use crate::names::InvalidValue;
+use crate::{Error, Result, Size};
+
+/// Most extra disks of a VM; the PCI bus has room for 30 disks and network cards.
+pub const MAX_EXTRA_DISKS: usize = 8;
+
+/// A disk that a VM has besides its own, for [`VmBuilder::extra_disk`](crate::VmBuilder::extra_disk).
+///
+/// What the guest writes is kept with the VM, and goes with it; a file is never written.
+///
+/// ```
+/// use fleetbox::{ExtraDisk, Size};
+///
+/// let scratch = ExtraDisk::empty(Size::gib(1));
+/// let data = ExtraDisk::file("data.qcow2").read_only();
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraDisk {
+    source: Source,
+    #[serde(default)]
+    read_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Source {
+    Empty(Size),
+    File(PathBuf),
+}
+
+impl ExtraDisk {
+    /// A disk that reads as zeroes. The host stores only what the guest writes.
+    pub fn empty(size: Size) -> Self {
+        Self {
+            source: Source::Empty(size),
+            read_only: false,
+        }
+    }
+
+    /// A disk with the content of a raw or qcow2 file, which stays as it is: what the guest writes
+    /// goes to a layer over it. The file must not change or go while the VM exists.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self {
+            source: Source::File(path.into()),
+            read_only: false,
+        }
+    }
+
+    /// The guest cannot write to it.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The size of an empty disk.
+    pub(crate) fn empty_size(&self) -> Option<Size> {
+        match self.source {
+            Source::Empty(size) => Some(size),
+            Source::File(_) => None,
+        }
+    }
+
+    /// Checks it before a VM is created. The path becomes absolute.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Image`], or a file that cannot be opened.
+    pub(crate) fn check(&self) -> Result<Self> {
+        let source = match &self.source {
+            Source::Empty(size) => Source::Empty(size.check_disk()?),
+            Source::File(path) => {
+                let unusable = |why: String| InvalidValue::Image {
+                    text: path.display().to_string(),
+                    why,
+                };
+                let absolute = path
+                    .canonicalize()
+                    .map_err(|error| unusable(error.to_string()))?;
+                let file = File::open(&absolute).map_err(|error| unusable(error.to_string()))?;
+                let metadata = file
+                    .metadata()
+                    .map_err(Error::io("look at a disk's file"))?;
+                if !metadata.is_file() {
+                    return Err(unusable("it is no regular file".to_owned()).into());
+                }
+                format_of(&absolute, &path.display().to_string())?;
+                Source::File(absolute)
+            }
+        };
+        Ok(Self {
+            source,
+            read_only: self.read_only,
+        })
+    }
+
+    /// Creates the layer that the guest sees.
+    pub(crate) fn create(&self, layer: &Path, durable: bool) -> Result<()> {
+        let options = match &self.source {
+            Source::Empty(size) => LayerOptions {
+                base: None,
+                size: Some(size.bytes()),
+                durable,
+            },
+            Source::File(path) => {
+                let format = match format_of(path, &path.display().to_string())? {
+                    ImageFormat::Raw => Format::Raw,
+                    ImageFormat::Qcow2 => Format::Qcow2,
+                };
+                LayerOptions {
+                    base: Some(Base::new(path, Some(format))),
+                    size: None,
+                    durable,
+                }
+            }
+        };
+        create_layer(layer, &options)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_checked_before_they_are_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("disk.raw");
+        std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+        let disk = ExtraDisk::file(&file).read_only().check().unwrap();
+        assert!(disk.is_read_only());
+        let layer = dir.path().join("a.layer");
+        disk.create(&layer, false).unwrap();
+        let stored = std::os::unix::fs::MetadataExt::blocks(&layer.metadata().unwrap()) * 512;
+        assert!(stored < 1 << 20, "nothing is copied: {stored}");
+
+        let empty = ExtraDisk::empty(Size::mib(64)).check().unwrap();
+        assert_eq!(empty.empty_size(), Some(Size::mib(64)));
+        empty.create(&dir.path().join("b.layer"), false).unwrap();
+
+        for bad in [
+            ExtraDisk::empty(Size::from_bytes(0)),
+            ExtraDisk::empty(Size::from_bytes((1 << 20) + 1)),
+            ExtraDisk::file(dir.path()),
+            ExtraDisk::file(dir.path().join("missing")),
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn records_are_read_back() {
+        for disk in [
+            ExtraDisk::empty(Size::mib(64)),
+            ExtraDisk::file("/x").read_only(),
+        ] {
+            let text = serde_json::to_string(&disk).unwrap();
+            assert_eq!(serde_json::from_str::<ExtraDisk>(&text).unwrap(), disk);
+        }
+    }
+}

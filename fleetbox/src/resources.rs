@@ -1,0 +1,168 @@
+//! Whether this host has what a VM is to be given.
+
+use std::fs;
+use std::path::Path;
+
+use crate::{Error, Result, Size};
+
+/// What is asked for of a VM that is to be created. What was not given is not checked: the
+/// defaults are small, and the host gives only what the guest touches.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked {
+    pub(crate) cpus: Option<u8>,
+    pub(crate) memory: Option<Size>,
+    /// Sizes of all disks together.
+    pub(crate) disks: Option<Size>,
+}
+
+/// What there is; `None` where the operating system does not tell.
+#[derive(Debug, Clone)]
+pub(crate) struct There {
+    cpus: Option<u32>,
+    memory: Option<Size>,
+    disk: Option<Disk>,
+}
+
+#[derive(Debug, Clone)]
+struct Disk {
+    path: String,
+    size: Size,
+    free: Size,
+}
+
+impl There {
+    /// This host, with the disk that has the state directory.
+    pub(crate) fn of_host(home: &Path) -> Self {
+        let disk = nix::sys::statvfs::statvfs(home).ok().map(|stat| {
+            let block = stat.fragment_size() as u64;
+            let bytes = |blocks: u64| Size::from_bytes(blocks.saturating_mul(block));
+            Disk {
+                path: home.display().to_string(),
+                size: bytes(stat.blocks() as u64),
+                free: bytes(stat.blocks_available() as u64),
+            }
+        });
+        Self {
+            cpus: fs::read_to_string("/sys/devices/system/cpu/online")
+                .ok()
+                .and_then(|list| count(&list)),
+            memory: crate::budget::host_memory(),
+            disk,
+        }
+    }
+
+    /// Checks that it has what is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Lacking`] says what there is.
+    pub(crate) fn check(&self, asked: &Asked) -> Result<()> {
+        let lacking =
+            |what, asked: String, there: String| Err(Error::Lacking { what, asked, there });
+        if let (Some(asked), Some(there)) = (asked.cpus, self.cpus)
+            && u32::from(asked) > there
+        {
+            return lacking("CPUs", asked.to_string(), format!("this host has {there}"));
+        }
+        if let (Some(asked), Some(there)) = (asked.memory, self.memory)
+            && asked > there
+        {
+            let there = format!("this host has {}", mib(there));
+            return lacking("of memory", asked.to_string(), there);
+        }
+        if let (Some(asked), Some(there)) = (asked.disks, &self.disk)
+            && asked > there.size
+        {
+            let there = format!(
+                "the file system of {} has {}, of which {} are free",
+                there.path,
+                mib(there.size),
+                mib(there.free)
+            );
+            return lacking("of disks", asked.to_string(), there);
+        }
+        Ok(())
+    }
+}
+
+fn mib(size: Size) -> String {
+    Size::mib(size.bytes() >> 20).to_string()
+}
+
+/// How many CPUs a list such as `0-3,6` has.
+fn count(list: &str) -> Option<u32> {
+    let mut count = 0u32;
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_what_is_there() {
+        let there = There {
+            cpus: Some(2),
+            memory: Some(Size::gib(4)),
+            disk: Some(Disk {
+                path: "/home".into(),
+                size: Size::gib(100),
+                free: Size::gib(7),
+            }),
+        };
+        let ask = |cpus, memory, disks| {
+            let asked = Asked {
+                cpus,
+                memory,
+                disks,
+            };
+            there.check(&asked).map_err(|error| error.to_string())
+        };
+        ask(Some(2), Some(Size::gib(4)), Some(Size::gib(100))).unwrap();
+        ask(None, None, None).unwrap();
+        assert_eq!(
+            ask(Some(3), None, None).unwrap_err(),
+            "3 CPUs are more than there are: this host has 2"
+        );
+        let error = ask(None, Some(Size::gib(5)), None).unwrap_err();
+        assert_eq!(
+            error,
+            "5G of memory are more than there are: this host has 4G"
+        );
+        let error = ask(None, None, Some(Size::gib(101))).unwrap_err();
+        assert!(
+            error.contains("/home has 100G, of which 7G are free"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn this_host_has_something() {
+        let there = There::of_host(Path::new("/"));
+        assert!(there.cpus.is_some_and(|n| n > 0), "{there:?}");
+        assert!(
+            there.disk.as_ref().is_some_and(|d| d.size.bytes() > 0),
+            "{there:?}"
+        );
+        let asked = Asked {
+            cpus: Some(1),
+            memory: Some(Size::mib(32)),
+            disks: Some(Size::mib(1)),
+        };
+        there.check(&asked).unwrap();
+    }
+
+    #[test]
+    fn lists_of_cpus_are_counted() {
+        for (list, n) in [("0\n", 1), ("0-3", 4), ("0-1,4,6-7\n", 5)] {
+            assert_eq!(count(list), Some(n), "{list}");
+        }
+        for bad in ["", "x", "3-1", "0-4294967295"] {
+            assert_eq!(count(bad), None, "{bad}");
+        }
+    }
+}
