@@ -235,6 +235,14 @@ impl VmBuilder {
         Self(self.0.wait_for_within(ready, deadline))
     }
 
+    /// As [`crate::VmBuilder::create`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create(self) -> Result<bool> {
+        run(self.0.create())
+    }
+
     /// As [`crate::VmBuilder::start`].
     ///
     /// # Errors

@@ -232,6 +232,29 @@ impl VmBuilder {
         self
     }
 
+    /// Creates the VM without starting it, and so without a need for KVM: [`VmBuilder::start`] does
+    /// that later. False if there is a VM of that name already, which stays as it is. It is an
+    /// ordinary one that stays until it is removed.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// fleetbox::Vm::builder("web").image("debian-12").create().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`VmBuilder::start`], but for what has to do with running it.
+    pub async fn create(self) -> Result<bool> {
+        let launch = Launch {
+            cluster: Name::new(self.name.clone())?,
+            alone: true,
+            lifetime: Lifetime::Detached,
+            home: self.home.clone(),
+            members: vec![self],
+        };
+        Ok(!launch.create().await?.is_empty())
+    }
+
     /// The same for a VM of another name.
     pub(crate) fn named(mut self, name: &Name) -> Self {
         name.as_str().clone_into(&mut self.name);

@@ -167,6 +167,43 @@ impl Launch {
     }
 }
 
+impl Launch {
+    /// Creates the members that do not exist, and starts none. The names of those it has created.
+    pub(crate) async fn create(self) -> Result<Vec<Name>> {
+        let mut members = Vec::new();
+        for builder in self.members {
+            let plan = builder.plan()?;
+            members.push(Member {
+                builder,
+                plan,
+                image: None,
+            });
+        }
+        let home = match self.home {
+            Some(home) => home,
+            None => Store::default_home()?,
+        };
+        let store = blocking(move || Ok(Store::open(home)?)).await?;
+        if let Some(vm) = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)? {
+            return Err(Error::NameTaken {
+                name: vm.name().clone(),
+                cluster: vm.cluster().clone(),
+            });
+        }
+        find_images(&store, &self.cluster, &mut members).await?;
+        blocking(move || {
+            let mut created = Vec::new();
+            for member in &members {
+                if make(&store, &self.cluster, member, self.lifetime)? {
+                    created.push(member.plan.name.clone());
+                }
+            }
+            Ok(created)
+        })
+        .await
+    }
+}
+
 /// A VM of a member's name in another cluster, if the member does not exist. A name is that of one
 /// VM only, but of those that are deleted with their owners, which are nobody else's business.
 fn existing_elsewhere(

@@ -600,3 +600,28 @@ fn a_dry_run_lists_what_would_be_shipped() {
     assert_eq!(files, [".gitignore", "tracked"]);
     assert!(!host.state().exists(), "something was created");
 }
+
+#[test]
+fn a_vm_is_created_without_being_started() {
+    let host = Host::new();
+    let image = host.dir.path().join("disk.raw");
+    fs::write(&image, vec![0; 1 << 20]).expect("an image");
+    let image = image.to_str().expect("UTF-8");
+    let up = ["up", "web", "--no-start", "--image", image, "--cpus", "3"];
+    assert!(host.ends(0, &up).starts_with("web exists;"));
+    assert!(host.ends(0, &up).starts_with("web exists already;"));
+    let list: serde_json::Value =
+        serde_json::from_str(&host.ends(0, &["ls", "--json"])).expect("JSON");
+    assert_eq!(
+        (&list[0]["state"], &list[0]["cpus"]),
+        (&"stopped".into(), &3.into())
+    );
+    // Without a name one is made up.
+    let text = host.ends(0, &["up", "--no-start", "--image", image]);
+    let name = text.split(' ').next().expect("a name");
+    assert!(host.names().contains(&name.to_owned()), "{text}");
+    // What is wrong leaves nothing.
+    let output = host.run(&["up", "bad", "--no-start", "--image", "/no/such.raw"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(!host.names().contains(&"bad".to_owned()));
+}

@@ -171,6 +171,9 @@ pub(super) struct Up {
     pub(super) count: Option<u32>,
     #[command(flatten)]
     pub(super) machine: Machine,
+    /// Create it, but do not start it
+    #[arg(long, conflicts_with = "count")]
+    pub(super) no_start: bool,
 }
 
 #[derive(Debug, Args)]

@@ -27,6 +27,20 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
     let builder = builder(context, &name, &up.machine)
         .detached()
         .progress(display.progress());
+    if up.no_start {
+        let created = builder.create().await;
+        drop(display);
+        let created = created?;
+        ssh_config::refresh(context);
+        if context.json {
+            context.say_json(&vms::find(context, &name).await?)?;
+        }
+        let exists = if created { "exists" } else { "exists already" };
+        context.tell(format_args!(
+            "{name} {exists}; `fleetbox up {name}` starts it"
+        ));
+        return Ok(0);
+    }
     let started = builder.start().await;
     drop(display);
     let vm = started?;

@@ -23,7 +23,7 @@ pub(super) struct Host {
 
 /// What the root holds besides the kernel's modules. Packages are unpacked, not configured.
 const PACKAGES: &str = "base-files,base-passwd,libc6,libgcc-s1,bash,coreutils,grep,sed,busybox-static,iproute2,\
-                        iputils-ping,procps,util-linux,openssh-client,curl,netbase,strace";
+                        iputils-ping,procps,util-linux,openssh-client,curl,git,netbase,strace";
 
 /// Size of the root: what a command can write at most, beside its files.
 const ROOT_SIZE: &str = "24G";

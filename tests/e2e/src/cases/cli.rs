@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
 
+use super::verbs;
 use crate::host;
 use crate::report::{Must, uses};
 use crate::suite::Suite;
 
 /// How long a command that boots nothing may take.
-const QUICK: Duration = Duration::from_secs(60);
+pub(crate) const QUICK: Duration = Duration::from_secs(60);
 
 /// Runs `fleetbox`, which has to end with `status`.
 #[track_caller]
@@ -30,7 +31,7 @@ pub(crate) fn run(suite: &Suite, arguments: &[&str], status: i32, limit: Duratio
 }
 
 /// What `fleetbox` wrote, trimmed.
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
@@ -118,13 +119,19 @@ pub(crate) fn life_cycle(suite: &Suite) {
     piped_input(suite, name);
     dialled(suite, name);
     interactive(suite, name);
+    verbs::inside(suite, name);
+    verbs::restarted(suite, name);
 
+    let output = verbs::down(suite, name);
     assert!(
-        text(&run(suite, &["down", name], 0, Duration::from_secs(120))).contains("cli powered off")
+        text(&output).contains("cli powered off"),
+        "{}",
+        host::both(&output)
     );
     host::assert_quiet(&suite.vm_dir(name), name, true);
     assert_eq!(listed(suite, name).must_be("listed")["state"], "stopped");
     run(suite, &["ssh", name, "--", "true"], 255, QUICK);
+    verbs::changed(suite, name);
     run(suite, &["rm", name], 0, QUICK);
     assert!(listed(suite, name).is_none());
     assert!(!suite.vm_dir(name).exists());

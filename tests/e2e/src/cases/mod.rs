@@ -12,6 +12,7 @@ mod life;
 mod network;
 mod refusal;
 mod shell;
+mod verbs;
 mod vmm;
 
 use std::time::Duration;
@@ -81,6 +82,8 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_kill_owner_of_a_test_vm", kills::owner_of_test_vm),
         tiny("tiny_fixture_with_a_socket_is_refused", fixture::refused),
         tiny("tiny_cli", cli::life_cycle),
+        tiny("tiny_cli_two_runs_at_once", verbs::two_runs),
+        tiny("tiny_cli_work_tree", verbs::work_tree),
         tiny("tiny_damaged_image", images::damaged),
         tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),
         debian("debian_library", debian::library),

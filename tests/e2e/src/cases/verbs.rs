@@ -1,0 +1,325 @@
+//! The command line's verbs about running guests, and throw-away VMs with work trees.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use fleetbox::names::Name;
+use fleetbox::store::{Store, VmRecord, now};
+use serde_json::json;
+
+use super::cli::{QUICK, run, text};
+use crate::host;
+use crate::report::Must;
+use crate::suite::Suite;
+
+/// How long a command may take that boots the tiny image.
+const BOOT: Duration = Duration::from_secs(300);
+
+/// Boot options of the small VMs here.
+const SMALL: [&str; 8] = [
+    "--cpus",
+    "1",
+    "--memory",
+    "256M",
+    "--disk",
+    "2G",
+    "--timeout",
+    "240",
+];
+
+/// What can be asked of a running VM, named `name`.
+pub(crate) fn inside(suite: &Suite, name: &str) {
+    // Words arrive as they are, and so does the status.
+    let words = ["exec", name, "--", "printf", "%s|", "a b", "$HOME", "'"];
+    assert_eq!(text(&run(suite, &words, 0, QUICK)), "a b|$HOME|'|");
+    run(
+        suite,
+        &["exec", name, "--", "sh", "-c", "exit 42"],
+        42,
+        QUICK,
+    );
+
+    let ports = text(&run(suite, &["ports", name], 0, QUICK));
+    assert!(
+        ports
+            .lines()
+            .any(|line| line.starts_with("tcp ") && line.contains(" 22 ") && line.contains("sshd")),
+        "{ports}"
+    );
+    let stats: serde_json::Value =
+        serde_json::from_slice(&run(suite, &["stats", name, "--json"], 0, QUICK).stdout)
+            .must("stats --json is no JSON");
+    assert_eq!(stats[0]["cpus"], 1, "{stats}");
+    assert!(
+        stats[0]["memory_total"].as_u64() > Some(100 << 20),
+        "{stats}"
+    );
+    assert!(stats[0]["disk_total"].as_u64() > Some(10 << 20), "{stats}");
+
+    let logs = text(&run(suite, &["logs", name], 0, QUICK));
+    assert!(logs.contains("login:"), "{logs}");
+    let shown = text(&run(suite, &["show", name], 0, QUICK));
+    assert!(shown.contains("state         running"), "{shown}");
+    // What runs is not changed.
+    run(suite, &["set", name, "--cpus", "2"], 1, QUICK);
+
+    copied(suite, name);
+    proxied(suite, name);
+    by_openssh(suite, name);
+}
+
+fn copied(suite: &Suite, name: &str) {
+    let dir = suite.dir().join("cp");
+    fs::create_dir_all(dir.join("tree/sub")).must("cannot create a directory");
+    fs::write(dir.join("tree/sub/file"), "content").must("cannot write a file");
+    let path = |part: &str| dir.join(part).display().to_string();
+    // Into a directory that is there, and back under another name.
+    let guest = format!("{name}:/tmp");
+    run(suite, &["cp", &path("tree"), &guest], 0, QUICK);
+    let guest = format!("{name}:/tmp/tree/sub/file");
+    run(suite, &["cp", &guest, &path("back")], 0, QUICK);
+    assert_eq!(fs::read(dir.join("back")).must("cannot read"), b"content");
+    run(suite, &["cp", &path("tree"), &path("x")], 2, QUICK);
+}
+
+/// A web server of the guest through both protocols of the proxy.
+fn proxied(suite: &Suite, name: &str) {
+    let serve =
+        "mkdir -p /tmp/www; echo from the guest > /tmp/www/index.html; httpd -p 8000 -h /tmp/www";
+    run(suite, &["ssh", name, "--", serve], 0, QUICK);
+    let mut command = suite.fleetbox(&["proxy", "--listen", "127.0.0.1:0", "-q"]);
+    let mut proxy = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .must("cannot start the proxy");
+    let out = proxy.stdout.take().expect("piped");
+    let mut lines = BufReader::new(out).lines();
+    for _ in 0..2 {
+        let address = lines.next().expect("an address").must("cannot read");
+        for host in [name.to_owned(), format!("{name}.fleetbox")] {
+            let mut curl = Command::new("curl");
+            curl.args(["-sS", "--max-time", "50", "--proxy", &address]);
+            curl.arg(format!("http://{host}:8000/"));
+            let output = host::run(curl, QUICK);
+            assert_eq!(
+                text(&output),
+                "from the guest",
+                "{address}: {}",
+                host::both(&output)
+            );
+        }
+    }
+    host::kill_now(host::pid_of(&proxy));
+    proxy.wait().must("the proxy");
+    run(suite, &["ssh", name, "--", "killall httpd"], 0, QUICK);
+}
+
+/// OpenSSH with what `ssh-config` prints.
+fn by_openssh(suite: &Suite, name: &str) {
+    let file = suite.dir().join("ssh-config");
+    let own = "Host other\n";
+    fs::write(&file, own).must("cannot write a file");
+    let path = file.display().to_string();
+    run(
+        suite,
+        &["ssh-config", "--install", "--file", &path],
+        0,
+        QUICK,
+    );
+    let mut ssh = Command::new("ssh");
+    ssh.arg("-F").arg(&file).args([name, "exit 42"]);
+    let output = host::run(ssh, QUICK);
+    assert_eq!(output.status.code(), Some(42), "{}", host::both(&output));
+    run(
+        suite,
+        &["ssh-config", "--uninstall", "--file", &path],
+        0,
+        QUICK,
+    );
+    assert_eq!(fs::read_to_string(&file).must("cannot read"), own);
+}
+
+/// `restart` is another boot.
+pub(crate) fn restarted(suite: &Suite, name: &str) {
+    let boot_id = || {
+        let command = ["exec", name, "--", "cat", "/proc/sys/kernel/random/boot_id"];
+        text(&run(suite, &command, 0, QUICK))
+    };
+    let before = boot_id();
+    run(suite, &["restart", name], 0, BOOT);
+    let after = boot_id();
+    assert!(
+        !after.is_empty() && before != after,
+        "{before} is still the boot"
+    );
+}
+
+/// A stopped VM is given another CPU, which its next boot has. What was written right before `down`
+/// is there.
+pub(crate) fn changed(suite: &Suite, name: &str) {
+    run(suite, &["set", name, "--cpus", "2"], 0, QUICK);
+    run(suite, &["up", name, "--timeout", "240"], 0, BOOT);
+    assert_eq!(
+        text(&run(suite, &["exec", name, "--", "nproc"], 0, QUICK)),
+        "2"
+    );
+    let kept = text(&run(suite, &["exec", name, "--", "cat", "kept"], 0, QUICK));
+    assert_eq!(kept, "written right before");
+    run(suite, &["kill", name], 0, QUICK);
+}
+
+/// Writes what has to be there after `down`, which returns as soon as that is sure.
+pub(crate) fn down(suite: &Suite, name: &str) -> Output {
+    let command = ["ssh", name, "--", "printf 'written right before' > kept"];
+    run(suite, &command, 0, QUICK);
+    let began = Instant::now();
+    let output = run(suite, &["down", name], 0, Duration::from_secs(120));
+    println!(
+        "  down of {name} took {:.1} s",
+        began.elapsed().as_secs_f32()
+    );
+    output
+}
+
+/// Two throw-away VMs at once; the status of one's command passes through, and nothing is left.
+pub(crate) fn two_runs(suite: &Suite) {
+    let home = own_home(suite, "two-runs");
+    let image = suite.tiny();
+    let children: Vec<_> = ["hostname; exit 42", "hostname"]
+        .into_iter()
+        .map(|script| {
+            let mut command = suite.fleetbox(&["run", "--rm", "-q", "--image", &image]);
+            command.args(SMALL).args(["--", "sh", "-c", script]);
+            command
+                .env("FLEETBOX_HOME", &home)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            command.spawn().must("cannot start fleetbox")
+        })
+        .collect();
+    let outputs: Vec<_> = children
+        .into_iter()
+        .map(|child| host::finish(child, BOOT, "fleetbox run"))
+        .collect();
+    let shown: Vec<_> = outputs.iter().map(host::both).collect();
+    let statuses: Vec<_> = outputs.iter().map(|output| output.status.code()).collect();
+    assert_eq!(statuses, [Some(42), Some(0)], "{shown:?}");
+    assert_ne!(text(&outputs[0]), text(&outputs[1]), "{shown:?}");
+    let store = Store::open(&home).must("cannot open a state directory");
+    assert_eq!(store.vms().must("cannot list").len(), 0, "VMs are left");
+}
+
+/// A state directory of a case's own, with the images that are here.
+fn own_home(suite: &Suite, name: &str) -> PathBuf {
+    let home = suite.dir().join(name);
+    fs::create_dir_all(&home).must("cannot create a directory");
+    fs::create_dir_all(suite.home().join("images")).must("cannot create a directory");
+    symlink(suite.home().join("images"), home.join("images")).must("cannot link");
+    home
+}
+
+/// A git work tree goes to a guest, is worked on and comes back as a patch; then `prune` removes
+/// what does not run and keeps what does.
+pub(crate) fn work_tree(suite: &Suite) {
+    let home = own_home(suite, "work-tree");
+    let fleetbox = |arguments: &[&str], status: i32, limit: Duration| {
+        let mut command = suite.fleetbox(arguments);
+        command.env("FLEETBOX_HOME", &home);
+        let output = host::run(command, limit);
+        let shown = host::both(&output);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {shown}");
+        output
+    };
+    let tree = suite.dir().join("my repo");
+    fs::create_dir(&tree).must("cannot create a directory");
+    for (file, content) in [
+        ("kept", "1\n"),
+        ("changed", "1\n"),
+        (".gitignore", "out\n"),
+        ("new", "1\n"),
+    ] {
+        fs::write(tree.join(file), content).must("cannot write a file");
+    }
+    git(&tree, &["init", "-q"]);
+    git(&tree, &["add", "kept", "changed", ".gitignore"]);
+    git(&tree, &["commit", "-q", "-m", "one"]);
+
+    let image = suite.tiny();
+    let path = tree.display().to_string();
+    let mut arguments = vec!["run", "-d", "--name", "tree", "--image", &image];
+    arguments.extend(SMALL);
+    arguments.push(&path);
+    assert_eq!(text(&fleetbox(&arguments, 0, BOOT)), "tree");
+
+    let work = "pwd; ls; echo 2 > changed; echo 3 > made; echo 4 > out; rm kept";
+    let output = fleetbox(&["exec", "tree", "--", "sh", "-c", work], 0, QUICK);
+    assert!(
+        text(&output).ends_with("/my-repo\nchanged\nkept"),
+        "{}",
+        host::both(&output)
+    );
+    let patch = fleetbox(&["pull-diff", "tree"], 0, QUICK).stdout;
+    let file = suite.dir().join("patch");
+    fs::write(&file, &patch).must("cannot write a file");
+    git(&tree, &["apply", "--index", &file.display().to_string()]);
+    assert_eq!(
+        git(&tree, &["status", "--porcelain", "-uno"]),
+        "M  changed\nD  kept\nA  made"
+    );
+    assert!(!tree.join("out").exists());
+
+    // The host's tree has moved on: that is said, and a sync brings it along.
+    let output = fleetbox(&["exec", "tree", "--", "cat", "changed"], 0, QUICK);
+    let remark = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(remark.contains("has moved on"), "{remark}");
+    fs::write(tree.join("changed"), "5\n").must("cannot write a file");
+    let output = fleetbox(
+        &["exec", "tree", "--sync", "--", "cat", "changed"],
+        0,
+        QUICK,
+    );
+    assert_eq!(text(&output), "5");
+    let output = fleetbox(&["exec", "tree", "--", "true"], 0, QUICK);
+    assert!(output.stderr.is_empty(), "{}", host::both(&output));
+
+    stopped_vm(&home, "old");
+    assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "old is deleted");
+    let list = text(&fleetbox(&["ls"], 0, QUICK));
+    assert!(list.contains("tree") && list.contains("running"), "{list}");
+    fleetbox(&["rm", "tree"], 0, QUICK);
+}
+
+fn git(tree: &Path, arguments: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(tree);
+    command.args(["-c", "user.name=e2e", "-c", "user.email=e2e@example.org"]);
+    command.args(arguments);
+    let output = host::run(command, QUICK);
+    assert!(
+        output.status.success(),
+        "git {arguments:?}: {}",
+        host::both(&output)
+    );
+    text(&output)
+}
+
+/// A VM that never ran.
+fn stopped_vm(home: &Path, name: &str) {
+    let store = Store::open(home).must("cannot open a state directory");
+    let name: Name = name.parse().must("a name");
+    let draft = store.create_vm(&name, &name).must("cannot create a VM");
+    let record = json!({
+        "name": name, "cluster": name,
+        "image": {"reference": "none", "path": "/none", "sha256": null},
+        "cpus": 1, "memory": 256 << 20, "disk": 2_u64 << 30,
+        "mac": "02:00:00:00:00:09", "ip": "10.187.41.9", "created": now(), "instance_id": "none",
+        "ssh_user": "fleetbox", "ssh_key": "", "host_key": "",
+    });
+    let record: VmRecord = serde_json::from_value(record).must("not a record");
+    draft.commit(&record).must("cannot create a VM");
+}
