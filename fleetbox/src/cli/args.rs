@@ -66,6 +66,11 @@ pub(super) enum Command {
     },
     /// Print what a VM wrote to its serial console
     Logs(Logs),
+    /// Attach to a VM's serial console; Ctrl-] leaves it
+    Console {
+        /// The VM
+        name: Name,
+    },
     /// Show what listens for connections in a VM
     Ports {
         /// The VM

@@ -5,6 +5,7 @@
 
 mod args;
 mod ask;
+mod console;
 mod cp;
 mod doctor;
 mod generate;
@@ -77,6 +78,7 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::Ls => vms::ls(context).await,
         Command::Show { name } => vms::show(context, &name).await,
         Command::Logs(logs) => logs::run(context, logs).await,
+        Command::Console { name } => console::run(context, &name).await,
         Command::Ports { name } => inside::ports(context, &name).await,
         Command::Stats { names } => inside::stats(context, &names).await,
         Command::Cp(cp) => cp::run(context, cp).await,

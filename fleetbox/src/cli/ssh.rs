@@ -106,10 +106,10 @@ fn size() -> (u32, u32) {
 }
 
 /// The terminal in raw mode, until dropped; nothing if there is no terminal.
-struct Raw;
+pub(super) struct Raw;
 
 impl Raw {
-    fn enter() -> Option<Self> {
+    pub(super) fn enter() -> Option<Self> {
         if !io::stdin().is_terminal() {
             return None;
         }

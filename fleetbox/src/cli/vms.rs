@@ -388,7 +388,8 @@ async fn remove(context: &Context, names: &[Name]) -> Result<u8> {
 pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     let mut names = Vec::new();
     for vm in fleetbox::list(context.home()).await? {
-        if vm.state != VmState::Running {
+        // Those of running tests are not anybody else's.
+        if vm.state != VmState::Running && !vm.ephemeral {
             names.push(Name::new(vm.name)?);
         }
     }
@@ -408,14 +409,18 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
             return Ok(FAILURE);
         }
     }
-    let status = remove(context, &names).await?;
-    let swept = context.store()?.sweep()?;
-    if swept > 0 {
-        context.tell(format_args!("what was left of {swept} VMs is deleted"));
-    } else if names.is_empty() {
+    let pruned = fleetbox::prune(context.home()).await?;
+    ssh_config::refresh(context);
+    for name in &pruned {
+        context.tell(format_args!("{name} is deleted"));
+    }
+    if pruned.is_empty() {
         context.tell("there was nothing to delete");
     }
-    Ok(status)
+    if context.json {
+        context.say_json(&pruned)?;
+    }
+    Ok(0)
 }
 
 /// `a`, `a and b`, `a, b and c`.

@@ -1,7 +1,7 @@
 //! The command line's verbs about running guests, and throw-away VMs with work trees.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -67,9 +67,47 @@ pub(crate) fn inside(suite: &Suite, name: &str) {
     // What runs is not changed.
     run(suite, &["set", name, "--cpus", "2"], 1, QUICK);
 
+    console(suite, name);
     copied(suite, name);
     proxied(suite, name);
     by_openssh(suite, name);
+}
+
+/// The console shows what it did last, and what is typed reaches the log-in prompt.
+fn console(suite: &Suite, name: &str) {
+    let mut command = suite.fleetbox(&["console", name]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().must("cannot start fleetbox");
+    let mut input = child.stdin.take().expect("piped");
+    let mut output = child.stdout.take().expect("piped");
+    let pid = host::pid_of(&child);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = output.read(&mut buffer) {
+            if sender.send(buffer[..n].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut seen = String::new();
+    let deadline = Instant::now() + QUICK;
+    let mut wait_for = |wanted: &str| {
+        while !seen.contains(wanted) {
+            match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => seen.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(_) => {
+                    host::kill_now(pid);
+                    panic!("the console does not show {wanted:?}, only {seen:?}");
+                }
+            }
+        }
+    };
+    wait_for("login:");
+    input.write_all(b"nobody-known\r").must("cannot type");
+    wait_for("nobody-known");
+    host::kill_now(pid);
+    child.wait().must("fleetbox console");
 }
 
 fn copied(suite: &Suite, name: &str) {

@@ -1,0 +1,131 @@
+//! `console`: the serial console on this terminal.
+
+use std::io::{self, IsTerminal as _};
+
+use fleetbox::names::Name;
+use fleetbox::{Error, Result, Vm};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use super::output::Context;
+use super::ssh::Raw;
+
+/// Ctrl-], which leaves as telnet's does.
+const ESCAPE: u8 = 0x1d;
+
+pub(super) async fn run(context: &Context, name: &Name) -> Result<u8> {
+    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let (output, input) = tokio::io::split(vm.console().await?);
+    let terminal = io::stdin().is_terminal();
+    if terminal {
+        context.note(format_args!("the console of {name}; Ctrl-] leaves it"));
+    }
+    let raw = Raw::enter();
+    let ended = attach(
+        output,
+        input,
+        tokio::io::stdin(),
+        tokio::io::stdout(),
+        terminal,
+    )
+    .await;
+    drop(raw);
+    if terminal {
+        context.note("");
+    }
+    ended.map(|()| 0).map_err(|source| Error::Io {
+        action: "pass on the console",
+        source,
+    })
+}
+
+/// Passes bytes until the VM ends, nobody reads any more, or, with `terminal`, Ctrl-] is typed.
+/// Without a terminal the end of the input ends nothing: what comes is still of interest.
+async fn attach(
+    mut output: impl AsyncRead + Unpin,
+    mut input: impl AsyncWrite + Unpin,
+    mut keys: impl AsyncRead + Unpin,
+    mut screen: impl AsyncWrite + Unpin,
+    terminal: bool,
+) -> io::Result<()> {
+    let showing = async {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let n = match output.read(&mut buffer).await? {
+                0 => return Ok(()),
+                n => n,
+            };
+            let bytes = buffer.get(..n).unwrap_or_default();
+            // A console is there to be driven by what is attached to it: bytes go as they are.
+            let shown = async {
+                screen.write_all(bytes).await?;
+                screen.flush().await
+            };
+            match shown.await {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                shown => shown?,
+            }
+        }
+    };
+    let typing = async {
+        let mut buffer = [0; 1024];
+        loop {
+            let n = match keys.read(&mut buffer).await {
+                Ok(0) | Err(_) => return std::future::pending::<io::Result<()>>().await,
+                Ok(n) => n,
+            };
+            let typed = buffer.get(..n).unwrap_or_default();
+            let end = typed.iter().position(|key| terminal && *key == ESCAPE);
+            let typed = typed.get(..end.unwrap_or(n)).unwrap_or_default();
+            if input.write_all(typed).await.is_err() {
+                // The other direction tells of the end.
+                return std::future::pending().await;
+            }
+            if end.is_some() {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        ended = showing => ended,
+        left = typing => left,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_typed_arrives_and_the_escape_leaves() {
+        let (console, mut guest) = tokio::io::duplex(1024);
+        let (output, input) = tokio::io::split(console);
+        let mut screen = Vec::new();
+        let keys = &b"root\r\x1dnot this"[..];
+        attach(output, input, keys, &mut screen, true)
+            .await
+            .unwrap();
+        let mut arrived = [0; 5];
+        guest.read_exact(&mut arrived).await.unwrap();
+        assert_eq!(&arrived, b"root\r");
+    }
+
+    #[tokio::test]
+    async fn without_a_terminal_it_ends_with_the_vm() {
+        let (console, mut guest) = tokio::io::duplex(1024);
+        let (output, input) = tokio::io::split(console);
+        guest.write_all(b"login: \x1b[0m").await.unwrap();
+        let mut screen = Vec::new();
+        let ended = async {
+            let mut typed = [0; 2];
+            guest.read_exact(&mut typed).await.unwrap();
+            assert_eq!(&typed, b"a\x1d");
+            drop(guest);
+        };
+        let (attached, ()) = tokio::join!(
+            attach(output, input, &b"a\x1d"[..], &mut screen, false),
+            ended
+        );
+        attached.unwrap();
+        assert_eq!(screen, b"login: \x1b[0m");
+    }
+}
