@@ -6,6 +6,7 @@
 
 mod blk;
 mod net;
+mod offload;
 mod pci;
 mod queue;
 mod registers;

@@ -8,9 +8,11 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
+
+use super::offload::{Large, Request};
 
 use super::{
     ActivateContext, Chain, DeviceState, Interest, Interrupt, QueueError, QueueWorker,
@@ -28,6 +30,8 @@ const MTU: u16 = 1500;
 /// Ethernet header with a VLAN tag, and payload; there is no FCS.
 const MAX_FRAME: usize = 18 + MTU as usize;
 const MIN_FRAME: usize = 14;
+/// A packet that the device is to cut: a frame's header, and as much as IPv4 can say.
+const MAX_LARGE: usize = 18 + 65535;
 
 /// Frames that one direction may move before the other gets its turn.
 const BUDGET: usize = 128;
@@ -79,6 +83,8 @@ impl VirtioDevice for Net {
             | 1 << VIRTIO_NET_F_STATUS
             | 1 << VIRTIO_NET_F_MTU
             | 1 << VIRTIO_NET_F_MRG_RXBUF
+            | 1 << VIRTIO_NET_F_CSUM
+            | 1 << VIRTIO_NET_F_HOST_TSO4
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -98,6 +104,10 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, context: ActivateContext) -> std::io::Result<Box<dyn QueueWorker>> {
+        let checksum = context.features & 1 << VIRTIO_NET_F_CSUM != 0;
+        // Without checksums there is no segmentation (section 5.1.3.1).
+        let cut = checksum && context.features & 1 << VIRTIO_NET_F_HOST_TSO4 != 0;
+        let most = if cut { MAX_LARGE } else { MAX_FRAME };
         Ok(Box::new(NetWorker {
             name: self.name.clone(),
             link: Link {
@@ -106,7 +116,11 @@ impl VirtioDevice for Net {
                 interrupt: context.interrupt,
             },
             mergeable: context.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
+            checksum,
+            cut,
             buffer: Box::new([0; HEADER + MAX_FRAME]),
+            outgoing: vec![0; HEADER + most],
+            sent: 0,
             chains: Vec::new(),
             used: Vec::new(),
             rx_starved: true,
@@ -202,8 +216,16 @@ struct NetWorker {
     name: String,
     link: Link,
     mergeable: bool,
-    /// Header and frame.
+    /// The driver may leave checksums to the device.
+    checksum: bool,
+    /// The driver may leave the cutting of large packets to the device.
+    cut: bool,
+    /// Header and frame for the guest; also a frame made of a large packet.
     buffer: Box<[u8; HEADER + MAX_FRAME]>,
+    /// Header and frame, or large packet, of the guest.
+    outgoing: Vec<u8>,
+    /// How many frames of the large packet that is next have been sent.
+    sent: usize,
     /// Chains for one frame, kept for their allocations.
     chains: Vec<Chain>,
     used: Vec<(u16, u32)>,
@@ -388,18 +410,16 @@ impl NetWorker {
                 }
                 break;
             }
-            let len = read_frame(queue, chain, &mut self.buffer)?;
-            if let Some(frame) = self.buffer.get(HEADER..HEADER + len)
-                && len > 0
-                && self.link.send(frame) == Outcome::WouldBlock
-            {
+            let head = chain.head;
+            let Some(frames) = self.send(queue)? else {
                 queue.undo_pop();
                 self.tx_blocked = true;
                 break;
-            }
-            queue.push(chain.head, 0)?;
-            moved += 1;
-            if moved == BUDGET {
+            };
+            self.sent = 0;
+            queue.push(head, 0)?;
+            moved += frames;
+            if moved >= BUDGET {
                 // The other direction's turn, and then this one's again.
                 queue.event().signal();
                 break;
@@ -410,31 +430,68 @@ impl NetWorker {
         }
         Ok(())
     }
+
+    /// Sends what is in the first of `chains`, or drops it if it cannot be sent: in how many
+    /// frames. `None` if the socket has no room; then it is to be tried again.
+    fn send(&mut self, queue: &Virtqueue) -> Result<Option<usize>, QueueError> {
+        let Some(len) = read_packet(queue, &self.chains[0], &mut self.outgoing)? else {
+            return Ok(Some(1));
+        };
+        let (header, rest) = self.outgoing.split_at_mut(HEADER);
+        let packet = &mut rest[..len];
+        let Some(request) = Request::parse(header) else {
+            return Ok(Some(1));
+        };
+        if self.cut && request.is_large() {
+            let Some(large) = Large::parse(&request, packet, MAX_FRAME) else {
+                tracing::debug!(device = self.name, len, "dropped a large packet");
+                return Ok(Some(1));
+            };
+            let frame = &mut self.buffer[..MAX_FRAME];
+            while let Some(len) = large.write(packet, self.sent, frame) {
+                if self.link.send(&frame[..len]) == Outcome::WouldBlock {
+                    return Ok(None);
+                }
+                self.sent += 1;
+            }
+            return Ok(Some(large.count()));
+        }
+        let finished = if self.checksum {
+            request.finish(packet)
+        } else {
+            request.is_none()
+        };
+        if len > MAX_FRAME || request.is_large() || !finished {
+            tracing::debug!(device = self.name, len, "dropped a frame from the guest");
+            return Ok(Some(1));
+        }
+        let sent = self.link.send(packet) != Outcome::WouldBlock;
+        Ok(sent.then_some(1))
+    }
 }
 
-/// Reads header and frame of a chain; the frame's length, or 0 if it cannot be sent.
-fn read_frame(
+/// Reads header and packet of a chain into `buffer`; the packet's length, or `None` if it is no
+/// packet or does not fit.
+fn read_packet(
     queue: &Virtqueue,
     chain: &Chain,
-    buffer: &mut [u8; HEADER + MAX_FRAME],
-) -> Result<usize, QueueError> {
+    buffer: &mut [u8],
+) -> Result<Option<usize>, QueueError> {
     let Some(len) = chain.readable_len().checked_sub(HEADER as u64) else {
         return Err(queue.malformed(chain.head, "it is shorter than a header"));
     };
     let len = usize::try_from(len).unwrap_or(usize::MAX);
-    if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+    let place = len
+        .checked_add(HEADER)
+        .and_then(|end| buffer.get_mut(..end));
+    let Some(place) = place.filter(|_| len >= MIN_FRAME) else {
         tracing::debug!(len, "dropped a frame from the guest");
-        return Ok(0);
-    }
-    if !chain.read(queue.memory(), 0, &mut buffer[..HEADER + len]) {
+        return Ok(None);
+    };
+    if !chain.read(queue.memory(), 0, place) {
         return Err(queue.malformed(chain.head, "it is not in guest memory"));
     }
-    // No offload was offered, so that neither flags nor a segmentation type can be set.
-    if buffer[0] != 0 || buffer[1] != 0 {
-        tracing::debug!("dropped a frame that asks for an offload");
-        return Ok(0);
-    }
-    Ok(len)
+    Ok(Some(len))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
 use super::super::F_EVENT_IDX;
+use super::super::offload::tests::{check, large};
 use super::super::testing::{Driver, WRITE, eventually};
 use super::*;
 use crate::pci::PciDevice;
@@ -10,6 +11,8 @@ use crate::pci::PciDevice;
 const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 const RX_AT: u64 = 0x20_0000;
 const TX_AT: u64 = 0x40_0000;
+const CHECKSUM: u64 = 1 << VIRTIO_NET_F_CSUM;
+const CUT: u64 = 1 << VIRTIO_NET_F_HOST_TSO4;
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -202,16 +205,87 @@ fn oversize_and_runt_frames_are_dropped() {
     for (i, len) in [(0, 13), (1, 1519), (2, 3000), (3, 0)] {
         transmit(&driver, i, &with_header(&frame(len, 0)));
     }
-    // Offloads that were not offered.
-    for (i, (flags, gso)) in [(1, 0), (0, 1), (0xff, 0xff)].into_iter().enumerate() {
-        let mut data = with_header(&frame(60, 0));
-        data[..2].copy_from_slice(&[flags, gso]);
-        transmit(&driver, 4 + i as u16, &data);
-    }
-    driver.wait_used(TX as u16, 7);
+    driver.wait_used(TX as u16, 4);
     assert!(nothing_to_receive(&peer));
-    transmit(&driver, 7, &with_header(&frame(60, 3)));
+    transmit(&driver, 4, &with_header(&frame(60, 3)));
     assert_eq!(receive_frame(&peer), frame(60, 3));
+}
+
+#[test]
+fn offloads_that_were_not_agreed_on_are_refused() {
+    let (header, packet) = large(&[7; 4000], 1448, false);
+    let all = [header, packet].concat();
+    for (without, requests) in [
+        (CHECKSUM | CUT, &[(1, 0), (0, 1), (1, 1), (0xff, 0xff)][..]),
+        (CUT, &[(0, 1), (1, 1), (2, 0), (4, 0)]),
+        (CHECKSUM, &[(1, 0), (1, 1)]),
+        (0, &[(0, 1), (1, 3), (1, 4), (1, 0x81), (1, 0xff)]),
+    ] {
+        let (driver, peer) = setup(without);
+        let mut sent = 0;
+        for (flags, gso) in requests {
+            // As a frame that could be sent, and as a packet that is too large for that.
+            for len in [72, all.len()] {
+                let mut data = all[..len].to_vec();
+                data[..2].copy_from_slice(&[*flags, *gso]);
+                transmit(&driver, sent % 8, &data);
+                sent += 1;
+                driver.wait_used(TX as u16, sent);
+            }
+        }
+        let seen = !nothing_to_receive(&peer);
+        assert!(!seen, "{without:x}");
+        assert_eq!(driver.status(), 0xf);
+    }
+}
+
+#[test]
+fn a_checksum_is_filled_in() {
+    for without in [0, CUT] {
+        let (driver, peer) = setup(without);
+        let (mut header, packet) = large(b"some payload", 0, false);
+        header[1] = 0;
+        transmit(&driver, 0, &[header, packet].concat());
+        let (_, _, payload) = check(&receive_frame(&peer), false);
+        assert_eq!(payload, b"some payload");
+        // Frames that need none pass as they are.
+        transmit(&driver, 1, &with_header(&frame(60, 3)));
+        assert_eq!(receive_frame(&peer), frame(60, 3));
+    }
+}
+
+#[test]
+fn a_large_packet_is_cut_even_when_the_socket_fills_up() {
+    let (ours, theirs) = pair();
+    setsockopt(&ours, sockopt::SndBuf, &4096).unwrap();
+    let driver = Driver::new(Net::new("net0", MAC, ours));
+    driver.start(0);
+    // As much as IPv4 can say.
+    let data: Vec<u8> = (0..65535u32 - 52).map(|i| (i / 7) as u8).collect();
+    let (header, packet) = large(&data, 1448, false);
+    let all = [header, packet].concat();
+    driver.fill(TX_AT, &all);
+    for i in 0..2u16 {
+        let len = all.len() as u32;
+        driver.send(
+            TX as u16,
+            2 * i,
+            &[(TX_AT, 5000, 0), (TX_AT + 5000, len - 5000, 0)],
+        );
+    }
+    driver.notify(TX as u16);
+    for _ in 0..2 {
+        let mut received = Vec::new();
+        while received.len() < data.len() {
+            let (sequence, _, part) = check(&receive_frame(&theirs), false);
+            assert_eq!(sequence, 0xffff_ff00u32.wrapping_add(received.len() as u32));
+            received.extend(part);
+        }
+        assert!(received == data);
+    }
+    driver.wait_used(TX as u16, 2);
+    assert!(nothing_to_receive(&theirs));
+    assert_eq!(driver.status(), 0xf);
 }
 
 #[test]
