@@ -71,6 +71,20 @@ pub(crate) fn tcp_out(suite: &Suite) {
     let vm = suite.shared();
     let server = Echo::start();
     assert_eq!(server.asked_by(suite, &vm), server.answer());
+    // The guest leaves checksums (bit 0) and the cutting of large packets (bit 11) to its device, and megabytes that
+    // it sends so arrive as they were.
+    let features = suite.sh(&vm, "cut -c1,12 /sys/class/net/*/device/features");
+    assert_eq!(features.trim(), "11", "offloads of the network device");
+    let (ip, port) = (server.address.ip(), server.address.port());
+    let told = suite.sh(
+        &vm,
+        &format!(
+            "head -c 4194304 /dev/urandom >/tmp/up; sha256sum </tmp/up; nc -w 60 {ip} {port} </tmp/up; rm /tmp/up"
+        ),
+    );
+    let (sum, answer) = told.split_once('\n').unwrap_or_default();
+    let sum = sum.trim_end_matches([' ', '-']);
+    assert_eq!(answer.trim(), format!("{}, you said {sum}", server.text));
     // Megabytes, by HTTP, from the host's own address.
     let listener = TcpListener::bind((host::outer_address(), 0)).must("cannot listen");
     let address = listener.local_addr().must("cannot tell the address");
