@@ -159,6 +159,41 @@ fn a_burst_of_frames_arrives_in_order() {
 }
 
 #[test]
+fn the_device_cuts_a_large_packet_and_fills_in_checksums() {
+    /// The sum of RFC 1071, which is all ones over data that holds its checksum.
+    fn sum(parts: &[&[u8]]) -> u16 {
+        parts
+            .iter()
+            .flat_map(|part| part.chunks(2))
+            .fold(0u32, |sum, pair| {
+                let low = u32::from(*pair.get(1).unwrap_or(&0));
+                let sum = sum + (u32::from(pair[0]) << 8 | low);
+                (sum & 0xFFFF) + (sum >> 16)
+            }) as u16
+    }
+    let (mut guest, host) = (Guest::case("net-large"), link());
+    guest.nic([2, 0, 0, 0, 0, 7], host.guest);
+    let running = guest.start();
+    let mut buffer = [0; 2048];
+    let mut payload = Vec::new();
+    for (len, flags) in [(1460, 0x10), (1460, 0x10), (1080, 0x18)] {
+        let got = support::receive(host.host.as_fd(), &mut buffer);
+        assert_eq!(got, 54 + len);
+        let frame = &buffer[..got];
+        assert_eq!(sum(&[&frame[14..34]]), 0xFFFF);
+        let tcp = &frame[34..];
+        let covered = (tcp.len() as u16).to_be_bytes();
+        assert_eq!(sum(&[&frame[26..34], &[0, 6], &covered, tcp]), 0xFFFF);
+        assert_eq!(tcp[4..8], (payload.len() as u32).to_be_bytes());
+        assert_eq!(tcp[13], flags);
+        payload.extend_from_slice(&tcp[20..]);
+    }
+    let expected: Vec<_> = (0..4000).map(|i| (i / 3) as u8).collect();
+    assert_eq!(payload, expected);
+    running.finish().passed();
+}
+
+#[test]
 fn console_input_arrives_by_interrupt() {
     let running = Guest::case("echo").start();
     running.wait_for("READY");

@@ -25,6 +25,7 @@ fn payload(command_line: &str) {
         "interrupts" => machine::interrupts(),
         "net" => network::both_ways(),
         "net-burst" => network::burst(),
+        "net-large" => network::large(),
         "no-device" => machine::no_device(),
         "pci" => machine::pci(),
         "port" => machine::ports(),
