@@ -45,6 +45,9 @@ const BARE_METAL: &str = "x86_64-unknown-none";
 /// The crate and binary of the end-to-end suite.
 const E2E: &str = "fleetbox-e2e";
 
+/// The test target of that crate whose tests its cases run, and what they call its executable.
+const E2E_TESTS: (&str, &str) = ("attribute", "fleetbox-e2e-attribute");
+
 /// Seconds that the end-to-end suite may take.
 const E2E_LIMIT: u64 = 2700;
 
@@ -289,6 +292,7 @@ fn e2e(wanted: &[String]) -> Result<String> {
     let Some((_, suite)) = suite else {
         bail!("the crate {E2E} has no binary {E2E}")
     };
+    let attribute = e2e_tests(suite.parent().unwrap_or(Path::new(".")))?;
     let list = Cmd::new(suite).arg("--list").text()?;
     let cases: Vec<E2eCase<'_>> = list
         .lines()
@@ -333,6 +337,10 @@ fn e2e(wanted: &[String]) -> Result<String> {
             .collect();
         let mut emulation = Emulation::new(&command)?;
         emulation.memory = E2E_MEMORY;
+        emulation.files.push(GuestFile {
+            host: attribute.clone(),
+            guest: Path::new("/usr/local/bin").join(E2E_TESTS.1),
+        });
         emulation.timeout = Duration::from_secs(E2E_LIMIT);
         emulation
             .env
@@ -354,6 +362,19 @@ fn e2e(wanted: &[String]) -> Result<String> {
             .passthrough()?;
     }
     Ok(place)
+}
+
+/// Builds the tests that cases run, and returns their executable, which is in `bins` by a name without a sum.
+fn e2e_tests(bins: &Path) -> Result<PathBuf> {
+    let (target, name) = E2E_TESTS;
+    let built = executables(&["test", "--no-run", "-p", E2E, "--test", target], "test")?;
+    let Some((_, built)) = built.into_iter().next() else {
+        bail!("the crate {E2E} has no tests {target}")
+    };
+    let link = bins.join(name);
+    let _ = fs::remove_file(&link);
+    symlink(&built, &link).context(|| format!("cannot link {}", link.display()))?;
+    Ok(built)
 }
 
 /// A case of the end-to-end suite, as its list has it.

@@ -363,7 +363,7 @@ async fn the_attribute_gives_a_vm(vm: Vm) -> crate::Result<()> {
     Ok(())
 }
 
-#[fleetbox::test(nodes = 2, configure = |cluster| fake_cluster(cluster))]
+#[fleetbox::test(nodes = 2, configure = fake_cluster)]
 async fn the_attribute_gives_a_cluster(cluster: Cluster) {
     assert_eq!(cluster.members().len(), 2);
 }

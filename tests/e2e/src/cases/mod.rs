@@ -1,5 +1,6 @@
 //! The cases. Those that share a VM stand together, and in the order in which they run.
 
+mod attribute;
 mod cli;
 mod configure;
 mod debian;
@@ -52,6 +53,10 @@ pub(crate) fn all() -> Vec<Case> {
         refused("software_kvm_is_refused_by_up", refusal::up),
         refused("software_kvm_is_refused_by_the_library", refusal::library),
         refused("software_kvm_is_refused_by_the_vmm", refusal::vmm),
+        refused(
+            "software_kvm_skips_tests_or_fails_them",
+            attribute::without_vms,
+        ),
         // These share a VM.
         tiny("tiny_two_vms_at_once", life::two_at_once),
         tiny("tiny_ssh_output_and_status", shell::output_and_status),
