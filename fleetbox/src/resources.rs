@@ -34,12 +34,12 @@ impl There {
     /// This host, with the disk that has the state directory.
     pub(crate) fn of_host(home: &Path) -> Self {
         let disk = nix::sys::statvfs::statvfs(home).ok().map(|stat| {
-            let block = stat.fragment_size() as u64;
+            let block = stat.fragment_size();
             let bytes = |blocks: u64| Size::from_bytes(blocks.saturating_mul(block));
             Disk {
                 path: home.display().to_string(),
-                size: bytes(stat.blocks() as u64),
-                free: bytes(stat.blocks_available() as u64),
+                size: bytes(stat.blocks()),
+                free: bytes(stat.blocks_available()),
             }
         });
         Self {
