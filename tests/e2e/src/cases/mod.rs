@@ -2,6 +2,7 @@
 
 mod attribute;
 mod cli;
+mod cluster;
 mod configure;
 mod debian;
 mod disk;
@@ -86,6 +87,7 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_kill_owner", kills::owner),
         tiny("tiny_kill_owner_of_a_test_vm", kills::owner_of_test_vm),
         tiny("tiny_fixture_with_a_socket_is_refused", fixture::refused),
+        tiny("tiny_cluster_of_three", cluster::of_three),
         tiny("tiny_cli", cli::life_cycle),
         tiny("tiny_cli_two_runs_at_once", verbs::two_runs),
         tiny("tiny_cli_work_tree", verbs::work_tree),
