@@ -99,7 +99,7 @@ impl VmBuilder {
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
             budget: None,
-            backend: Backend::default(),
+            backend: Backend::usual(),
             extras: Extras::default(),
         }
     }

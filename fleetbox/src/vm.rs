@@ -125,7 +125,7 @@ impl Vm {
             target: Arc::new(target),
             lifeline: StdMutex::new(attached.lifeline.clone()),
             session: Mutex::new(None),
-            backend: Backend::default(),
+            backend: Backend::usual(),
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             budget: None,
             awaited: Vec::new(),

@@ -165,7 +165,12 @@ fn unit() -> Result<()> {
             .limit(2400)
             .passthrough()?;
     }
-    // Neither of the above runs the examples of the documentation.
+    // Built once more with the fake machine, which no other program should have in it.
+    cargo(&["test", "-p", "fleetbox", "--locked"])
+        .args(["--features", "fake", "--test", "coordination"])
+        .limit(1200)
+        .passthrough()?;
+    // None of the above runs the examples of the documentation.
     cargo(&["test", "--doc"])
         .args(chosen)
         .limit(1200)

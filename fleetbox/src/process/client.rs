@@ -14,8 +14,8 @@ use tokio::time::timeout;
 
 use super::ProcessError;
 use super::protocol::{
-    ExitReport, Hello, LinkOrder, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply,
-    Request, WorkerConfig,
+    ExitReport, Hello, LinkOrder, MachineSpec, MachineStatus, Readiness, Reason, Reply, Request,
+    WorkerConfig,
 };
 use super::spawn::{self, Role};
 use super::{socket, wire};
@@ -118,7 +118,7 @@ impl Client {
             Ok(hello) => hello.map_err(self.lost())?,
             Err(elapsed) => return Err(self.lost()(elapsed.into())),
         };
-        if hello.protocol != PROTOCOL {
+        if hello.protocol != Hello::own().protocol {
             return Err(ProcessError::Version {
                 cluster: self.cluster.clone(),
                 theirs: super::console::printable(hello.version.as_bytes()),

@@ -1,4 +1,9 @@
 //! A machine that is only a script: tests of the life cycle need no KVM.
+//!
+//! The feature `fake` puts it into programs, the command line among them. Then two variables of the
+//! environment are looked at: `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run, and
+//! `FLEETBOX_FAKE_PROTOCOL`, another version of the protocol between clients and workers. It proves
+//! coordination only: no guest runs.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -22,6 +27,24 @@ pub(crate) enum Script {
     Fail { console: String, error: String },
     /// Prints and takes its process down.
     Abort { console: String },
+}
+
+/// The script of the environment.
+#[cfg(feature = "fake")]
+pub(super) fn from_env() -> Option<Script> {
+    let text = std::env::var("FLEETBOX_FAKE").ok()?;
+    match serde_json::from_str(&text) {
+        Ok(script) => Some(script),
+        Err(error) => Some(Script::Refuse {
+            error: format!("FLEETBOX_FAKE is no script: {error}"),
+        }),
+    }
+}
+
+/// The protocol's version of the environment.
+#[cfg(feature = "fake")]
+pub(super) fn protocol_from_env() -> Option<u32> {
+    std::env::var("FLEETBOX_FAKE_PROTOCOL").ok()?.parse().ok()
 }
 
 pub(super) fn start(

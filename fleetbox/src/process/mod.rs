@@ -13,7 +13,7 @@
 mod client;
 mod console;
 mod entry;
-#[cfg(test)]
+#[cfg(any(test, feature = "fake"))]
 pub(crate) mod fake;
 mod machine;
 mod member;

@@ -26,10 +26,19 @@ impl Hello {
     /// Of this program.
     pub(crate) fn own() -> Self {
         Self {
-            protocol: PROTOCOL,
+            protocol: own_protocol(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// [`PROTOCOL`], or what a test says in its place.
+fn own_protocol() -> u32 {
+    #[cfg(feature = "fake")]
+    if let Some(protocol) = super::fake::protocol_from_env() {
+        return protocol;
+    }
+    PROTOCOL
 }
 
 /// What a worker is told at its start, over the socket it inherits.
@@ -86,11 +95,20 @@ pub(crate) enum Backend {
     #[default]
     Vmm,
     /// Nothing but a script (tests of the life cycle).
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fake"))]
     Fake(super::fake::Script),
 }
 
 impl Backend {
+    /// What runs machines where nothing else is said.
+    pub(crate) fn usual() -> Self {
+        #[cfg(feature = "fake")]
+        if let Some(script) = super::fake::from_env() {
+            return Self::Fake(script);
+        }
+        Self::default()
+    }
+
     /// True if there is a guest, which can be logged in to.
     pub(crate) fn has_guest(&self) -> bool {
         matches!(self, Self::Vmm)

@@ -24,7 +24,7 @@ use super::entry::exit_status;
 use super::member::{Member, State};
 use super::network::ClusterNetwork;
 use super::protocol::{
-    Hello, MachineSpec, MachineStatus, PROTOCOL, Readiness, Reason, Reply, Request, WorkerConfig,
+    Hello, MachineSpec, MachineStatus, Readiness, Reason, Reply, Request, WorkerConfig,
 };
 use super::{socket, wire};
 use crate::lifecycle;
@@ -274,7 +274,7 @@ impl Worker {
         let request = timeout(REQUEST_DEADLINE, async {
             let hello: Hello = wire::receive_async(&mut stream).await?;
             wire::send_async(&mut stream, &Hello::own()).await?;
-            if hello.protocol != PROTOCOL {
+            if hello.protocol != Hello::own().protocol {
                 return Ok(None);
             }
             wire::receive_async(&mut stream).await.map(Some)

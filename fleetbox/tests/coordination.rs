@@ -1,0 +1,290 @@
+//! Programs that use the same VMs at the same time, and what is left when one of them is killed: the command line with
+//! a script in place of the VMM. What the library leaves when its owner is killed is tested beside it.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const RUNS: &str = r#"{"Run": {"console": "login: "}}"#;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A state directory, an image, and VMs whose names no other test has.
+struct Host {
+    dir: tempfile::TempDir,
+    stem: String,
+}
+
+impl Host {
+    fn new(stem: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+        Self {
+            dir,
+            stem: format!("{stem}{}", std::process::id()),
+        }
+    }
+
+    fn home(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fleetbox"));
+        command
+            .args(arguments)
+            .env("FLEETBOX_HOME", self.home())
+            .env("HOME", self.dir.path())
+            .env("FLEETBOX_MEMORY_BUDGET", "unlimited")
+            .env("FLEETBOX_FAKE", RUNS)
+            .env_remove("FLEETBOX_FAKE_PROTOCOL")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn up(&self) -> Command {
+        let image = self.dir.path().join("disk.raw");
+        self.command(&[
+            "up",
+            &self.stem,
+            "--disk",
+            "8M",
+            "--image",
+            image.to_str().unwrap(),
+        ])
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Name and state of each VM.
+    fn states(&self) -> Vec<(String, String)> {
+        let output = succeeded(self.run(&["ls", "--json"]));
+        let vms: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let text = |vm: &Value, key: &str| vm[key].as_str().unwrap().to_owned();
+        let vms = vms.as_array().unwrap();
+        vms.iter()
+            .map(|vm| (text(vm, "name"), text(vm, "state")))
+            .collect()
+    }
+
+    fn state(&self) -> String {
+        let states = self.states();
+        assert_eq!(states.len(), 1, "{states:?}");
+        states[0].1.clone()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.home()
+            .join("clusters")
+            .join(&self.stem)
+            .join("worker.sock")
+    }
+
+    /// The processes of the VM `name` or, as a worker, of its cluster.
+    fn processes(&self, role: &str, name: &str) -> Vec<Pid> {
+        let wanted = format!("fleetbox-{role}: {name}\0");
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.starts_with(wanted.as_bytes()))
+        })
+        .map(Pid::from_raw)
+        .collect()
+    }
+
+    fn kill(&self, role: &str, name: &str) {
+        let found = self.processes(role, name);
+        assert_eq!(found.len(), 1, "{role} of {name}");
+        kill(found[0], Signal::SIGKILL).unwrap();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // A failed test must not leave processes behind either.
+        let members = (1..=3).map(|index| format!("{}-{index}", self.stem));
+        for name in members.chain([self.stem.clone()]) {
+            for role in ["worker", "machine"] {
+                for pid in self.processes(role, &name) {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn succeeded(output: Output) -> Output {
+    assert!(output.status.success(), "{}", said(&output));
+    output
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{:?} {} {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[track_caller]
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn commands_at_once_start_one_machine_and_stop_it_once() {
+    let host = Host::new("once");
+    let children: Vec<Child> = (0..3).map(|_| host.up().spawn().unwrap()).collect();
+    for child in children {
+        succeeded(child.wait_with_output().unwrap());
+    }
+    assert_eq!(host.state(), "running");
+    assert_eq!(host.processes("machine", &host.stem).len(), 1);
+    assert_eq!(host.processes("worker", &host.stem).len(), 1);
+    let children: Vec<Child> = (0..3)
+        .map(|_| host.command(&["down", &host.stem]).spawn().unwrap())
+        .collect();
+    for child in children {
+        succeeded(child.wait_with_output().unwrap());
+    }
+    assert_eq!(host.state(), "stopped");
+}
+
+#[test]
+fn a_killed_worker_takes_its_machine_along_and_its_socket_means_nothing() {
+    let host = Host::new("work");
+    succeeded(host.up().output().unwrap());
+    host.kill("worker", &host.stem);
+    eventually("the machine ends", || {
+        host.processes("machine", &host.stem).is_empty()
+    });
+    assert!(host.socket().exists(), "nobody was there to remove it");
+    assert_eq!(host.state(), "stopped");
+    succeeded(host.up().output().unwrap());
+    assert_eq!(host.state(), "running");
+    succeeded(host.run(&["rm", "--force", &host.stem]));
+    assert!(host.states().is_empty());
+}
+
+#[test]
+fn what_is_in_the_sockets_place_hinders_nobody() {
+    let host = Host::new("sock");
+    succeeded(host.up().output().unwrap());
+    succeeded(host.run(&["down", &host.stem]));
+    eventually("the worker ends", || {
+        host.processes("worker", &host.stem).is_empty()
+    });
+    std::fs::write(host.socket(), "no socket").unwrap();
+    assert_eq!(host.state(), "stopped");
+    assert!(succeeded(host.run(&["down", &host.stem])).stderr.is_empty());
+    succeeded(host.up().output().unwrap());
+    assert_eq!(host.state(), "running");
+}
+
+#[test]
+fn a_killed_machine_is_that_members_failure() {
+    let host = Host::new("mach");
+    succeeded(host.up().args(["-n", "3"]).output().unwrap());
+    let member = |index| format!("{}-{index}", host.stem);
+    host.kill("machine", &member(2));
+    let expected = |second: &str| {
+        [(1, "running"), (2, second), (3, "running")]
+            .map(|(index, state)| (member(index), state.to_owned()))
+    };
+    eventually("it has failed", || host.states() == expected("failed"));
+    let before = host.processes("machine", &member(1));
+    succeeded(host.run(&["up", &member(2)]));
+    assert_eq!(host.states(), expected("running"));
+    assert_eq!(host.processes("machine", &member(1)), before);
+}
+
+#[test]
+fn a_killed_command_leaves_a_vm_that_the_next_one_starts() {
+    let host = Host::new("cmd");
+    let mut child = host.up().spawn().unwrap();
+    // At whatever it is doing by then.
+    std::thread::sleep(Duration::from_millis(30));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeeded(host.up().output().unwrap());
+    assert_eq!(host.state(), "running");
+    succeeded(host.run(&["rm", "--force", &host.stem]));
+    assert!(host.states().is_empty());
+}
+
+#[test]
+fn a_worker_of_another_version_is_named_and_left_alone() {
+    let host = Host::new("vers");
+    let other = "FLEETBOX_FAKE_PROTOCOL";
+    succeeded(host.up().env(other, "9999").output().unwrap());
+    for arguments in [&["down", &host.stem][..], &["up", &host.stem]] {
+        let refused = host.run(arguments);
+        assert!(!refused.status.success(), "{}", said(&refused));
+        assert!(
+            said(&refused).contains("cannot talk to"),
+            "{}",
+            said(&refused)
+        );
+    }
+    // What needs no worker works, and the machine has not been touched.
+    assert_eq!(host.state(), "running");
+    succeeded(
+        host.command(&["down", &host.stem])
+            .env(other, "9999")
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(host.state(), "stopped");
+}
+
+#[test]
+fn a_host_that_cannot_store_a_vm_has_none_of_it() {
+    let host = Host::new("full");
+    let mut up = host.up();
+    let limit = || {
+        // As on a full disk a write fails, here for files of more than so many bytes.
+        setrlimit(Resource::RLIMIT_FSIZE, 2048, 2048)?;
+        // SAFETY: no handler is installed, so none runs in the child of a process with threads.
+        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
+        Ok(())
+    };
+    // SAFETY: the closure only makes two system calls and allocates nothing.
+    unsafe { up.pre_exec(limit) };
+    let output = up.output().unwrap();
+    assert!(!output.status.success(), "{}", said(&output));
+    assert!(
+        said(&output).contains("File too large"),
+        "{}",
+        said(&output)
+    );
+    assert!(host.states().is_empty());
+    assert_nothing_left(&host.home());
+    succeeded(host.up().output().unwrap());
+    assert_eq!(host.state(), "running");
+}
+
+#[track_caller]
+fn assert_nothing_left(home: &Path) {
+    let clusters = std::fs::read_dir(home.join("clusters"));
+    let left: Vec<_> = clusters
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
