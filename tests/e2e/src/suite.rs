@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use xtask::serve::Server;
 
+use crate::cases::fixture;
 use crate::host;
 use crate::report::{Must, uses};
 
@@ -261,8 +262,10 @@ impl Suite {
         let image = self.debian_image();
         uses("debian");
         self.in_slot(&self.debian, || {
+            let data = fixture::directory(self, "debian-fixture", "one");
             let builder = Vm::builder("debian")
                 .image(image)
+                .fixture(data, fixture::MOUNT)
                 .cpus(2)
                 .memory(Size::gib(1))
                 .disk(Size::gib(8));

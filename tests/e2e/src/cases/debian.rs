@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cases::{cli, disk, network};
+use crate::cases::{cli, disk, fixture, network};
 use crate::host;
 use crate::report::{Must, uses};
 use crate::suite::Suite;
@@ -43,6 +43,11 @@ pub(crate) fn library(suite: &Suite) {
     assert!(root > 6 << 10, "the root has {root} MiB of a disk of 8 GiB");
     let failed = suite.sh(&vm, "systemctl --failed --no-legend --plain");
     assert!(failed.is_empty(), "units failed: {failed}");
+}
+
+/// cloud-init and systemd mount it before SSH answers.
+pub(crate) fn fixture(suite: &Suite) {
+    fixture::check(suite, &suite.debian());
 }
 
 pub(crate) fn network(suite: &Suite) {

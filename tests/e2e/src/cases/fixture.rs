@@ -12,12 +12,16 @@ use super::life::KEEPER;
 use crate::report::{Must, uses};
 use crate::suite::Suite;
 
+/// The directory of the VM that cases share.
+const NAME: &str = "fixture";
+/// Where guests have it.
+pub(crate) const MOUNT: &str = "/srv/work";
 /// Length of a file of which nearly all is a hole; more than 32 bits count.
 const LARGE: u64 = (5 << 30) + 3;
 
-/// The directory, made anew with `text` in one of its files.
-fn directory(suite: &Suite, text: &str) -> PathBuf {
-    let dir = suite.dir().join("fixture");
+/// A directory in that of the cases, made anew with `text` in one of its files.
+pub(crate) fn directory(suite: &Suite, name: &str, text: &str) -> PathBuf {
+    let dir = suite.dir().join(name);
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(dir.join("sub")).must("cannot create a directory");
     let put = |name: &str, mode, text: &str| {
@@ -44,15 +48,23 @@ fn directory(suite: &Suite, text: &str) -> PathBuf {
 fn keeper(suite: &Suite) -> Vm {
     uses(KEEPER);
     let builder = suite.small(Vm::builder(KEEPER));
-    let builder = builder.fixture(suite.dir().join("fixture"), "/srv/work");
+    let builder = builder.fixture(suite.dir().join(NAME), MOUNT);
     suite.block(builder.start()).must("cannot start the VM")
 }
 
 /// Modes, owners, times, links and holes are as on the host; nothing can be written.
 pub(crate) fn content(suite: &Suite) {
-    directory(suite, "one");
+    directory(suite, NAME, "one");
     let vm = keeper(suite);
-    let sh = |command: &str| suite.sh(&vm, command);
+    check(suite, &vm);
+    // For the case that restarts the VM, or the one below.
+    directory(suite, NAME, "two");
+    suite.keep(vm);
+}
+
+/// Looks at the fixture in a guest that was started with "one" in it.
+pub(crate) fn check(suite: &Suite, vm: &Vm) {
+    let sh = |command: &str| suite.sh(vm, command);
     assert_eq!(
         sh("cd /srv/work && stat -c '%a %s %Y' state && cat state"),
         "600 3 1000000000\none"
@@ -60,7 +72,7 @@ pub(crate) fn content(suite: &Suite) {
     // The guest's user owns it, so that it reads what only its owner may.
     assert_eq!(sh("stat -c %U /srv/work/state"), sh("id -un"));
     assert_eq!(sh("readlink /srv/work/link"), "sub/tool");
-    let tool = suite.output(&vm, "/srv/work/link");
+    let tool = suite.output(vm, "/srv/work/link");
     assert_eq!(tool.status.code(), Some(42), "{tool:?}");
     assert_eq!(
         sh("cd /srv/work && stat -c %s large && tail -c 3 large"),
@@ -68,16 +80,13 @@ pub(crate) fn content(suite: &Suite) {
     );
     let blocks: u64 = sh("stat -c %b /srv/work/large").parse().must("a number");
     assert!(blocks < 4096, "{blocks} blocks for one that has data");
-    let write = suite.output(&vm, "sudo touch /srv/work/new");
+    let write = suite.output(vm, "sudo touch /srv/work/new");
     assert!(!write.success(), "{write:?}");
-    // For the case that restarts the VM, or the one below.
-    directory(suite, "two");
-    suite.keep(vm);
 }
 
 /// A start copies what is there then.
 pub(crate) fn refreshed(suite: &Suite) {
-    directory(suite, "two");
+    directory(suite, NAME, "two");
     let mut vm = keeper(suite);
     if suite.sh(&vm, "cat /srv/work/state") != "two" {
         // No case has restarted it.

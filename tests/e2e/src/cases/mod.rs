@@ -7,7 +7,7 @@ mod configure;
 mod debian;
 mod disk;
 mod files;
-mod fixture;
+pub(crate) mod fixture;
 mod images;
 pub(crate) mod kills;
 mod life;
@@ -94,6 +94,7 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_damaged_image", images::damaged),
         tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),
         debian("debian_library", debian::library),
+        debian("debian_fixture", debian::fixture),
         debian("debian_network", debian::network),
         debian("debian_large_file", debian::large_file),
         debian("debian_second_kernel_boots_next", debian::second_kernel),
