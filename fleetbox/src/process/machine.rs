@@ -35,12 +35,15 @@ pub(super) struct Running {
     pub(super) wait: Box<dyn FnOnce() -> Result<(), String>>,
 }
 
+/// Types at a serial console.
+pub(super) type TypeIn = Box<dyn Fn(&[u8]) + Send>;
+
 /// What can be done to a running machine.
 pub(super) struct Controls {
     /// Presses the power button.
     pub(super) power_button: Box<dyn Fn() + Send>,
     /// Types at the serial console.
-    pub(super) type_in: Box<dyn Fn(&[u8]) + Send>,
+    pub(super) type_in: TypeIn,
 }
 
 /// Who is told what happens to the machine.
