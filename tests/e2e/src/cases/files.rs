@@ -127,14 +127,14 @@ pub(crate) fn read_and_write(suite: &Suite) {
 
 /// Prints how quick a copy is, beside a pipe through SSH and, where there is one, `scp`.
 pub(crate) fn throughput(suite: &Suite) {
-    const SIZE: usize = 16 << 20;
+    const SIZE: usize = 6 << 20;
     let vm = suite.shared();
-    let file = suite.dir().join("sixteen-mib");
+    let file = suite.dir().join("six-mib");
     let bytes: Vec<u8> = (0..SIZE).map(|i| (i ^ (i >> 9)) as u8).collect();
     fs::write(&file, &bytes).must("cannot write");
     let rate = |what: &str, begun: Instant| {
         let seconds = begun.elapsed().as_secs_f64();
-        println!("  {what}: {:.1} MiB/s", 16.0 / seconds);
+        println!("  {what}: {:.1} MiB/s", 6.0 / seconds);
     };
 
     let begun = Instant::now();
@@ -153,10 +153,10 @@ pub(crate) fn throughput(suite: &Suite) {
     }
     let begun = Instant::now();
     suite
-        .block(vm.copy_from("/tmp/copy", suite.dir().join("sixteen-back")))
+        .block(vm.copy_from("/tmp/copy", suite.dir().join("six-back")))
         .must("cannot copy");
     rate("copy_from", begun);
-    assert!(fs::read(suite.dir().join("sixteen-back")).must("cannot read") == bytes);
+    assert!(fs::read(suite.dir().join("six-back")).must("cannot read") == bytes);
     let sums = suite.sh(&vm, "sha256sum /tmp/copy /tmp/pipe | cut -c -64 | uniq");
     assert_eq!(sums, sha256(&bytes));
     suite.sh(&vm, "rm -f /tmp/copy /tmp/pipe /tmp/scp");
