@@ -1,9 +1,13 @@
 //! `#[fleetbox::test]`: the tests of `tests/attribute.rs`, run as `cargo test` runs them, and what they leave.
 
+use std::os::unix::fs::symlink;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use fleetbox::Vm;
+
 use crate::host;
+use crate::report::{Must, uses};
 use crate::suite::Suite;
 
 /// How long a run of some tests may take.
@@ -50,4 +54,77 @@ pub(crate) fn without_vms(_suite: &Suite) {
     let (output, text) = run("", &[("FLEETBOX_REQUIRE", "1"), ("FLEETBOX_SHORT", "1")]);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("FLEETBOX_SHORT is set"), "{text}");
+}
+
+/// A VM and a cluster, for which there is memory only one after the other.
+pub(crate) fn passing(suite: &Suite) {
+    suite.tiny();
+    // Of its own, as VMs of other cases would have a part of the budget.
+    let home = suite.dir().join("attribute");
+    let images = suite.home().join("images");
+    for dir in [&home, &images] {
+        std::fs::create_dir_all(dir).must("cannot create a directory");
+    }
+    symlink(images, home.join("images")).must("cannot link the images");
+    let path = home.display().to_string();
+    let variables = [
+        ("FLEETBOX_HOME", path.as_str()),
+        ("FLEETBOX_MEMORY_BUDGET", "600M"),
+    ];
+    let (output, text) = run("passes", &variables);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("2 passed") && text.contains("waits for memory: it needs"),
+        "{text}"
+    );
+    host::within(Duration::from_secs(20), || {
+        match std::fs::read_dir(home.join("clusters"))
+            .must("cannot list")
+            .count()
+        {
+            0 => Ok(()),
+            left => Err(format!("{left} VMs are left")),
+        }
+    })
+    .must("after the tests");
+
+    let (output, text) = run(
+        "passes_with_a_cluster",
+        &[variables[0], ("FLEETBOX_MEMORY_BUDGET", "500M")],
+    );
+    assert_eq!(output.status.code(), Some(101), "{text}");
+    assert!(text.contains("it needs 512M of memory"), "{text}");
+}
+
+/// A failed test shows what happened in its guest, and keeps it.
+pub(crate) fn failing(suite: &Suite) {
+    suite.tiny();
+    let (output, text) = run("fails", &[("FLEETBOX_KEEP", "1")]);
+    assert_eq!(output.status.code(), Some(101), "{text}");
+    for part in [
+        "this test fails on purpose",
+        "| this-is-on-the-console",
+        "failed units\n| broken.service loaded failed failed A broken unit",
+        "1 failed",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    let name = text
+        .split(" is kept: `")
+        .next()
+        .and_then(|before| before.rsplit("--- ").next())
+        .unwrap_or_default()
+        .to_owned();
+    assert!(text.contains(&format!("fleetbox ssh {name}`")), "{text}");
+    uses(&name);
+    let home = suite.home();
+    let vm = suite
+        .block(Vm::open_in(Some(&home), &name))
+        .must("the VM was not kept");
+    assert_eq!(suite.sh(&vm, "hostname"), name);
+    drop(vm);
+    let output = host::run(suite.fleetbox(&["rm", &name]), Duration::from_secs(60));
+    assert!(output.status.success(), "{}", host::both(&output));
+    host::assert_quiet(&suite.vm_dir(&name), &name, true);
+    assert!(!suite.vm_dir(&name).exists());
 }

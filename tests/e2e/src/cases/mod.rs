@@ -91,6 +91,8 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_cli", cli::life_cycle),
         tiny("tiny_cli_two_runs_at_once", verbs::two_runs),
         tiny("tiny_cli_work_tree", verbs::work_tree),
+        tiny("tiny_failed_test_shows_its_guest", attribute::failing),
+        tiny("tiny_tests_take_turns_for_memory", attribute::passing),
         tiny("tiny_damaged_image", images::damaged),
         tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),
         debian("debian_library", debian::library),
