@@ -328,6 +328,15 @@ impl Vm {
         })
     }
 
+    /// As [`crate::Vm::publish`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.publish(host_port, guest_port).await })
+    }
+
     /// As [`crate::Vm::forward`].
     ///
     /// # Errors

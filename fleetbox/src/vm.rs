@@ -411,7 +411,23 @@ impl Vm {
     /// # Errors
     /// [`Error::Process`] if no address is free, or the VM does not run.
     pub async fn forward(&self, guest_port: u16) -> Result<SocketAddr> {
-        Ok(self.client.forward(self.name.as_str(), guest_port).await?)
+        self.publish(0, guest_port).await
+    }
+
+    /// As [`Vm::forward`], by a port of the caller's choice on loopback; 0 is any that is free.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let address = vm.publish(8080, 80).await?;
+    /// assert_eq!(address.to_string(), "127.0.0.1:8080");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::forward`], and if the port is taken or one that this user may not have.
+    pub async fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
+        let name = self.name.as_str();
+        Ok(self.client.forward(name, host_port, guest_port).await?)
     }
 
     /// The serial console as it is now: the last of what was printed, then all that follows, byte

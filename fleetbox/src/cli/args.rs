@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
 use fleetbox::images::ImageRef;
 use fleetbox::names::{Name, check_count, check_cpus};
-use fleetbox::{Result, Size};
+use fleetbox::{Ready, Result, Size};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
 #[derive(Debug, Parser)]
@@ -157,6 +157,16 @@ pub(super) struct Machine {
     /// Give a directory of this host to a new VM, read-only, as it is at each start; repeatable
     #[arg(long, value_name = "HOST:GUEST")]
     pub(super) fixture: Vec<Fixture>,
+    /// A cloud-init document for its first boot, repeatable
+    #[arg(long, value_name = "FILE")]
+    pub(super) user_data: Vec<PathBuf>,
+    /// Lead a port of loopback to one of the VM while it runs, repeatable
+    #[arg(long, value_parser = publish, value_name = "HOST:GUEST")]
+    pub(super) publish: Vec<(u16, u16)>,
+    /// Wait for this instead of SSH, repeatable: ssh, cloud-init, port:N, console:REGEX,
+    /// command:COMMAND
+    #[arg(long, value_parser = ready, value_name = "WHAT")]
+    pub(super) wait: Vec<Ready>,
     /// Seconds the guest may take until it answers by SSH
     #[arg(
         long,
@@ -172,7 +182,7 @@ pub(super) struct Up {
     /// The VM, which is also its hostname; one is made up if none is given
     pub(super) name: Option<Name>,
     /// A cluster of so many VMs: NAME-1, NAME-2 and so on, in one network
-    #[arg(short = 'n', long, value_parser = count, value_name = "N")]
+    #[arg(short = 'n', long, value_parser = count, value_name = "N", conflicts_with = "publish")]
     pub(super) count: Option<u32>,
     #[command(flatten)]
     pub(super) machine: Machine,
@@ -418,6 +428,32 @@ fn cpus(text: &str) -> Result<u32, Refusal> {
     Ok(check_cpus(text.parse()?)?.into())
 }
 
+/// `HOST:GUEST`, two ports.
+fn publish(text: &str) -> Result<(u16, u16), Refusal> {
+    let ports = text.split_once(':').and_then(|(host, guest)| {
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
+        Some((port(host)?, port(guest)?))
+    });
+    ports.ok_or_else(|| "give two ports, such as 8080:80".into())
+}
+
+fn ready(text: &str) -> Result<Ready, Refusal> {
+    const WRONG: &str = "give ssh, cloud-init, port:80, console:REGEX or command:COMMAND";
+    Ok(match text.split_once(':') {
+        None if text == "ssh" => Ready::Ssh,
+        None if text == "cloud-init" => Ready::CloudInit,
+        Some(("port", port)) => match port.parse() {
+            Ok(port @ 1..) => Ready::Port(port),
+            _ => return Err(WRONG.into()),
+        },
+        Some(("console", pattern)) if !pattern.is_empty() => Ready::Console(pattern.to_owned()),
+        Some(("command", command)) if !command.trim().is_empty() => {
+            Ready::Command(command.to_owned())
+        }
+        _ => return Err(WRONG.into()),
+    })
+}
+
 fn count(text: &str) -> Result<u32, Refusal> {
     Ok(check_count(text.parse()?)?)
 }
@@ -453,6 +489,13 @@ mod tests {
             &["up", "box.vm"],
             &["up", "-box"],
             &["up", "web", "--cpus", "0"],
+            &["up", "web", "--publish", "80"],
+            &["up", "web", "--publish", "0:80"],
+            &["up", "web", "--publish", "80:99999"],
+            &["up", "web", "--publish", "80:80", "-n", "2"],
+            &["up", "web", "--wait", "port:0"],
+            &["up", "web", "--wait", "lunch"],
+            &["up", "web", "--wait", "console:"],
             &["up", "web", "-n", "0"],
             &["up", "web", "-n", "1000"],
             &["cp", "x"],
@@ -517,6 +560,38 @@ mod tests {
         }
         let cli = parse(&["images", "ls", "-q"]).unwrap();
         assert!(cli.quiet);
+    }
+
+    #[test]
+    fn what_is_waited_for_and_published_is_read() {
+        let cli = parse(&[
+            "up",
+            "web",
+            "--publish",
+            "8080:80",
+            "--wait",
+            "cloud-init",
+            "--wait",
+            "port:80",
+            "--wait",
+            "console:login: $",
+            "--wait",
+            "command:test -e /x",
+        ])
+        .unwrap();
+        let Command::Up(up) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(up.machine.publish, [(8080, 80)]);
+        assert_eq!(
+            up.machine.wait,
+            [
+                Ready::CloudInit,
+                Ready::Port(80),
+                Ready::Console("login: $".to_owned()),
+                Ready::Command("test -e /x".to_owned()),
+            ]
+        );
     }
 
     #[test]

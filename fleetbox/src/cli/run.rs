@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         .into());
     }
     let display = Display::new(context, &format!("starting {name}"));
-    let builder = up::builder(context, &name, &run.machine).progress(display.progress());
+    let builder = up::builder(context, &name, &run.machine)?.progress(display.progress());
     let builder = if run.rm {
         builder.ephemeral()
     } else {
@@ -49,15 +49,20 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     drop(display);
     let vm = started?;
     ssh_config::refresh(context);
-    let done = shipped_and_run(
-        context,
-        &vm,
-        tree.as_ref(),
-        &options,
-        &run.command,
-        run.detach,
-    );
-    let status = done.await;
+    let status = match up::publish(context, &vm, &run.machine).await {
+        Ok(()) => {
+            shipped_and_run(
+                context,
+                &vm,
+                tree.as_ref(),
+                &options,
+                &run.command,
+                run.detach,
+            )
+            .await
+        }
+        Err(error) => Err(error),
+    };
     // Without its tree it is of no use to anybody.
     let unusable = status.is_err() && tree.is_some() && !run.detach;
     if run.rm || unusable {

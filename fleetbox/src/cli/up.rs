@@ -24,7 +24,7 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
         return cluster(context, &name, &up.machine, up.count).await;
     }
     let display = Display::new(context, &format!("starting {name}"));
-    let builder = builder(context, &name, &up.machine)
+    let builder = builder(context, &name, &up.machine)?
         .detached()
         .progress(display.progress());
     if up.no_start {
@@ -46,6 +46,7 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
     let vm = started?;
     ssh_config::refresh(context);
     remark(context, &vm);
+    publish(context, &vm, &up.machine).await?;
     if context.json {
         context.say_json(&vms::find(context, &name).await?)?;
     } else if vm.was_running() {
@@ -59,6 +60,26 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
         context.note(vm.timings());
     }
     Ok(0)
+}
+
+/// Opens the ports that are to lead to the VM.
+pub(super) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Result<()> {
+    for (host, guest) in &machine.publish {
+        let address = vm.publish(*host, *guest).await?;
+        context.note(format_args!("{address} is port {guest} of {}", vm.name()));
+    }
+    Ok(())
+}
+
+/// Reads the documents that are given to cloud-init.
+fn user_data(machine: &Machine) -> Result<Vec<String>> {
+    let read = |path: &std::path::PathBuf| {
+        std::fs::read_to_string(path).map_err(|source| Error::Io {
+            action: "read the user data",
+            source: std::io::Error::new(source.kind(), format!("{}: {source}", path.display())),
+        })
+    };
+    machine.user_data.iter().map(read).collect()
 }
 
 /// Says which options were given in vain.
@@ -81,10 +102,11 @@ async fn cluster(
     machine: &Machine,
     count: Option<u32>,
 ) -> Result<u8> {
+    let user_data = user_data(machine)?;
     let display = Display::new(context, &format!("starting cluster {name}"));
     let mut builder = Cluster::builder(name.as_str())
         .detached()
-        .each(|vm| configured(vm, machine))
+        .each(|vm| configured(vm, machine, &user_data))
         .progress(display.progress());
     if let Some(home) = context.home() {
         builder = builder.home(home);
@@ -119,15 +141,22 @@ async fn cluster(
 }
 
 /// A description of a VM by the options for one.
-pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> VmBuilder {
-    let builder = configured(Vm::builder(name.as_str()), machine);
-    match context.home() {
+pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> Result<VmBuilder> {
+    let user_data = user_data(machine)?;
+    let builder = configured(Vm::builder(name.as_str()), machine, &user_data);
+    Ok(match context.home() {
         Some(home) => builder.home(home),
         None => builder,
-    }
+    })
 }
 
-fn configured(mut builder: VmBuilder, machine: &Machine) -> VmBuilder {
+fn configured(mut builder: VmBuilder, machine: &Machine, user_data: &[String]) -> VmBuilder {
+    for document in user_data {
+        builder = builder.user_data(document);
+    }
+    for ready in &machine.wait {
+        builder = builder.wait_for(ready.clone());
+    }
     builder = builder.boot_timeout(Duration::from_secs(machine.timeout));
     if let Some(image) = &machine.image {
         builder = builder.image(image);

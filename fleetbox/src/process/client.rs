@@ -235,11 +235,18 @@ impl Client {
         }
     }
 
-    /// A loopback address whose connections go to the guest's TCP port while the machine runs.
-    pub(crate) async fn forward(&self, vm: &str, port: u16) -> Result<SocketAddr, ProcessError> {
+    /// A loopback address, with any port if `host` is 0, whose connections go to the guest's TCP
+    /// port while the machine runs.
+    pub(crate) async fn forward(
+        &self,
+        vm: &str,
+        host: u16,
+        port: u16,
+    ) -> Result<SocketAddr, ProcessError> {
         match self
             .request(&Request::Forward {
                 vm: vm.to_owned(),
+                host,
                 port,
             })
             .await?

@@ -64,7 +64,8 @@ pub(super) struct Member {
     console: Mutex<Console>,
     state: watch::Sender<State>,
     orders: mpsc::UnboundedSender<Order>,
-    forwards: Mutex<BTreeMap<u16, Forward>>,
+    // By the host's port, 0 for one that was not chosen, and the guest's.
+    forwards: Mutex<BTreeMap<(u16, u16), Forward>>,
     failure_note: PathBuf,
     events: Mutex<History>,
 }
@@ -141,19 +142,20 @@ impl Member {
         self.ip
     }
 
-    /// The loopback address that leads to the guest's `port`, opened by `open` if there is none.
+    /// The loopback address that leads by these ports of the host (0 is any) and the guest, opened
+    /// by `open` if there is none.
     pub(super) fn forward<E>(
         &self,
-        port: u16,
+        ports: (u16, u16),
         open: impl FnOnce() -> Result<Forward, E>,
     ) -> Result<SocketAddr, E> {
         let mut forwards = lock(&self.forwards);
-        if let Some(forward) = forwards.get(&port) {
+        if let Some(forward) = forwards.get(&ports) {
             return Ok(forward.address());
         }
         let forward = open()?;
         let address = forward.address();
-        forwards.insert(port, forward);
+        forwards.insert(ports, forward);
         Ok(address)
     }
 

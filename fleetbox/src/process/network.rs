@@ -112,11 +112,17 @@ impl ClusterNetwork {
         self.0.connect(ip.into(), port).await
     }
 
-    /// Opens a loopback port that leads to a guest's until the result is dropped.
+    /// Opens a loopback port, or any if it is 0, that leads to a guest's until the result is
+    /// dropped.
     ///
     /// # Errors
-    /// No port or descriptor is left.
-    pub(super) fn forward(&self, ip: Ipv4Addr, port: u16) -> Result<Forward, NetworkError> {
-        self.0.forward(ip.into(), port)
+    /// The port is taken, or none or no descriptor is left.
+    pub(super) fn forward(
+        &self,
+        host: u16,
+        ip: Ipv4Addr,
+        port: u16,
+    ) -> Result<Forward, NetworkError> {
+        self.0.forward_from(host, ip.into(), port)
     }
 }

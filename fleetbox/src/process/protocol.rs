@@ -173,8 +173,9 @@ pub(crate) enum Request {
     Events { vm: String },
     /// Connect to a guest's TCP port; after the answer the connection carries its bytes.
     Dial { vm: String, port: u16 },
-    /// Listen on a loopback port and connect each connection to the guest's port.
-    Forward { vm: String, port: u16 },
+    /// Listen on a loopback port, on any if `host` is 0, and connect each connection to the
+    /// guest's port.
+    Forward { vm: String, host: u16, port: u16 },
     /// Press the power button; kill at the deadline.
     Stop { vm: String, deadline_ms: u64 },
     /// Change what the network's links do.

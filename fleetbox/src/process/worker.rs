@@ -314,7 +314,7 @@ impl Worker {
                 Ok(member) => Reply::Console(member.console_tail()),
                 Err(reply) => reply,
             },
-            Request::Forward { vm, port } => self.forward(&vm, port).await,
+            Request::Forward { vm, host, port } => self.forward(&vm, host, port).await,
             Request::Stop { vm, deadline_ms } => {
                 self.stop(&vm, Duration::from_millis(deadline_ms)).await
             }
@@ -582,17 +582,23 @@ impl Worker {
         }
     }
 
-    async fn forward(&self, vm: &str, port: u16) -> Reply {
+    async fn forward(&self, vm: &str, host: u16, port: u16) -> Reply {
         let member = match self.member(vm).await {
             Ok(member) if !member.has_ended() => member,
             Ok(_) => return not_running(vm),
             Err(reply) => return reply,
         };
-        match member.forward(port, || self.network.forward(member.ip(), port)) {
+        let ip = member.ip();
+        match member.forward((host, port), || self.network.forward(host, ip, port)) {
             Ok(address) => Reply::Forwarded(address),
             Err(error) => failed(
                 Reason::Other,
-                format!("cannot forward to port {port} of {vm}: {error}"),
+                match host {
+                    0 => format!("cannot forward to port {port} of {vm}: {error}"),
+                    host => format!(
+                        "cannot publish port {port} of {vm} as port {host} of this host: {error}"
+                    ),
+                },
             ),
         }
     }

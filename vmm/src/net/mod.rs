@@ -329,8 +329,21 @@ impl Network {
     /// # Errors
     /// The address is no member's, or the host has no port or file descriptors left.
     pub fn forward(&self, ip: IpAddr, guest_port: u16) -> Result<Forward, NetworkError> {
+        self.forward_from(0, ip, guest_port)
+    }
+
+    /// As [`Self::forward`], by a port of the caller's choice; 0 is any that is free.
+    ///
+    /// # Errors
+    /// As there, and the port is taken, or one that this user may not have.
+    pub fn forward_from(
+        &self,
+        host_port: u16,
+        ip: IpAddr,
+        guest_port: u16,
+    ) -> Result<Forward, NetworkError> {
         let host = |what| move |source| NetworkError::Host { what, source };
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, host_port))
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(host("listen on the loopback"))?;
         let address = listener

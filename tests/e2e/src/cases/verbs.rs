@@ -67,10 +67,38 @@ pub(crate) fn inside(suite: &Suite, name: &str) {
     // What runs is not changed.
     run(suite, &["set", name, "--cpus", "2"], 1, QUICK);
 
+    published(suite, name);
     console(suite, name);
     copied(suite, name);
     proxied(suite, name);
     by_openssh(suite, name);
+}
+
+/// A port of this host that leads to the guest's SSH server, on a VM that runs already.
+fn published(suite: &Suite, name: &str) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").must("cannot listen");
+    let port = free.local_addr().must("no address").port();
+    let publish = format!("{port}:22");
+    let up = ["up", name, "--publish", &publish];
+    let taken = run(suite, &up, 1, QUICK);
+    let error = String::from_utf8_lossy(&taken.stderr).into_owned();
+    assert!(
+        error.contains(&format!("port {port} of this host")),
+        "{error}"
+    );
+    drop(free);
+    run(suite, &up, 0, QUICK);
+    // Said again it is the same.
+    run(suite, &up, 0, QUICK);
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).must("cannot connect");
+    stream
+        .set_read_timeout(Some(QUICK))
+        .must("cannot set a deadline");
+    let mut banner = [0; 8];
+    stream
+        .read_exact(&mut banner)
+        .must("cannot read the banner");
+    assert_eq!(&banner, b"SSH-2.0-");
 }
 
 /// The console shows what it did last, and what is typed reaches the log-in prompt.
