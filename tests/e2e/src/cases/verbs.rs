@@ -197,6 +197,8 @@ fn by_openssh(suite: &Suite, name: &str) {
         QUICK,
     );
     let mut ssh = Command::new("ssh");
+    // It runs the ProxyCommand by this; the emulated host has no /bin/sh.
+    ssh.env("SHELL", "/bin/bash");
     ssh.arg("-F").arg(&file).args([name, "exit 42"]);
     let output = host::run(ssh, QUICK);
     assert_eq!(output.status.code(), Some(42), "{}", host::both(&output));
