@@ -140,7 +140,7 @@ impl VmBuilder {
     /// started. May be given for up to [`MAX_FIXTURES`](crate::fixture::MAX_FIXTURES) directories.
     ///
     /// Modes, modification times, symbolic and hard links and holes are kept; everything belongs
-    /// to the guest's user ([`fixture`](crate::fixture)). Which fixtures a VM has is settled when
+    /// to the guest's user ([`crate::fixture`]). Which fixtures a VM has is settled when
     /// it is created; what is in them is copied anew whenever it is started, but not when the
     /// guest reboots itself.
     ///
