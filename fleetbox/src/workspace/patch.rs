@@ -1,7 +1,7 @@
 //! Fetching a guest's tree, and what differs in it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tokio::io::AsyncReadExt as _;
@@ -40,19 +40,9 @@ pub(super) async fn diff(workspace: &Workspace, vm: &Vm) -> Result<Vec<u8>> {
 
 /// Gets the guest's files into `files`.
 async fn fetch(workspace: &Workspace, vm: &Vm, tree: &Tree, files: &Path) -> Result<()> {
-    let mut command = format!("{} && exec tar -c -f - --exclude=./.git", workspace.enter());
-    // What git ignores is no part of a patch: builds need not travel.
     let host = tree.clone();
     let ignored = blocking(move || Ok(host.ignored()?)).await?;
-    for path in ignored.iter().take(MOST_EXCLUDED) {
-        if let Some(path) = path.to_str().map(|path| path.trim_end_matches('/'))
-            && !path.contains(['*', '?', '[', '\\'])
-        {
-            command.push_str(" --exclude=");
-            command.push_str(&quote(&format!("./{path}")));
-        }
-    }
-    command.push_str(" .");
+    let command = archive_command(workspace, &ignored);
     let mut child = vm.ssh_spawn(&command).await?;
     let output = child.stdout.take();
     let (sender, receiver) = mpsc::channel(archive::QUEUE);
@@ -81,8 +71,8 @@ async fn fetch(workspace: &Workspace, vm: &Vm, tree: &Tree, files: &Path) -> Res
     let complaint = child.output(1 << 20);
     let (extracted, (), complaint) = tokio::join!(extracting, receiving, complaint);
     let complaint = complaint?;
-    // GNU's tar ends with 1 if a file changed while it was read.
-    if !matches!(complaint.status, ExitStatus::Code(0 | 1)) {
+    // An archive that lacks files would make a patch that deletes them.
+    if complaint.status != ExitStatus::Code(0) {
         return Err(Error::Guest {
             name: vm.name().to_owned(),
             what: "send its work tree",
@@ -92,6 +82,29 @@ async fn fetch(workspace: &Workspace, vm: &Vm, tree: &Tree, files: &Path) -> Res
         });
     }
     extracted
+}
+
+/// A command line that writes the workspace's files to standard output as an archive. It fails if a
+/// file is left out.
+pub(super) fn archive_command(workspace: &Workspace, ignored: &[PathBuf]) -> String {
+    // What git ignores is no part of a patch: builds need not travel.
+    let mut excluded = String::from(" --exclude=./.git");
+    for path in ignored.iter().take(MOST_EXCLUDED) {
+        if let Some(path) = path.to_str().map(|path| path.trim_end_matches('/'))
+            && !path.contains(['*', '?', '[', '\\'])
+        {
+            excluded.push_str(" --exclude=");
+            excluded.push_str(&quote(&format!("./{path}")));
+        }
+    }
+    // Busybox's tar knows no exclusions: all is sent then, and passed over here. GNU's ends with 1
+    // if nothing worse has happened than that a file changed while it was read.
+    format!(
+        "{} || exit; if tar --version 2>/dev/null | grep -q 'GNU tar'; then \
+         tar -c -f -{excluded} .; status=$?; [ \"$status\" = 1 ] && status=0; exit \"$status\"; \
+         else exec tar -c -f - .; fi",
+        workspace.enter()
+    )
 }
 
 /// The patch from `base` to the files in `dir`. Objects are written to a repository beside them;

@@ -385,3 +385,44 @@ fn a_tree_that_declares_mise_is_known() {
     let (_guest, workspace) = shipped(&tree, &ShipOptions::default());
     assert!(workspace.mise);
 }
+
+/// With GNU's tar, and with one that knows no long options, as busybox's is.
+#[test]
+fn all_files_come_back_by_whatever_tar_the_guest_has() {
+    let (dir, tree) = tree();
+    let (_guest, workspace) = shipped(&tree, &ShipOptions::default());
+    fs::create_dir(tree.root().join("build")).unwrap();
+    fs::write(tree.root().join("build/out"), "ignored").unwrap();
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let simple = "#!/bin/sh\nfor a; do case $a in --*) exit 1;; esac; done\n\
+                  PATH=${PATH#*:}\nexec tar \"$@\"\n";
+    fs::write(bin.join("tar"), simple).unwrap();
+    fs::set_permissions(bin.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let command = patch::archive_command(&workspace, &tree.ignored().unwrap());
+    let simple_path = format!("{}:{path}", bin.display());
+    for (path, build) in [(&path, false), (&simple_path, true)] {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &command])
+            .env("HOME", dir.path())
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let files = tempfile::tempdir().unwrap();
+        archive::extract(Cursor::new(output.stdout), files.path()).unwrap();
+        for file in ["src/main.c", "run.sh", ".gitignore", "link"] {
+            assert!(files.path().join(file).exists(), "{path}: {file}");
+        }
+        assert!(!files.path().join(".git").exists());
+        assert_eq!(files.path().join("build/out").exists(), build, "{path}");
+    }
+    // A workspace that is gone is an error, not a tree without files.
+    let output = std::process::Command::new("sh")
+        .args(["-c", &command])
+        .env("HOME", dir.path().join("none"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+}
