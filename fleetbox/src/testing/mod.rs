@@ -4,7 +4,9 @@
 //! ```no_run
 //! use fleetbox::{Size, Vm, testing};
 //!
+//! # /*
 //! #[test]
+//! # */
 //! fn answers() {
 //!     let vm = Vm::test().image("debian-12").memory(Size::gib(1));
 //!     testing::run(vm, async |vm| -> fleetbox::Result<()> {
@@ -68,14 +70,16 @@ where
 ///
 /// ```no_run
 /// # use fleetbox::{Vm, testing};
+/// # /*
 /// #[tokio::test]
+/// # */
 /// async fn answers() {
 ///     testing::run_async(Vm::test(), async |vm| {
 ///         assert!(vm.ssh("true").await.unwrap().success());
 ///     })
 ///     .await;
 /// }
-/// # answers();
+/// # drop(answers());
 /// ```
 ///
 /// # Panics
@@ -95,7 +99,9 @@ where
 ///
 /// ```no_run
 /// # use fleetbox::{blocking, testing};
+/// # /*
 /// #[test]
+/// # */
 /// fn answers() {
 ///     testing::run_blocking(blocking::Vm::test(), |vm| {
 ///         assert!(vm.ssh("true").unwrap().success());

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::time::Duration;
 
 use fleetbox::images::CATALOGUE_VARIABLE;
-use fleetbox::{Output, Size, Vm, VmBuilder};
+use fleetbox::{Output, Size, Vm, VmBuilder, VmState};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -240,11 +240,9 @@ impl Suite {
             .must("cannot start the VM")
     }
 
-    /// A running VM of the tiny image with two vCPUs that cases share. They leave it as it was.
+    /// A running VM of the tiny image that cases share. They leave it as it was.
     pub(crate) fn shared(&self) -> Arc<Vm> {
-        self.in_slot(&self.shared, || {
-            self.block(self.small(Vm::test()).cpus(2).start())
-        })
+        self.in_slot(&self.shared, || self.block(self.small(Vm::test()).start()))
     }
 
     /// Takes the shared VM from the cases that follow.
@@ -266,7 +264,7 @@ impl Suite {
             let builder = Vm::builder("debian")
                 .image(image)
                 .fixture(data, fixture::MOUNT)
-                .cpus(2)
+                .cpus(1)
                 .memory(Size::gib(1))
                 .disk(Size::gib(8));
             self.block(builder.boot_timeout(DEBIAN_BOOT).start())
@@ -283,6 +281,13 @@ impl Suite {
         vm
     }
 
+    /// Whether a VM runs.
+    fn runs(&self, name: &str) -> bool {
+        let vms = self.block(fleetbox::list(None)).must("cannot list the VMs");
+        vms.iter()
+            .any(|vm| vm.name == name && vm.state == VmState::Running)
+    }
+
     fn in_slot(&self, slot: &Slot, start: impl FnOnce() -> fleetbox::Result<Vm>) -> Arc<Vm> {
         let mut slot = match slot.try_lock() {
             Ok(slot) => slot,
@@ -292,9 +297,10 @@ impl Suite {
             }
         };
         let vm = match &*slot {
-            Shared::Running(vm) => Arc::clone(vm),
+            Shared::Running(vm) if self.runs(vm.name()) => Arc::clone(vm),
             Shared::Failed => panic!("the shared VM did not start in an earlier case"),
-            Shared::Absent => {
+            // One that failed has made the case fail that used it; the next ones get another.
+            Shared::Absent | Shared::Running(_) => {
                 *slot = Shared::Failed;
                 let vm = Arc::new(start().must("cannot start the shared VM"));
                 *slot = Shared::Running(Arc::clone(&vm));

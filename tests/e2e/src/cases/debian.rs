@@ -25,7 +25,7 @@ pub(crate) fn library(suite: &Suite) {
     println!("      {}", vm.timings());
     assert_eq!(suite.sh(&vm, "ps -p 1 -o comm="), "systemd");
     assert_eq!(suite.sh(&vm, "hostname"), "debian");
-    assert_eq!(suite.sh(&vm, "nproc"), "2");
+    assert_eq!(suite.sh(&vm, "nproc"), "1");
     let status = suite.output(&vm, "cloud-init status --wait --long");
     assert!(
         status.stdout_text().contains("status: done"),

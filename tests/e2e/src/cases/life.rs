@@ -68,6 +68,8 @@ pub(crate) fn drop_destroys(suite: &Suite) {
 /// What was on the disk when it was powered off is there when it is started again.
 pub(crate) fn stop_and_start(suite: &Suite) {
     let vm = suite.start(KEEPER);
+    // The last handle is to go below.
+    suite.unkeep();
     let boot_id = suite.sh(&vm, "cat /proc/sys/kernel/random/boot_id");
     suite.sh(&vm, "echo kept > kept");
     let stopped = suite.block(vm.stop()).must("cannot stop the VM");

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use fleetbox::Vm;
 use fleetbox::ssh::PtyRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::report::Must;
+use crate::report::{Must, uses};
 use crate::suite::{Suite, sha256};
 
 pub(crate) fn output_and_status(suite: &Suite) {
@@ -75,7 +76,10 @@ pub(crate) fn streams_input(suite: &Suite) {
 }
 
 pub(crate) fn two_vcpus(suite: &Suite) {
-    let vm = suite.shared();
+    let vm = suite
+        .block(suite.small(Vm::test()).cpus(2).start())
+        .must("cannot start a VM with two vCPUs");
+    uses(vm.name());
     assert_eq!(suite.sh(&vm, "nproc"), "2");
     assert_eq!(suite.sh(&vm, "grep -c ^processor /proc/cpuinfo"), "2");
     // Both do work: one is kept busy while the other answers.
