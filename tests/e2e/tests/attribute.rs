@@ -41,7 +41,7 @@ fn fails(vm: blocking::Vm) -> Result<()> {
     let output = vm.ssh(
         "sudo mkdir -p /run/systemd/system && \
          printf '#!/bin/sh\\necho broken.service loaded failed failed A broken unit\\n' >systemctl && \
-         sudo install -m 755 systemctl /usr/bin/systemctl && \
+         sudo cp systemctl /usr/bin/systemctl && sudo chmod 755 /usr/bin/systemctl && \
          echo this-is-on-the-console | sudo tee /dev/console",
     )?;
     assert!(output.success(), "{}", output.stderr_text());
