@@ -263,7 +263,12 @@ async fn the_blocking_facade_works_inside_a_runtime_too() {
     let vm = blocking::VmBuilder::from(home.set(Vm::test()))
         .start()
         .unwrap();
-    assert!(vm.console_tail().unwrap().contains("login"));
+    // What the machine has written reaches the worker a moment later.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !vm.console_tail().unwrap().contains("login") {
+        assert!(Instant::now() < deadline, "no login prompt");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     vm.destroy().unwrap();
     assert_eq!(home.clusters(), 0);
 }

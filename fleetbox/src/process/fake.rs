@@ -63,17 +63,18 @@ pub(super) fn start(
         let _ = console.write_all(bytes);
     };
     let print = move |text: &str| write(&console, text.as_bytes());
+    // Before what lets the starter go on, which may look for it.
+    if let Script::Run { console } = &script {
+        print(console);
+    }
     on_event(Event::Running { boot: 0 });
     let wait: Box<dyn FnOnce() -> Result<(), String>> = match script {
         Script::Refuse { error } => return Err(error),
-        Script::Run { console } => {
-            print(&console);
-            Box::new(move || {
-                let _ = pressed.recv();
-                print("Power down.\n");
-                Ok(())
-            })
-        }
+        Script::Run { .. } => Box::new(move || {
+            let _ = pressed.recv();
+            print("Power down.\n");
+            Ok(())
+        }),
         Script::Deaf => Box::new(move || {
             loop {
                 let _ = pressed.recv();
