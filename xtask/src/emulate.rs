@@ -167,13 +167,13 @@ impl Emulation {
             match qemu::run(self, &emulator, &host, &disks, &initrd)? {
                 Ended::Command(outcome) => return Ok(outcome),
                 Ended::Panicked(console) if attempt == ATTEMPTS => bail!(
-                    "the emulated host's own kernel panicked {ATTEMPTS} times, last with {console}"
+                    "the emulated host's own kernel panicked or reset it {ATTEMPTS} times, last with {console}"
                 ),
                 Ended::Panicked(console) => {
                     attempt += 1;
                     eprintln!("{console}");
                     eprintln!(
-                        "  the emulated host's own kernel panicked, with the above: the command starts anew in \
+                        "  the emulated host's own kernel panicked or reset it, with the above: the command starts anew in \
                          another host (attempt {attempt} of {ATTEMPTS})"
                     );
                 }

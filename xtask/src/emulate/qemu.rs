@@ -36,7 +36,7 @@ pub struct Outcome {
 pub(super) enum Ended {
     /// The command in it ended.
     Command(Outcome),
-    /// Its own kernel panicked; the end of its console.
+    /// Its own kernel panicked or reset the host; the end of its console.
     Panicked(String),
 }
 
@@ -120,7 +120,17 @@ pub(super) fn run(
 
     let received = receiver.recv_timeout(emulation.timeout);
     let took = start.elapsed();
-    let ended = qemu.0.try_wait();
+    // Its end follows that of its channels.
+    let mut ended = qemu.0.try_wait();
+    if matches!(received, Err(mpsc::RecvTimeoutError::Disconnected)) {
+        for _ in 0..100 {
+            if !matches!(ended, Ok(None)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+            ended = qemu.0.try_wait();
+        }
+    }
     drop(qemu);
     // What the command wrote before its status has left the host, and ends with QEMU's end of the channel.
     for relay in relays {
@@ -156,12 +166,14 @@ pub(super) fn run(
             )
         }
         Err(mpsc::RecvTimeoutError::Disconnected) => {
-            let how = ended
-                .ok()
-                .flatten()
-                .map_or_else(|| "closed its channels".to_owned(), describe);
+            let how = match &ended {
+                Ok(Some(status)) => describe(*status),
+                _ => "closed its channels".to_owned(),
+            };
+            let reset = matches!(ended, Ok(Some(status)) if status.success());
             let console = console();
-            if console.contains("Kernel panic - not syncing") {
+            // With `-no-reboot` QEMU ends, and calls it success, when the host resets itself, as by a triple fault.
+            if reset || console.contains("Kernel panic - not syncing") {
                 return Ok(Ended::Panicked(console));
             }
             bail!("QEMU {how} before the command left a status; {console}")
