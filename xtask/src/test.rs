@@ -369,13 +369,16 @@ fn e2e_tests(bins: &Path) -> Result<PathBuf> {
 
 /// Runs cases in emulated hosts, those of Debian's image beside the others.
 ///
-/// Each host has one CPU: QEMU's emulation of AMD-V loses its way, host kernel included, mostly when CPUs of the host
-/// interrupt each other. Two hosts side by side keep two cores as busy as one host with two CPUs would.
+/// These hosts have one CPU: QEMU's emulation of AMD-V loses its way, host kernel included, mostly when CPUs of the host
+/// interrupt each other. Two hosts side by side keep two cores as busy as one host with two CPUs would. Cases that need
+/// two CPUs have a host of their own afterwards.
 fn emulated_lanes(suite: &Path, attribute: &Path, cases: &[E2eCase<'_>]) -> Result<()> {
+    let (two_cpus, cases): (Vec<E2eCase<'_>>, Vec<_>) =
+        cases.iter().partition(|case| case.two_cpus);
     let (debian, others): (Vec<E2eCase<'_>>, Vec<_>) = cases
         .iter()
         .partition(|case| case.name.starts_with("debian_"));
-    let lane = |cases: &[E2eCase<'_>]| -> Result<()> {
+    let lane = |cases: &[E2eCase<'_>], cpus: u8| -> Result<()> {
         if cases.is_empty() {
             return Ok(());
         }
@@ -383,7 +386,7 @@ fn emulated_lanes(suite: &Path, attribute: &Path, cases: &[E2eCase<'_>]) -> Resu
             .chain(cases.iter().map(|case| case.name.into()))
             .collect();
         let mut emulation = Emulation::new(&command)?;
-        emulation.cpus = 1;
+        emulation.cpus = cpus;
         emulation.memory = E2E_MEMORY;
         emulation.files.push(GuestFile {
             host: attribute.to_owned(),
@@ -396,8 +399,8 @@ fn emulated_lanes(suite: &Path, attribute: &Path, cases: &[E2eCase<'_>]) -> Resu
         finish(&emulation)
     };
     std::thread::scope(|scope| {
-        let beside = scope.spawn(|| lane(&debian));
-        let ours = lane(&others);
+        let beside = scope.spawn(|| lane(&debian, 1));
+        let ours = lane(&others, 1);
         let theirs = beside
             .join()
             .unwrap_or_else(|_| bail!("the thread that ran Debian's cases panicked"));
@@ -406,6 +409,7 @@ fn emulated_lanes(suite: &Path, attribute: &Path, cases: &[E2eCase<'_>]) -> Resu
             (ours, theirs) => ours.and(theirs),
         }
     })
+    .and_then(|()| lane(&two_cpus, 2))
 }
 
 /// A case of the end-to-end suite, as its list has it.
@@ -414,6 +418,8 @@ struct E2eCase<'a> {
     name: &'a str,
     /// It needs a KVM that runs stock kernels.
     stock_kernel: bool,
+    /// It needs two CPUs.
+    two_cpus: bool,
 }
 
 impl<'a> E2eCase<'a> {
@@ -422,7 +428,8 @@ impl<'a> E2eCase<'a> {
         let name = line.split_whitespace().next()?;
         Some(Self {
             name,
-            stock_kernel: line.contains("(hardware KVM)"),
+            stock_kernel: line.contains("(hardware KVM"),
+            two_cpus: line.contains("two CPUs)"),
         })
     }
 }
@@ -444,16 +451,29 @@ mod tests {
 
     #[test]
     fn cases_are_read_with_what_they_need() {
-        let case = |name, stock_kernel| Some(E2eCase { name, stock_kernel });
+        let case = |name, stock_kernel, two_cpus| {
+            Some(E2eCase {
+                name,
+                stock_kernel,
+                two_cpus,
+            })
+        };
         assert_eq!(
             E2eCase::parse("tiny_cli (hardware KVM)"),
-            case("tiny_cli", true)
+            case("tiny_cli", true, false)
+        );
+        assert_eq!(
+            E2eCase::parse("tiny_smp (hardware KVM, two CPUs)"),
+            case("tiny_smp", true, true)
         );
         assert_eq!(
             E2eCase::parse("refusal (software KVM)"),
-            case("refusal", false)
+            case("refusal", false, false)
         );
-        assert_eq!(E2eCase::parse("download (no KVM)"), case("download", false));
+        assert_eq!(
+            E2eCase::parse("download (no KVM)"),
+            case("download", false, false)
+        );
         assert_eq!(E2eCase::parse(""), None);
     }
 

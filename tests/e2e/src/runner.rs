@@ -25,6 +25,8 @@ const AGAIN: u8 = 3;
 pub(crate) enum Needs {
     /// A KVM that boots stock kernels.
     Hardware,
+    /// The same, on two CPUs.
+    TwoCpus,
     /// A KVM that does not.
     Software,
     /// No KVM.
@@ -34,7 +36,7 @@ pub(crate) enum Needs {
 impl Needs {
     fn met_by(self, probe: &Probe) -> bool {
         match self {
-            Self::Hardware => probe.hardware(),
+            Self::Hardware | Self::TwoCpus => probe.hardware(),
             Self::Software => matches!(probe, Probe::Software { .. }),
             Self::Nothing => true,
         }
@@ -43,6 +45,7 @@ impl Needs {
     fn text(self) -> &'static str {
         match self {
             Self::Hardware => "hardware KVM",
+            Self::TwoCpus => "hardware KVM, two CPUs",
             Self::Software => "software KVM",
             Self::Nothing => "no KVM",
         }

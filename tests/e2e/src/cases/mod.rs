@@ -31,7 +31,7 @@ const DEBIAN: Duration = Duration::from_secs(1500);
 
 /// All cases, in their order.
 pub(crate) fn all() -> Vec<Case> {
-    use Needs::{Hardware, Nothing, Software};
+    use Needs::{Hardware, Nothing, Software, TwoCpus};
     let case = |lane, needs, deadline| {
         move |name: &'static str, run: fn(&Suite)| Case {
             name,
@@ -44,6 +44,7 @@ pub(crate) fn all() -> Vec<Case> {
     let plain = case(Lane::Tiny, Nothing, SHORT);
     let refused = case(Lane::Tiny, Software, SHORT);
     let tiny = case(Lane::Tiny, Hardware, TINY);
+    let smp = case(Lane::Tiny, TwoCpus, TINY);
     let debian = case(Lane::Debian, Hardware, DEBIAN);
     vec![
         plain("image_download_is_resumed", images::download_is_resumed),
@@ -62,7 +63,6 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_two_vms_at_once", life::two_at_once),
         tiny("tiny_ssh_output_and_status", shell::output_and_status),
         tiny("tiny_ssh_streams_input", shell::streams_input),
-        tiny("tiny_two_vcpus", shell::two_vcpus),
         tiny("tiny_pty", shell::pty),
         tiny("tiny_tcp_out", network::tcp_out),
         tiny("tiny_tcp_refused", network::tcp_refused),
@@ -93,6 +93,7 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_cli_work_tree", verbs::work_tree),
         tiny("tiny_failed_test_shows_its_guest", attribute::failing),
         tiny("tiny_tests_take_turns_for_memory", attribute::passing),
+        smp("tiny_two_vcpus", shell::two_vcpus),
         tiny("tiny_damaged_image", images::damaged),
         tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),
         debian("debian_library", debian::library),
