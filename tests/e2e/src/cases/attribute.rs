@@ -107,7 +107,7 @@ pub(crate) fn failing(suite: &Suite) {
     assert_eq!(output.status.code(), Some(101), "{text}");
     for part in [
         "this test fails on purpose",
-        "| this-is-on-the-console",
+        "this-is-on-the-console\n",
         "failed units\n| broken.service loaded failed failed A broken unit",
         "1 failed",
     ] {
