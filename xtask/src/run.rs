@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::bail;
 use crate::error::{Context, Error, Result};
 
 /// How many bytes of a failed command's output an error quotes.
-const TAIL: usize = 2000;
+const TAIL: usize = 4000;
 
 /// An external command. It runs in a process group of its own, and the whole group is killed at the time limit.
 #[derive(Debug, Clone)]
@@ -177,6 +178,41 @@ impl Cmd {
         Ok(())
     }
 
+    /// [`Cmd::passthrough`] whose error quotes the end of what the command printed, for long outputs of which the
+    /// reason of a failure should stand at the end. All of it goes to our standard error.
+    ///
+    /// # Errors
+    /// As [`Cmd::passthrough`].
+    pub fn echoed(self) -> Result<()> {
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context(|| self.unstartable())?;
+        let end = Arc::new(Mutex::new(Vec::new()));
+        let streams = [
+            child.stdout.take().map(|stream| echo(stream, end.clone())),
+            child.stderr.take().map(|stream| echo(stream, end.clone())),
+        ];
+        let status = wait_limit(&mut child, self.limit);
+        for stream in streams.into_iter().flatten() {
+            let _ = stream.join();
+        }
+        let end = std::mem::take(&mut *end.lock().unwrap_or_else(PoisonError::into_inner));
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => bail!(
+                "`{}` {}{}",
+                self.display(),
+                describe(status),
+                quote_tail(&end)
+            ),
+            Err(error) => bail!("`{}` {error}{}", self.display(), quote_tail(&end)),
+        }
+    }
+
     /// Runs it quietly and returns its status, standard output and standard error, whatever the status is.
     ///
     /// # Errors
@@ -237,6 +273,27 @@ fn drain(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
             let _ = stream.read_to_end(&mut buffer);
         }
         buffer
+    })
+}
+
+/// Copies a stream to our standard error as it comes, and at least its last [`TAIL`] bytes to `end`.
+fn echo(
+    mut stream: impl Read + Send + 'static,
+    end: Arc<Mutex<Vec<u8>>>,
+) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut buffer = [0; 8192];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            let read = buffer.get(..count).unwrap_or_default();
+            // Nobody may be there to see it; the command goes on all the same.
+            let _ = std::io::stderr().write_all(read);
+            let mut end = end.lock().unwrap_or_else(PoisonError::into_inner);
+            end.extend_from_slice(read);
+            let spare = end.len().saturating_sub(TAIL);
+            if spare > TAIL {
+                end.drain(..spare);
+            }
+        }
     })
 }
 
@@ -342,6 +399,21 @@ mod tests {
             error.contains("status 7") && error.ends_with("broken"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_echoed_failure_quotes_its_end_only() {
+        let error = Cmd::new("sh")
+            .args(["-c", "seq 1 9999; echo why >&2; exit 7"])
+            .echoed()
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("status 7") && error.contains("why"),
+            "{error}"
+        );
+        assert!(error.len() < 2 * TAIL, "{error}");
+        Cmd::new("true").echoed().unwrap();
     }
 
     #[test]

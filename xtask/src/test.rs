@@ -88,7 +88,7 @@ pub fn run(steps: &[Step], cases: &[String]) -> Result<()> {
             Ok(Some(place)) => report.push(format!("{name:8} ok      {took:7.1} s  {place}")),
             Err(error) => {
                 eprintln!("error: {name}: {error}");
-                report.push(format!("{name:8} FAILED  {took:7.1} s"));
+                report.push(format!("{name:8} FAILED  {took:7.1} s  {error}"));
                 failed.push(name);
             }
         }
@@ -156,25 +156,28 @@ fn unit() -> Result<()> {
     ];
     if deps::find("cargo-nextest").is_some() {
         cargo(&["nextest", "run", "--no-fail-fast"])
+            .args([
+                "--status-level",
+                "slow",
+                "--failure-output",
+                "immediate-final",
+            ])
             .args(chosen)
             .limit(2400)
-            .passthrough()?;
+            .echoed()?;
     } else {
         cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"])
             .args(chosen)
             .limit(2400)
-            .passthrough()?;
+            .echoed()?;
     }
     // Built once more with the fake machine, which no other program should have in it.
     cargo(&["test", "-p", "fleetbox", "--locked"])
         .args(["--features", "fake", "--test", "coordination"])
         .limit(1200)
-        .passthrough()?;
+        .echoed()?;
     // None of the above runs the examples of the documentation.
-    cargo(&["test", "--doc"])
-        .args(chosen)
-        .limit(1200)
-        .passthrough()
+    cargo(&["test", "--doc"]).args(chosen).limit(1200).echoed()
 }
 
 /// Builds the payloads and returns the directory they are in.
