@@ -62,6 +62,48 @@ pub fn sources(codename: &str) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
+/// Another suite of the archive that apt uses for `codename` itself.
+///
+/// # Errors
+/// apt names no archive.
+pub fn suite_beside(codename: &str, suite: &str) -> Result<Source> {
+    let sources = sources(codename)?;
+    let Some(main) = sources.into_iter().find(|s| s.suite == codename) else {
+        bail!("apt's sources name no archive of Debian {codename}");
+    };
+    Ok(Source {
+        uri: main.uri,
+        suite: suite.to_owned(),
+    })
+}
+
+/// Unpacks packages and what they depend on, without configuring them, as the root directory `root`. `options` are
+/// mmdebstrap's.
+///
+/// # Errors
+/// A package cannot be had.
+pub fn extract(
+    root: &Path,
+    suite: &str,
+    packages: &str,
+    sources_list: &str,
+    options: &[&str],
+) -> Result<()> {
+    Cmd::new("mmdebstrap")
+        .args([
+            "--variant=extract",
+            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+            "--format=directory",
+        ])
+        .args(options)
+        .arg(format!("--include={packages}"))
+        .arg(suite)
+        .args([root.as_os_str(), "-".as_ref()])
+        .input(sources_list)
+        .limit(600)
+        .run()
+}
+
 fn parse_sources(listing: &str, codename: &str) -> Vec<Source> {
     let wanted = [
         codename.to_owned(),

@@ -160,14 +160,7 @@ fn add_backports() -> Result<()> {
     if listing.lines().any(|l| l == backports) {
         return Ok(());
     }
-    let sources = debian::sources(&codename)?;
-    let Some(main) = sources.iter().find(|s| s.suite == codename) else {
-        bail!("apt's sources name no archive of Debian {codename}");
-    };
-    let list = debian::sources_list(&[debian::Source {
-        uri: main.uri.clone(),
-        suite: backports.clone(),
-    }]);
+    let list = debian::sources_list(&[debian::suite_beside(&codename, &backports)?]);
     let path = Path::new("/etc/apt/sources.list.d/fleetbox-backports.list");
     eprintln!("  adding {backports} to apt's sources: {}", path.display());
     fs::write(path, list).context(|| format!("cannot write {}", path.display()))?;

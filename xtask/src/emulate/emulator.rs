@@ -58,13 +58,7 @@ impl Emulator {
                 }
             );
         };
-        let Some(archive) = debian::sources(&codename)?.into_iter().next() else {
-            bail!("apt's sources name no archive of Debian {codename}");
-        };
-        let archive = debian::sources_list(&[debian::Source {
-            uri: archive.uri,
-            suite: SUITE.to_owned(),
-        }]);
+        let archive = debian::sources_list(&[debian::suite_beside(&codename, SUITE)?]);
         let key = Key::new("qemu")
             .with(PACKAGES)
             .with(&archive)
@@ -100,20 +94,9 @@ impl Emulator {
 
 fn unpack(dir: &Path, archive: &str) -> Result<()> {
     let root = dir.join("root");
-    Cmd::new("mmdebstrap")
-        .args([
-            "--variant=extract",
-            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
-            "--format=directory",
-            // A mirror may be some weeks behind, which a release under way takes for too old. Signatures are checked.
-            "--aptopt=Acquire::Check-Valid-Until \"false\"",
-        ])
-        .arg(format!("--include={PACKAGES}"))
-        .arg(SUITE)
-        .args([root.as_os_str(), "-".as_ref()])
-        .input(archive)
-        .limit(600)
-        .run()?;
+    // A mirror may be some weeks behind, which a release under way takes for too old. Signatures are checked.
+    let options = ["--aptopt=Acquire::Check-Valid-Until \"false\""];
+    debian::extract(&root, SUITE, PACKAGES, archive, &options)?;
     let said = Emulator::Unpacked(root).command();
     let said = Cmd::new(said.get_program())
         .args(said.get_args())

@@ -72,18 +72,13 @@ fn build(
         .context(|| "cannot write")?;
 
     let root = dir.join("root");
-    Cmd::new("mmdebstrap")
-        .args([
-            "--variant=extract",
-            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
-            "--format=directory",
-        ])
-        .arg(format!("--include={PACKAGES}"))
-        .arg(codename)
-        .args([root.as_os_str(), "-".as_ref()])
-        .input(debian::sources_list(sources))
-        .limit(600)
-        .run()?;
+    debian::extract(
+        &root,
+        codename,
+        PACKAGES,
+        &debian::sources_list(sources),
+        &[],
+    )?;
     for useless in [
         "usr/share/doc",
         "usr/share/man",
