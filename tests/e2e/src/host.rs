@@ -1,10 +1,11 @@
 //! What cases do to and ask of the host: processes, programs, addresses, a DNS server.
 
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,46 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::report::Must;
+
+/// What appears on a terminal or console, as it comes.
+pub(crate) struct Screen {
+    pieces: mpsc::Receiver<Vec<u8>>,
+    seen: String,
+    deadline: Instant,
+}
+
+impl Screen {
+    /// Reads on a thread until the other end closes; all that is waited for has to come within `limit`.
+    pub(crate) fn read(mut from: impl Read + Send + 'static, limit: Duration) -> Self {
+        let (sender, pieces) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // Reading fails when the last process has closed a terminal.
+            while let Ok(n @ 1..) = from.read(&mut buffer) {
+                if sender.send(buffer[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            pieces,
+            seen: String::new(),
+            deadline: Instant::now() + limit,
+        }
+    }
+
+    /// Waits until `wanted` has appeared. The error says what has instead.
+    pub(crate) fn wait_for(&mut self, wanted: &str) -> Result<(), String> {
+        while !self.seen.contains(wanted) {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            match self.pieces.recv_timeout(left) {
+                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(_) => return Err(format!("no {wanted:?}, only {:?}", self.seen)),
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Tries until it succeeds; the last failure at the deadline.
 pub(crate) fn within<T>(

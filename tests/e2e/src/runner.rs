@@ -100,7 +100,8 @@ pub(crate) fn list(options: &Options) -> ExitCode {
 pub(crate) fn run(options: Options) -> ExitCode {
     let start = Instant::now();
     let probe = preflight::probe();
-    let kvm = match (&probe, std::env::var_os("FLEETBOX_EMULATED_HOST").is_some()) {
+    let emulated = std::env::var_os("FLEETBOX_EMULATED_HOST").is_some();
+    let kvm = match (&probe, emulated) {
         (Probe::Hardware, true) => "emulated host's KVM",
         (Probe::Hardware, false) => "hardware KVM",
         (Probe::Software { .. }, _) => "software KVM",
@@ -133,7 +134,6 @@ pub(crate) fn run(options: Options) -> ExitCode {
         // The quick ones first: they tell sooner that something is wrong.
         lanes = VecDeque::from([lanes.into_iter().rev().flatten().collect()]);
     }
-    let emulated = kvm.starts_with("emulated");
     let again = Arc::new(AtomicU8::new(AGAIN));
     let (sender, results) = mpsc::channel();
     let running: Vec<_> = lanes

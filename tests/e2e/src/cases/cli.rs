@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
 
@@ -199,30 +199,9 @@ fn interactive(suite: &Suite, name: &str) {
         .spawn()
         .must("cannot start fleetbox on a terminal");
     let mut master = File::from(pty.master);
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let mut reader = master.try_clone().must("cannot copy a descriptor");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 1024];
-        // Reading fails when the last process has closed the terminal.
-        while let Ok(n @ 1..) = reader.read(&mut buffer) {
-            if sender
-                .send(String::from_utf8_lossy(&buffer[..n]).into_owned())
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
-    let mut seen = String::new();
-    let deadline = Instant::now() + QUICK;
-    let mut wait_for = |wanted: &str| {
-        while !seen.contains(wanted) {
-            match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(text) => seen.push_str(&text),
-                Err(_) => panic!("the terminal does not show {wanted:?}, only {seen:?}"),
-            }
-        }
-    };
+    let reader = master.try_clone().must("cannot copy a descriptor");
+    let mut screen = host::Screen::read(reader, QUICK);
+    let mut wait_for = |wanted: &str| screen.wait_for(wanted).must("on the terminal");
     // The prompt says that the guest's terminal is there.
     wait_for("$");
     // The words are typed in parts, so that their echo is not what is waited for.

@@ -107,29 +107,15 @@ fn console(suite: &Suite, name: &str) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().must("cannot start fleetbox");
     let mut input = child.stdin.take().expect("piped");
-    let mut output = child.stdout.take().expect("piped");
+    let output = child.stdout.take().expect("piped");
     let pid = host::pid_of(&child);
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = output.read(&mut buffer) {
-            if sender.send(buffer[..n].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    let mut seen = String::new();
-    let deadline = Instant::now() + QUICK;
+    let mut screen = host::Screen::read(output, QUICK);
     let mut wait_for = |wanted: &str| {
-        while !seen.contains(wanted) {
-            match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(bytes) => seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(_) => {
-                    host::kill_now(pid);
-                    panic!("the console does not show {wanted:?}, only {seen:?}");
-                }
-            }
+        let shown = screen.wait_for(wanted);
+        if shown.is_err() {
+            host::kill_now(pid);
         }
+        shown.must("on the console");
     };
     wait_for("login:");
     input.write_all(b"nobody-known\r").must("cannot type");
