@@ -1,65 +1,27 @@
 //! Clusters of fake machines.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::fake_home::{Home, eventually};
 use crate::process::Backend;
 use crate::process::fake::Script;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    Cluster, ClusterBuilder, Error, Event, Events, LinkConditions, LinkEnd, Size, Vm, VmBuilder,
-    VmState, blocking, list, remove,
+    Cluster, Error, Event, Events, LinkConditions, LinkEnd, Size, Vm, VmBuilder, VmState, blocking,
+    list, remove,
 };
 
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn vm(&self, vm: VmBuilder) -> VmBuilder {
-        let image = self.dir.path().join("disk.raw");
-        run_by(runs())(vm)
-            .home(self.path())
-            .image(image.to_str().unwrap())
-            .disk(Size::mib(8))
-    }
-
-    fn set(&self, builder: ClusterBuilder) -> ClusterBuilder {
-        builder.each(|vm| self.vm(vm))
-    }
-
     /// `CLUSTER/NAME` and state of all VMs.
-    async fn states(&self) -> Vec<(String, VmState)> {
+    async fn states_by_cluster(&self) -> Vec<(String, VmState)> {
         let vms = list(Some(&self.path())).await.unwrap();
         vms.into_iter()
             .map(|vm| (format!("{}/{}", vm.cluster, vm.name), vm.state))
             .collect()
-    }
-
-    fn clusters(&self) -> usize {
-        std::fs::read_dir(self.path().join("clusters"))
-            .unwrap()
-            .count()
-    }
-}
-
-fn runs() -> Script {
-    Script::Run {
-        console: "login: ".to_owned(),
     }
 }
 
@@ -74,14 +36,6 @@ fn run_by(script: Script) -> impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'st
 fn refuses() -> Script {
     Script::Refuse {
         error: "no such kernel".to_owned(),
-    }
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -102,7 +56,7 @@ fn machines(name: &str) -> Vec<Pid> {
 async fn members_have_names_addresses_and_options_of_their_own() {
     let home = Home::new();
     let cluster = home
-        .set(Cluster::test().count(3).cpus(1))
+        .cluster(Cluster::test().count(3).cpus(1))
         .member("node-2", |vm| vm.cpus(4))
         .member("db", |vm| vm.memory(Size::gib(1)))
         .start()
@@ -144,7 +98,7 @@ async fn members_have_names_addresses_and_options_of_their_own() {
 async fn a_member_that_cannot_start_leaves_nothing_behind() {
     let home = Home::new();
     let builder = home
-        .set(Cluster::builder("all").count(3))
+        .cluster(Cluster::builder("all").count(3))
         .member("all-3", run_by(refuses()));
     let error = builder.start().await.unwrap_err().to_string();
     assert!(
@@ -156,7 +110,7 @@ async fn a_member_that_cannot_start_leaves_nothing_behind() {
 
     // Neither does one that is refused before.
     let builder = home
-        .set(Cluster::builder("all").count(2))
+        .cluster(Cluster::builder("all").count(2))
         .member("all-2", |vm| vm.disk(Size::from_bytes(4096 * 2)));
     assert!(builder.start().await.is_err());
     assert_eq!(home.clusters(), 0);
@@ -169,7 +123,7 @@ async fn a_member_that_cannot_start_leaves_nothing_behind() {
         Cluster::builder("A").count(2),
     ] {
         let shown = format!("{builder:?}");
-        assert!(home.set(builder).start().await.is_err(), "{shown}");
+        assert!(home.cluster(builder).start().await.is_err(), "{shown}");
         assert_eq!(home.clusters(), 0, "{shown}");
     }
 }
@@ -178,17 +132,17 @@ async fn a_member_that_cannot_start_leaves_nothing_behind() {
 async fn what_existed_survives_a_failed_start() {
     let home = Home::new();
     let cluster = home
-        .set(Cluster::builder("ex").count(2))
+        .cluster(Cluster::builder("ex").count(2))
         .start()
         .await
         .unwrap();
     cluster.vm("ex-2").unwrap().stop().await.unwrap();
     let builder = home
-        .set(Cluster::builder("ex").count(3))
+        .cluster(Cluster::builder("ex").count(3))
         .member("ex-3", run_by(refuses()));
     builder.start().await.unwrap_err();
     assert_eq!(
-        home.states().await,
+        home.states_by_cluster().await,
         [
             ("ex/ex-1".to_owned(), VmState::Running),
             ("ex/ex-2".to_owned(), VmState::Stopped)
@@ -202,7 +156,7 @@ async fn what_existed_survives_a_failed_start() {
 async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
     let home = Home::new();
     let cluster = home
-        .set(Cluster::builder("kin").count(3))
+        .cluster(Cluster::builder("kin").count(3))
         .start()
         .await
         .unwrap();
@@ -215,7 +169,7 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
     );
     let state = |name: &str, state| (format!("kin/{name}"), state);
     assert_eq!(
-        home.states().await,
+        home.states_by_cluster().await,
         [
             state("kin-1", VmState::Running),
             state("kin-2", VmState::Failed),
@@ -227,20 +181,29 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
 
     let before = machines("kin-1");
     victim.start().await.unwrap();
-    assert_eq!(home.states().await[1], state("kin-2", VmState::Running));
+    assert_eq!(
+        home.states_by_cluster().await[1],
+        state("kin-2", VmState::Running)
+    );
     assert_eq!(list(Some(&home.path())).await.unwrap()[1].ip, victim.ip());
     assert_eq!(machines("kin-1"), before, "nobody else was touched");
 
     // Stopped and started, by another handle too.
     victim.stop().await.unwrap();
-    assert_eq!(home.states().await[1], state("kin-2", VmState::Stopped));
+    assert_eq!(
+        home.states_by_cluster().await[1],
+        state("kin-2", VmState::Stopped)
+    );
     let found = Cluster::open_in(Some(&home.path()), "kin").await.unwrap();
     assert_eq!(found.vm("kin-2").unwrap().ip(), victim.ip());
     cluster.start().await.unwrap();
     victim.restart().await.unwrap();
     victim.kill().await.unwrap();
     victim.restart().await.unwrap();
-    assert_eq!(home.states().await[1], state("kin-2", VmState::Running));
+    assert_eq!(
+        home.states_by_cluster().await[1],
+        state("kin-2", VmState::Running)
+    );
     drop(found);
     cluster.destroy().await.unwrap();
     assert_eq!(home.clusters(), 0);
@@ -249,7 +212,7 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
 #[tokio::test]
 async fn addresses_outlive_the_worker() {
     let home = Home::new();
-    let builder = home.set(Cluster::builder("keep").count(3).detached());
+    let builder = home.cluster(Cluster::builder("keep").count(3).detached());
     let mut cluster = builder.clone().start().await.unwrap();
     cluster.remove("keep-1").await.unwrap();
     let ips: Vec<_> = cluster.members().iter().map(|vm| vm.ip()).collect();
@@ -278,7 +241,7 @@ async fn addresses_outlive_the_worker() {
     // With no worker left, a handle starts one.
     new.start().await.unwrap();
     assert_eq!(
-        home.states().await[0],
+        home.states_by_cluster().await[0],
         ("keep/keep-1".to_owned(), VmState::Running)
     );
     for name in ["keep-1", "keep-3"] {
@@ -290,7 +253,11 @@ async fn addresses_outlive_the_worker() {
 #[tokio::test]
 async fn members_come_and_go_while_others_run() {
     let home = Home::new();
-    let mut cluster = home.set(Cluster::test().count(2)).start().await.unwrap();
+    let mut cluster = home
+        .cluster(Cluster::test().count(2))
+        .start()
+        .await
+        .unwrap();
     // Two at once, which ask for an address at the same time.
     let mut other = cluster.clone();
     let (a, b) = tokio::join!(
@@ -304,7 +271,7 @@ async fn members_come_and_go_while_others_run() {
     assert!(error.to_string().contains("no such kernel"), "{error}");
     assert!(cluster.vm("bad").is_err());
     cluster.remove("node-1").await.unwrap();
-    let states = home.states().await;
+    let states = home.states_by_cluster().await;
     assert_eq!(states.len(), 3, "{states:?}");
     assert!(states.iter().all(|(_, state)| *state == VmState::Running));
     drop((cluster, other, a, b));
@@ -315,21 +282,27 @@ async fn members_come_and_go_while_others_run() {
 async fn a_name_means_one_vm() {
     let home = Home::new();
     let tests = [
-        home.set(Cluster::test().count(1)).start().await.unwrap(),
-        home.set(Cluster::test().count(1)).start().await.unwrap(),
+        home.cluster(Cluster::test().count(1))
+            .start()
+            .await
+            .unwrap(),
+        home.cluster(Cluster::test().count(1))
+            .start()
+            .await
+            .unwrap(),
     ];
     let open = async |name: &str| Vm::open_in(Some(&home.path()), name).await;
     assert!(matches!(open("node-1").await, Err(Error::Ambiguous { .. })));
     let full = format!("{}/node-1", tests[1].name());
     assert_eq!(open(&full).await.unwrap().cluster(), tests[1].name());
     let named = home
-        .set(Cluster::builder("node").count(1))
+        .cluster(Cluster::builder("node").count(1))
         .start()
         .await
         .unwrap();
     assert_eq!(open("node-1").await.unwrap().cluster(), "node");
     let other = home
-        .set(Cluster::builder("other"))
+        .cluster(Cluster::builder("other"))
         .member("node-1", |vm| vm);
     assert!(matches!(other.start().await, Err(Error::NameTaken { .. })));
     named.destroy().await.unwrap();
@@ -338,7 +311,7 @@ async fn a_name_means_one_vm() {
 #[test]
 fn the_blocking_facade_has_clusters() {
     let home = Home::new();
-    let mut cluster = blocking::ClusterBuilder::from(home.set(Cluster::test().count(2)))
+    let mut cluster = blocking::ClusterBuilder::from(home.cluster(Cluster::test().count(2)))
         .member("node-1", |vm| vm.cpus(1))
         .start()
         .unwrap();
@@ -417,10 +390,14 @@ async fn events_are_told_from_the_start_to_the_end() {
 #[tokio::test]
 async fn prune_deletes_what_does_not_run_and_nothing_else() {
     let home = Home::new();
-    let test = home.set(Cluster::test().count(2)).start().await.unwrap();
+    let test = home
+        .cluster(Cluster::test().count(2))
+        .start()
+        .await
+        .unwrap();
     test.vm("node-2").unwrap().stop().await.unwrap();
     let named = home
-        .set(Cluster::builder("pr").count(3))
+        .cluster(Cluster::builder("pr").count(3))
         .start()
         .await
         .unwrap();
@@ -431,7 +408,7 @@ async fn prune_deletes_what_does_not_run_and_nothing_else() {
     assert_eq!(pruned, ["alone", "pr/pr-2"]);
     assert!(crate::prune(Some(&home.path())).await.unwrap().is_empty());
     let left: Vec<_> = home
-        .states()
+        .states_by_cluster()
         .await
         .into_iter()
         .map(|(name, _)| name)
@@ -467,7 +444,11 @@ fn the_blocking_facade_has_console_and_events() {
 #[tokio::test]
 async fn faults_are_set_by_members_names() {
     let home = Home::new();
-    let cluster = home.set(Cluster::test().count(3)).start().await.unwrap();
+    let cluster = home
+        .cluster(Cluster::test().count(3))
+        .start()
+        .await
+        .unwrap();
     cluster
         .partition(&["node-1"], &["node-2", "node-3"])
         .await
@@ -513,7 +494,7 @@ async fn faults_are_set_by_members_names() {
 #[test]
 fn the_blocking_facade_has_faults() {
     let home = Home::new();
-    let cluster = blocking::ClusterBuilder::from(home.set(Cluster::test().count(2)))
+    let cluster = blocking::ClusterBuilder::from(home.cluster(Cluster::test().count(2)))
         .start()
         .unwrap();
     cluster.partition(&["node-1"], &["node-2"]).unwrap();

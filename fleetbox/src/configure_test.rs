@@ -1,41 +1,20 @@
 //! The builder's options for configuration and readiness, with a fake machine.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::process::Backend;
+use crate::fake_home::Home;
 use crate::process::fake::Script;
 use crate::store::Store;
 use crate::{Error, ExtraDisk, Ready, Size, Vm, VmBuilder};
 
-struct Home {
-    dir: tempfile::TempDir,
-}
-
 impl Home {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn vm(&self, script: Script) -> VmBuilder {
-        let mut builder = Vm::builder("web");
-        builder.backend = Backend::Fake(script);
-        let image = self.dir.path().join("disk.raw");
-        builder
-            .home(self.path())
-            .image(image.to_str().unwrap())
-            .disk(Size::mib(8))
+    fn quick(&self, script: Script) -> VmBuilder {
+        self.scripted(Vm::builder("web"), script)
             .boot_timeout(Duration::from_millis(400))
     }
 
     fn prints(&self, console: &str) -> VmBuilder {
-        self.vm(Script::Run {
+        self.quick(Script::Run {
             console: console.to_owned(),
         })
     }
@@ -88,7 +67,7 @@ async fn deadlines_name_what_was_awaited() {
 async fn a_machine_that_ends_is_not_waited_for() {
     let home = Home::new();
     let builder = home
-        .vm(Script::Fail {
+        .quick(Script::Fail {
             console: "panic".into(),
             error: "it broke".into(),
         })

@@ -81,4 +81,6 @@ mod cluster_test;
 #[cfg(test)]
 mod configure_test;
 #[cfg(test)]
+mod fake_home;
+#[cfg(test)]
 mod vm_test;

@@ -1,62 +1,24 @@
 //! The public API with a fake machine in place of the VMM.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::fake_home::{Home, eventually};
 use crate::process::Backend;
 use crate::process::fake::Script;
-use crate::{Error, Size, Stopped, Vm, VmBuilder, VmState, blocking, list, remove};
-
-struct Home {
-    dir: tempfile::TempDir,
-}
+use crate::{Error, Size, Stopped, Vm, VmState, blocking, list, remove};
 
 impl Home {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn set(&self, mut builder: VmBuilder) -> VmBuilder {
-        builder.backend = Backend::Fake(Script::Run {
-            console: "login: ".to_owned(),
-        });
-        let image = self.dir.path().join("disk.raw");
-        builder
-            .home(self.path())
-            .image(image.to_str().unwrap())
-            .disk(Size::mib(8))
-    }
-
     async fn states(&self) -> Vec<(String, VmState)> {
         let vms = list(Some(&self.path())).await.unwrap();
         vms.into_iter().map(|vm| (vm.name, vm.state)).collect()
-    }
-
-    fn clusters(&self) -> usize {
-        std::fs::read_dir(self.path().join("clusters"))
-            .unwrap()
-            .count()
-    }
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[tokio::test]
 async fn a_test_vm_is_gone_with_its_handle() {
     let home = Home::new();
-    let vm = home.set(Vm::test()).start().await.unwrap();
+    let vm = home.vm(Vm::test()).start().await.unwrap();
     assert!(
         vm.name()
             .starts_with("vm-test-a-test-vm-is-gone-with-its-handle-"),
@@ -75,7 +37,7 @@ async fn a_test_vm_is_gone_with_its_handle() {
 fn a_drop_needs_no_runtime() {
     let home = Home::new();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let vm = runtime.block_on(home.set(Vm::test()).start()).unwrap();
+    let vm = runtime.block_on(home.vm(Vm::test()).start()).unwrap();
     drop(runtime);
     drop(vm);
     eventually("nothing is left", || home.clusters() == 0);
@@ -84,7 +46,7 @@ fn a_drop_needs_no_runtime() {
 #[tokio::test]
 async fn a_named_vm_is_started_once_and_keeps_its_disk() {
     let home = Home::new();
-    let builder = home.set(Vm::builder("web")).cpus(1);
+    let builder = home.vm(Vm::builder("web")).cpus(1);
     let first = builder.clone().start().await.unwrap();
     let layer = home.path().join("clusters/web/web/disk.layer");
     std::fs::metadata(&layer).unwrap();
@@ -125,7 +87,7 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
 async fn a_detached_vm_is_found_by_name_and_removed_while_it_runs() {
     let home = Home::new();
     drop(
-        home.set(Vm::builder("box"))
+        home.vm(Vm::builder("box"))
             .detached()
             .start()
             .await
@@ -146,12 +108,12 @@ async fn a_detached_vm_is_found_by_name_and_removed_while_it_runs() {
 async fn what_is_wrong_is_refused_before_anything_is_created() {
     let home = Home::new();
     let cases = [
-        home.set(Vm::builder("Bad_Name")),
-        home.set(Vm::builder("web")).cpus(0),
-        home.set(Vm::builder("web")).memory(Size::mib(1)),
-        home.set(Vm::builder("web")).disk(Size::from_bytes(17)),
-        home.set(Vm::builder("web")).image("no such image"),
-        home.set(Vm::builder("web")).user("root; rm"),
+        home.vm(Vm::builder("Bad_Name")),
+        home.vm(Vm::builder("web")).cpus(0),
+        home.vm(Vm::builder("web")).memory(Size::mib(1)),
+        home.vm(Vm::builder("web")).disk(Size::from_bytes(17)),
+        home.vm(Vm::builder("web")).image("no such image"),
+        home.vm(Vm::builder("web")).user("root; rm"),
     ];
     for builder in cases {
         let shown = format!("{builder:?}");
@@ -159,9 +121,7 @@ async fn what_is_wrong_is_refused_before_anything_is_created() {
         assert!(!home.path().exists(), "{shown}");
     }
     // The disk is found to be too small for the image when the VM is made, and the VM is not.
-    let small = home
-        .set(Vm::builder("web"))
-        .disk(Size::from_bytes(4096 * 2));
+    let small = home.vm(Vm::builder("web")).disk(Size::from_bytes(4096 * 2));
     assert!(small.start().await.is_err());
     assert!(!home.path().join("clusters/web/web").exists());
 }
@@ -177,7 +137,7 @@ async fn fixtures_are_settled_at_creation_and_copied_at_each_start() {
         let fs = ext4_view::Ext4::load_from_path(&image).unwrap();
         fs.read_to_string("/file").unwrap()
     };
-    let builder = home.set(Vm::builder("web")).fixture(&data, "/work");
+    let builder = home.vm(Vm::builder("web")).fixture(&data, "/work");
     let vm = builder.clone().start().await.unwrap();
     assert_eq!(read(), "one");
     assert!(vm.ignored_options().is_empty());
@@ -198,14 +158,14 @@ async fn fixtures_are_settled_at_creation_and_copied_at_each_start() {
     // No fixture need be named again.
     let record = std::fs::read_to_string(home.path().join("clusters/web/web/vm.json")).unwrap();
     assert!(record.contains(data.to_str().unwrap()), "{record}");
-    let vm = home.set(Vm::builder("web")).start().await.unwrap();
+    let vm = home.vm(Vm::builder("web")).start().await.unwrap();
     assert_eq!(read(), "two");
     assert!(vm.ignored_options().is_empty());
     vm.stop().await.unwrap();
 
     // Without its directory it does not start, and stays.
     std::fs::remove_dir_all(&data).unwrap();
-    let error = home.set(Vm::builder("web")).start().await.unwrap_err();
+    let error = home.vm(Vm::builder("web")).start().await.unwrap_err();
     assert!(
         error.to_string().contains(data.to_str().unwrap()),
         "{error}"
@@ -223,10 +183,10 @@ async fn a_fixture_that_cannot_be_copied_creates_nothing() {
     let socket = data.join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     for builder in [
-        home.set(Vm::builder("web")).fixture(&data, "/work"),
-        home.set(Vm::test())
+        home.vm(Vm::builder("web")).fixture(&data, "/work"),
+        home.vm(Vm::test())
             .fixture(home.dir.path().join("missing"), "/work"),
-        home.set(Vm::test()).fixture(home.dir.path(), "/etc"),
+        home.vm(Vm::test()).fixture(home.dir.path(), "/etc"),
     ] {
         let error = builder.start().await.unwrap_err();
         assert!(matches!(error, Error::Fixture(_)), "{error}");
@@ -234,7 +194,7 @@ async fn a_fixture_that_cannot_be_copied_creates_nothing() {
         assert_eq!(left.map_or(0, Iterator::count), 0);
     }
     let error = home
-        .set(Vm::test())
+        .vm(Vm::test())
         .fixture(&data, "/work")
         .start()
         .await
@@ -248,7 +208,7 @@ async fn a_fixture_that_cannot_be_copied_creates_nothing() {
 #[tokio::test]
 async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
     let home = Home::new();
-    let mut builder = home.set(Vm::test());
+    let mut builder = home.vm(Vm::test());
     builder.backend = Backend::Fake(Script::Refuse {
         error: "the kernel is missing".to_owned(),
     });
@@ -260,7 +220,7 @@ async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
 #[tokio::test]
 async fn the_blocking_facade_works_inside_a_runtime_too() {
     let home = Home::new();
-    let vm = blocking::VmBuilder::from(home.set(Vm::test()))
+    let vm = blocking::VmBuilder::from(home.vm(Vm::test()))
         .start()
         .unwrap();
     // What the machine has written reaches the worker a moment later.
@@ -289,7 +249,7 @@ fn the_state_is_private() {
         }
     }
     let home = Home::new();
-    let vm = blocking::VmBuilder::from(home.set(Vm::builder("web")))
+    let vm = blocking::VmBuilder::from(home.vm(Vm::builder("web")))
         .start()
         .unwrap();
     for entry in std::fs::read_dir(home.path()).unwrap() {
