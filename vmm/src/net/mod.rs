@@ -384,7 +384,7 @@ impl Network {
     /// // … the minority must not accept writes …
     /// network.heal()?;
     /// // Cut off from the world, but not from its peers:
-    /// network.partition(&["node-1".into()], &[LinkEnd::Gateway])?;
+    /// network.partition(&["node-1"], &[LinkEnd::Gateway])?;
     /// # Ok(()) }
     /// ```
     ///
