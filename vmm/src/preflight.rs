@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -97,23 +97,37 @@ impl fmt::Display for Probe {
 
 /// Looks at the host; takes well under a millisecond.
 pub fn probe() -> Probe {
-    let device = Path::new("/dev/kvm");
-    let cpu_capable = cpu_can_virtualise(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
-    match fs::OpenOptions::new().read(true).write(true).open(device) {
-        Ok(_) if cpu_capable => Probe::Hardware,
-        Ok(_) => Probe::Software {
+    match open_kvm() {
+        Ok((_, true)) => Probe::Hardware,
+        Ok((_, false)) => Probe::Software {
             module: loaded_backend(Path::new("/sys/module")),
         },
-        Err(e) => match e.kind() {
-            io::ErrorKind::NotFound => Probe::Missing { cpu_capable },
+        Err(refusal) => refusal,
+    }
+}
+
+/// Opens /dev/kvm and tells whether hardware is behind it.
+///
+/// # Errors
+/// What [`probe`] says of a host where it cannot be opened.
+pub(crate) fn open_kvm() -> Result<(fs::File, bool), Probe> {
+    let device = Path::new("/dev/kvm");
+    // Only as much as is needed: with many CPUs the whole takes milliseconds.
+    let capable = || fs::File::open("/proc/cpuinfo").is_ok_and(|f| cpu_can_virtualise(BufReader::new(f)));
+    match fs::OpenOptions::new().read(true).write(true).open(device) {
+        Ok(file) => Ok((file, capable())),
+        Err(e) => Err(match e.kind() {
+            io::ErrorKind::NotFound => Probe::Missing {
+                cpu_capable: capable(),
+            },
             io::ErrorKind::PermissionDenied => denied(device),
-            _ if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {
-                Probe::Missing { cpu_capable }
-            }
+            _ if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Probe::Missing {
+                cpu_capable: capable(),
+            },
             _ => Probe::Broken {
                 error: e.to_string(),
             },
-        },
+        }),
     }
 }
 
@@ -129,12 +143,13 @@ fn denied(device: &Path) -> Probe {
     }
 }
 
-/// True if a `flags` line of /proc/cpuinfo names VT-x or AMD-V.
-fn cpu_can_virtualise(cpuinfo: &str) -> bool {
+/// True if the first `flags` line of /proc/cpuinfo names VT-x or AMD-V; all CPUs have the same.
+fn cpu_can_virtualise(cpuinfo: impl BufRead) -> bool {
     cpuinfo
         .lines()
-        .filter(|line| line.starts_with("flags"))
-        .any(|line| line.split_whitespace().any(|f| f == "vmx" || f == "svm"))
+        .map_while(Result::ok)
+        .find(|line| line.starts_with("flags"))
+        .is_some_and(|line| line.split_whitespace().any(|f| f == "vmx" || f == "svm"))
 }
 
 fn loaded_backend(modules: &Path) -> Option<String> {
@@ -153,10 +168,10 @@ mod tests {
 
     #[test]
     fn virtualisation_is_recognised_as_a_whole_word() {
-        assert!(cpu_can_virtualise("processor: 0\nflags\t\t: fpu svm npt\n"));
-        assert!(cpu_can_virtualise("flags : vmx\n"));
-        assert!(!cpu_can_virtualise("flags : fpu svmx\nbugs: vmx\n"));
-        assert!(!cpu_can_virtualise(""));
+        assert!(cpu_can_virtualise(&b"processor: 0\nflags\t\t: fpu svm npt\n"[..]));
+        assert!(cpu_can_virtualise(&b"flags : vmx\n"[..]));
+        assert!(!cpu_can_virtualise(&b"flags : fpu svmx\nbugs: vmx\n"[..]));
+        assert!(!cpu_can_virtualise(&b""[..]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line of `fleetbox-vmm`.
 
 mod args;
+mod attend;
 mod events;
 mod run;
 mod signals;

@@ -6,24 +6,20 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use fleetbox_devices::block::{
     Base, Disk, Format, LayerOptions, OpenOptions, create_layer, open_disk,
 };
+use fleetbox_devices::event::Event;
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{BootSource, DiskConfig, Exit, Machine, MachineConfig, NicConfig};
 use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
+use super::attend::{Keys, attend};
 use super::{events, signals, terminal};
-
-/// Exit status when the escape key ended the guest, as if by SIGINT.
-const ESCAPED: u8 = 130;
-/// Exit status when a second SIGTERM ended the guest, as if by that.
-const TERMINATED: u8 = 143;
 
 /// The guest's hardware address: locally administered, unicast.
 const GUEST_MAC: [u8; 6] = [0x02, 0xfb, 0, 0, 0, 1];
@@ -69,9 +65,18 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
         SerialArgument::Stdio => (Box::new(FlushingStdout), true),
         SerialArgument::File(path) => (Box::new(File::create(path)?), false),
     };
-    let events: Option<Box<dyn Fn(_) + Send + Sync>> = match &options.events {
-        Some(path) => Some(Box::new(events::writer(path, start)?)),
+    let ended = Event::new()?;
+    let end = SignalOnDrop(ended.clone());
+    let writer = match &options.events {
+        Some(path) => Some(events::writer(path, start)?),
         None => None,
+    };
+    let events = move |event| {
+        // The machine drops this function when it has ended, in whatever way.
+        let _ = &end;
+        if let Some(write) = &writer {
+            write(event);
+        }
     };
     let raw = if terminal {
         Some(terminal::RawMode::enter()?)
@@ -94,27 +99,21 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
                 .collect(),
             nics,
             serial: Some(serial),
-            events,
+            events: Some(Box::new(events)),
         },
     )?;
-    // What a guest that is killed is an exit status for.
-    let killed = Arc::new(AtomicU8::new(0));
-    if let Some(raw) = &raw {
-        let killed = killed.clone();
-        terminal::forward_input(machine.handle(), raw.active(), move || {
-            killed.store(ESCAPED, Ordering::Release);
-        });
-    }
-    terminations.obey(machine.handle(), {
-        let killed = killed.clone();
-        move || killed.store(TERMINATED, Ordering::Release)
-    });
+    let keys = match &raw {
+        Some(raw) if raw.active() => Keys::Terminal,
+        Some(_) => Keys::Input,
+        None => Keys::None,
+    };
+    let killed = attend(&machine.handle(), keys, &terminations, &ended)?;
     let outcome = machine.wait();
     drop(raw);
     drop(network);
     match outcome? {
         Exit::PowerOff => Ok(ExitCode::SUCCESS),
-        Exit::Killed => Ok(ExitCode::from(killed.load(Ordering::Acquire))),
+        Exit::Killed => Ok(ExitCode::from(killed)),
     }
 }
 
@@ -162,6 +161,15 @@ fn open_writable(path: &Path) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
             ..OpenOptions::read_only()
         },
     )?)
+}
+
+/// Signals its event when it is dropped.
+struct SignalOnDrop(Event);
+
+impl Drop for SignalOnDrop {
+    fn drop(&mut self) {
+        self.0.signal();
+    }
 }
 
 /// Standard output without its line buffer: a prompt has no newline.

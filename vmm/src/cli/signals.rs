@@ -1,12 +1,13 @@
 //! SIGTERM, by which service managers and scripts end a program.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use fleetbox_vmm::machine::Handle;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// SIGTERM, held back until [`Terminations::obey`].
-pub(super) struct Terminations(SigSet);
+/// SIGTERM as something to be read.
+pub(super) struct Terminations(SignalFd);
 
 impl Terminations {
     /// Called while this is the only thread: the others inherit what it holds back.
@@ -14,21 +15,18 @@ impl Terminations {
         let mut set = SigSet::empty();
         set.add(Signal::SIGTERM);
         set.thread_block()?;
-        Ok(Self(set))
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self(SignalFd::with_flags(&set, flags)?))
     }
 
-    /// Presses the power button at the first SIGTERM; at the second calls `impatient` and kills
-    /// the guest. The thread ends with the process.
-    pub(super) fn obey(self, handle: Handle, impatient: impl FnOnce() + Send + 'static) {
-        std::thread::spawn(move || {
-            if self.0.wait().is_err() {
-                return;
-            }
-            handle.power_button();
-            if self.0.wait().is_ok() {
-                impatient();
-                handle.kill();
-            }
-        });
+    /// True if one came since the last call.
+    pub(super) fn take(&self) -> bool {
+        matches!(self.0.read_signal(), Ok(Some(_)))
+    }
+}
+
+impl AsFd for Terminations {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -111,6 +111,11 @@ pub trait IoHandler {
     fn mmio_write(&self, gpa: u64, data: &[u8]);
     /// The guest acknowledged a level-triggered interrupt.
     fn end_of_interrupt(&self, vector: u8);
+    /// True once the guest is to run no further: its latest port access powered it off, say. The
+    /// vCPU then returns [`VmExit::Interrupted`].
+    fn over(&self) -> bool {
+        false
+    }
 }
 
 /// Why a vCPU came back from [`Vcpu::run`].

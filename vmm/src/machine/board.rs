@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use fleetbox_arch::x86_64::{acpi, layout, regs, reset_vector};
@@ -60,6 +61,7 @@ impl Board {
             memory: memory.clone(),
             vcpus: config.cpus,
         })?;
+        let mut vcpus = Vcpus::create(&vm, config.cpus, signals)?;
         // Before the payload, which may be firmware that has its own.
         reset_vector::write(&memory).map_err(|e| Error::Load {
             what: "the reset vector".into(),
@@ -81,9 +83,11 @@ impl Board {
             ))
         };
         let ged = Arc::new(Ged::new(ioapic.line(layout::GED_GSI as u8)));
+        let over = Arc::new(AtomicBool::new(false));
         let power = {
-            let signals = signals.clone();
+            let (signals, over) = (signals.clone(), over.clone());
             Arc::new(PowerControl::new(move |request| {
+                over.store(true, Ordering::Release);
                 let signal = match request {
                     PowerRequest::PowerOff => Signal::PowerOff,
                     PowerRequest::Reset => Signal::Reset,
@@ -97,6 +101,7 @@ impl Board {
             ports: Bus::new("port"),
             mmio: Bus::new("mmio"),
             ioapic: ioapic.clone(),
+            over,
         });
         let ports: [(u16, u16, Arc<dyn BusDevice>); 6] = [
             (layout::COM1_PORT, layout::COM1_PORTS, serial.clone()),
@@ -126,13 +131,7 @@ impl Board {
             insert(&buses.mmio, base, len, device)?;
         }
 
-        let vcpus = Vcpus::start(
-            &vm,
-            config.cpus,
-            &regs::boot_regs(&kernel.entry),
-            &buses,
-            signals,
-        )?;
+        vcpus.run(regs::boot_regs(&kernel.entry), buses.clone())?;
         Ok(Self {
             vcpus: Some(vcpus),
             serial,

@@ -12,7 +12,7 @@ mod event;
 mod payload;
 mod vcpu;
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -127,26 +127,45 @@ impl Machine {
             let signals = notices.lock().unwrap_or_else(|e| e.into_inner());
             let _ = signals.send(Signal::Console(notice));
         });
-        let mut life = Life {
-            hypervisor: hypervisor.clone(),
-            config,
-            console: console.clone(),
-            signals: signals.clone(),
-            inbox,
-            boot: 0,
-        };
-        let board = life.boot()?;
+        // Begun before the board, so that it is there when the guest runs.
+        let (start, begin) = sync_channel::<(Life, Board)>(1);
         let thread = std::thread::Builder::new()
             .name("machine".into())
-            .spawn(move || life.run(board))
+            .spawn(move || match begin.recv() {
+                Ok((life, board)) => life.run(board),
+                Err(_) => Ok(Exit::Killed),
+            })
             .map_err(|source| Error::Resource {
                 what: "the machine's thread".into(),
                 source,
             })?;
-        Ok(Self {
-            handle: Handle { signals, console },
+        let machine = Self {
+            handle: Handle {
+                signals: signals.clone(),
+                console: console.clone(),
+            },
             thread: Some(thread),
-        })
+        };
+        let mut life = Life {
+            hypervisor: hypervisor.clone(),
+            config,
+            console,
+            signals,
+            inbox,
+            boot: 0,
+        };
+        let board = match life.boot() {
+            Ok(board) => board,
+            Err(e) => {
+                // The thread ends for want of a board; nobody asks it how the machine ended.
+                drop(start);
+                drop(machine);
+                return Err(e);
+            }
+        };
+        // The thread waits for it; should it be gone, `wait` says so.
+        let _ = start.send((life, board));
+        Ok(machine)
     }
 
     /// A handle to press the power button or kill the machine with.

@@ -1,8 +1,9 @@
 //! The threads that run the vCPUs.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use fleetbox_devices::ioapic::IoApic;
 use super::{Error, Signal};
 use crate::hypervisor::{self, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
 
-/// How often a vCPU that was told to stop is told again: a kick between two runs gets lost.
+/// After what time a vCPU that was told to stop is told again: a kick between two runs gets lost.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What all vCPUs of a machine share.
@@ -22,6 +23,8 @@ pub(super) struct Buses {
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) ioapic: Arc<IoApic>,
+    /// The guest has powered off or reset: nothing of it is to run any more.
+    pub(super) over: Arc<AtomicBool>,
 }
 
 impl IoHandler for Buses {
@@ -44,6 +47,10 @@ impl IoHandler for Buses {
     fn end_of_interrupt(&self, vector: u8) {
         self.ioapic.end_of_interrupt(vector);
     }
+
+    fn over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
 }
 
 /// A vCPU that cannot go on, as it tells the machine.
@@ -57,60 +64,92 @@ pub(super) struct VcpuFailure {
 struct Running {
     thread: JoinHandle<()>,
     kicker: Arc<dyn VcpuKicker>,
+    ended: Receiver<()>,
 }
 
-/// The running vCPUs of a machine. Dropping it stops them.
+/// A thread that was told to create its vCPU.
+struct Creating {
+    thread: JoinHandle<()>,
+    creation: Receiver<hypervisor::Result<Arc<dyn VcpuKicker>>>,
+    ended: Receiver<()>,
+}
+
+/// What the vCPUs wait for once they exist.
+struct Go {
+    boot: BootRegs,
+    buses: Arc<Buses>,
+}
+
+/// The gate before the guest: `None` behind it means that there will be no guest.
+type Gate = OnceLock<Option<Go>>;
+
+/// The vCPUs of a machine. Dropping it stops them.
 pub(super) struct Vcpus {
     stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+    creating: VecDeque<Creating>,
     running: Vec<Running>,
 }
 
 impl Vcpus {
-    /// Creates every vCPU on a thread of its own; none runs before all exist.
-    pub(super) fn start(
+    /// Begins to create every vCPU, on a thread of its own, so that the caller can load the guest
+    /// meanwhile.
+    pub(super) fn create(
         vm: &Arc<dyn Vm>,
         count: u8,
-        boot: &BootRegs,
-        buses: &Arc<Buses>,
         signals: &Sender<Signal>,
     ) -> Result<Self, Error> {
         let mut vcpus = Self {
             stop: Arc::new(AtomicBool::new(false)),
+            gate: Arc::default(),
+            creating: VecDeque::with_capacity(count.into()),
             running: Vec::with_capacity(count.into()),
         };
-        let gate = Arc::new(OnceLock::new());
         for index in 0..count {
             let (created, creation) = sync_channel(1);
+            let (alive, ended) = channel();
             let thread = VcpuThread {
                 index,
                 vm: vm.clone(),
-                boot: (index == 0).then(|| boot.clone()),
-                buses: buses.clone(),
                 signals: signals.clone(),
                 stop: vcpus.stop.clone(),
-                gate: gate.clone(),
+                gate: vcpus.gate.clone(),
+                _alive: alive,
             };
-            let created = std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .spawn(move || thread.main(&created))
-                .map_err(|e| thread_error(index, e))
-                .and_then(|thread| match creation.recv() {
-                    Ok(Ok(kicker)) => Ok(Running { thread, kicker }),
-                    Ok(Err(e)) => Err(e.into()),
-                    Err(_) => Err(thread_error(index, io::Error::other("it ended at once"))),
-                });
-            match created {
-                Ok(running) => vcpus.running.push(running),
-                Err(e) => {
-                    // Those that wait at the gate come through it and find that they are to stop.
-                    vcpus.stop.store(true, Ordering::Release);
-                    let _ = gate.set(());
-                    return Err(e);
+                .map_err(|e| thread_error(index, e))?;
+            vcpus.creating.push_back(Creating {
+                thread,
+                creation,
+                ended,
+            });
+        }
+        Ok(vcpus)
+    }
+
+    /// Lets the guest run, its first vCPU from `boot` on; none runs before all exist.
+    pub(super) fn run(&mut self, boot: BootRegs, buses: Arc<Buses>) -> Result<(), Error> {
+        // One after the other, so that those behind a failure are still there to be joined.
+        while let Some(vcpu) = self.creating.front() {
+            let index = self.running.len() as u8;
+            let kicker = match vcpu.creation.recv() {
+                Ok(kicker) => kicker?,
+                Err(_) => {
+                    return Err(thread_error(index, io::Error::other("it ended at once")));
                 }
+            };
+            if let Some(Creating { thread, ended, .. }) = self.creating.pop_front() {
+                self.running.push(Running {
+                    thread,
+                    kicker,
+                    ended,
+                });
             }
         }
-        let _ = gate.set(());
-        Ok(vcpus)
+        let _ = self.gate.set(Some(Go { boot, buses }));
+        Ok(())
     }
 }
 
@@ -124,14 +163,19 @@ fn thread_error(index: u8, source: io::Error) -> Error {
 impl Drop for Vcpus {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        // Those that wait at the gate have to come through it.
+        let _ = self.gate.set(None);
         for vcpu in &self.running {
             vcpu.kicker.kick();
         }
         for vcpu in self.running.drain(..) {
-            while !vcpu.thread.is_finished() {
+            // Nothing is ever sent: it is over when the other end is gone.
+            while vcpu.ended.recv_timeout(KICK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 vcpu.kicker.kick();
-                std::thread::park_timeout(KICK_INTERVAL);
             }
+            let _ = vcpu.thread.join();
+        }
+        for vcpu in self.creating.drain(..) {
             let _ = vcpu.thread.join();
         }
     }
@@ -140,17 +184,16 @@ impl Drop for Vcpus {
 struct VcpuThread {
     index: u8,
     vm: Arc<dyn Vm>,
-    boot: Option<BootRegs>,
-    buses: Arc<Buses>,
     signals: Sender<Signal>,
     stop: Arc<AtomicBool>,
-    /// Set once every vCPU exists.
-    gate: Arc<OnceLock<()>>,
+    gate: Arc<Gate>,
+    /// Its other end learns that this thread is done.
+    _alive: Sender<()>,
 }
 
 impl VcpuThread {
     fn main(self, created: &SyncSender<hypervisor::Result<Arc<dyn VcpuKicker>>>) {
-        let mut vcpu = match self.create() {
+        let mut vcpu = match self.vm.create_vcpu(self.index) {
             Ok(vcpu) => vcpu,
             Err(e) => {
                 let _ = created.send(Err(e));
@@ -158,10 +201,12 @@ impl VcpuThread {
             }
         };
         let _ = created.send(Ok(vcpu.kicker()));
-        self.gate.wait();
+        let Some(go) = self.gate.wait() else {
+            return;
+        };
         // A device's bug must end as this machine's error, not as a machine that hangs.
         let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(vcpu.as_mut())))
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run(vcpu.as_mut(), go)))
                 .unwrap_or_else(|panic| {
                     let text = panic
                         .downcast_ref::<String>()
@@ -182,18 +227,15 @@ impl VcpuThread {
         }
     }
 
-    fn create(&self) -> hypervisor::Result<Box<dyn Vcpu>> {
-        let mut vcpu = self.vm.create_vcpu(self.index)?;
-        if let Some(boot) = &self.boot {
-            vcpu.boot(boot)?;
-        }
-        Ok(vcpu)
-    }
-
     /// Runs until told to stop; returns what went wrong if that is why it ends.
-    fn run(&self, vcpu: &mut dyn Vcpu) -> Option<String> {
-        while !self.stop.load(Ordering::Acquire) {
-            match vcpu.run(self.buses.as_ref()) {
+    fn run(&self, vcpu: &mut dyn Vcpu, go: &Go) -> Option<String> {
+        if self.index == 0
+            && let Err(e) = vcpu.boot(&go.boot)
+        {
+            return Some(e.to_string());
+        }
+        while !self.stop.load(Ordering::Acquire) && !go.buses.over() {
+            match vcpu.run(go.buses.as_ref()) {
                 Ok(VmExit::Interrupted) => {}
                 // The LAPIC is in the hypervisor, so that a halted vCPU waits there; one that
                 // comes out will never be woken.

@@ -7,7 +7,8 @@ mod interrupts;
 mod state;
 mod vcpu;
 
-use std::sync::Arc;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::{Arc, Mutex};
 
 use fleetbox_arch::x86_64::{cpuid, layout};
 use fleetbox_devices::GuestMemory;
@@ -20,6 +21,7 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Capabilities, Error, Hypervisor, Result, Vcpu, Vm, VmSpec};
+use crate::preflight;
 use interrupts::{Controller, Interrupts, PinRoutes};
 use vcpu::KvmVcpu;
 
@@ -36,8 +38,32 @@ fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Err
 
 /// The host's KVM.
 pub struct KvmHypervisor {
-    kvm: Kvm,
+    host: Arc<Host>,
     capabilities: Capabilities,
+}
+
+/// What VMs ask of the host.
+struct Host {
+    kvm: Kvm,
+    /// The supported CPUID, once somebody needed it. The kernel executes CPUID for every leaf, which
+    /// is slow where this host is itself a VM.
+    supported: Mutex<Option<Arc<[cpuid::CpuidEntry]>>>,
+}
+
+impl Host {
+    fn supported_cpuid(&self) -> Result<Arc<[cpuid::CpuidEntry]>> {
+        let mut supported = self.supported.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(leaves) = &*supported {
+            return Ok(leaves.clone());
+        }
+        let leaves = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("asking for the supported CPUID"))?;
+        let leaves: Arc<[_]> = state::cpuid_from_kvm(&leaves).into();
+        *supported = Some(leaves.clone());
+        Ok(leaves)
+    }
 }
 
 impl KvmHypervisor {
@@ -47,11 +73,10 @@ impl KvmHypervisor {
     /// [`Error::Unavailable`] with the remedy where KVM is missing or not openable,
     /// [`Error::Lacks`] where it is too old.
     pub fn open() -> Result<Self> {
-        let probe = crate::preflight::probe();
-        if !probe.usable() {
-            return Err(Error::Unavailable(probe.to_string()));
-        }
-        let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
+        let (file, hardware) =
+            preflight::open_kvm().map_err(|refusal| Error::Unavailable(refusal.to_string()))?;
+        // SAFETY: the descriptor is one of /dev/kvm, opened just now and given away here.
+        let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
         for cap in [
             Cap::SplitIrqchip,
             Cap::Irqfd,
@@ -72,9 +97,13 @@ impl KvmHypervisor {
         let capabilities = Capabilities {
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-            hardware: probe.hardware(),
+            hardware,
         };
-        Ok(Self { kvm, capabilities })
+        let host = Arc::new(Host {
+            kvm,
+            supported: Mutex::default(),
+        });
+        Ok(Self { host, capabilities })
     }
 }
 
@@ -94,7 +123,7 @@ impl Hypervisor for KvmHypervisor {
                 remedy: "ask for fewer",
             });
         }
-        let fd = self.kvm.create_vm().map_err(failed("creating a VM"))?;
+        let fd = self.host.kvm.create_vm().map_err(failed("creating a VM"))?;
         fd.set_tss_address(layout::KVM_TSS_START as usize)
             .map_err(failed("placing the TSS"))?;
         let mut cap = kvm_enable_cap {
@@ -106,14 +135,10 @@ impl Hypervisor for KvmHypervisor {
             .map_err(failed("splitting the interrupt controller"))?;
         map_memory(&fd, &spec.memory)?;
         let fd = Arc::new(fd);
-        let supported = self
-            .kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("asking for the supported CPUID"))?;
         Ok(Arc::new(KvmVm {
             interrupts: Arc::new(Interrupts::new(fd.clone())),
             fd,
-            supported: state::cpuid_from_kvm(&supported),
+            host: self.host.clone(),
             tsc_deadline: self.capabilities.tsc_deadline,
             spec,
         }))
@@ -145,7 +170,7 @@ struct KvmVm {
     // Dropped before `spec.memory`, which the kernel has mapped into the guest.
     interrupts: Arc<Interrupts>,
     fd: Arc<VmFd>,
-    supported: Vec<cpuid::CpuidEntry>,
+    host: Arc<Host>,
     tsc_deadline: bool,
     spec: VmSpec,
 }
@@ -157,7 +182,7 @@ impl Vm for KvmVm {
             .create_vcpu(u64::from(index))
             .map_err(failed(format!("creating vCPU {index}")))?;
         let leaves = cpuid::configure(
-            &self.supported,
+            &self.host.supported_cpuid()?,
             &cpuid::CpuidConfig {
                 vcpu: index,
                 count: self.spec.vcpus,

@@ -106,6 +106,9 @@ impl Vcpu for KvmVcpu {
                             io.port_read(access.port, element);
                         }
                     }
+                    if io.over() {
+                        return Ok(VmExit::Interrupted);
+                    }
                 }
             }
         }
