@@ -113,7 +113,8 @@ pub fn probe() -> Probe {
 pub(crate) fn open_kvm() -> Result<(fs::File, bool), Probe> {
     let device = Path::new("/dev/kvm");
     // Only as much as is needed: with many CPUs the whole takes milliseconds.
-    let capable = || fs::File::open("/proc/cpuinfo").is_ok_and(|f| cpu_can_virtualise(BufReader::new(f)));
+    let capable =
+        || fs::File::open("/proc/cpuinfo").is_ok_and(|f| cpu_can_virtualise(BufReader::new(f)));
     match fs::OpenOptions::new().read(true).write(true).open(device) {
         Ok(file) => Ok((file, capable())),
         Err(e) => Err(match e.kind() {
@@ -168,7 +169,9 @@ mod tests {
 
     #[test]
     fn virtualisation_is_recognised_as_a_whole_word() {
-        assert!(cpu_can_virtualise(&b"processor: 0\nflags\t\t: fpu svm npt\n"[..]));
+        assert!(cpu_can_virtualise(
+            &b"processor: 0\nflags\t\t: fpu svm npt\n"[..]
+        ));
         assert!(cpu_can_virtualise(&b"flags : vmx\n"[..]));
         assert!(!cpu_can_virtualise(&b"flags : fpu svmx\nbugs: vmx\n"[..]));
         assert!(!cpu_can_virtualise(&b""[..]));

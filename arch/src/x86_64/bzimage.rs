@@ -1,7 +1,10 @@
 //! bzImages: Linux's compressed kernel format (Documentation/arch/x86/boot.rst).
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::elf;
-use super::kernel::{KernelError, Placed, Source, check_range};
+use super::kernel::{Fills, KernelError, Placed, Source, check_range};
 use crate::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
@@ -108,6 +111,150 @@ pub(super) fn load(
 /// Decompresses its first argument into its second; returns the length.
 type Decompress = fn(&[u8], &mut [u8]) -> Result<usize, String>;
 
+/// The compressed kernel inside a bzImage.
+struct Payload<'a> {
+    data: &'a [u8],
+    /// Bytes that come out.
+    size: usize,
+    compression: &'static str,
+    decompress: Decompress,
+}
+
+impl<'a> Payload<'a> {
+    fn find(image: &'a [u8], header: &SetupHeader) -> Result<Self, KernelError> {
+        let payload = (header.raw.payload_offset as usize)
+            .checked_add(header.code)
+            .and_then(|at| image.get(at..)?.get(..header.raw.payload_length as usize))
+            .ok_or(KernelError::BzImage("its payload lies outside the file"))?;
+        let (data, size) = payload
+            .split_last_chunk::<4>()
+            .ok_or(KernelError::BzImage("it has no payload"))?;
+        let size = u32::from_le_bytes(*size) as usize;
+        let magic = *data
+            .first_chunk::<4>()
+            .ok_or(KernelError::BzImage("its payload is empty"))?;
+        let (compression, decompress): (_, Decompress) = match magic {
+            LZ4_LEGACY_MAGIC => (LZ4, lz4_legacy),
+            ZSTD_MAGIC => ("Zstandard", zstd),
+            elf::MAGIC => ("uncompressed", stored),
+            _ => return Err(KernelError::UnknownCompression(magic)),
+        };
+        if size > MAX_VMLINUX {
+            return Err(KernelError::TooLarge {
+                what: "uncompressed kernel",
+                len: size as u64,
+            });
+        }
+        Ok(Self {
+            data,
+            size,
+            compression,
+            decompress,
+        })
+    }
+
+    fn damaged(&self, reason: String) -> KernelError {
+        KernelError::Payload {
+            compression: self.compression,
+            reason,
+        }
+    }
+
+    fn check_elf(&self, start: &[u8]) -> Result<(), KernelError> {
+        if start.starts_with(&elf::MAGIC) {
+            return Ok(());
+        }
+        Err(self.damaged("what it contains is not an ELF file".to_owned()))
+    }
+
+    /// All of it, in memory of our own.
+    fn vmlinux(&self) -> Result<Vec<u8>, KernelError> {
+        // Zeroed pages cost nothing until the decompressor fills them.
+        let mut vmlinux = vec![0; self.size];
+        let written =
+            (self.decompress)(self.data, &mut vmlinux).map_err(|reason| self.damaged(reason))?;
+        if written != self.size {
+            return Err(self.damaged(format!("{written} bytes instead of {}", self.size)));
+        }
+        self.check_elf(&vmlinux)?;
+        Ok(vmlinux)
+    }
+
+    /// The compressed blocks, where all but the last hold [`LZ4_BLOCK`] bytes each, as far as their
+    /// number tells: one of them can then be decompressed without the others.
+    fn blocks(&self) -> Option<Vec<&'a [u8]>> {
+        if self.compression != LZ4 {
+            return None;
+        }
+        let blocks = lz4_blocks(self.data).collect::<Result<Vec<_>, _>>().ok()?;
+        (blocks.len() == self.size.div_ceil(LZ4_BLOCK)).then_some(blocks)
+    }
+
+    /// Decompresses `blocks` on several threads, each into a buffer of its own and from there to
+    /// where it belongs.
+    fn load_blocks(
+        &self,
+        memory: &GuestMemory,
+        blocks: &[&[u8]],
+        fills: Fills<'_>,
+    ) -> Result<Placed, KernelError> {
+        let block = |index: usize, buffer: &mut Vec<u8>| {
+            let expected = (self.size - index * LZ4_BLOCK).min(LZ4_BLOCK);
+            buffer.resize(expected, 0);
+            let data = blocks.get(index).copied().unwrap_or_default();
+            let written = lz4_block(data, buffer).map_err(|reason| self.damaged(reason))?;
+            if written != expected {
+                let what = format!("{written} bytes instead of {expected} in block {index}");
+                return Err(self.damaged(what));
+            }
+            Ok(())
+        };
+        let mut first = Vec::new();
+        block(0, &mut first)?;
+        self.check_elf(&first)?;
+        let plan = elf::Plan::parse(memory, &Source::Bytes(&first), self.size as u64)?;
+        fills(plan.range());
+        let notes = Mutex::new(plan.notes());
+        let next = AtomicUsize::new(1);
+        let rest = |mut buffer: Vec<u8>| -> Result<(), KernelError> {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= blocks.len() {
+                    return Ok(());
+                }
+                block(index, &mut buffer)?;
+                plan.place(memory, (index * LZ4_BLOCK) as u64, &buffer, &notes)?;
+            }
+        };
+        let helpers = std::thread::available_parallelism()
+            .map_or(1, |n| n.get().min(MAX_THREADS))
+            .min(blocks.len())
+            - 1;
+        std::thread::scope(|scope| {
+            // Without helpers, should the host refuse them, it only takes longer.
+            let helpers: Vec<_> = (0..helpers)
+                .map_while(|_| {
+                    let thread = std::thread::Builder::new().name("decompress".into());
+                    thread.spawn_scoped(scope, || rest(Vec::new())).ok()
+                })
+                .collect();
+            let own = plan
+                .place(memory, 0, &first, &notes)
+                .and_then(|()| rest(first));
+            helpers.into_iter().fold(own, |outcome, helper| {
+                let theirs = helper
+                    .join()
+                    .unwrap_or_else(|_| Err(self.damaged("its decompressor panicked".to_owned())));
+                outcome.and(theirs)
+            })
+        })?;
+        plan.finish(
+            memory,
+            &notes.into_inner().unwrap_or_else(|e| e.into_inner()),
+        )
+    }
+}
+
 /// The uncompressed ELF kernel inside a bzImage.
 ///
 /// The payload is followed by its uncompressed size (4 bytes) in all formats handled here: LZ4
@@ -118,71 +265,69 @@ type Decompress = fn(&[u8], &mut [u8]) -> Result<usize, String>;
 /// [`KernelError::UnknownCompression`] for other formats; the payload is damaged, is no ELF file or
 /// is larger than [`MAX_VMLINUX`].
 pub fn vmlinux_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
-    let header = SetupHeader::parse(image)?;
-    let payload = (header.raw.payload_offset as usize)
-        .checked_add(header.code)
-        .and_then(|at| image.get(at..)?.get(..header.raw.payload_length as usize))
-        .ok_or(KernelError::BzImage("its payload lies outside the file"))?;
-    let (data, size) = payload
-        .split_last_chunk::<4>()
-        .ok_or(KernelError::BzImage("it has no payload"))?;
-    let size = u32::from_le_bytes(*size) as usize;
-    let magic = *data
-        .first_chunk::<4>()
-        .ok_or(KernelError::BzImage("its payload is empty"))?;
-    let (compression, decompress): (_, Decompress) = match magic {
-        LZ4_LEGACY_MAGIC => ("LZ4", lz4_legacy),
-        ZSTD_MAGIC => ("Zstandard", zstd),
-        elf::MAGIC => ("uncompressed", stored),
-        _ => return Err(KernelError::UnknownCompression(magic)),
-    };
-    if size > MAX_VMLINUX {
-        return Err(KernelError::TooLarge {
-            what: "uncompressed kernel",
-            len: size as u64,
-        });
-    }
-    let damaged = |reason| KernelError::Payload {
-        compression,
-        reason,
-    };
-    // Zeroed pages cost nothing until the decompressor fills them.
-    let mut vmlinux = vec![0; size];
-    let written = decompress(data, &mut vmlinux).map_err(damaged)?;
-    if written != size {
-        return Err(damaged(format!("{written} bytes instead of {size}")));
-    }
-    if !vmlinux.starts_with(&elf::MAGIC) {
-        return Err(damaged("what it contains is not an ELF file".to_owned()));
-    }
-    Ok(vmlinux)
+    Payload::find(image, &SetupHeader::parse(image)?)?.vmlinux()
 }
 
+/// Loads the ELF kernel inside a bzImage to its addresses.
+///
+/// # Errors
+/// As [`vmlinux_from_bzimage`]; or it does not fit into the memory.
+pub(super) fn load_vmlinux(
+    memory: &GuestMemory,
+    image: &[u8],
+    header: &SetupHeader,
+    fills: Fills<'_>,
+) -> Result<Placed, KernelError> {
+    let payload = Payload::find(image, header)?;
+    match payload.blocks() {
+        Some(blocks) if !blocks.is_empty() => payload.load_blocks(memory, &blocks, fills),
+        _ => elf::load(memory, &Source::Bytes(&payload.vmlinux()?), fills),
+    }
+}
+
+const LZ4: &str = "LZ4";
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
-/// Blocks of a legacy LZ4 frame hold at most this much.
+/// Blocks of a legacy LZ4 frame hold at most this much; only the last one holds less.
 const LZ4_BLOCK: usize = 8 << 20;
+/// Most threads that decompress one kernel: each has a buffer of a block.
+const MAX_THREADS: usize = 4;
+
+/// The compressed blocks of a legacy LZ4 frame.
+fn lz4_blocks(mut data: &[u8]) -> impl Iterator<Item = Result<&[u8], String>> {
+    std::iter::from_fn(move || {
+        loop {
+            let (word, rest) = data.split_first_chunk::<4>()?;
+            data = rest;
+            if *word == LZ4_LEGACY_MAGIC {
+                continue;
+            }
+            let len = u32::from_le_bytes(*word) as usize;
+            let Some((block, rest)) = data.split_at_checked(len) else {
+                data = &[];
+                return Some(Err("a block is longer than the payload".to_owned()));
+            };
+            data = rest;
+            return Some(Ok(block));
+        }
+    })
+}
+
+/// Decompresses one block into `out`, which has room for no more than [`LZ4_BLOCK`] bytes.
+fn lz4_block(block: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    let room = out.len().min(LZ4_BLOCK) as i32;
+    lz4::block::decompress_to_buffer(block, Some(room), out).map_err(|e| e.to_string())
+}
 
 fn lz4_legacy(data: &[u8], out: &mut [u8]) -> Result<usize, String> {
-    let (mut data, mut done) = (data, 0);
-    while let Some((word, rest)) = data.split_first_chunk::<4>() {
-        data = rest;
-        if *word == LZ4_LEGACY_MAGIC {
-            continue;
-        }
-        let len = u32::from_le_bytes(*word) as usize;
-        let (block, rest) = data
-            .split_at_checked(len)
-            .ok_or("a block is longer than the payload")?;
-        data = rest;
+    let mut done = 0;
+    for block in lz4_blocks(data) {
         let room = (out.len() - done).min(LZ4_BLOCK);
         let Some(into) = out.get_mut(done..done + room).filter(|b| !b.is_empty()) else {
             return Err("it holds more than its size says".to_owned());
         };
-        let n = lz4::block::decompress_to_buffer(block, Some(room as i32), into)
-            .map_err(|e| e.to_string())?;
-        done += n;
+        done += lz4_block(block?, into)?;
     }
     Ok(done)
 }

@@ -1,8 +1,11 @@
 //! Uncompressed kernels: ELF-64 files with an optional PVH entry note.
 
+use std::ops::Range;
+use std::sync::Mutex;
+
 use vm_memory::{Bytes, GuestAddress};
 
-use super::kernel::{KernelError, Placed, Source, check_range};
+use super::kernel::{Fills, KernelError, Placed, Source, check_range};
 use crate::GuestMemory;
 
 /// First bytes of an ELF file.
@@ -37,81 +40,184 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// Loads the segments of an ELF file to their physical addresses.
-pub(super) fn load(memory: &GuestMemory, source: &Source<'_>) -> Result<Placed, KernelError> {
-    let file_len = source.len()?;
-    let mut header = [0; HEADER_SIZE];
-    if file_len < HEADER_SIZE as u64 {
-        return Err(KernelError::Elf("it is shorter than its header"));
-    }
-    source.read_at(0, &mut header)?;
-    if header[..4] != MAGIC || header[4] != CLASS_64 || header[5] != LITTLE_ENDIAN {
-        return Err(KernelError::Elf("it is not a little-endian 64-bit file"));
-    }
-    if u16_at(&header, 18) != MACHINE_X86_64 {
-        return Err(KernelError::Elf("it is not for x86-64"));
-    }
-    let entry64 = u64_at(&header, 24);
-    let table = u64_at(&header, 32);
-    let count = u16_at(&header, 56);
-    if usize::from(u16_at(&header, 54)) != PROGRAM_HEADER_SIZE || count > MAX_PROGRAM_HEADERS {
-        return Err(KernelError::Elf("its program header table is malformed"));
-    }
-    let mut headers = vec![0; usize::from(count) * PROGRAM_HEADER_SIZE];
-    source
-        .read_at(table, &mut headers)
-        .map_err(|_| KernelError::Elf("its program headers lie outside the file"))?;
+/// A part of the file that goes into memory.
+struct Segment {
+    offset: u64,
+    in_file: u64,
+    /// First address and first address behind it (GPA); the bytes beyond `in_file` are zeroes.
+    address: u64,
+    end: u64,
+}
 
-    let mut loaded: Vec<(u64, u64)> = Vec::new();
-    let mut pvh = None;
-    for ph in headers.chunks_exact(PROGRAM_HEADER_SIZE) {
-        let (offset, address) = (u64_at(ph, 8), u64_at(ph, 24));
-        let (in_file, in_memory) = (u64_at(ph, 32), u64_at(ph, 40));
-        let kind = u32_at(ph, 0);
-        if !matches!(kind, PT_LOAD | PT_NOTE) {
-            continue;
+/// What an ELF file wants, checked against the memory that it is for.
+pub(super) struct Plan {
+    entry64: u64,
+    segments: Vec<Segment>,
+    /// Offset and length of the notes.
+    notes: Vec<(u64, u64)>,
+}
+
+impl Plan {
+    /// Reads the headers of a file of `file_len` bytes, which are all within `source`.
+    pub(super) fn parse(
+        memory: &GuestMemory,
+        source: &Source<'_>,
+        file_len: u64,
+    ) -> Result<Self, KernelError> {
+        let mut header = [0; HEADER_SIZE];
+        if file_len < HEADER_SIZE as u64 {
+            return Err(KernelError::Elf("it is shorter than its header"));
         }
-        if offset.checked_add(in_file).is_none_or(|end| end > file_len) {
-            return Err(KernelError::Elf("a segment lies outside the file"));
+        source.read_at(0, &mut header)?;
+        if header[..4] != MAGIC || header[4] != CLASS_64 || header[5] != LITTLE_ENDIAN {
+            return Err(KernelError::Elf("it is not a little-endian 64-bit file"));
         }
-        if kind == PT_NOTE {
-            if in_file > MAX_NOTES {
-                return Err(KernelError::Elf("its notes are too large"));
+        if u16_at(&header, 18) != MACHINE_X86_64 {
+            return Err(KernelError::Elf("it is not for x86-64"));
+        }
+        let entry64 = u64_at(&header, 24);
+        let table = u64_at(&header, 32);
+        let count = u16_at(&header, 56);
+        if usize::from(u16_at(&header, 54)) != PROGRAM_HEADER_SIZE || count > MAX_PROGRAM_HEADERS {
+            return Err(KernelError::Elf("its program header table is malformed"));
+        }
+        let mut headers = vec![0; usize::from(count) * PROGRAM_HEADER_SIZE];
+        source
+            .read_at(table, &mut headers)
+            .map_err(|_| KernelError::Elf("its program headers lie outside the file"))?;
+
+        let (mut segments, mut notes) = (Vec::new(), Vec::new());
+        for ph in headers.chunks_exact(PROGRAM_HEADER_SIZE) {
+            let (offset, address) = (u64_at(ph, 8), u64_at(ph, 24));
+            let (in_file, in_memory) = (u64_at(ph, 32), u64_at(ph, 40));
+            let kind = u32_at(ph, 0);
+            if !matches!(kind, PT_LOAD | PT_NOTE) {
+                continue;
             }
-            let mut notes = vec![0; in_file as usize];
-            source.read_at(offset, &mut notes)?;
-            pvh = pvh.or(pvh_entry(&notes));
-        } else if in_memory > 0 {
-            if in_file > in_memory {
-                return Err(KernelError::Elf(
-                    "a segment is larger in the file than in memory",
-                ));
+            if offset.checked_add(in_file).is_none_or(|end| end > file_len) {
+                return Err(KernelError::Elf("a segment lies outside the file"));
             }
-            let end = check_range(memory, address, in_memory)?;
-            source.load(offset, in_file, memory, address)?;
-            zero(memory, address + in_file, end)?;
-            loaded.push((address, end));
+            if kind == PT_NOTE {
+                let total: u64 = notes.iter().map(|(_, len)| len).sum();
+                if total.saturating_add(in_file) > MAX_NOTES {
+                    return Err(KernelError::Elf("its notes are too large"));
+                }
+                notes.push((offset, in_file));
+            } else if in_memory > 0 {
+                if in_file > in_memory {
+                    return Err(KernelError::Elf(
+                        "a segment is larger in the file than in memory",
+                    ));
+                }
+                segments.push(Segment {
+                    offset,
+                    in_file,
+                    address,
+                    end: check_range(memory, address, in_memory)?,
+                });
+            }
         }
+        if segments.is_empty() {
+            return Err(KernelError::Elf("it has nothing to load"));
+        }
+        Ok(Self {
+            entry64,
+            segments,
+            notes,
+        })
     }
-    let start = loaded.iter().map(|s| s.0).min();
-    let end = loaded.iter().map(|s| s.1).max();
-    let (Some(start), Some(end)) = (start, end) else {
-        return Err(KernelError::Elf("it has nothing to load"));
-    };
-    let enters = |at: u64| {
-        loaded
-            .iter()
-            .any(|(start, end)| (*start..*end).contains(&at))
-    };
-    if !enters(pvh.unwrap_or(entry64)) {
-        return Err(KernelError::Elf("its entry point is outside what it loads"));
+
+    /// The addresses that it takes (GPA).
+    pub(super) fn range(&self) -> Range<u64> {
+        let start = self.segments.iter().map(|s| s.address).min();
+        let end = self.segments.iter().map(|s| s.end).max();
+        start.unwrap_or(0)..end.unwrap_or(0)
     }
-    Ok(Placed {
-        start,
-        end,
-        entry64,
-        pvh,
-    })
+
+    /// Room for the notes, to be filled by [`Plan::place`].
+    pub(super) fn notes(&self) -> Vec<Vec<u8>> {
+        let room = |(_, len): &(u64, u64)| vec![0; *len as usize];
+        self.notes.iter().map(room).collect()
+    }
+
+    /// Puts the file's bytes from `offset` on to where they belong.
+    pub(super) fn place(
+        &self,
+        memory: &GuestMemory,
+        offset: u64,
+        bytes: &[u8],
+        notes: &Mutex<Vec<Vec<u8>>>,
+    ) -> Result<(), KernelError> {
+        for segment in &self.segments {
+            if let Some((part, at)) = overlap(offset, bytes, segment.offset, segment.in_file) {
+                memory.write_slice(part, GuestAddress(segment.address + at))?;
+            }
+        }
+        for (index, (start, len)) in self.notes.iter().enumerate() {
+            if let Some((part, at)) = overlap(offset, bytes, *start, *len) {
+                let mut notes = notes.lock().unwrap_or_else(|e| e.into_inner());
+                let room = notes.get_mut(index).and_then(|n| n.get_mut(at as usize..));
+                if let Some(room) = room.and_then(|r| r.get_mut(..part.len())) {
+                    room.copy_from_slice(part);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeroes what the file has no bytes for and finds the entry point, once every byte is placed.
+    pub(super) fn finish(
+        self,
+        memory: &GuestMemory,
+        notes: &[Vec<u8>],
+    ) -> Result<Placed, KernelError> {
+        for segment in &self.segments {
+            zero(memory, segment.address + segment.in_file, segment.end)?;
+        }
+        let pvh = notes.iter().find_map(|notes| pvh_entry(notes));
+        let entry = pvh.unwrap_or(self.entry64);
+        let enters = |s: &Segment| (s.address..s.end).contains(&entry);
+        if !self.segments.iter().any(enters) {
+            return Err(KernelError::Elf("its entry point is outside what it loads"));
+        }
+        let Range { start, end } = self.range();
+        Ok(Placed {
+            start,
+            end,
+            entry64: self.entry64,
+            pvh,
+        })
+    }
+}
+
+/// The part of `bytes`, which begin at `offset` of a file, that is within `len` bytes from `start`;
+/// and where it begins in those.
+fn overlap(offset: u64, bytes: &[u8], start: u64, len: u64) -> Option<(&[u8], u64)> {
+    let from = start.max(offset);
+    let to = start.checked_add(len)?.min(offset + bytes.len() as u64);
+    if from >= to {
+        return None;
+    }
+    let part = bytes.get((from - offset) as usize..(to - offset) as usize)?;
+    Some((part, from - start))
+}
+
+/// Loads the segments of an ELF file to their physical addresses.
+pub(super) fn load(
+    memory: &GuestMemory,
+    source: &Source<'_>,
+    fills: Fills<'_>,
+) -> Result<Placed, KernelError> {
+    let plan = Plan::parse(memory, source, source.len()?)?;
+    fills(plan.range());
+    for segment in &plan.segments {
+        source.load(segment.offset, segment.in_file, memory, segment.address)?;
+    }
+    let mut notes = plan.notes();
+    for ((offset, _), notes) in plan.notes.iter().zip(&mut notes) {
+        source.read_at(*offset, notes)?;
+    }
+    plan.finish(memory, &notes)
 }
 
 /// Zeroes `[from, to)`: memory that an earlier boot used may hold anything.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
@@ -277,6 +278,9 @@ pub(super) fn check_range(memory: &GuestMemory, start: u64, len: u64) -> Result<
     Ok(end)
 }
 
+/// Called with each range of guest memory (GPA) that is about to be filled from end to end.
+pub type Fills<'a> = &'a dyn Fn(Range<u64>);
+
 /// Loads `kernel` (bzImage or ELF), `initrd` and `cmdline` into `memory` and writes the tables that
 /// its boot protocol asks for, so that a vCPU with [`super::regs::boot_regs`] can enter it.
 ///
@@ -293,15 +297,34 @@ pub fn load(
     cmdline: &str,
     options: &LoadOptions,
 ) -> Result<LoadedKernel, KernelError> {
+    load_with(memory, kernel, initrd, cmdline, options, &|_| {})
+}
+
+/// As [`load`], and tells `fills` of large ranges before it fills them, so that whoever owns the
+/// memory can prepare it: touching it page by page is a good part of the work.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(
+    memory: &GuestMemory,
+    kernel: &Source<'_>,
+    initrd: Option<&Source<'_>>,
+    cmdline: &str,
+    options: &LoadOptions,
+    fills: Fills<'_>,
+) -> Result<LoadedKernel, KernelError> {
     let mut magic = [0; 4];
     kernel.read_at(0, &mut magic)?;
+    // Spans, so that a log at level debug tells where the time goes.
+    let loading = tracing::debug_span!("load_kernel").entered();
     let (placed, header) = if magic == elf::MAGIC {
-        (elf::load(memory, kernel)?, None)
+        (elf::load(memory, kernel, fills)?, None)
     } else if bzimage::is_bzimage(kernel) {
-        load_bzimage(memory, kernel, options.decompress)?
+        load_bzimage(memory, kernel, options.decompress, fills)?
     } else {
         return Err(KernelError::UnknownFormat { magic });
     };
+    drop(loading);
 
     let max = header
         .as_ref()
@@ -314,7 +337,8 @@ pub fn load(
             let max = header
                 .as_ref()
                 .map_or(DEFAULT_INITRD_MAX, |h| u64::from(h.initrd_addr_max));
-            Some(load_initrd(memory, source, placed.end, max)?)
+            let _loading = tracing::debug_span!("load_initrd").entered();
+            Some(load_initrd(memory, source, placed.end, max, fills)?)
         }
         _ => None,
     };
@@ -343,15 +367,13 @@ fn load_bzimage(
     memory: &GuestMemory,
     kernel: &Source<'_>,
     decompress: bool,
+    fills: Fills<'_>,
 ) -> Result<(Placed, Option<SetupHeader>), KernelError> {
     let image = kernel.read_all(MAX_KERNEL_FILE)?;
     let header = SetupHeader::parse(&image)?;
     if decompress {
-        match bzimage::vmlinux_from_bzimage(&image) {
-            Ok(vmlinux) => {
-                let placed = elf::load(memory, &Source::Bytes(&vmlinux))?;
-                return Ok((placed, Some(header)));
-            }
+        match bzimage::load_vmlinux(memory, &image, &header, fills) {
+            Ok(placed) => return Ok((placed, Some(header))),
             Err(KernelError::UnknownCompression(magic)) => {
                 tracing::debug!(?magic, "the guest decompresses its kernel itself");
             }
@@ -381,6 +403,7 @@ fn load_initrd(
     source: &Source<'_>,
     low: u64,
     max: u64,
+    fills: Fills<'_>,
 ) -> Result<(u64, u64), KernelError> {
     const PAGE: u64 = 4096;
     let size = source.len()?;
@@ -390,6 +413,7 @@ fn load_initrd(
         .map(|s| s & !(PAGE - 1))
         .filter(|s| *s >= low)
         .ok_or(KernelError::InitrdDoesNotFit { size, low, high })?;
+    fills(start..start + size);
     source.load(0, size, memory, start)?;
     Ok((start, size))
 }

@@ -94,6 +94,7 @@ impl Ext4Volume {
             superblock,
         };
         if geometry.needs_recovery {
+            let _replaying = tracing::debug_span!("journal").entered();
             let map = geometry.journal_map(&source.disk)?;
             let overlay = journal::replay(&source.disk, geometry.block_size as usize, &map)?;
             // The journal may hold a newer superblock; the kernel would use that one.

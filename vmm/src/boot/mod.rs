@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleetbox_devices::block::Disk;
+use tracing::debug_span;
 
 use self::devices::{Devices, Location};
 use self::window::{Budget, Window};
@@ -207,9 +208,13 @@ pub enum BootError {
 pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootError> {
     let started = Instant::now();
     let budget = Budget::new(limits.bytes, limits.reads, started + limits.time);
-    let devices = Devices::new(partition::partitions(&Window::whole(disk, budget.clone()))?);
-    let config = locate::configuration(&devices, limits)?;
-    let choice = grub::run(&devices, &config, limits)?;
+    let disk = Window::whole(disk, budget.clone());
+    // Spans, so that a log at level debug tells where the time goes.
+    let devices =
+        Devices::new(debug_span!("partitions").in_scope(|| partition::partitions(&disk))?);
+    let config =
+        debug_span!("find_configuration").in_scope(|| locate::configuration(&devices, limits))?;
+    let choice = debug_span!("interpret").in_scope(|| grub::run(&devices, &config, limits))?;
     let read = |location: &Location, limit: u64| {
         devices
             .read(location, limit)
@@ -218,7 +223,8 @@ pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootEr
                 problem: error.to_string(),
             })
     };
-    let kernel = read(&choice.kernel, limits.kernel)?;
+    let kernel = debug_span!("read_kernel").in_scope(|| read(&choice.kernel, limits.kernel))?;
+    let reading = debug_span!("read_initrd").entered();
     let mut initrd: Option<Vec<u8>> = None;
     for location in &choice.initrds {
         let so_far = initrd.as_ref().map_or(0, |bytes| bytes.len() as u64);
@@ -232,6 +238,7 @@ pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootEr
             }
         }
     }
+    drop(reading);
     budget.check_time().map_err(|source| BootError::Read {
         what: "the boot files".into(),
         source,

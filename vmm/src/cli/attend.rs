@@ -45,11 +45,7 @@ pub(super) fn attend(
         // SAFETY: the event owns the descriptor and outlives this call.
         let ended = unsafe { BorrowedFd::borrow_raw(ended.as_raw_fd()) };
         let wait = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = [
-            wait(ended),
-            wait(terminations.as_fd()),
-            wait(stdin.as_fd()),
-        ];
+        let mut fds = [wait(ended), wait(terminations.as_fd()), wait(stdin.as_fd())];
         let count = if keys == Keys::None { 2 } else { 3 };
         match poll(&mut fds[..count], PollTimeout::NONE) {
             Ok(_) => {}

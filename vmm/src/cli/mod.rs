@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use fleetbox_vmm::preflight;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use args::{Arguments, Command};
 
@@ -21,6 +22,8 @@ pub(crate) fn main(start: Instant) -> ExitCode {
     if let Some(filter) = std::env::var_os("FLEETBOX_LOG") {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter.to_string_lossy()))
+            // How long what took, at level debug.
+            .with_span_events(FmtSpan::CLOSE)
             .with_writer(std::io::stderr)
             .init();
     }

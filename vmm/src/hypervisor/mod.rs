@@ -5,6 +5,7 @@
 //! created on the thread that will run it ([`Vm::create_vcpu`]), as Hypervisor.framework demands.
 //! A backend refuses what it lacks; it never ignores it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
@@ -94,6 +95,11 @@ pub trait Vm: Send + Sync {
 
     /// Guest writes that become events without leaving the kernel.
     fn io_events(&self) -> Arc<dyn IoEvents>;
+
+    /// A hint: this range of guest memory (GPA) is about to be filled from end to end.
+    fn will_fill(&self, range: Range<u64>) {
+        let _ = range;
+    }
 }
 
 /// Answers a vCPU's accesses to what is not memory.

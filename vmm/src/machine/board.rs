@@ -67,7 +67,7 @@ impl Board {
             what: "the reset vector".into(),
             reason: e.to_string(),
         })?;
-        let kernel = payload.load(&memory)?;
+        let kernel = payload.load(&memory, vm.as_ref())?;
         acpi::write_tables(&memory, config.cpus).map_err(|e| Error::Load {
             what: "the ACPI tables".into(),
             reason: e.to_string(),

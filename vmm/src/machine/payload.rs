@@ -9,6 +9,7 @@ use fleetbox_devices::GuestMemory;
 
 use super::{BootSource, Error, MachineConfig};
 use crate::boot;
+use crate::hypervisor::Vm;
 
 /// Kernel, initial RAM disk and command line of one boot.
 pub(super) struct Payload {
@@ -102,14 +103,15 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
 
 impl Payload {
     /// Puts everything into guest memory with the tables of its boot protocol.
-    pub(super) fn load(self, memory: &GuestMemory) -> Result<LoadedKernel, Error> {
+    pub(super) fn load(self, memory: &GuestMemory, vm: &dyn Vm) -> Result<LoadedKernel, Error> {
         let initrd = self.initrd.as_ref().map(Part::source);
-        kernel::load(
+        kernel::load_with(
             memory,
             &self.kernel.source(),
             initrd.as_ref(),
             &self.cmdline,
             &LoadOptions::default(),
+            &|range| vm.will_fill(range),
         )
         .map_err(|e| Error::Load {
             what: self.kernel.name(),

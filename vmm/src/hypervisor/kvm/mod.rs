@@ -7,6 +7,7 @@ mod interrupts;
 mod state;
 mod vcpu;
 
+use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +19,7 @@ use fleetbox_devices::irq::MsiController;
 use kvm_bindings::{CpuId, kvm_userspace_memory_region};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::{Capabilities, Error, Hypervisor, Result, Vcpu, Vm, VmSpec};
 use crate::preflight;
@@ -26,6 +27,8 @@ use interrupts::{Controller, Interrupts, PinRoutes};
 use vcpu::KvmVcpu;
 
 const NAME: &str = "KVM";
+/// Size of x86's huge pages in bytes.
+const HUGE_PAGE: u64 = 2 << 20;
 
 fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     let operation = operation.into();
@@ -211,6 +214,30 @@ impl Vm for KvmVm {
 
     fn io_events(&self) -> Arc<dyn IoEvents> {
         Arc::new(KvmIoEvents(self.fd.clone()))
+    }
+
+    /// Asks for huge pages. Filling page by page spends more time in page faults than in copying,
+    /// here and later in the guest; memory that is filled anyway does not grow by it.
+    fn will_fill(&self, range: Range<u64>) {
+        for region in self.spec.memory.iter() {
+            let start = region.start_addr().raw_value();
+            let from = range.start.max(start).next_multiple_of(HUGE_PAGE);
+            let to = range.end.min(start.saturating_add(region.len())) & !(HUGE_PAGE - 1);
+            if from >= to {
+                continue;
+            }
+            let Ok(host) = region.get_host_address(MemoryRegionAddress(from - start)) else {
+                continue;
+            };
+            // SAFETY: the range is within the region's mapping, which lives as long as `self`, and
+            // the advice changes nothing but what pages the kernel takes for it.
+            let advised =
+                unsafe { libc::madvise(host.cast(), (to - from) as usize, libc::MADV_HUGEPAGE) };
+            if advised != 0 {
+                let error = std::io::Error::last_os_error();
+                tracing::debug!(from, to, %error, "no huge pages for the guest's kernel");
+            }
+        }
     }
 }
 
