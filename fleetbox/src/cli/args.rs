@@ -29,24 +29,24 @@ pub(super) struct Cli {
     #[arg(long, global = true, env = "FLEETBOX_HOME", value_name = "DIR")]
     pub(super) home: Option<PathBuf>,
 
-    /// Say nothing but what was asked for, and errors
+    /// Print only what was asked for, and errors
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
 
-    /// Results as JSON on standard output
+    /// Print results as JSON on standard output
     #[arg(long, global = true)]
     pub(super) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Create a VM, or boot one that exists, and wait until it answers by SSH
+    /// Create and boot a VM, or boot one that exists, and wait until it answers by SSH
     Up(Up),
     /// Log in to a VM, or run a command line in it
     Ssh(Ssh),
     /// Run a program in a VM with its arguments as they are, in its workspace if it has one
     Exec(Exec),
-    /// Run a program, or log in, in a new VM, with a git work tree if one is named
+    /// Run a program or log in, in a new VM, with a git work tree if one is named
     Run(Run),
     /// Print what was changed in a VM's workspace, as a patch against the commit that was shipped
     PullDiff {
@@ -90,13 +90,13 @@ pub(super) enum Command {
     Restart(Restart),
     /// Kill VMs without notice to the guest; their disks stay
     Kill(Kill),
-    /// Change a stopped VM
+    /// Change the CPUs or memory of a stopped VM
     Set(Set),
     /// Delete VMs with their disks, running or not
     Rm(Rm),
-    /// Delete all VMs that do not run, and what killed processes have left
+    /// Delete all VMs that do not run, and what killed processes left behind
     Prune(Prune),
-    /// Connect standard input and output to a TCP port of a VM, as ProxyCommand of OpenSSH does
+    /// Connect standard input and output to a TCP port of a VM (for OpenSSH's ProxyCommand)
     Dial {
         /// The VM
         name: Name,
@@ -104,13 +104,13 @@ pub(super) enum Command {
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
     },
-    /// Serve SOCKS5 and HTTP on loopback, by which programs reach VMs by their names
+    /// Serve a SOCKS5 and HTTP proxy on loopback that knows VMs by their names
     Proxy {
         /// Where to listen; port 0 is any that is free
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1080")]
         listen: SocketAddr,
     },
-    /// Make plain `ssh NAME`, and what builds on it, work
+    /// Print or install OpenSSH's configuration, so that plain `ssh NAME` works
     SshConfig(SshConfig),
     /// Show, download and delete images
     #[command(subcommand)]
@@ -154,20 +154,20 @@ pub(super) struct Machine {
     /// Size of the disk, such as 20G [default: 20G]
     #[arg(long, value_parser = disk, value_name = "SIZE")]
     pub(super) disk: Option<Size>,
-    /// Give a directory of this host to a new VM, read-only, as it is at each start; repeatable
+    /// A directory of this host for a new VM, read-only, copied at each start; repeatable
     #[arg(long, value_name = "HOST:GUEST")]
     pub(super) fixture: Vec<Fixture>,
-    /// A cloud-init document for its first boot, repeatable
+    /// A cloud-init document for its first boot; repeatable
     #[arg(long, value_name = "FILE")]
     pub(super) user_data: Vec<PathBuf>,
-    /// Lead a port of loopback to one of the VM while it runs, repeatable
+    /// Forward a port of 127.0.0.1 to a port of the VM while it runs; repeatable
     #[arg(long, value_parser = publish, value_name = "HOST:GUEST")]
     pub(super) publish: Vec<(u16, u16)>,
-    /// Wait for this instead of SSH, repeatable: ssh, cloud-init, port:N, console:REGEX,
-    /// command:COMMAND
+    /// What to wait for instead of SSH: ssh, cloud-init, port:N, console:REGEX or
+    /// command:COMMAND; repeatable
     #[arg(long, value_parser = ready, value_name = "WHAT")]
     pub(super) wait: Vec<Ready>,
-    /// Seconds the guest may take until it answers by SSH
+    /// Seconds the guest may take to answer by SSH, or until what is waited for
     #[arg(
         long,
         default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),
@@ -181,7 +181,7 @@ pub(super) struct Machine {
 pub(super) struct Up {
     /// The VM, which is also its hostname; one is made up if none is given
     pub(super) name: Option<Name>,
-    /// A cluster of so many VMs: NAME-1, NAME-2 and so on, in one network
+    /// Make a cluster of N VMs in one network: NAME-1, NAME-2 and so on
     #[arg(short = 'n', long, value_parser = count, value_name = "N", conflicts_with = "publish")]
     pub(super) count: Option<u32>,
     #[command(flatten)]
@@ -195,7 +195,7 @@ pub(super) struct Up {
 pub(super) struct Ssh {
     /// The VM
     pub(super) name: Name,
-    /// Ask for a terminal even though a command is given
+    /// Allocate a terminal even though a command is given
     #[arg(short, long)]
     pub(super) tty: bool,
     /// A command for the login shell; its words are joined by spaces
@@ -207,10 +207,10 @@ pub(super) struct Ssh {
 pub(super) struct Exec {
     /// The VM
     pub(super) name: Name,
-    /// Ask for a terminal
+    /// Allocate a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
-    /// Ship the workspace's files again first; changes made to them in the guest are lost
+    /// Ship the workspace's files again first; the guest's changes to them are lost
     #[arg(long)]
     pub(super) sync: bool,
     /// The program and its arguments, which the guest's shell does not change
@@ -222,10 +222,10 @@ pub(super) struct Exec {
 pub(super) struct Run {
     /// A directory in a git work tree, which is shipped to the guest
     pub(super) path: Option<PathBuf>,
-    /// Delete the VM when the command ends, or this command in whatever way
+    /// Delete the VM when the command ends, or when fleetbox itself is interrupted or killed
     #[arg(long)]
     pub(super) rm: bool,
-    /// Do not run anything, print the VM's name and leave it running
+    /// Run nothing: print the VM's name and leave it running
     #[arg(short, long, conflicts_with_all = ["rm", "command"])]
     pub(super) detach: bool,
     /// The VM's name; one is made up if none is given
@@ -243,16 +243,16 @@ pub(super) struct Run {
 /// What of a work tree is shipped.
 #[derive(Debug, Args)]
 pub(super) struct Shipment {
-    /// Ship new files that git does not ignore, too
+    /// Also ship new files, but for those that git ignores
     #[arg(long, requires = "path", conflicts_with_all = ["full_copy", "from"])]
     pub(super) include_untracked: bool,
-    /// Ship the whole directory: ignored files and the history, too
+    /// Ship the whole directory, with ignored files and the history
     #[arg(long, requires = "path", conflicts_with_all = ["branch", "from"])]
     pub(super) full_copy: bool,
-    /// Have the guest's repository on a new branch
+    /// Put the guest's repository on a new branch
     #[arg(long, requires = "path", value_name = "NAME")]
     pub(super) branch: Option<String>,
-    /// What the branch begins at; its files are shipped, not those of the work tree
+    /// Begin the branch at this commit, and ship its files instead of those of the work tree
     #[arg(long, requires = "branch", value_name = "REF")]
     pub(super) from: Option<String>,
     /// List the files that would be shipped, and do nothing
@@ -267,7 +267,7 @@ pub(super) struct Cp {
     pub(super) sources: Vec<Place>,
     /// Where it goes: NAME:PATH, or a path of this host
     pub(super) destination: Place,
-    /// With the rights of root in the guest
+    /// Use root's rights in the guest, by sudo
     #[arg(long)]
     pub(super) root: bool,
 }
@@ -276,10 +276,10 @@ pub(super) struct Cp {
 pub(super) struct Logs {
     /// The VM
     pub(super) name: Name,
-    /// Go on until the VM ends
+    /// Go on printing until the VM ends
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// Only so many lines of those there are
+    /// Print only the last N lines of those there are
     #[arg(short = 'n', long, value_name = "N")]
     pub(super) lines: Option<usize>,
 }
@@ -291,7 +291,7 @@ pub(super) struct Which {
     /// The VMs, or clusters for all of their members
     #[arg(value_name = "NAME")]
     pub(super) names: Vec<Name>,
-    /// All that run
+    /// All VMs that run
     #[arg(long, conflicts_with = "names")]
     pub(super) all: bool,
 }
@@ -341,7 +341,7 @@ pub(super) enum Signal {
 pub(super) struct Kill {
     #[command(flatten)]
     pub(super) which: Which,
-    /// What happens to it
+    /// What to do to it
     #[arg(short, long, value_enum, default_value_t = Signal::Kill, ignore_case = true)]
     pub(super) signal: Signal,
 }
@@ -380,7 +380,7 @@ pub(super) struct Prune {
 
 #[derive(Debug, Args)]
 pub(super) struct SshConfig {
-    /// Have OpenSSH read it: adds an Include to ~/.ssh/config, if it has none yet
+    /// Add an Include of it to ~/.ssh/config, if there is none yet
     #[arg(long, conflicts_with = "uninstall")]
     pub(super) install: bool,
     /// Take the Include out again
