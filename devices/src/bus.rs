@@ -53,6 +53,32 @@ struct Range {
 /// A map from address ranges to devices (port I/O or memory-mapped I/O).
 ///
 /// Reads that no device claims return all ones and writes are dropped; both are traced.
+///
+/// ```
+/// use std::sync::Arc;
+/// use fleetbox_devices::bus::{Bus, BusDevice};
+///
+/// struct Answer;
+///
+/// impl BusDevice for Answer {
+///     fn name(&self) -> &str {
+///         "answer"
+///     }
+///     fn read(&self, _offset: u64, data: &mut [u8]) {
+///         data.fill(42);
+///     }
+///     fn write(&self, _offset: u64, _data: &[u8]) {}
+/// }
+///
+/// let bus = Bus::new("ports");
+/// bus.insert(0x80, 1, Arc::new(Answer))?;
+/// let mut byte = [0];
+/// bus.read(0x80, &mut byte);
+/// assert_eq!(byte, [42]);
+/// bus.read(0x81, &mut byte);
+/// assert_eq!(byte, [0xff]); // nobody is there
+/// # Ok::<(), fleetbox_devices::bus::BusError>(())
+/// ```
 #[derive(Default)]
 pub struct Bus {
     name: &'static str,

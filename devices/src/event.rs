@@ -9,6 +9,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// A wake-up that can be signalled from any thread and polled as a file descriptor.
 ///
 /// Signals coalesce: a reader learns that there was at least one.
+///
+/// ```
+/// use fleetbox_devices::event::Event;
+///
+/// let event = Event::new()?;
+/// event.signal();
+/// event.signal();
+/// assert!(event.take());
+/// assert!(!event.take());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Event(Arc<EventFd>);
 

@@ -68,6 +68,13 @@ fn run<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static
 
 /// As [`crate::list`].
 ///
+/// ```no_run
+/// for vm in fleetbox::blocking::list(None)? {
+///     println!("{} is {}", vm.name, vm.state);
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
+///
 /// # Errors
 /// As there.
 pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
@@ -76,6 +83,11 @@ pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 }
 
 /// As [`crate::prune`].
+///
+/// ```no_run
+/// println!("deleted: {:?}", fleetbox::blocking::prune(None)?);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 ///
 /// # Errors
 /// As there.
@@ -86,6 +98,11 @@ pub fn prune(home: Option<&Path>) -> Result<Vec<String>> {
 
 /// As [`crate::remove`].
 ///
+/// ```no_run
+/// fleetbox::blocking::remove(None, "web")?;
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
+///
 /// # Errors
 /// As there.
 pub fn remove(home: Option<&Path>, name: &str) -> Result<()> {
@@ -94,6 +111,14 @@ pub fn remove(home: Option<&Path>, name: &str) -> Result<()> {
 }
 
 /// As [`crate::Events`]; ends after the VM's end, or after an error.
+///
+/// ```no_run
+/// let vm = fleetbox::blocking::Vm::open("web")?;
+/// for event in vm.events()? {
+///     println!("{:?}", event?.event);
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Events(Option<crate::Events>);
 
@@ -118,6 +143,15 @@ impl Iterator for Events {
 }
 
 /// As [`crate::VmBuilder`].
+///
+/// ```no_run
+/// use fleetbox::Size;
+/// use fleetbox::blocking::Vm;
+///
+/// let vm = Vm::builder("web").image("debian-12").cpus(2).memory(Size::gib(1)).start()?;
+/// println!("{} is up after {:?}", vm.name(), vm.timings().total());
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a VM is started by `start`"]
 pub struct VmBuilder(crate::VmBuilder);
@@ -253,6 +287,19 @@ impl VmBuilder {
 }
 
 /// As [`crate::Vm`], with methods that block.
+///
+/// ```no_run
+/// use fleetbox::blocking::Vm;
+///
+/// let vm = Vm::builder("web").start()?;
+/// vm.write("greeting", "hello")?;
+/// assert_eq!(vm.ssh("cat greeting")?.stdout_text(), "hello");
+/// let address = vm.forward(80)?;
+/// vm.restart()?;
+/// vm.stop()?;
+/// vm.destroy()?;
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Vm(Arc<crate::Vm>);
 

@@ -26,6 +26,13 @@ use crate::vm::Vm;
 use crate::{Error, Result, Size, testing};
 
 /// vCPUs of a VM for which no number is given.
+///
+/// ```
+/// use fleetbox::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, Size};
+///
+/// assert_eq!((DEFAULT_CPUS, DEFAULT_MEMORY, DEFAULT_DISK), (2, Size::gib(2), Size::gib(20)));
+/// assert_eq!(DEFAULT_BOOT_TIMEOUT.as_secs(), 300);
+/// ```
 pub const DEFAULT_CPUS: u32 = 2;
 /// Memory of a VM for which no size is given. The host gives what the guest touches.
 pub const DEFAULT_MEMORY: Size = Size::gib(2);
@@ -37,6 +44,23 @@ pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// A VM that is to be started. Made by [`Vm::builder`] and [`Vm::test`].
 ///
 /// Nothing is checked before [`VmBuilder::start`], and nothing is created before all is checked.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use std::time::Duration;
+/// use fleetbox::{Size, Vm};
+///
+/// let vm = Vm::test()
+///     .image("ubuntu-24.04")
+///     .cpus(4)
+///     .memory(Size::gib(4))
+///     .disk(Size::gib(40))
+///     .user("admin")
+///     .boot_timeout(Duration::from_secs(120))
+///     .start()
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[must_use = "a VM is started by `start`"]
 pub struct VmBuilder {
@@ -106,6 +130,14 @@ impl VmBuilder {
 
     /// The image: an alias such as `debian-12` (the default), a path such as `./disk.qcow2`, or
     /// an address.
+    ///
+    /// ```
+    /// use fleetbox::Vm;
+    ///
+    /// let by_alias = Vm::test().image("debian-13");
+    /// let by_path = Vm::test().image("./target/appliance.qcow2");
+    /// let by_address = Vm::test().image("https://example.org/appliance.raw");
+    /// ```
     pub fn image(mut self, image: impl Into<String>) -> Self {
         self.image = Some(image.into());
         self
@@ -173,6 +205,14 @@ impl VmBuilder {
 
     /// Who is told of an image's download and of waiting for memory (nobody if not given); see
     /// [`progress::stderr`](crate::images::progress::stderr).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::images::progress;
+    ///
+    /// let vm = fleetbox::Vm::test().progress(progress::stderr()).start().await?;
+    /// # Ok(()) }
+    /// ```
     pub fn progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         self.progress = progress.into();
         self
@@ -180,6 +220,13 @@ impl VmBuilder {
 
     /// The memory that all VMs of the state directory may have together ([`Budget::from_env`] if
     /// not given); a start that does not fit waits its turn, see [`budget`](crate::budget).
+    ///
+    /// ```
+    /// use fleetbox::budget::Budget;
+    /// use fleetbox::{Size, Vm};
+    ///
+    /// let vm = Vm::test().memory_budget(Budget::of(Size::gib(8)));
+    /// ```
     pub fn memory_budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
@@ -189,6 +236,13 @@ impl VmBuilder {
     /// this process, whatever way that ends.
     ///
     /// A test VM that is detached is an ordinary one from then on.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("web").detached().start().await?;
+    /// drop(vm); // it runs on; `fleetbox ssh web` reaches it
+    /// # Ok(()) }
+    /// ```
     pub fn detached(mut self) -> Self {
         self.lifetime = Lifetime::Detached;
         self
@@ -196,6 +250,13 @@ impl VmBuilder {
 
     /// The VM is destroyed when its last handle is dropped or this process ends, as one of
     /// [`Vm::test`] is.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("scratch").ephemeral().start().await?;
+    /// drop(vm); // nothing is left of it
+    /// # Ok(()) }
+    /// ```
     pub fn ephemeral(mut self) -> Self {
         self.lifetime = Lifetime::Ephemeral;
         self
@@ -205,6 +266,18 @@ impl VmBuilder {
     /// SSH, or for what [`VmBuilder::wait_for`] was given. A VM that runs already, in whatever process, is attached to; one that exists is
     /// booted as it was created, and options that differ are ignored with a warning (see
     /// [`Vm::ignored_options`]).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::Error;
+    ///
+    /// match fleetbox::Vm::builder("web").start().await {
+    ///     Ok(vm) => println!("{} is up: {}", vm.name(), vm.timings()),
+    ///     Err(Error::Host(probe)) => println!("no VMs here: {}", Error::Host(probe)),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] for a bad name, size, count or image, [`Error::Host`] if VMs cannot run

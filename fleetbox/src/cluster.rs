@@ -24,6 +24,22 @@ type Configure = Arc<dyn Fn(VmBuilder) -> VmBuilder + Send + Sync>;
 ///
 /// Options of all members are given to the builder itself, those of one by
 /// [`ClusterBuilder::member`]. Nothing is created before all is checked.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{Cluster, Size};
+///
+/// let cluster = Cluster::builder("node")
+///     .count(3)
+///     .image("debian-12")
+///     .cpus(2)
+///     .memory(Size::gib(1))
+///     .disk(Size::gib(10))
+///     .detached()
+///     .start()
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[must_use = "a cluster is started by `start`"]
 pub struct ClusterBuilder {
@@ -75,6 +91,13 @@ impl ClusterBuilder {
     }
 
     /// Number of members: `NAME-1`, `NAME-2` and so on, of a test cluster `node-1`, `node-2`.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::test().count(3).start().await?;
+    /// assert_eq!(cluster.members()[2].name(), "node-3");
+    /// # Ok(()) }
+    /// ```
     pub fn count(mut self, count: u32) -> Self {
         self.count = Some(count);
         self
@@ -106,6 +129,12 @@ impl ClusterBuilder {
     /// Gives options to all members; [`ClusterBuilder::member`] overrides them for one. The state
     /// directory and how long they run are the cluster's: [`ClusterBuilder::home`],
     /// [`ClusterBuilder::detached`].
+    ///
+    /// ```
+    /// use fleetbox::Cluster;
+    ///
+    /// let cluster = Cluster::test().count(2).each(|vm| vm.package("etcd-server").env("ETCD_NAME", "x"));
+    /// ```
     pub fn each(mut self, configure: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
         self.template = configure(self.template);
         self
@@ -164,6 +193,15 @@ impl ClusterBuilder {
     ///
     /// All are started or none: when one fails, those that were created by this call are deleted,
     /// and those that existed and were started by it are killed.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::builder("node").count(3).start().await?;
+    /// for vm in &cluster {
+    ///     println!("{} has {}", vm.name(), vm.ip());
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`VmBuilder::start`], for any member; [`Error::NameTaken`] if a member would be called
@@ -242,6 +280,13 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster whose members' disks stay until [`Cluster::destroy`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::builder("node").count(2).start().await?;
+    /// cluster.stop().await?; // `Cluster::builder("node").start()` boots the same two again
+    /// # Ok(()) }
+    /// ```
     pub fn builder(name: impl Into<String>) -> ClusterBuilder {
         let name = name.into();
         ClusterBuilder::new(name.clone(), name, Lifetime::Bound)
@@ -250,12 +295,26 @@ impl Cluster {
     /// A cluster for a test: its name is made up from that of the test, its members are called
     /// `node-1`, `node-2`, and all is destroyed when its last handle is dropped. Tests that run at
     /// the same time do not see each other's.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::test().count(2).start().await?;
+    /// assert!(cluster.vm("node-1")?.ssh("ping -c 1 node-2").await?.success());
+    /// # Ok(()) }
+    /// ```
     pub fn test() -> ClusterBuilder {
         ClusterBuilder::new(test_name(), TEST_MEMBER.to_owned(), Lifetime::Ephemeral)
     }
 
     /// The cluster of that name with all its members, running or not, whoever started them.
     /// Dropping the handle changes nothing.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::open("node").await?;
+    /// cluster.start().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::NoVm`] if it has no members.
@@ -264,6 +323,14 @@ impl Cluster {
     }
 
     /// As [`Cluster::open`], in a state directory of the caller's choice.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use std::path::Path;
+    ///
+    /// let cluster = fleetbox::Cluster::open_in(Some(Path::new("/srv/vms")), "node").await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cluster::open`].
@@ -308,11 +375,27 @@ impl Cluster {
     }
 
     /// The members in the order in which they were given, or by name after [`Cluster::open`].
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// for vm in cluster.members() {
+    ///     println!("{} of {}", vm.name(), cluster.name());
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn members(&self) -> &[Arc<Vm>] {
         &self.members
     }
 
     /// The member of that name.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let leader = cluster.vm("node-1")?;
+    /// println!("{}", leader.ip());
+    /// assert!(cluster.vm("node-9").is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::NoMember`].
@@ -374,6 +457,13 @@ impl Cluster {
 
     /// Kills a member and removes it with its disk; the others run on.
     ///
+    /// ```no_run
+    /// # async fn example(mut cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.remove("node-3").await?;
+    /// assert!(cluster.vm("node-3").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NoMember`], the file system, or a process that does not end.
     pub async fn remove(&mut self, name: &str) -> Result<()> {
@@ -394,6 +484,14 @@ impl Cluster {
     /// Powers all members off in parallel, and kills those that take longer than
     /// [`STOP_DEADLINE`]. The disks stay.
     ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.stop().await?;
+    /// cluster.start().await?; // with the same disks and addresses
+    /// println!("{}", cluster.timings());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// The first; the other members are stopped all the same. That a member does not run is none.
     pub async fn stop(&self) -> Result<()> {
@@ -401,6 +499,13 @@ impl Cluster {
     }
 
     /// As [`Cluster::stop`], with a deadline of the caller's choice; zero kills at once.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// cluster.stop_within(Duration::ZERO).await?; // a power failure of all of them
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cluster::stop`].
@@ -414,6 +519,12 @@ impl Cluster {
     }
 
     /// Kills all members and removes them with their disks.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.destroy().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The file system, or a process that does not end.

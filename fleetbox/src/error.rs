@@ -23,6 +23,18 @@ use crate::workspace::WorkspaceError;
 ///
 /// Messages say what failed, on what, why, and what can be done; they are complete without the
 /// chain of sources.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::Error;
+///
+/// match fleetbox::Vm::open("web").await {
+///     Ok(vm) => println!("{}", vm.ip()),
+///     Err(Error::NoVm { .. } | Error::NotRunning { .. }) => println!("nothing to do"),
+///     Err(error) => return Err(error), // its text says what failed, why, and what to do
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -200,4 +212,10 @@ fn console_part(console: &str) -> String {
 }
 
 /// A result with the library's [`Error`].
+///
+/// ```
+/// async fn kernel(vm: &fleetbox::Vm) -> fleetbox::Result<String> {
+///     Ok(vm.ssh("uname -r").await?.stdout_text())
+/// }
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -12,6 +12,13 @@ use crate::process::{EventStream, printable};
 const LONGEST: usize = 1024;
 
 /// Something that happened to a VM. As JSON each is an object with a `kind` field.
+///
+/// ```
+/// use fleetbox::Event;
+///
+/// assert!(Event::PoweredOff.is_end());
+/// assert!(!Event::Running { boot: 0 }.is_end());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -92,6 +99,15 @@ fn tame(text: &str) -> String {
 }
 
 /// An event and when it happened.
+///
+/// ```
+/// use fleetbox::{Event, TimedEvent};
+///
+/// let event = TimedEvent { at: 1_700_000_000_000, event: Event::Reset };
+/// let json = serde_json::to_string(&event)?;
+/// assert_eq!(json, r#"{"at":1700000000000,"kind":"reset"}"#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimedEvent {
     /// Milliseconds since 1970 (UTC).
@@ -110,6 +126,19 @@ impl TimedEvent {
 }
 
 /// The events of one run of a VM; see [`Vm::events`](crate::Vm::events).
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::Event;
+///
+/// let mut events = vm.events().await?;
+/// while let Some(event) = events.next().await? {
+///     if let Event::Panic { message } = event.event {
+///         println!("the guest's kernel panicked: {message}");
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Events(EventStream);
 

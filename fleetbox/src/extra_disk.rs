@@ -11,6 +11,10 @@ use crate::names::InvalidValue;
 use crate::{Error, Result, Size};
 
 /// Most extra disks of a VM; the PCI bus has room for 30 disks and network cards.
+///
+/// ```
+/// assert!(fleetbox::MAX_EXTRA_DISKS >= 8);
+/// ```
 pub const MAX_EXTRA_DISKS: usize = 8;
 
 /// A disk that a VM has besides its own, for [`VmBuilder::extra_disk`](crate::VmBuilder::extra_disk).

@@ -43,6 +43,14 @@ impl Cluster {
 
     /// Ends all partitions. Latency, loss and bandwidth stay.
     ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.partition(&["node-1"], &["node-2"]).await?;
+    /// cluster.heal().await?;
+    /// assert!(cluster.vm("node-1")?.ssh("ping -c 1 node-2").await?.success());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cluster::partition`].
     pub async fn heal(&self) -> Result<()> {
@@ -73,6 +81,13 @@ impl Cluster {
     /// Sets the part of the frames between two ends that is lost, from 0 to 1. What else is set
     /// for the link stays. Which frames are lost is decided by the seed ([`Cluster::seed_links`]).
     ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.seed_links(7).await?;
+    /// cluster.loss("node-1", "node-2", 0.05).await?; // one frame of twenty
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cluster::partition`], and for a part that is none.
     pub async fn loss(
@@ -86,6 +101,13 @@ impl Cluster {
 
     /// Sets the bits per second that pass between two ends in each direction; `None` for no
     /// limit. What else is set for the link stays.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.bandwidth("node-1", fleetbox::LinkEnd::Gateway, Some(1_000_000)).await?;
+    /// cluster.bandwidth("node-1", fleetbox::LinkEnd::Gateway, None).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cluster::partition`], and for a bandwidth of 0.
@@ -124,6 +146,16 @@ impl Cluster {
     /// Sets conditions for all that one end sends or receives, from and to wherever: its
     /// bandwidth is shared by all its links.
     ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// use fleetbox::LinkConditions;
+    ///
+    /// let far = LinkConditions { latency: Duration::from_millis(150), ..LinkConditions::default() };
+    /// cluster.set_links_of("node-3", far).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cluster::set_link`].
     pub async fn set_links_of(
@@ -140,6 +172,12 @@ impl Cluster {
 
     /// Ends all partitions and all conditions of links.
     ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.clear_links().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cluster::partition`].
     pub async fn clear_links(&self) -> Result<()> {
@@ -149,6 +187,16 @@ impl Cluster {
     /// Sets the seed that decides which frames are lost (0 at the start), and begins to count
     /// frames anew: with the same seed the n-th frame from one member to another has the same
     /// fate in every run.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// for seed in 0..3 {
+    ///     cluster.seed_links(seed).await?;
+    ///     cluster.loss("node-1", "node-2", 0.1).await?;
+    ///     // … the protocol under test has to live with each …
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Cluster::partition`].

@@ -116,6 +116,23 @@ impl ConsoleLog {
 
     /// What was written since the last call; with `last`, all of it.
     ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::logs::ConsoleLog;
+    ///
+    /// let mut log = ConsoleLog::open(None, "web").await?;
+    /// print!("{}", log.existing(None)?);
+    /// loop {
+    ///     let running = log.is_running()?;
+    ///     print!("{}", log.next(!running)?);
+    ///     if !running {
+    ///         break;
+    ///     }
+    ///     tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// The file system.
     pub fn next(&mut self, last: bool) -> Result<String> {

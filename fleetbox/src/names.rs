@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// Longest name in bytes: a DNS label's limit, which Linux hostnames share.
 pub const MAX_NAME: usize = 63;
 
-/// Most virtual CPUs of one VM: xAPIC ids are 8 bits wide and 255 means "all".
-pub const MAX_CPUS: u32 = 254;
+/// Most virtual CPUs of one VM: what a machine may have.
+pub const MAX_CPUS: u32 = fleetbox_vmm::machine::MAX_CPUS as u32;
 
 /// Most VMs of one cluster: what a /24 network holds beside gateway and broadcast, with a margin.
 pub const MAX_COUNT: u32 = 200;
@@ -32,6 +32,11 @@ const ANIMALS: [&str; 24] = [
 ];
 
 /// A value from the user that was refused before anything was created.
+///
+/// ```
+/// let error = "My Box".parse::<fleetbox::names::Name>().unwrap_err();
+/// assert!(error.to_string().contains("upper-case letters"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidValue {
@@ -94,6 +99,14 @@ pub struct Name(String);
 impl Name {
     /// Checks `name`.
     ///
+    /// ```
+    /// use fleetbox::names::{MAX_NAME, Name};
+    ///
+    /// assert_eq!(Name::new("web")?.as_str(), "web");
+    /// assert!(Name::new("x".repeat(MAX_NAME + 1)).is_err());
+    /// # Ok::<(), fleetbox::names::InvalidValue>(())
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidValue::Name`] says which rule it breaks.
     pub fn new(name: impl Into<String>) -> Result<Self, InvalidValue> {
@@ -143,6 +156,13 @@ impl Name {
     }
 
     /// The name of member `index` (from 1) of a group: `node` gives `node-1`, `node-2`.
+    ///
+    /// ```
+    /// use fleetbox::names::Name;
+    ///
+    /// assert_eq!(Name::new("node")?.member(2)?.as_str(), "node-2");
+    /// # Ok::<(), fleetbox::names::InvalidValue>(())
+    /// ```
     ///
     /// # Errors
     /// [`InvalidValue::Name`] if the result is too long.
@@ -199,14 +219,29 @@ fn in_range(what: &'static str, value: u32, most: u32) -> Result<u32, InvalidVal
 
 /// Checks a number of virtual CPUs.
 ///
+/// ```
+/// use fleetbox::names::{MAX_CPUS, check_cpus};
+///
+/// assert!(check_cpus(MAX_CPUS).is_ok());
+/// assert!(check_cpus(0).is_err());
+/// ```
+///
 /// # Errors
 /// [`InvalidValue::Range`] outside of 1 to [`MAX_CPUS`].
 pub fn check_cpus(cpus: u32) -> Result<u8, InvalidValue> {
-    // MAX_CPUS is below 256, so nothing is cut off.
-    in_range("a vCPU count", cpus, MAX_CPUS).map(|n| n as u8)
+    // MAX_CPUS is a `u8`'s value, so nothing is cut off.
+    in_range("a number of vCPUs", cpus, MAX_CPUS).map(|n| n as u8)
 }
 
 /// Checks a number of VMs to create together.
+///
+/// ```
+/// use fleetbox::names::{MAX_COUNT, check_count};
+///
+/// assert_eq!(check_count(3)?, 3);
+/// assert!(check_count(MAX_COUNT + 1).is_err());
+/// # Ok::<(), fleetbox::names::InvalidValue>(())
+/// ```
 ///
 /// # Errors
 /// [`InvalidValue::Range`] outside of 1 to [`MAX_COUNT`].
@@ -257,8 +292,8 @@ mod tests {
     #[test]
     fn counts_are_bounded() {
         assert_eq!(check_cpus(2), Ok(2));
-        assert_eq!(check_cpus(254), Ok(254));
-        for bad in [0, 255, 256, u32::MAX] {
+        assert_eq!(check_cpus(128), Ok(128));
+        for bad in [0, 129, 255, 256, u32::MAX] {
             assert!(check_cpus(bad).is_err());
         }
         assert!(check_count(0).is_err());

@@ -8,6 +8,12 @@ use crate::{Error, Result};
 
 /// Checks that this host can boot a distribution's image.
 ///
+/// ```
+/// if let Err(error) = fleetbox::preflight::check() {
+///     eprintln!("no VMs here: {error}");
+/// }
+/// ```
+///
 /// # Errors
 /// [`Error::Host`] says in one sentence what is missing and what to do.
 pub fn check() -> Result<()> {

@@ -8,6 +8,13 @@ use crate::store::{StoreError, VmRecord};
 use crate::{Error, Result, Size};
 
 /// What [`resize`] changes; `None` stays as it is.
+///
+/// ```
+/// use fleetbox::Resize;
+///
+/// let more_cpus = Resize { cpus: Some(4), ..Resize::default() };
+/// assert_eq!(more_cpus.memory, None);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resize {
     /// Number of vCPUs.

@@ -21,6 +21,16 @@ const MARK_NEW: &str =
 const LIMIT: u64 = 16 << 20;
 
 /// Why OpenSSH's configuration could not be changed.
+///
+/// ```
+/// use fleetbox::ssh_config::{SshConfig, SshConfigError};
+///
+/// match SshConfig::default_file() {
+///     Ok(file) => println!("{}", file.display()),
+///     Err(SshConfigError::NoHome) => println!("who is asking?"),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SshConfigError {

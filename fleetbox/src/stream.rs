@@ -8,11 +8,32 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 /// A TCP connection to the guest, as a stream of bytes. Shutting it down ends one direction.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+/// use tokio::io::AsyncWriteExt;
+///
+/// let mut stream = vm.connect(7).await?;
+/// stream.write_all(b"hello").await?;
+/// stream.shutdown().await?; // the guest reads to the end; its answer still arrives
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Stream(pub(crate) UnixStream);
 
 impl Stream {
     /// The same stream for blocking reads and writes.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::io::Read;
+    ///
+    /// let mut stream = vm.connect(22).await?.into_std()?;
+    /// let mut greeting = [0; 8];
+    /// stream.read_exact(&mut greeting)?;
+    /// assert_eq!(&greeting, b"SSH-2.0-");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The operating system refuses to change the socket's mode.

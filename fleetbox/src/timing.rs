@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 /// One step of [`VmBuilder::start`](crate::VmBuilder::start).
+///
+/// ```
+/// assert_eq!(fleetbox::Phase::Boot.to_string(), "boot to SSH");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -38,6 +42,16 @@ impl fmt::Display for Phase {
 }
 
 /// How long each step of a start took, in their order.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let vm = fleetbox::Vm::test().start().await?;
+/// for (phase, duration) in vm.timings().iter() {
+///     println!("{phase}: {duration:?}");
+/// }
+/// println!("in all {:?}", vm.timings().total());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Timings(Vec<(Phase, Duration)>);
 

@@ -25,6 +25,10 @@ use crate::store::{Store, StoreError, VmDir, VmRecord};
 use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Size, Stream, Timings, VmBuilder};
 
 /// How long [`Vm::stop`] gives a guest to power off.
+///
+/// ```
+/// assert_eq!(fleetbox::STOP_DEADLINE.as_secs(), 60);
+/// ```
 pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Lines of the console that an error carries.
@@ -41,6 +45,16 @@ const OUTPUT_LIMIT: usize = 256 << 20;
 /// way. One of [`Vm::builder`] is only powered off then, without notice to the guest (call
 /// [`Vm::stop`] first for an orderly shutdown); its disk stays and it can be started again. One
 /// that is [detached](VmBuilder::detached), or that was found running, runs on.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{Size, Vm};
+///
+/// let vm = Vm::builder("web").image("debian-12").memory(Size::gib(1)).start().await?;
+/// assert!(vm.ssh("systemctl is-active ssh").await?.success());
+/// vm.stop().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Vm {
     name: Name,
@@ -63,17 +77,39 @@ pub struct Vm {
 
 impl Vm {
     /// A VM with a name, whose disk stays until [`Vm::destroy`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("web").start().await?;
+    /// assert_eq!(vm.name(), "web");
+    /// # Ok(()) }
+    /// ```
     pub fn builder(name: impl Into<String>) -> VmBuilder {
         VmBuilder::new(name.into(), Lifetime::Bound)
     }
 
     /// A VM for a test: its name is made up from that of the test and no other VM's, and it is
     /// destroyed when its handle is dropped.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::test().cpus(2).start().await?;
+    /// assert!(vm.ssh("true").await?.success());
+    /// drop(vm); // it is gone, with its disk
+    /// # Ok(()) }
+    /// ```
     pub fn test() -> VmBuilder {
         VmBuilder::new(test_name(), Lifetime::Ephemeral)
     }
 
     /// The running VM of that name, whoever started it. Dropping the handle changes nothing.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::open("web").await?;
+    /// println!("{}", vm.ssh("uptime").await?.stdout_text());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::NoVm`], [`Error::NotRunning`].
@@ -82,6 +118,14 @@ impl Vm {
     }
 
     /// As [`Vm::open`], in a state directory of the caller's choice.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use std::path::Path;
+    ///
+    /// let vm = fleetbox::Vm::open_in(Some(Path::new("/srv/vms")), "web").await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::open`].
@@ -287,6 +331,12 @@ impl Vm {
     }
 
     /// The VM's name, which is also the guest's hostname.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// println!("{} of {} at {}, made from {}", vm.name(), vm.cluster(), vm.ip(), vm.image());
+    /// # Ok(()) }
+    /// ```
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
@@ -313,11 +363,31 @@ impl Vm {
     }
 
     /// How long the steps of [`VmBuilder::start`] took; empty for a VM found by [`Vm::open`].
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// if let Some(boot) = vm.timings().get(fleetbox::Phase::Boot) {
+    ///     println!("booted in {boot:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn timings(&self) -> &Timings {
         &self.timings
     }
 
     /// True if the VM ran already when this handle was made.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("web").cpus(4).start().await?;
+    /// if vm.was_running() {
+    ///     println!("found it running");
+    /// }
+    /// for option in vm.ignored_options() {
+    ///     println!("{option} stays as it was when the VM was created");
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn was_running(&self) -> bool {
         self.was_running
     }
@@ -331,6 +401,16 @@ impl Vm {
     /// Runs a shell command in the guest and collects what it writes. A command that fails is no
     /// error: look at [`Output::status`].
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let out = vm.ssh("grep -c processor /proc/cpuinfo || exit 3").await?;
+    /// match out.status.code() {
+    ///     Some(0) => println!("{} CPUs", out.stdout_text().trim()),
+    ///     _ => println!("failed: {}", out.stderr_text()),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Ssh`], [`Error::Process`] if the guest cannot be reached.
     pub async fn ssh(&self, command: &str) -> Result<Output> {
@@ -339,6 +419,13 @@ impl Vm {
 
     /// Runs a shell command in the guest with `stdin` as its standard input, and collects what it
     /// writes.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let out = vm.ssh_with_input("sha256sum", b"some bytes").await?;
+    /// assert!(out.success());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::ssh`].
@@ -358,6 +445,21 @@ impl Vm {
 
     /// Starts a shell command in the guest with its standard streams as pipes.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::io::{AsyncBufReadExt, BufReader};
+    ///
+    /// let mut child = vm.ssh_spawn("ping -c 3 127.0.0.1").await?;
+    /// if let Some(stdout) = child.stdout.take() {
+    ///     let mut lines = BufReader::new(stdout).lines();
+    ///     while let Some(line) = lines.next_line().await? {
+    ///         println!("{line}");
+    ///     }
+    /// }
+    /// assert!(child.wait().await?.success());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Vm::ssh`].
     pub async fn ssh_spawn(&self, command: &str) -> Result<Child> {
@@ -365,6 +467,16 @@ impl Vm {
     }
 
     /// Starts a command, or the login shell, on a new terminal in the guest.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::ssh::PtyRequest;
+    ///
+    /// let pty = PtyRequest { term: "xterm".to_owned(), columns: 80, rows: 24 };
+    /// let child = vm.ssh_pty(&pty, Some("top -b -n 1")).await?;
+    /// child.resize(120, 40).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::ssh`].
@@ -391,6 +503,15 @@ impl Vm {
 
     /// Waits until the guest answers by SSH (again, after a reboot).
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// vm.ssh("sudo reboot").await.ok(); // the connection may be lost before the command ends
+    /// tokio::time::sleep(Duration::from_secs(5)).await;
+    /// vm.wait_ready(Duration::from_secs(120)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NotReady`] at the deadline, with the console's last lines.
     pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
@@ -398,6 +519,17 @@ impl Vm {
     }
 
     /// Connects to a TCP port of the guest.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// let mut stream = vm.connect(80).await?;
+    /// stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    /// let mut answer = String::new();
+    /// stream.read_to_string(&mut answer).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Process`] if the guest refuses or does not answer, or does not run.
@@ -407,6 +539,13 @@ impl Vm {
 
     /// A loopback address of this host whose connections go to a TCP port of the guest, for as
     /// long as the VM runs. Asked again it is the same.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let address = vm.forward(5432).await?;
+    /// println!("postgres://{address}/test"); // 127.0.0.1 and some port
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Process`] if no address is free, or the VM does not run.
@@ -472,6 +611,14 @@ impl Vm {
 
     /// The last of the console's output, at most 32 KiB, without escape sequences.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// if let Some(line) = vm.console_tail().await?.lines().last() {
+    ///     println!("the console says: {line}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Process`] if the VM's worker does not run.
     pub async fn console_tail(&self) -> Result<String> {
@@ -479,6 +626,13 @@ impl Vm {
     }
 
     /// Waits until the VM ends: `Ok` if the guest powered off or the VM was stopped.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.ssh("sudo systemctl poweroff --no-block").await?;
+    /// vm.wait().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Process`] with the reason and the console's last lines if it failed.
@@ -492,6 +646,16 @@ impl Vm {
     /// Presses the power button, waits for the guest to power off, and kills the VM after
     /// [`STOP_DEADLINE`]. The disk stays; [`Vm::builder`] starts the VM again.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::Stopped;
+    ///
+    /// if vm.stop().await? == Stopped::Forced {
+    ///     println!("{} did not power off in time", vm.name());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Process`] if it does not run.
     pub async fn stop(&self) -> Result<Stopped> {
@@ -499,6 +663,13 @@ impl Vm {
     }
 
     /// As [`Vm::stop`], with a deadline of the caller's choice; zero kills at once.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// vm.stop_within(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::stop`].
@@ -515,6 +686,15 @@ impl Vm {
 
     /// Kills the VM, as a power failure would. The disk stays.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.ssh("echo precious > data && sync").await?;
+    /// vm.kill().await?; // as if the power had failed
+    /// vm.start().await?;
+    /// assert_eq!(vm.ssh("cat data").await?.stdout_text(), "precious\n");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Vm::stop`].
     pub async fn kill(&self) -> Result<()> {
@@ -523,6 +703,14 @@ impl Vm {
 
     /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.
     /// It has the same address. Does nothing to a VM that runs and answers.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.stop().await?;
+    /// vm.start().await?;
+    /// assert!(vm.ssh("true").await?.success());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`VmBuilder::start`].
@@ -559,6 +747,15 @@ impl Vm {
     }
 
     /// Stops the VM, if it runs, and starts it again.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let before = vm.ssh("cat /proc/sys/kernel/random/boot_id").await?;
+    /// vm.restart().await?;
+    /// let after = vm.ssh("cat /proc/sys/kernel/random/boot_id").await?;
+    /// assert_ne!(before.stdout, after.stdout);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::stop`] and [`Vm::start`].
@@ -597,6 +794,12 @@ impl Vm {
     }
 
     /// Kills the VM and removes it with its disk.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.destroy().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The file system, or a process that does not end.
@@ -667,6 +870,16 @@ async fn destroy(
 }
 
 /// What a VM is doing.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for vm in fleetbox::list(None).await? {
+///     if vm.state == fleetbox::VmState::Failed {
+///         println!("{}: {}", vm.name, vm.failure.unwrap_or_default());
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
@@ -718,6 +931,14 @@ pub struct VmInfo {
 
 /// All VMs of a state directory (the default one if none is given), by cluster and name.
 ///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for vm in fleetbox::list(None).await? {
+///     println!("{} is {}, {} of memory", vm.name, vm.state, vm.memory);
+/// }
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// The file system, or a damaged record.
 pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
@@ -758,6 +979,15 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 
 /// Stops a VM, running or not: `None` if it did not run.
 ///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let stopped = fleetbox::stop(None, "web", fleetbox::STOP_DEADLINE).await?;
+/// if stopped.is_none() {
+///     println!("it did not run");
+/// }
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// [`Error::NoVm`], or a worker that cannot be talked to.
 pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
@@ -774,6 +1004,12 @@ pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result
 }
 
 /// Deletes a VM with its disk, killing it if it runs.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// fleetbox::remove(None, "web").await?;
+/// # Ok(()) }
+/// ```
 ///
 /// # Errors
 /// [`Error::NoVm`], or a process that does not end.

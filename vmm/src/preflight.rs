@@ -7,6 +7,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What the host offers.
+///
+/// ```
+/// use fleetbox_vmm::preflight::{Probe, probe};
+///
+/// match probe() {
+///     Probe::Hardware => println!("everything runs"),
+///     other => println!("{other}"), // what is missing, and what to do
+/// }
+/// assert!(!Probe::Software { module: None }.hardware());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
     /// KVM on virtualisation hardware: everything runs.

@@ -39,6 +39,11 @@ pub fn write_tables(memory: &GuestMemory, cpus: u8) -> Result<GuestAddress, Gues
 
 /// The tables of a machine with `cpus` vCPUs as they are stored at [`layout::ACPI_START`]: RSDP,
 /// DSDT, FADT, MADT, MCFG, SPCR and XSDT.
+///
+/// ```
+/// let tables = fleetbox_arch::x86_64::acpi::tables(2);
+/// assert!(tables.starts_with(b"RSD PTR "));
+/// ```
 pub fn tables(cpus: u8) -> Vec<u8> {
     let mut image = vec![0; ALIGNMENT];
     let mut place = |table: &dyn Aml| {

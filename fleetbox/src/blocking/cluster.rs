@@ -9,6 +9,21 @@ use crate::images::Progress;
 use crate::{LinkConditions, LinkEnd, Result, Size, Timings};
 
 /// As [`crate::ClusterBuilder`].
+///
+/// ```no_run
+/// use fleetbox::Size;
+/// use fleetbox::blocking::Cluster;
+///
+/// let cluster = Cluster::builder("node")
+///     .count(2)
+///     .memory(Size::gib(1))
+///     .member("node-1", |vm| vm.cpus(4))
+///     .start()?;
+/// cluster.partition(&["node-1"], &["node-2"])?;
+/// cluster.heal()?;
+/// cluster.stop()?;
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a cluster is started by `start`"]
 pub struct ClusterBuilder(crate::ClusterBuilder);

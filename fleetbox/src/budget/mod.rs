@@ -80,6 +80,16 @@ impl Budget {
 
     /// What `FLEETBOX_MEMORY_BUDGET` says, else [`DEFAULT_PERCENT`] of the host's memory.
     ///
+    /// ```no_run
+    /// use fleetbox::budget::Budget;
+    ///
+    /// match Budget::from_env()?.limit() {
+    ///     Some(limit) => println!("{limit} for all VMs"),
+    ///     None => println!("no limit"),
+    /// }
+    /// # Ok::<(), fleetbox::budget::BudgetError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`BudgetError::Value`] if the variable has none of the forms.
     pub fn from_env() -> Result<Self, BudgetError> {
@@ -158,6 +168,13 @@ impl std::str::FromStr for Budget {
 }
 
 /// Why there is no memory for a start.
+///
+/// ```
+/// use fleetbox::budget::{Budget, BudgetError};
+///
+/// let error = "half of it".parse::<Budget>().unwrap_err();
+/// assert!(matches!(error, BudgetError::Value { .. }), "{error}");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BudgetError {

@@ -167,7 +167,7 @@ pub(super) struct Machine {
     /// command:COMMAND; repeatable
     #[arg(long, value_parser = ready, value_name = "WHAT")]
     pub(super) wait: Vec<Ready>,
-    /// Seconds the guest may take to answer by SSH, or until what is waited for
+    /// Seconds to wait until the guest is ready
     #[arg(
         long,
         default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),

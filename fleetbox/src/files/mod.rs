@@ -35,6 +35,13 @@ use std::sync::Arc;
 use crate::process::printable;
 
 /// Most bytes that [`Vm::read`](crate::Vm::read) returns unless told otherwise.
+///
+/// ```
+/// use fleetbox::files::{COPY_LIMIT, DEPTH_LIMIT, ENTRY_LIMIT, READ_LIMIT};
+///
+/// assert!(READ_LIMIT < COPY_LIMIT);
+/// assert!(DEPTH_LIMIT < ENTRY_LIMIT);
+/// ```
 pub const READ_LIMIT: u64 = 64 << 20;
 /// Most bytes that [`Vm::copy_from`](crate::Vm::copy_from) writes to this host unless told
 /// otherwise.
@@ -45,6 +52,19 @@ pub const ENTRY_LIMIT: usize = 1_000_000;
 pub const DEPTH_LIMIT: usize = 128;
 
 /// Why files could not be copied.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::Error;
+/// use fleetbox::files::{FilesError, GuestReason};
+///
+/// match vm.read("/etc/app.conf").await {
+///     Ok(bytes) => println!("{} bytes", bytes.len()),
+///     Err(Error::Files(FilesError::Guest { why: GuestReason::NotFound, .. })) => println!("none"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilesError {
@@ -185,6 +205,18 @@ impl fmt::Display for GuestReason {
 }
 
 /// How far a copy is, for [`FileOptions::progress`].
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::files::FileOptions;
+///
+/// let options = FileOptions::new().progress(|at| match at.total {
+///     Some(total) => eprintln!("{}: {} of {total} bytes", at.path, at.bytes),
+///     None => eprintln!("{}: {} bytes", at.path, at.bytes),
+/// });
+/// vm.copy_from_with("/var/log", "logs", &options).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileProgress {
     /// The file that is being copied, relative to the source: empty for a source that is a file.
@@ -199,6 +231,13 @@ pub struct FileProgress {
 }
 
 /// What was copied.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// let copied = vm.copy_to("tests/data", "/tmp/data").await?;
+/// println!("{} files, {} bytes", copied.files, copied.bytes);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copied {
     /// Regular files.

@@ -30,6 +30,14 @@ impl Vm {
 
     /// As [`Vm::copy_to`], with options.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    ///
+    /// vm.copy_to_with("hosts", "/etc/hosts", &FileOptions::new().as_root()).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub async fn copy_to_with(
@@ -54,6 +62,12 @@ impl Vm {
     /// and [`ENTRY_LIMIT`](super::ENTRY_LIMIT) files are taken. A file appears under its name
     /// when it is complete.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.copy_from("/var/log", "guest-logs").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Vm::copy_to`].
     pub async fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<Copied> {
@@ -61,6 +75,15 @@ impl Vm {
     }
 
     /// As [`Vm::copy_from`], with options.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    ///
+    /// let options = FileOptions::new().as_root().limit(1 << 30);
+    /// vm.copy_from_with("/root/core", ".", &options).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -76,6 +99,12 @@ impl Vm {
     }
 
     /// Writes a file in the guest, in place of what it had.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.write("config.toml", "port = 80\n").await?; // in the user's home
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::copy_to`].
@@ -111,6 +140,13 @@ impl Vm {
 
     /// Reads a file of the guest, at most [`READ_LIMIT`](super::READ_LIMIT) bytes of it.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let os = vm.read("/etc/os-release").await?;
+    /// assert!(os.starts_with(b"PRETTY_NAME"));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`Vm::copy_to`]; a file that is larger is an error.
     pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
@@ -118,6 +154,14 @@ impl Vm {
     }
 
     /// As [`Vm::read`], with options: as root, or with another limit.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    ///
+    /// let shadow = vm.read_with("/etc/shadow", &FileOptions::new().as_root()).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Vm::read`].

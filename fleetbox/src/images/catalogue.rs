@@ -20,6 +20,14 @@ const FORMAT: u32 = 1;
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// A processor architecture, by the names that distributions give to their images.
+///
+/// ```
+/// use fleetbox::images::Arch;
+///
+/// assert_eq!(Arch::Amd64.to_string(), "amd64");
+/// println!("{}", Arch::host()?);
+/// # Ok::<(), fleetbox::images::ImageError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
@@ -53,6 +61,15 @@ impl fmt::Display for Arch {
 }
 
 /// A SHA-256 sum, shown and stored as 64 lower-case hexadecimal digits.
+///
+/// ```
+/// use fleetbox::images::Sha256;
+///
+/// let sum = Sha256::try_from("ab".repeat(32))?;
+/// assert_eq!(sum.0[0], 0xab);
+/// assert!(Sha256::try_from("short".to_owned()).is_err());
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Sha256(pub [u8; 32]);
@@ -123,6 +140,18 @@ pub struct Pinned {
 }
 
 /// What the catalogue has for an alias.
+///
+/// ```
+/// use fleetbox::images::{Arch, CatalogueEntry};
+///
+/// let entry: CatalogueEntry = serde_json::from_str(
+///     r#"{"amd64": {"url": "https://example.org/a.raw",
+///                   "sha256": "9e8f5e8092e23dd9ea2fd5d90d712b788c523923ad20e134a0c1ad9f93376d2f"}}"#,
+/// )?;
+/// assert!(entry.pinned(Arch::Amd64).is_some_and(|image| image.url.ends_with("a.raw")));
+/// assert_eq!(entry.pinned(Arch::Arm64), None);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueEntry {
@@ -155,6 +184,15 @@ struct File {
 }
 
 /// Aliases and what they stand for.
+///
+/// ```
+/// use fleetbox::images::Catalogue;
+///
+/// let catalogue = Catalogue::built_in()?;
+/// assert!(catalogue.iter().any(|(alias, _)| alias == "ubuntu-24.04"));
+/// assert!(catalogue.get("debian-99").is_none());
+/// # Ok::<(), fleetbox::images::ImageError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catalogue {
     entries: BTreeMap<String, CatalogueEntry>,
@@ -183,6 +221,17 @@ impl Catalogue {
     }
 
     /// The built-in catalogue with the entries of `file`, if one is given.
+    ///
+    /// ```
+    /// use fleetbox::images::Catalogue;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let file = home.join("catalogue.json");
+    /// std::fs::write(&file, r#"{"format": 1, "images": {"appliance": {}}}"#).unwrap();
+    /// assert!(Catalogue::load_with(Some(&file))?.get("appliance").is_some());
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::Catalogue`] when that file cannot be read or understood.

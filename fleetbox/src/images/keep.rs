@@ -13,6 +13,19 @@ use crate::store::{Lock, Store, remove_file_if_there};
 const PAGE_LIMIT: usize = 4 << 20;
 
 /// Whether a distribution publishes a newer snapshot of an image.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::images::Images;
+/// use fleetbox::store::Store;
+///
+/// let images = Images::new(&Store::open_default()?)?;
+/// let debian = images.freshness("debian-12").await?;
+/// if debian.newest != debian.snapshot {
+///     println!("newer: {:?} at {:?}", debian.newest, debian.url);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Freshness {
     /// The alias.
@@ -29,6 +42,19 @@ pub struct Freshness {
 impl Images {
     /// Deletes a downloaded image, and what an interrupted download has left of it. Returns its
     /// path, or `None` if nothing is here. A local file is never deleted.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, ImageRef, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+    /// let debian = images.resolve(&"debian-12".parse::<ImageRef>()?)?;
+    /// assert_eq!(images.remove(&debian)?, None); // it was not here
+    /// assert!(images.remove_unused()?.is_empty());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::InUse`] if a VM is made from it or it is being downloaded, the file system.

@@ -25,9 +25,31 @@ use crate::names::InvalidValue;
 use crate::store::{self, Lock, Store, StoreError};
 
 /// The image of a VM for which none is named.
+///
+/// ```
+/// use fleetbox::images::{Catalogue, DEFAULT_IMAGE};
+///
+/// assert!(Catalogue::built_in()?.get(DEFAULT_IMAGE).is_some());
+/// # Ok::<(), fleetbox::images::ImageError>(())
+/// ```
 pub const DEFAULT_IMAGE: &str = "debian-12";
 
 /// Why an image could not be found, downloaded or used.
+///
+/// ```
+/// use fleetbox::images::{Arch, Catalogue, ImageError, ImageRef, Images};
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let store = Store::open(home)?;
+/// let images = Images::with_catalogue(&store, Catalogue::built_in()?, Arch::Amd64);
+/// match images.resolve(&"debian-99".parse::<ImageRef>()?) {
+///     Err(ImageError::UnknownAlias { known, .. }) => assert!(known.contains("debian-12")),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
@@ -156,6 +178,15 @@ impl ImageError {
 }
 
 /// How a user names an image.
+///
+/// ```
+/// use fleetbox::images::ImageRef;
+///
+/// assert!(matches!("debian-12".parse()?, ImageRef::Alias(_)));
+/// assert!(matches!("./disk.qcow2".parse()?, ImageRef::Path(_)));
+/// assert!(matches!("https://example.org/disk.raw".parse()?, ImageRef::Url(_)));
+/// # Ok::<(), fleetbox::names::InvalidValue>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageRef {
     /// An alias of the catalogue.
@@ -237,6 +268,22 @@ enum Source {
 }
 
 /// An image reference that has been looked up; nothing has been downloaded yet.
+///
+/// ```
+/// use fleetbox::images::{Arch, Catalogue, ImageRef, Images};
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let store = Store::open(home)?;
+/// let images = Images::with_catalogue(&store, Catalogue::built_in()?, Arch::Amd64);
+/// let debian = images.resolve(&"debian-12".parse::<ImageRef>()?)?;
+/// assert_eq!(debian.reference(), "debian-12");
+/// assert!(debian.url().is_some_and(|url| url.starts_with("https://")));
+/// assert!(debian.sha256().is_some());
+/// assert_eq!(images.cached(&debian)?, None);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     reference: String,
@@ -267,6 +314,21 @@ impl Resolved {
 }
 
 /// An image that is on this host and can be used.
+///
+/// ```
+/// use fleetbox::images::{Arch, Catalogue, ImageFormat, ImageRef, Images};
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let file = home.join("disk.raw");
+/// std::fs::write(&file, [0; 4096]).unwrap();
+/// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+/// let image = images.resolve(&ImageRef::Path(file)).and_then(|image| images.cached(&image))?;
+/// let image = image.expect("a local file is always here");
+/// assert_eq!((image.format, image.bytes), (ImageFormat::Raw, 4096));
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// What the user asked for.
@@ -308,6 +370,18 @@ struct Sidecar {
 }
 
 /// The images of a state directory.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::images::{ImageRef, Images, progress};
+/// use fleetbox::store::Store;
+///
+/// let images = Images::new(&Store::open_default()?)?;
+/// let debian = images.resolve(&"debian-12".parse::<ImageRef>()?)?;
+/// let image = images.pull(&debian, progress::stderr().as_ref()).await?;
+/// println!("{}", image.path.display());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Images {
     dir: PathBuf,
@@ -519,6 +593,20 @@ impl Images {
     }
 
     /// The catalogue for this architecture, with what is downloaded.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+    /// for image in images.list()? {
+    ///     println!("{} {}: {}", image.alias, image.snapshot.unwrap_or_default(), image.url);
+    ///     assert_eq!(image.path, None); // nothing is downloaded yet
+    /// }
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::Io`] for the file system.

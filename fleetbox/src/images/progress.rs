@@ -56,12 +56,38 @@ pub enum ProgressEvent<'a> {
 }
 
 /// Told what happens during a download and while a start waits. Calls are quick and come from any thread.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use fleetbox::images::{Progress, ProgressEvent};
+///
+/// #[derive(Default)]
+/// struct Counter(AtomicU64);
+///
+/// impl Progress for Counter {
+///     fn event(&self, event: ProgressEvent<'_>) {
+///         if let ProgressEvent::Advanced { bytes } = event {
+///             self.0.store(bytes, Ordering::Relaxed);
+///         }
+///     }
+/// }
+///
+/// let counter = Counter::default();
+/// counter.event(ProgressEvent::Advanced { bytes: 4096 });
+/// assert_eq!(counter.0.into_inner(), 4096);
+/// ```
 pub trait Progress: Send + Sync {
     /// One thing has happened.
     fn event(&self, event: ProgressEvent<'_>);
 }
 
 /// Shows nothing.
+///
+/// ```
+/// use fleetbox::images::{Progress, ProgressEvent, progress::Silent};
+///
+/// Silent.event(ProgressEvent::Failed);
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -70,6 +96,10 @@ impl Progress for Silent {
 }
 
 /// The right display for standard error: a bar on a terminal, plain lines elsewhere.
+///
+/// ```
+/// let vm = fleetbox::Vm::test().progress(fleetbox::images::progress::stderr());
+/// ```
 pub fn stderr() -> Box<dyn Progress> {
     if io::stderr().is_terminal() {
         Box::new(Bar::stderr())
@@ -149,6 +179,13 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Plain lines, for logs: one at the beginning, one at the end, one each ten seconds or tenth
 /// part, whichever is rarer.
+///
+/// ```
+/// use fleetbox::images::{Progress, ProgressEvent, progress::Lines};
+///
+/// let lines = Lines::new(std::io::stdout());
+/// lines.event(ProgressEvent::Waiting { image: "debian-12" });
+/// ```
 #[derive(Debug)]
 pub struct Lines<W> {
     state: Mutex<LinesState<W>>,

@@ -37,6 +37,18 @@ pub(crate) use protocol::{
 use std::io;
 
 /// Why a VM's processes did not do what was asked.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::{Error, ProcessError};
+///
+/// match vm.wait().await {
+///     Ok(()) => println!("powered off"),
+///     Err(Error::Process(ProcessError::Failed(why))) => println!("failed: {why}"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {

@@ -13,6 +13,17 @@ use crate::ssh::PublicKey;
 const VARIABLE_LIMIT: usize = 1000;
 
 /// Configuration of a guest by its user. It takes effect at the first boot.
+///
+/// ```
+/// use fleetbox::seed::GuestConfig;
+///
+/// let mut config = GuestConfig::default();
+/// assert!(config.is_empty());
+/// config.add_user_data("timezone: Europe/Berlin\n")?;
+/// config.packages.push("nginx".to_owned());
+/// config.check()?;
+/// # Ok::<(), fleetbox::seed::SeedError>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GuestConfig {

@@ -25,6 +25,12 @@ const LARGEST: usize = 16 * MIB;
 pub const DEFAULT_USER: &str = "fleetbox";
 
 /// Why a seed could not be written.
+///
+/// ```
+/// use fleetbox::seed::{SeedError, check_user};
+///
+/// assert!(matches!(check_user("Root!"), Err(SeedError::User { .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SeedError {
@@ -83,6 +89,27 @@ pub enum SeedError {
 }
 
 /// What a guest is told.
+///
+/// ```
+/// use fleetbox::names::Name;
+/// use fleetbox::seed::{DEFAULT_USER, GuestConfig, Seed};
+/// use fleetbox::ssh::Keypair;
+/// use fleetbox::store::MacAddr;
+///
+/// let seed = Seed {
+///     instance_id: "first-boot".to_owned(),
+///     hostname: Name::new("web")?,
+///     user: DEFAULT_USER.to_owned(),
+///     authorized_keys: vec![Keypair::generate("log in")?.public().to_string()],
+///     host_key: Keypair::generate("host")?,
+///     mac: MacAddr::random(),
+///     mounts: Vec::new(),
+///     config: GuestConfig::default(),
+/// };
+/// let volume = seed.build()?; // a FAT file system labelled CIDATA
+/// assert_eq!(volume.len() % 512, 0);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Seed {
     /// cloud-init configures a guest anew when this changes; made once when a VM is created.
@@ -197,6 +224,13 @@ impl Seed {
 }
 
 /// Checks a guest's user name before anything is created.
+///
+/// ```
+/// use fleetbox::seed::check_user;
+///
+/// assert!(check_user("admin").is_ok());
+/// assert!(check_user("0day").is_err());
+/// ```
 ///
 /// # Errors
 /// [`SeedError::User`].

@@ -20,6 +20,15 @@ const PIPE: usize = 256 << 10;
 const STDERR: u32 = 1;
 
 /// How a command ended.
+///
+/// ```
+/// use fleetbox::ExitStatus;
+///
+/// assert!(ExitStatus::Code(0).success());
+/// assert_eq!(ExitStatus::Code(42).code(), Some(42));
+/// let killed = ExitStatus::Signal { name: "KILL".to_owned(), core_dumped: false };
+/// assert_eq!(killed.code(), None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitStatus {
@@ -62,6 +71,15 @@ impl fmt::Display for ExitStatus {
 }
 
 /// What a command wrote, and how it ended.
+///
+/// ```
+/// use fleetbox::{ExitStatus, Output};
+///
+/// let out = Output { stdout: b"6.1.0\n".to_vec(), stderr: Vec::new(), status: ExitStatus::Code(0) };
+/// assert!(out.success());
+/// assert_eq!(out.stdout_text().trim(), "6.1.0");
+/// assert!(out.stderr_text().is_empty());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// All of its standard output.
@@ -142,6 +160,20 @@ impl AsyncRead for Stderr {
 /// A running command. Take its streams, or drop those that are not needed; while one of its
 /// output streams is neither read nor dropped, the command, and with it the connection it shares
 /// with others, may stand still, as with pipes.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
+/// use tokio::io::AsyncWriteExt;
+///
+/// let mut child = vm.ssh_spawn("wc -l").await?;
+/// if let Some(mut stdin) = child.stdin.take() {
+///     stdin.write_all(b"one\ntwo\n").await?;
+///     stdin.shutdown().await?;
+/// }
+/// let out = child.output(1 << 20).await?;
+/// assert_eq!(out.stdout_text().trim(), "2");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Child {
     /// Standard input; `None` once taken.

@@ -26,6 +26,17 @@ const ROOT_SFTP: &str = "for server in /usr/lib/openssh/sftp-server \
      [ -x \"$server\" ] && exec sudo -n \"$server\"; done; exit 127";
 
 /// Who logs in, and to whom.
+///
+/// ```
+/// use fleetbox::ssh::{Keypair, Target};
+///
+/// let target = Target {
+///     user: "fleetbox".to_owned(),
+///     key: Keypair::generate("log in")?,
+///     host_key: Keypair::generate("the guest's")?.public(),
+/// };
+/// # Ok::<(), fleetbox::ssh::SshError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The user in the guest.
@@ -49,6 +60,16 @@ pub struct PtyRequest {
 
 /// A connection to a guest's SSH server, over which any number of commands run, also at once.
 /// Dropping it ends the connection.
+///
+/// ```no_run
+/// # use fleetbox::ssh::{Client, SshError, Target};
+/// # async fn example(target: Target) -> Result<(), Box<dyn std::error::Error>> {
+/// let stream = tokio::net::TcpStream::connect("192.0.2.7:22").await?;
+/// let client = Client::connect(stream, &target).await?;
+/// println!("{}", client.exec("uname -a").await?.stdout_text());
+/// client.close().await;
+/// # Ok(()) }
+/// ```
 pub struct Client {
     handle: Handle<Pinned>,
 }

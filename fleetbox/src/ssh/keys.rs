@@ -16,6 +16,15 @@ use crate::store::{Lock, Store, read_limited, write_atomic};
 const KEY_LIMIT: u64 = 1 << 16;
 
 /// A public key; two are equal if the key is, whatever their comments.
+///
+/// ```
+/// use fleetbox::ssh::{Keypair, PublicKey};
+///
+/// let key = Keypair::generate("a test")?.public();
+/// assert_eq!(key.to_string().parse::<PublicKey>()?, key);
+/// assert!(key.fingerprint().starts_with("SHA256:"));
+/// # Ok::<(), fleetbox::ssh::SshError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PublicKey(russh::keys::PublicKey);
 
@@ -60,6 +69,18 @@ impl fmt::Display for PublicKey {
 }
 
 /// An Ed25519 key pair. Cheap to clone.
+///
+/// ```
+/// use fleetbox::ssh::Keypair;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let key = Keypair::generate("a test")?;
+/// key.save(&home.join("key"))?;
+/// assert_eq!(Keypair::load(&home.join("key"))?.public(), key.public());
+/// assert_eq!(Keypair::from_openssh(&key.to_openssh()?)?.public(), key.public());
+/// # Ok::<(), fleetbox::ssh::SshError>(())
+/// ```
 #[derive(Clone)]
 pub struct Keypair(Arc<PrivateKey>);
 

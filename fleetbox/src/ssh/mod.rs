@@ -19,6 +19,13 @@ pub use self::ready::wait_ready;
 use crate::store::StoreError;
 
 /// Why SSH failed.
+///
+/// ```
+/// use fleetbox::ssh::{Keypair, SshError};
+///
+/// let error = Keypair::from_openssh("no key").unwrap_err();
+/// assert!(matches!(error, SshError::Key { .. }), "{error}");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SshError {

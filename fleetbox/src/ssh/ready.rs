@@ -28,6 +28,16 @@ const HOST_KEY_GRACE: Duration = Duration::from_secs(30);
 /// `connect` opens a stream to the guest's SSH port; its failures are expected while the guest
 /// boots, and so are refused log-ins, with which a booting system answers early users.
 ///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use fleetbox::ssh::{SshError, Target, wait_ready};
+/// # async fn example(target: Target) -> Result<(), SshError> {
+/// let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+/// let connect = || tokio::net::TcpStream::connect("192.0.2.7:22");
+/// let client = wait_ready(connect, &target, deadline).await?;
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// [`SshError::NotReady`] at the deadline, with the last failure; [`SshError::HostKeyMismatch`]
 /// when that does not pass; [`SshError::Key`] at once.

@@ -12,6 +12,21 @@ use std::time::Duration;
 use super::{StoreError, fsutil};
 
 /// An exclusive lock on a file, held until this is dropped or the process ends.
+///
+/// ```
+/// use fleetbox::store::Lock;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let path = home.join("lock");
+/// let lock = Lock::try_acquire(&path)?.expect("nobody has it");
+/// assert_eq!(lock.path(), path);
+/// assert!(Lock::is_held(&path)?);
+/// assert!(Lock::try_acquire(&path)?.is_none());
+/// drop(lock);
+/// assert!(!Lock::is_held(&path)?);
+/// # Ok::<(), fleetbox::store::StoreError>(())
+/// ```
 #[derive(Debug)]
 pub struct Lock {
     file: File,

@@ -29,6 +29,15 @@ pub const FORMAT: u32 = 1;
 pub const HOME_VARIABLE: &str = "FLEETBOX_HOME";
 
 /// Why the state directory could not be used.
+///
+/// ```
+/// use fleetbox::store::{Store, StoreError};
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// std::fs::write(home.join("version"), "999").unwrap();
+/// assert!(matches!(Store::open(home), Err(StoreError::Newer { found: 999, .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -107,6 +116,19 @@ impl StoreError {
 
 /// The state directory. Cheap to clone; its methods block for as long as small file operations
 /// take.
+///
+/// ```
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let store = Store::open(home)?;
+/// assert_eq!(store.images_dir(), home.join("images"));
+/// assert!(store.vms()?.is_empty());
+/// assert!(store.find(&"web".parse()?)?.is_empty());
+/// assert_eq!(store.sweep()?, 0);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
     home: PathBuf,
@@ -114,6 +136,13 @@ pub struct Store {
 
 impl Store {
     /// Where the state is unless a path is given: `$FLEETBOX_HOME`, else `~/.fleetbox`.
+    ///
+    /// ```no_run
+    /// use fleetbox::store::{HOME_VARIABLE, Store};
+    ///
+    /// println!("{} (change it by {HOME_VARIABLE})", Store::default_home()?.display());
+    /// # Ok::<(), fleetbox::store::StoreError>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::NoHome`] when neither is known.
@@ -241,6 +270,20 @@ impl Store {
     }
 
     /// Begins to create a VM, which exists once [`VmDraft::commit`] has returned.
+    ///
+    /// ```
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let store = Store::open(home)?;
+    /// let name = "web".parse()?;
+    /// let draft = store.create_vm(&name, &name)?;
+    /// assert!(draft.paths().dir().is_dir());
+    /// drop(draft); // not committed: nothing is left
+    /// assert!(store.vms()?.is_empty());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Exists`], [`StoreError::Io`].

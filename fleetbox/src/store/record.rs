@@ -15,6 +15,15 @@ use crate::seed::GuestConfig;
 use crate::size::Size;
 
 /// An Ethernet address, shown and stored as `02:00:00:00:00:01`.
+///
+/// ```
+/// use fleetbox::store::MacAddr;
+///
+/// let mac = MacAddr::random();
+/// assert_eq!(mac.to_string().parse::<MacAddr>()?, mac);
+/// assert!("52:54".parse::<MacAddr>().is_err());
+/// # Ok::<(), fleetbox::store::InvalidMac>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr(pub [u8; 6]);
@@ -89,6 +98,16 @@ pub struct ImageRecord {
 }
 
 /// What is stored about a VM, in `vm.json` of its directory.
+///
+/// ```no_run
+/// use fleetbox::store::Store;
+///
+/// for vm in Store::open_default()?.vms()? {
+///     let record = vm.record()?;
+///     println!("{} of {} has {} CPUs", record.name, record.image.reference, record.cpus);
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRecord {
     /// The VM's name and hostname.
@@ -129,6 +148,10 @@ pub struct VmRecord {
 }
 
 /// Seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is before that.
+///
+/// ```
+/// assert!(fleetbox::store::now() > 1_700_000_000);
+/// ```
 pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

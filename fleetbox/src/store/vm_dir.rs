@@ -19,6 +19,15 @@ const GONE_PREFIX: &str = ".gone-";
 const RECORD_LIMIT: u64 = 1 << 20;
 
 /// The paths inside a VM's directory, whether it is complete or still a draft.
+///
+/// ```no_run
+/// use fleetbox::store::Store;
+///
+/// for vm in Store::open_default()?.vms()? {
+///     println!("{}", vm.paths().console_log().display());
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmPaths {
     dir: PathBuf,
@@ -196,6 +205,19 @@ impl Drop for VmDraft {
 }
 
 /// A VM that exists.
+///
+/// ```no_run
+/// use fleetbox::store::Store;
+///
+/// for vm in Store::open_default()?.vms()? {
+///     match (vm.is_running()?, vm.failure()?) {
+///         (true, _) => println!("{} runs", vm.name()),
+///         (false, Some(why)) => println!("{} failed: {why}", vm.name()),
+///         (false, None) => println!("{} is stopped", vm.name()),
+///     }
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct VmDir {
     store: Store,
@@ -301,6 +323,19 @@ impl VmDir {
 }
 
 /// A cluster's directory, which need not exist.
+///
+/// ```
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let cluster = Store::open(home)?.cluster(&"node".parse()?);
+/// assert_eq!(cluster.name().as_str(), "node");
+/// assert!(!cluster.is_running()?);
+/// assert!(cluster.vms()?.is_empty());
+/// assert!(cluster.vm(&"node-1".parse()?).is_none());
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ClusterDir {
     store: Store,

@@ -122,6 +122,13 @@ where
 }
 
 /// What a test may return: nothing, or a `Result<(), E>` whose error has [`Debug`].
+///
+/// ```
+/// fn is_outcome<T: fleetbox::testing::Outcome>() {}
+///
+/// is_outcome::<()>();
+/// is_outcome::<Result<(), std::io::Error>>();
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a fleetbox test returns `()` or a `Result<(), E>` whose error has `Debug`",
     label = "returns `{Self}`"

@@ -1,6 +1,14 @@
 //! What the environment says about tests.
 
 /// Skips tests that need VMs, as a first quick run wants it.
+///
+/// ```
+/// use fleetbox::testing::{KEEP_VARIABLE, REQUIRE_VARIABLE, SHORT_VARIABLE};
+///
+/// assert_eq!(SHORT_VARIABLE, "FLEETBOX_SHORT");
+/// assert_eq!(REQUIRE_VARIABLE, "FLEETBOX_REQUIRE");
+/// assert_eq!(KEEP_VARIABLE, "FLEETBOX_KEEP");
+/// ```
 pub const SHORT_VARIABLE: &str = "FLEETBOX_SHORT";
 
 /// Lets tests fail, rather than skip them, where VMs cannot run.

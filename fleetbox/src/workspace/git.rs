@@ -10,6 +10,17 @@ use crate::builder::blocking;
 use crate::{Error, Result};
 
 /// A git work tree on this host.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::workspace::{ShipOptions, Tree};
+///
+/// let tree = Tree::open(".").await?;
+/// for path in tree.list(&ShipOptions::default()).await? {
+///     println!("{}", tree.root().join(path).display());
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
     root: PathBuf,

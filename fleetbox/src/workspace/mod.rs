@@ -37,6 +37,18 @@ const MISE_FILES: [&str; 4] = [
 ];
 
 /// Why a work tree could not be shipped or fetched.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::Error;
+/// use fleetbox::workspace::Tree;
+///
+/// match Tree::open("/nowhere").await {
+///     Err(Error::Workspace(error)) => println!("{error}"),
+///     other => println!("{:?}", other?),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkspaceError {
@@ -99,6 +111,13 @@ impl WorkspaceError {
 }
 
 /// What of a work tree is shipped, and how.
+///
+/// ```
+/// use fleetbox::workspace::{Selection, ShipOptions};
+///
+/// let options = ShipOptions { selection: Selection::WithUntracked, ..ShipOptions::default() };
+/// assert_eq!(options.branch, None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShipOptions {
     /// Which files.
@@ -187,6 +206,21 @@ impl Workspace {
 
     /// Ships the host's tree again, as it is now. Changes that were made in the guest to files that
     /// are shipped are lost.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::Workspace;
+    ///
+    /// if let Some(workspace) = Workspace::of(None, vm.name()).await? {
+    ///     if let Some(what) = workspace.moved_on().await? {
+    ///         println!("shipping again: {what}");
+    ///         workspace.sync(&vm).await?;
+    ///     }
+    ///     let patch = workspace.diff(&vm).await?;
+    ///     std::fs::write("changes.patch", patch).ok();
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Workspace::ship`].

@@ -16,6 +16,19 @@ use super::event::Event;
 pub const MAX_CPUS: u8 = 128;
 
 /// A machine's description: nothing is created until [`super::Machine::start`].
+///
+/// ```
+/// use fleetbox_vmm::machine::{BootSource, MachineConfig};
+///
+/// let config = MachineConfig {
+///     cpus: 2,
+///     memory: 1 << 30,
+///     boot: BootSource::Firmware("firmware.elf".into()),
+///     events: Some(Box::new(|event| eprintln!("{event:?}"))),
+///     ..MachineConfig::default()
+/// };
+/// assert!(config.disks.is_empty());
+/// ```
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,

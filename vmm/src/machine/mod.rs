@@ -55,6 +55,19 @@ enum Signal {
 }
 
 /// A handle on a running machine, for any thread. It does not keep the machine alive.
+///
+/// ```no_run
+/// # fn example(machine: fleetbox_vmm::machine::Machine) -> Result<(), fleetbox_vmm::machine::Error> {
+/// let handle = machine.handle();
+/// std::thread::spawn(move || {
+///     handle.serial_input(b"poweroff\n");
+///     std::thread::sleep(std::time::Duration::from_secs(10));
+///     eprintln!("{}", handle.console_tail(20));
+///     handle.kill();
+/// });
+/// println!("{:?}", machine.wait()?);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Handle {
     signals: Sender<Signal>,

@@ -19,6 +19,13 @@ use super::pipe::{Arrival, Dice, Fate, GATEWAY, Path, Pipe, Transit};
 const MAX_LATENCY: Duration = Duration::from_secs(60);
 
 /// An end of a link.
+///
+/// ```
+/// use fleetbox_vmm::net::LinkEnd;
+///
+/// assert_eq!(LinkEnd::from("db"), LinkEnd::Member("db".to_owned()));
+/// assert_ne!(LinkEnd::from("gateway"), LinkEnd::Gateway); // a member may be called so
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkEnd {

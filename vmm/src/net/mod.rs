@@ -211,6 +211,18 @@ impl Network {
 
     /// Adds a member. One of the same name whose link has closed is replaced.
     ///
+    /// ```
+    /// # use fleetbox_vmm::net::{Network, NetworkConfig, NetworkError, Port};
+    /// # fn main() -> Result<(), NetworkError> {
+    /// let network = Network::start(NetworkConfig::default())?;
+    /// let db = network.attach(Port { name: "db".into(), mac: [2, 0, 0, 0, 0, 1], ip: None })?;
+    /// let address = network.forward(db.ip.into(), 5432)?.address();
+    /// assert!(address.ip().is_loopback());
+    /// assert_eq!(network.status()?.ports[0].name, "db");
+    /// network.detach("db")?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// The name is no DNS label, the addresses cannot be a guest's or are another member's, or
     /// the network is full.

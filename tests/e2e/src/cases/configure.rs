@@ -84,7 +84,7 @@ pub(crate) fn all(suite: &Suite) {
 pub(crate) fn too_much(suite: &Suite) {
     let name = "too-large";
     for (builder, there) in [
-        (Vm::builder(name).cpus(254), "this host has"),
+        (Vm::builder(name).cpus(128), "this host has"),
         (Vm::builder(name).disk(Size::gib(60 << 10)), "are free"),
     ] {
         let builder = builder.image(suite.tiny());

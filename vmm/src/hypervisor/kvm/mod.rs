@@ -40,6 +40,15 @@ fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Err
 }
 
 /// The host's KVM.
+///
+/// ```no_run
+/// use fleetbox_vmm::hypervisor::Hypervisor;
+/// use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
+///
+/// let kvm = KvmHypervisor::open()?;
+/// println!("{:?}", kvm.capabilities());
+/// # Ok::<(), fleetbox_vmm::hypervisor::Error>(())
+/// ```
 pub struct KvmHypervisor {
     host: Arc<Host>,
     capabilities: Capabilities,
