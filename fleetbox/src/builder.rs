@@ -16,7 +16,7 @@ use crate::images::progress::Silent;
 use crate::images::{DEFAULT_IMAGE, Image, ImageFormat, ImageRef, Progress};
 use crate::launch::Launch;
 use crate::lifecycle::{self, Lifetime};
-use crate::names::{Name, check_cpus};
+use crate::names::{Name, Reference, check_cpus};
 use crate::process::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec};
 use crate::resources::Asked;
 use crate::seed::{self, DEFAULT_USER, GuestConfig, Seed};
@@ -285,16 +285,24 @@ impl VmBuilder {
     /// for it and none will come free; [`Error::NotReady`] with the
     /// console's last lines if the guest fails or does not answer in time.
     pub async fn start(self) -> Result<Vm> {
-        let name = Name::new(self.name.clone())?;
+        let (name, launch) = self.launch()?;
+        let (_, vms) = launch.start().await?;
+        vms.into_iter().next().ok_or(Error::NoVm { name })
+    }
+
+    /// The start of the VM, and its name.
+    fn launch(self) -> Result<(Name, Launch)> {
+        let reference: Reference = self.name.parse()?;
+        let name = reference.name().clone();
         let launch = Launch {
-            cluster: name.clone(),
+            cluster: reference.cluster().unwrap_or(&name).clone(),
+            anywhere: reference.cluster().is_none(),
             alone: true,
             lifetime: self.lifetime,
             home: self.home.clone(),
-            members: vec![self],
+            members: vec![self.named(&name)],
         };
-        let (_, vms) = launch.start().await?;
-        vms.into_iter().next().ok_or(Error::NoVm { name })
+        Ok((name, launch))
     }
 
     /// The same for the test of that path, unless its user has given it a name.
@@ -318,13 +326,8 @@ impl VmBuilder {
     /// # Errors
     /// As [`VmBuilder::start`], but for what has to do with running it.
     pub async fn create(self) -> Result<bool> {
-        let launch = Launch {
-            cluster: Name::new(self.name.clone())?,
-            alone: true,
-            lifetime: Lifetime::Detached,
-            home: self.home.clone(),
-            members: vec![self],
-        };
+        let (_, mut launch) = self.launch()?;
+        launch.lifetime = Lifetime::Detached;
         Ok(!launch.create().await?.is_empty())
     }
 

@@ -237,6 +237,7 @@ impl ClusterBuilder {
         });
         let launch = Launch {
             cluster: name.clone(),
+            anywhere: false,
             alone: false,
             lifetime: self.lifetime,
             home: self.template.home_dir().map(Path::to_owned),
@@ -438,6 +439,7 @@ impl Cluster {
     ) -> Result<Arc<Vm>> {
         let launch = Launch {
             cluster: self.name.clone(),
+            anywhere: false,
             alone: false,
             lifetime: self.lifetime,
             home: Some(self.store.home().to_owned()),

@@ -308,6 +308,83 @@ async fn a_name_means_one_vm() {
     named.destroy().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_member_is_started_by_its_clusters_name_and_its_own() {
+    let home = Home::new();
+    let clusters = [
+        home.cluster(Cluster::test().count(1))
+            .start()
+            .await
+            .unwrap(),
+        home.cluster(Cluster::test().count(1))
+            .start()
+            .await
+            .unwrap(),
+    ];
+    for cluster in &clusters {
+        // As a test's is that is to be kept.
+        for vm in cluster {
+            vm.let_go().await.unwrap();
+            vm.stop().await.unwrap();
+        }
+    }
+    let path = home.path();
+    let home_dir = Some(path.as_path());
+    let change = crate::Resize {
+        cpus: Some(3),
+        memory: None,
+    };
+    let builder = |name: &str| home.vm(Vm::builder(name)).detached();
+    for error in [
+        builder("node-1").start().await.unwrap_err(),
+        crate::find(home_dir, "node-1").await.unwrap_err(),
+        crate::resize(home_dir, "node-1", change).await.unwrap_err(),
+        crate::logs::ConsoleLog::open(home_dir, "node-1")
+            .await
+            .unwrap_err(),
+        crate::workspace::Workspace::of(home_dir, "node-1")
+            .await
+            .unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Ambiguous { .. }), "{error}");
+    }
+    let member = format!("{}/node-1", clusters[1].name());
+    assert_eq!(
+        crate::resize(home_dir, &member, change).await.unwrap().cpus,
+        3
+    );
+    let vm = builder(&member).start().await.unwrap();
+    assert_eq!(vm.reference().as_str(), member);
+    assert_eq!(
+        (vm.cluster(), vm.ip()),
+        (clusters[1].name(), clusters[1].members()[0].ip())
+    );
+    let states = home.states_by_cluster().await;
+    assert_eq!(states.len(), 2, "{states:?}");
+    for (name, state) in states {
+        let runs = name == member;
+        assert_eq!(state == VmState::Running, runs, "{name}");
+    }
+    assert!(!builder(&member).create().await.unwrap(), "it exists");
+    // A new one is a member of the cluster that is named.
+    let second = builder(&format!("{}/late", clusters[1].name()));
+    let second = second.start().await.unwrap();
+    assert_eq!(second.cluster(), clusters[1].name());
+    assert_ne!(second.ip(), vm.ip());
+    // One of that name is another cluster's.
+    let other = builder(&format!("{}/late", clusters[0].name()));
+    let error = other.start().await.unwrap_err();
+    assert!(matches!(error, Error::NameTaken { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("`fleetbox rm {}/late`", clusters[1].name()))
+    );
+    remove(home_dir, &member).await.unwrap();
+    second.destroy().await.unwrap();
+    drop(clusters);
+}
+
 #[test]
 fn the_blocking_facade_has_clusters() {
     let home = Home::new();

@@ -10,7 +10,7 @@ use crate::budget::BudgetError;
 use crate::files::FilesError;
 use crate::fixture::FixtureError;
 use crate::images::ImageError;
-use crate::names::{InvalidValue, Name};
+use crate::names::{InvalidValue, Name, Reference};
 use crate::preflight::Probe;
 use crate::process::ProcessError;
 use crate::seed::SeedError;
@@ -114,7 +114,8 @@ pub enum Error {
     },
     /// Another cluster has a VM of this name.
     #[error(
-        "there is a VM {name} already, in cluster {cluster}; remove it with `fleetbox rm {name}`, or choose another name"
+        "there is a VM {name} already, in cluster {cluster}; remove it with `fleetbox rm {}`, or choose another name",
+        Reference::new(cluster.clone(), name.clone())
     )]
     NameTaken {
         /// The name.
@@ -135,8 +136,8 @@ pub enum Error {
     /// The VM is not running.
     #[error("{name} is not running; start it with `fleetbox up {name}`")]
     NotRunning {
-        /// The name.
-        name: Name,
+        /// The VM.
+        name: Reference,
     },
     /// Another process starts or ends the VM and does not come to an end.
     #[error(

@@ -25,8 +25,10 @@ const ATTEMPTS: u32 = 3;
 
 /// What is to be started.
 pub(crate) struct Launch {
-    /// The cluster. If `alone`, the name of the VM, which may be a member of another one.
+    /// The cluster.
     pub(crate) cluster: Name,
+    /// The cluster is not named: a VM of that name that is a member of another one is meant, too.
+    pub(crate) anywhere: bool,
     /// A VM alone, whose failed start leaves it for a look at it. Of a cluster all members are
     /// started or none.
     pub(crate) alone: bool,
@@ -82,10 +84,17 @@ impl Launch {
             })
             .await?;
         }
-        let cluster = match existing_elsewhere(&store, &self.cluster, &members, self.lifetime)? {
-            None => self.cluster,
-            Some(vm) if self.alone => vm.cluster().clone(),
-            Some(vm) => {
+        let elsewhere = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
+        let cluster = match elsewhere.as_slice() {
+            [] => self.cluster,
+            [vm] if self.anywhere => vm.cluster().clone(),
+            [vm, _, ..] if self.anywhere => {
+                return Err(Error::Ambiguous {
+                    name: vm.name().clone(),
+                    clusters: elsewhere.iter().map(|vm| vm.cluster().clone()).collect(),
+                });
+            }
+            [vm, ..] => {
                 return Err(Error::NameTaken {
                     name: vm.name().clone(),
                     cluster: vm.cluster().clone(),
@@ -184,7 +193,11 @@ impl Launch {
             None => Store::default_home()?,
         };
         let store = blocking(move || Ok(Store::open(home)?)).await?;
-        if let Some(vm) = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)? {
+        let elsewhere = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
+        if let ([_], true) = (elsewhere.as_slice(), self.anywhere) {
+            return Ok(Vec::new());
+        }
+        if let Some(vm) = elsewhere.first() {
             return Err(Error::NameTaken {
                 name: vm.name().clone(),
                 cluster: vm.cluster().clone(),
@@ -204,27 +217,28 @@ impl Launch {
     }
 }
 
-/// A VM of a member's name in another cluster, if the member does not exist. A name is that of one
+/// The VMs of a member's name in other clusters, if the member does not exist. A name is that of one
 /// VM only, but of those that are deleted with their owners, which are nobody else's business.
 fn existing_elsewhere(
     store: &Store,
     cluster: &Name,
     members: &[Member],
     lifetime: Lifetime,
-) -> Result<Option<VmDir>> {
+) -> Result<Vec<VmDir>> {
     if lifetime == Lifetime::Ephemeral {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     for member in members {
         let name = &member.plan.name;
         if store.cluster(cluster).vm(name).is_none() {
-            let mut found = store.find(name)?.into_iter();
-            if let Some(vm) = found.find(|vm| !lifecycle::is_ephemeral(vm)) {
-                return Ok(Some(vm));
+            let mut found = store.find(name)?;
+            found.retain(|vm| !lifecycle::is_ephemeral(vm));
+            if !found.is_empty() {
+                return Ok(found);
             }
         }
     }
-    Ok(None)
+    Ok(Vec::new())
 }
 
 /// The memory of the members that do not run.

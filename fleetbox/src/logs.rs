@@ -5,11 +5,9 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::builder::{blocking, open_store};
-use crate::names::Name;
+use crate::Result;
 use crate::process::{last_lines, printable};
 use crate::store::{StoreError, VmDir};
-use crate::{Error, Result};
 
 /// Most bytes that are read at once; a log has no more (`docs/processes.md`).
 const MOST: u64 = 8 << 20;
@@ -50,19 +48,9 @@ impl ConsoleLog {
     /// The log of the VM of that name.
     ///
     /// # Errors
-    /// [`Error::NoVm`], the file system.
+    /// As [`find`](crate::find).
     pub async fn open(home: Option<&Path>, name: &str) -> Result<Self> {
-        let name = Name::new(name)?;
-        let store = open_store(home).await?;
-        let vm = blocking(move || match store.find(&name)?.into_iter().next() {
-            Some(vm) => Ok(vm),
-            None => Err(Error::NoVm { name }),
-        });
-        Ok(Self {
-            vm: vm.await?,
-            open: None,
-            held: Vec::new(),
-        })
+        Ok(Self::of(crate::find(home, name).await?))
     }
 
     /// The log of a VM that is known.
@@ -239,6 +227,7 @@ fn complete(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Name;
     use crate::store::Store;
 
     fn log() -> (tempfile::TempDir, ConsoleLog) {

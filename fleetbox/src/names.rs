@@ -205,6 +205,98 @@ impl From<Name> for String {
     }
 }
 
+/// What names one VM of a state directory: `NAME`, or `CLUSTER/NAME` where several clusters have a VM
+/// of that name.
+///
+/// People are shown `NAME` alone for a VM whose cluster is called as it is; [`Reference::as_str`] has
+/// the cluster wherever it was given.
+///
+/// ```
+/// use fleetbox::names::Reference;
+///
+/// let member: Reference = "shop/node-1".parse().unwrap();
+/// assert_eq!(member.cluster().unwrap().as_str(), "shop");
+/// assert_eq!(member.name().as_str(), "node-1");
+/// let alone: Reference = "web/web".parse().unwrap();
+/// assert_eq!((alone.to_string().as_str(), alone.as_str()), ("web", "web/web"));
+/// assert!("shop/node-1/x".parse::<Reference>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    cluster: Option<Name>,
+    name: Name,
+    text: String,
+}
+
+impl Reference {
+    /// The VM of that name in that cluster.
+    ///
+    /// ```
+    /// use fleetbox::names::{Name, Reference};
+    ///
+    /// let (shop, node) = (Name::new("shop").unwrap(), Name::new("node-1").unwrap());
+    /// assert_eq!(Reference::new(shop, node).as_str(), "shop/node-1");
+    /// ```
+    pub fn new(cluster: Name, name: Name) -> Self {
+        Self {
+            text: format!("{cluster}/{name}"),
+            cluster: Some(cluster),
+            name,
+        }
+    }
+
+    /// The cluster, if one was given.
+    pub fn cluster(&self) -> Option<&Name> {
+        self.cluster.as_ref()
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The reference as text, which reads back as the same.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cluster {
+            Some(cluster) if *cluster != self.name => f.write_str(&self.text),
+            _ => self.name.fmt(f),
+        }
+    }
+}
+
+impl AsRef<str> for Reference {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl From<Name> for Reference {
+    fn from(name: Name) -> Self {
+        Self {
+            cluster: None,
+            text: name.to_string(),
+            name,
+        }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((cluster, name)) => Ok(Self::new(Name::new(cluster)?, Name::new(name)?)),
+            None => Name::new(text).map(Self::from),
+        }
+    }
+}
+
 fn in_range(what: &'static str, value: u32, most: u32) -> Result<u32, InvalidValue> {
     if (1..=most).contains(&value) {
         return Ok(value);
@@ -281,6 +373,21 @@ mod tests {
         let name = Name::new("node").unwrap();
         assert_eq!(name.member(2).unwrap().as_str(), "node-2");
         assert!(Name::new("a".repeat(62)).unwrap().member(1).is_err());
+    }
+
+    #[test]
+    fn references_have_a_cluster_or_not() {
+        let bare: Reference = "node-1".parse().unwrap();
+        assert_eq!((bare.cluster(), bare.as_str()), (None, "node-1"));
+        let full: Reference = "a/node-1".parse().unwrap();
+        assert_eq!(
+            (full.to_string().as_str(), full.as_str()),
+            ("a/node-1", "a/node-1")
+        );
+        assert_ne!(full, "b/node-1".parse().unwrap());
+        for bad in ["", "/", "a/", "/a", "a/b/c", "A/b", "a/B", "../a"] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::builder::{blocking, open_store};
-use crate::names::{Name, check_cpus};
+use crate::builder::blocking;
+use crate::names::check_cpus;
 use crate::store::{StoreError, VmRecord};
-use crate::{Error, Result, Size};
+use crate::{Result, Size};
 
 /// What [`resize`] changes; `None` stays as it is.
 ///
@@ -26,8 +26,8 @@ pub struct Resize {
 /// Changes what a stopped VM is booted with, and returns its new record.
 ///
 /// # Errors
-/// [`Error::Invalid`] before anything is changed, [`Error::NoVm`], and [`Error::Store`] if the VM
-/// runs.
+/// [`Error::Invalid`](crate::Error::Invalid) before anything is changed, those of [`find`](crate::find),
+/// and [`Error::Store`](crate::Error::Store) if the VM runs.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -39,15 +39,12 @@ pub struct Resize {
 /// # }
 /// ```
 pub async fn resize(home: Option<&Path>, name: &str, change: Resize) -> Result<VmRecord> {
-    let name = Name::new(name)?;
     let cpus = change.cpus.map(check_cpus).transpose()?;
     let memory = change.memory.map(Size::check_memory).transpose()?;
-    let store = open_store(home).await?;
+    let vm = crate::find(home, name).await?;
     blocking(move || {
-        let Some(vm) = store.find(&name)?.into_iter().next() else {
-            return Err(Error::NoVm { name });
-        };
         let Some(_lock) = vm.try_lock()? else {
+            let name = vm.name().clone();
             return Err(StoreError::Running { name }.into());
         };
         let mut record = vm.record()?;

@@ -17,7 +17,7 @@ use crate::event::Events;
 use crate::fixture;
 use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
-use crate::names::Name;
+use crate::names::{Name, Reference};
 use crate::process::{Backend, Client, Lifeline, ProcessError, last_lines};
 use crate::ready::Awaited;
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
@@ -76,7 +76,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM with a name, whose disk stays until [`Vm::destroy`].
+    /// A VM with a name, whose disk stays until [`Vm::destroy`]. `CLUSTER/NAME` is a member of that
+    /// cluster, which is added to it if it does not exist.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -102,7 +103,8 @@ impl Vm {
         VmBuilder::new(test_name(), Lifetime::Ephemeral)
     }
 
-    /// The running VM of that name, whoever started it. Dropping the handle changes nothing.
+    /// The running VM of that name, or `CLUSTER/NAME`, whoever started it. Dropping the handle changes
+    /// nothing.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -112,7 +114,7 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoVm`], [`Error::NotRunning`].
+    /// As [`find`], and [`Error::NotRunning`].
     pub async fn open(name: &str) -> Result<Self> {
         Self::open_in(None, name).await
     }
@@ -130,10 +132,10 @@ impl Vm {
     /// # Errors
     /// As [`Vm::open`].
     pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
-        let (store, dir) = find(home, name).await?;
+        let (store, dir) = meant(home, name).await?;
         if !dir.is_running()? {
             return Err(Error::NotRunning {
-                name: dir.name().clone(),
+                name: dir.reference(),
             });
         }
         Self::found(&store, dir)
@@ -223,13 +225,9 @@ impl Vm {
         }
     }
 
-    /// What a command calls the VM: its name, or `CLUSTER/NAME` for a member of a cluster.
-    pub(crate) fn reference(&self) -> String {
-        if self.dir.cluster() == self.dir.name() {
-            self.name.to_string()
-        } else {
-            format!("{}/{}", self.dir.cluster(), self.name)
-        }
+    /// What the VM is called among those of all clusters.
+    pub fn reference(&self) -> Reference {
+        self.dir.reference()
     }
 
     /// The state directory.
@@ -989,7 +987,7 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 /// ```
 ///
 /// # Errors
-/// [`Error::NoVm`], or a worker that cannot be talked to.
+/// As [`find`], or a worker that cannot be talked to.
 pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
     match Vm::open_in(home, name).await {
         Ok(vm) => match vm.stop_within(deadline).await {
@@ -1012,9 +1010,9 @@ pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result
 /// ```
 ///
 /// # Errors
-/// [`Error::NoVm`], or a process that does not end.
+/// As [`find`], or a process that does not end.
 pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
-    let (store, dir) = find(home, name).await?;
+    let (store, dir) = meant(home, name).await?;
     let client = lifecycle::client(&store.cluster(dir.cluster()));
     destroy(&store, &dir, &client, None).await
 }
@@ -1060,18 +1058,41 @@ pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
     .await
 }
 
-/// The VM that `text` means: `NAME`, or `CLUSTER/NAME`.
-async fn find(home: Option<&Path>, text: &str) -> Result<(Store, VmDir)> {
-    let (cluster, name) = match text.split_once('/') {
-        Some((cluster, name)) => (Some(Name::new(cluster)?), Name::new(name)?),
-        None => (None, Name::new(text)?),
-    };
+/// The VM that a name means, running or not: `NAME`, or `CLUSTER/NAME`. VMs of running tests are meant
+/// by a bare `NAME` only where there is no other.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let vm = fleetbox::find(None, "node-1").await?;
+/// println!("{} has {} of memory", vm.reference(), vm.record()?.memory);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::NoVm`], or [`Error::NoMember`] of a cluster that is named; [`Error::Ambiguous`] if several
+/// clusters have such a VM and none is named.
+pub async fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
+    Ok(meant(home, name).await?.1)
+}
+
+async fn meant(home: Option<&Path>, text: &str) -> Result<(Store, VmDir)> {
+    let reference: Reference = text.parse()?;
     let store = open_store(home).await?;
     blocking(move || {
-        let mut found = match &cluster {
-            Some(cluster) => Vec::from_iter(store.cluster(cluster).vm(&name)),
-            None => store.find(&name)?,
-        };
+        let name = reference.name().clone();
+        if let Some(cluster) = reference.cluster() {
+            let cluster = store.cluster(cluster);
+            if let Some(vm) = cluster.vm(&name) {
+                return Ok((store, vm));
+            }
+            let members = cluster.vms()?;
+            return Err(Error::NoMember {
+                cluster: cluster.name().clone(),
+                name: name.to_string(),
+                members: members.iter().map(|vm| vm.name().to_string()).collect(),
+            });
+        }
+        let mut found = store.find(&name)?;
         // Those of running tests are meant only where there is no other.
         if !found.iter().all(lifecycle::is_ephemeral) {
             found.retain(|vm| !lifecycle::is_ephemeral(vm));

@@ -207,7 +207,7 @@ fn rm_deletes_a_vm_or_a_whole_cluster() {
     }
     assert_eq!(
         host.ends(0, &["rm", "node"]),
-        "node-1 is deleted\nnode-2 is deleted\n"
+        "node/node-1 is deleted\nnode/node-2 is deleted\n"
     );
     assert_eq!(host.names(), ["node-extra", "web"]);
     // One that is there is deleted although another is not.
@@ -216,9 +216,116 @@ fn rm_deletes_a_vm_or_a_whole_cluster() {
     let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(
         outcome,
-        serde_json::json!([{"name": "web", "result": "deleted"}])
+        serde_json::json!([{"name": "web", "cluster": "web", "result": "deleted"}])
     );
     assert_eq!(host.names(), ["node-extra"]);
+}
+
+/// `CLUSTER/NAME` of all VMs.
+fn full_names(host: &Host) -> Vec<String> {
+    let vms = host.store().vms().expect("VMs");
+    vms.iter()
+        .map(|vm| format!("{}/{}", vm.cluster(), vm.name()))
+        .collect()
+}
+
+#[test]
+fn a_clusters_name_means_its_own_members() {
+    let host = Host::new();
+    for cluster in ["node", "shop-test-1a2b3c4d"] {
+        for name in ["node-1", "node-2"] {
+            host.vm(cluster, name, Path::new("/none"));
+        }
+    }
+    // Members of a running test's cluster, which are always called so.
+    let test: Name = "shop-test-1a2b3c4d".parse().expect("a name");
+    for vm in host.store().cluster(&test).vms().expect("VMs") {
+        fs::write(vm.paths().dir().join("ephemeral"), "").expect("a marker");
+    }
+    let output = host.run(&["down", test.as_str()]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "shop-test-1a2b3c4d/node-1 was not running\nshop-test-1a2b3c4d/node-2 was not running\n",
+        "{output:?}"
+    );
+    assert_eq!(
+        host.ends(0, &["rm", test.as_str()]),
+        "shop-test-1a2b3c4d/node-1 is deleted\nshop-test-1a2b3c4d/node-2 is deleted\n"
+    );
+    assert_eq!(full_names(&host), ["node/node-1", "node/node-2"]);
+}
+
+#[test]
+fn a_name_that_several_clusters_have_is_refused_and_a_reference_is_not() {
+    let host = Host::new();
+    for (cluster, cpus) in [("kept", "3"), ("node", "4")] {
+        for name in ["node-1", "node-2"] {
+            host.vm(cluster, name, Path::new("/none"));
+        }
+        let member = format!("{cluster}/node-1");
+        let text = host.ends(0, &["set", &member, "--cpus", cpus]);
+        assert!(
+            text.starts_with(&member) && text.contains(&format!("`fleetbox up {member}`")),
+            "{text}"
+        );
+    }
+    for vm in host.store().vms().expect("VMs") {
+        fs::write(vm.paths().console_log(), format!("{}\n", vm.cluster())).expect("a log");
+    }
+    for (args, status) in [
+        (&["show", "node-1"][..], 1),
+        (&["logs", "node-1"], 1),
+        (&["set", "node-1", "--cpus", "1"], 1),
+        (&["down", "node-1"], 1),
+        (&["restart", "node-1"], 1),
+        (&["kill", "node-1"], 1),
+        (&["rm", "node-1"], 1),
+        (&["pull-diff", "node-1"], 1),
+        (&["ssh", "node-1", "--", "true"], 255),
+        (&["exec", "node-1", "--", "true"], 255),
+    ] {
+        let output = host.run(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
+        assert!(
+            error.contains("kept/node-1, node/node-1"),
+            "{args:?}: {error}"
+        );
+    }
+    for (cluster, cpus) in [("kept", 3), ("node", 4)] {
+        let member = format!("{cluster}/node-1");
+        let shown: serde_json::Value =
+            serde_json::from_str(&host.ends(0, &["show", &member, "--json"])).expect("JSON");
+        assert_eq!(
+            (&shown["cluster"], &shown["cpus"]),
+            (&cluster.into(), &cpus.into())
+        );
+        assert_eq!(host.ends(0, &["logs", &member]), format!("{cluster}\n"));
+        let output = host.run(&["exec", &member, "--", "true"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            error.contains(&format!("`fleetbox up {member}`")),
+            "{error}"
+        );
+    }
+    // A member twice is one, and none of another cluster's is it.
+    assert_eq!(
+        host.ends(0, &["rm", "kept/node-1", "kept"]),
+        "kept/node-1 is deleted\nkept/node-2 is deleted\n"
+    );
+    assert_eq!(full_names(&host), ["node/node-1", "node/node-2"]);
+    let output = host.run(&["rm", "kept/node-1", "node/node-3"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        error.contains("cluster kept has no member node-1; it has none")
+            && error.contains("cluster node has no member node-3; it has node-1, node-2"),
+        "{error}"
+    );
+    for wrong in ["/node-1", "node/", "node/node-1/x", "Node/node-1"] {
+        assert_eq!(host.run(&["rm", wrong]).status.code(), Some(2), "{wrong}");
+    }
+    assert_eq!(full_names(&host), ["node/node-1", "node/node-2"]);
 }
 
 #[test]

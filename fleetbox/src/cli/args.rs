@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
 use fleetbox::images::ImageRef;
-use fleetbox::names::{Name, check_count, check_cpus};
+use fleetbox::names::{Name, Reference, check_count, check_cpus};
 use fleetbox::{Ready, Result, Size};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
@@ -18,7 +18,8 @@ use fleetbox::{Ready, Result, Size};
     name = "fleetbox",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit status: 0 done, 1 failed, 2 arguments refused; `ssh`, `exec` and `run` end \
+    after_help = "A VM is named by NAME, or by CLUSTER/NAME where several clusters have one of that \
+                  name.\n\nExit status: 0 done, 1 failed, 2 arguments refused; `ssh`, `exec` and `run` end \
                   with the status of the command in the guest, and with 255 if it could not be run."
 )]
 pub(super) struct Cli {
@@ -51,7 +52,7 @@ pub(super) enum Command {
     /// Print what was changed in a VM's workspace, as a patch against the commit that was shipped
     PullDiff {
         /// The VM
-        name: Name,
+        name: Reference,
         /// Write to this file instead of standard output
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -62,25 +63,25 @@ pub(super) enum Command {
     /// Show everything about a VM
     Show {
         /// The VM
-        name: Name,
+        name: Reference,
     },
     /// Print what a VM wrote to its serial console
     Logs(Logs),
     /// Attach to a VM's serial console; Ctrl-] leaves it
     Console {
         /// The VM
-        name: Name,
+        name: Reference,
     },
     /// Show what listens for connections in a VM
     Ports {
         /// The VM
-        name: Name,
+        name: Reference,
     },
     /// Show what VMs use: CPU, memory, disk, network
     Stats {
         /// The VMs [default: all that run]
         #[arg(value_name = "NAME")]
-        names: Vec<Name>,
+        names: Vec<Reference>,
     },
     /// Copy files and directories to or from a VM
     Cp(Cp),
@@ -99,7 +100,7 @@ pub(super) enum Command {
     /// Connect standard input and output to a TCP port of a VM (for OpenSSH's ProxyCommand)
     Dial {
         /// The VM
-        name: Name,
+        name: Reference,
         /// The port
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
@@ -180,7 +181,7 @@ pub(super) struct Machine {
 #[derive(Debug, Args)]
 pub(super) struct Up {
     /// The VM, which is also its hostname; one is made up if none is given
-    pub(super) name: Option<Name>,
+    pub(super) name: Option<Reference>,
     /// Make a cluster of N VMs in one network: NAME-1, NAME-2 and so on
     #[arg(short = 'n', long, value_parser = count, value_name = "N", conflicts_with = "publish")]
     pub(super) count: Option<u32>,
@@ -194,7 +195,7 @@ pub(super) struct Up {
 #[derive(Debug, Args)]
 pub(super) struct Ssh {
     /// The VM
-    pub(super) name: Name,
+    pub(super) name: Reference,
     /// Allocate a terminal even though a command is given
     #[arg(short, long)]
     pub(super) tty: bool,
@@ -206,7 +207,7 @@ pub(super) struct Ssh {
 #[derive(Debug, Args)]
 pub(super) struct Exec {
     /// The VM
-    pub(super) name: Name,
+    pub(super) name: Reference,
     /// Allocate a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
@@ -275,7 +276,7 @@ pub(super) struct Cp {
 #[derive(Debug, Args)]
 pub(super) struct Logs {
     /// The VM
-    pub(super) name: Name,
+    pub(super) name: Reference,
     /// Go on printing until the VM ends
     #[arg(short, long)]
     pub(super) follow: bool,
@@ -290,7 +291,7 @@ pub(super) struct Logs {
 pub(super) struct Which {
     /// The VMs, or clusters for all of their members
     #[arg(value_name = "NAME")]
-    pub(super) names: Vec<Name>,
+    pub(super) names: Vec<Reference>,
     /// All VMs that run
     #[arg(long, conflicts_with = "names")]
     pub(super) all: bool,
@@ -349,7 +350,7 @@ pub(super) struct Kill {
 #[derive(Debug, Args)]
 pub(super) struct Set {
     /// The VM
-    pub(super) name: Name,
+    pub(super) name: Reference,
     /// Number of vCPUs
     #[arg(long, value_parser = cpus, value_name = "N", required_unless_present = "memory")]
     pub(super) cpus: Option<u32>,
@@ -362,7 +363,7 @@ pub(super) struct Set {
 pub(super) struct Rm {
     /// The VMs, or clusters for all of their members
     #[arg(required = true, value_name = "NAME")]
-    pub(super) names: Vec<Name>,
+    pub(super) names: Vec<Reference>,
     /// Do not ask
     #[arg(short, long)]
     pub(super) force: bool,

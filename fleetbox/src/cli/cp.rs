@@ -4,15 +4,13 @@ use std::path::PathBuf;
 
 use fleetbox::files::{Copied, FileOptions};
 use fleetbox::guest::quote;
-use fleetbox::names::Name;
+use fleetbox::names::Reference;
 use fleetbox::{Result, Size, Vm};
 
+use super::REFUSED;
 use super::args::Cp;
 use super::output::{Context, complain};
 use super::progress::Display;
-
-/// Exit status for arguments that are refused.
-const REFUSED: u8 = 2;
 
 /// Where something is copied from or to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,21 +18,26 @@ pub(super) enum Place {
     /// This host.
     Host(PathBuf),
     /// A path in a VM.
-    Guest(Name, String),
+    Guest(Reference, String),
 }
 
 impl std::str::FromStr for Place {
     type Err = fleetbox::names::InvalidValue;
 
-    /// `NAME:PATH` is in a VM. What has a slash before the first colon is a path of this host.
+    /// `NAME:PATH` and `CLUSTER/NAME:PATH` are in a VM. What else has a slash before the first colon is
+    /// a path of this host.
     fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        match text.split_once(':') {
-            Some((name, path)) if !name.contains('/') => {
+        let Some((name, path)) = text.split_once(':') else {
+            return Ok(Self::Host(PathBuf::from(text)));
+        };
+        match name.parse() {
+            Ok(vm) => {
                 // An empty path is the home directory, as scp has it.
                 let path = if path.is_empty() { "./" } else { path };
-                Ok(Self::Guest(Name::new(name)?, path.to_owned()))
+                Ok(Self::Guest(vm, path.to_owned()))
             }
-            _ => Ok(Self::Host(PathBuf::from(text))),
+            Err(_) if name.contains('/') => Ok(Self::Host(PathBuf::from(text))),
+            Err(error) => Err(error),
         }
     }
 }
@@ -133,15 +136,16 @@ mod tests {
     #[test]
     fn a_name_and_a_colon_are_a_guests() {
         let place = |text: &str| text.parse::<Place>();
-        let web: Name = "web".parse().unwrap();
-        for (text, path) in [("web:/a:b", "/a:b"), ("web:x", "x"), ("web:", "./")] {
-            assert_eq!(
-                place(text),
-                Ok(Place::Guest(web.clone(), path.to_owned())),
-                "{text}"
-            );
+        for (text, vm, path) in [
+            ("web:/a:b", "web", "/a:b"),
+            ("web:x", "web", "x"),
+            ("web:", "web", "./"),
+            ("a/b:c", "a/b", "c"),
+        ] {
+            let vm = vm.parse().unwrap();
+            assert_eq!(place(text), Ok(Place::Guest(vm, path.to_owned())), "{text}");
         }
-        for text in ["/a:b", "./a:b", "x", "a/b:c"] {
+        for text in ["/a:b", "./a:b", "x", "./a/b:c", "a/b/c:d", "A/b:c"] {
             assert_eq!(place(text), Ok(Place::Host(text.into())), "{text}");
         }
         assert!(place("Web:/x").is_err());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fleetbox::guest::{self, Stats};
-use fleetbox::names::Name;
+use fleetbox::names::Reference;
 use fleetbox::{Result, Size, Vm, VmState};
 use futures::future::join_all;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use super::{FAILURE, table, vms};
 /// How long a guest may take to say what it uses.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) async fn ports(context: &Context, name: &Name) -> Result<u8> {
+pub(super) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
     let listeners = guest::ports(&vm).await?;
     if context.json {
@@ -42,17 +42,20 @@ pub(super) async fn ports(context: &Context, name: &Name) -> Result<u8> {
 #[derive(Debug, Serialize)]
 struct Used {
     name: String,
+    cluster: String,
+    #[serde(skip)]
+    shown: String,
     #[serde(flatten)]
     guest: Stats,
     /// Bytes that the VM's disk takes on this host.
     host_disk: u64,
 }
 
-pub(super) async fn stats(context: &Context, names: &[Name]) -> Result<u8> {
+pub(super) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> {
     let names = if names.is_empty() {
         let all = fleetbox::list(context.home()).await?.into_iter();
         all.filter(|vm| vm.state == VmState::Running)
-            .map(|vm| Ok(Name::new(vm.name)?))
+            .map(|vm| vms::reference(&vm))
             .collect::<Result<Vec<_>>>()?
     } else {
         names.to_vec()
@@ -66,9 +69,11 @@ pub(super) async fn stats(context: &Context, names: &[Name]) -> Result<u8> {
             why: format!("it did not answer in {} s", PATIENCE.as_secs()),
         })??;
         Ok::<_, fleetbox::Error>(Used {
-            name: name.to_string(),
+            name: vm.name().to_owned(),
+            cluster: vm.cluster().to_owned(),
+            shown: name.to_string(),
             guest: stats,
-            host_disk: vms::disk_used(context, name)?,
+            host_disk: vms::disk_used(context, name).await?,
         })
     }))
     .await;
@@ -91,12 +96,13 @@ pub(super) async fn stats(context: &Context, names: &[Name]) -> Result<u8> {
         .iter()
         .map(
             |Used {
-                 name,
+                 shown,
                  guest,
                  host_disk,
+                 ..
              }| {
                 [
-                    name.clone(),
+                    shown.clone(),
                     format!("{:.0}% of {}", guest.cpu * 100.0, guest.cpus),
                     share(guest.memory_used, guest.memory_total),
                     share(guest.disk_used, guest.disk_total),

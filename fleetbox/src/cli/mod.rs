@@ -32,6 +32,8 @@ use self::output::{Context, complain};
 
 /// Exit status for a failure of ours.
 const FAILURE: u8 = 1;
+/// Exit status for arguments that are refused.
+const REFUSED: u8 = 2;
 /// Exit status for a failure of ours where the status is otherwise that of a guest's command.
 const GUEST_FAILURE: u8 = 255;
 

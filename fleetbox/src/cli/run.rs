@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use fleetbox::guest::quote;
-use fleetbox::names::Name;
+use fleetbox::names::Reference;
 use fleetbox::store::StoreError;
 use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
 use fleetbox::{Error, Result, Vm};
@@ -178,7 +178,7 @@ pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
 
 pub(super) async fn pull_diff(
     context: &Context,
-    name: &Name,
+    name: &Reference,
     output: Option<PathBuf>,
 ) -> Result<u8> {
     let Some(workspace) = Workspace::of(context.home(), name.as_str()).await? else {
@@ -209,7 +209,7 @@ pub(super) async fn pull_diff(
     }
 }
 
-fn no_workspace(name: &Name) -> Error {
+fn no_workspace(name: &Reference) -> Error {
     fleetbox::workspace::WorkspaceError::None {
         name: name.to_string(),
     }

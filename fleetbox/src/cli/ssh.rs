@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _};
 
 use crossterm::terminal;
-use fleetbox::names::Name;
+use fleetbox::names::Reference;
 use fleetbox::ssh::{Child, PtyRequest};
 use fleetbox::{Error, ExitStatus, Result, Vm};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
@@ -131,7 +131,7 @@ async fn pass(from: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite + Un
     }
 }
 
-pub(super) async fn dial(context: &Context, name: &Name, port: u16) -> Result<u8> {
+pub(super) async fn dial(context: &Context, name: &Reference, port: u16) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
     let (mut read, mut write) = tokio::io::split(vm.connect(port).await?);
     let sending = tokio::spawn(async move {

@@ -6,9 +6,9 @@ use fleetbox::names::Name;
 use fleetbox::{Cluster, Error, Result, Vm, VmBuilder};
 
 use super::args::{Machine, Up};
-use super::output::Context;
+use super::output::{Context, complain};
 use super::progress::Display;
-use super::{ssh_config, vms};
+use super::{REFUSED, ssh_config, vms};
 
 /// How often another name is made up if there is a VM of that name.
 const ATTEMPTS: usize = 100;
@@ -16,12 +16,21 @@ const ATTEMPTS: usize = 100;
 pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
     let name = match up.name {
         Some(name) => name,
-        None => made_up(context)?,
+        None => made_up(context)?.into(),
     };
-    let store = context.store()?;
-    let is_cluster = store.find(&name)?.is_empty() && !store.cluster(&name).vms()?.is_empty();
-    if up.count.is_some() || is_cluster {
-        return cluster(context, &name, &up.machine, up.count).await;
+    let bare = name.cluster().is_none().then(|| name.name());
+    if let (Some(_), None) = (up.count, bare) {
+        complain(
+            "-n makes a cluster, and CLUSTER/NAME is one of its members; give the cluster's name",
+        );
+        return Ok(REFUSED);
+    }
+    if let Some(name) = bare {
+        let store = context.store()?;
+        let is_cluster = store.find(name)?.is_empty() && !store.cluster(name).vms()?.is_empty();
+        if up.count.is_some() || is_cluster {
+            return cluster(context, name, &up.machine, up.count).await;
+        }
     }
     let display = Display::new(context, &format!("starting {name}"));
     let builder = builder(context, &name, &up.machine)?
@@ -44,6 +53,7 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
     let started = builder.start().await;
     drop(display);
     let vm = started?;
+    let name = vm.reference();
     ssh_config::refresh(context);
     remark(context, &vm);
     publish(context, &vm, &up.machine).await?;
@@ -90,7 +100,7 @@ fn remark(context: &Context, vm: &Vm) {
              deletes it so that it can be created anew",
             vm.name(),
             vm.ignored_options().join(", "),
-            vm.name()
+            vm.reference()
         ));
     }
 }
@@ -128,12 +138,7 @@ async fn cluster(
     }
     if context.json {
         let mut vms = fleetbox::list(context.home()).await?;
-        vms.retain(|vm| {
-            cluster
-                .members()
-                .iter()
-                .any(|member| member.name() == vm.name)
-        });
+        vms.retain(|vm| vm.cluster == cluster.name() && cluster.vm(&vm.name).is_ok());
         context.say_json(&vms)?;
     }
     context.note(cluster.timings());
@@ -141,9 +146,13 @@ async fn cluster(
 }
 
 /// A description of a VM by the options for one.
-pub(super) fn builder(context: &Context, name: &Name, machine: &Machine) -> Result<VmBuilder> {
+pub(super) fn builder(
+    context: &Context,
+    name: impl AsRef<str>,
+    machine: &Machine,
+) -> Result<VmBuilder> {
     let user_data = user_data(machine)?;
-    let builder = configured(Vm::builder(name.as_str()), machine, &user_data);
+    let builder = configured(Vm::builder(name.as_ref()), machine, &user_data);
     Ok(match context.home() {
         Some(home) => builder.home(home),
         None => builder,

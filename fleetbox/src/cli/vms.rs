@@ -4,8 +4,8 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fleetbox::names::Name;
-use fleetbox::store::{Store, VmDir, now};
+use fleetbox::names::{Name, Reference};
+use fleetbox::store::now;
 use fleetbox::{Error, Result, Size, Stopped, Vm, VmInfo, VmState};
 use futures::future::join_all;
 use serde::Serialize;
@@ -66,9 +66,9 @@ struct Shown {
     disk_used: u64,
 }
 
-pub(super) async fn show(context: &Context, name: &Name) -> Result<u8> {
-    let info = find(context, name).await?;
-    let vm = member(&context.store()?, name)?;
+pub(super) async fn show(context: &Context, name: &Reference) -> Result<u8> {
+    let vm = fleetbox::find(context.home(), name.as_str()).await?;
+    let info = find(context, vm.reference()).await?;
     let record = vm.record()?;
     let paths = vm.paths();
     let shown = Shown {
@@ -119,8 +119,8 @@ pub(super) async fn show(context: &Context, name: &Name) -> Result<u8> {
 }
 
 /// Bytes that a VM's disk takes on this host.
-pub(super) fn disk_used(context: &Context, name: &Name) -> Result<u64> {
-    let vm = member(&context.store()?, name)?;
+pub(super) async fn disk_used(context: &Context, name: &Reference) -> Result<u64> {
+    let vm = fleetbox::find(context.home(), name.as_str()).await?;
     Ok(allocated(&vm.paths().disk_layer()))
 }
 
@@ -130,47 +130,45 @@ fn allocated(path: &std::path::Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.blocks().saturating_mul(512))
 }
 
-/// The VM of that name in a listing.
-pub(super) async fn find(context: &Context, name: &Name) -> Result<VmInfo> {
+/// The VM of that name, or `CLUSTER/NAME`, in a listing.
+pub(super) async fn find(context: &Context, name: impl AsRef<str>) -> Result<VmInfo> {
+    let vm = fleetbox::find(context.home(), name.as_ref()).await?;
     fleetbox::list(context.home())
         .await?
         .into_iter()
-        .find(|vm| vm.name == name.as_str())
-        .ok_or_else(|| Error::NoVm { name: name.clone() })
+        .find(|info| info.name == vm.name().as_str() && info.cluster == vm.cluster().as_str())
+        .ok_or_else(|| Error::NoVm {
+            name: vm.name().clone(),
+        })
 }
 
-fn member(store: &Store, name: &Name) -> Result<VmDir> {
-    store
-        .find(name)?
-        .into_iter()
-        .next()
-        .ok_or_else(|| Error::NoVm { name: name.clone() })
+/// What a listed VM is called among those of all clusters.
+pub(super) fn reference(vm: &VmInfo) -> Result<Reference> {
+    Ok(Reference::new(vm.cluster.parse()?, vm.name.parse()?))
 }
 
-/// The VMs that `name` means: the one of that name, or else all members of the cluster.
-fn meant(store: &Store, name: &Name) -> Result<Vec<Name>> {
-    if !store.find(name)?.is_empty() {
-        return Ok(vec![name.clone()]);
-    }
-    let members: Vec<_> = store
-        .cluster(name)
-        .vms()?
-        .iter()
-        .map(|vm| vm.name().clone())
-        .collect();
+/// The VMs that `name` means: the one of that name, or else all members of the cluster. Each is
+/// called so that no other VM is meant.
+async fn meant(context: &Context, name: &Reference) -> Result<Vec<Reference>> {
+    let none = match fleetbox::find(context.home(), name.as_str()).await {
+        Ok(vm) => return Ok(vec![vm.reference()]),
+        Err(error @ Error::NoVm { .. }) => error,
+        Err(error) => return Err(error),
+    };
+    let members = context.store()?.cluster(name.name()).vms()?;
     if members.is_empty() {
-        return Err(Error::NoVm { name: name.clone() });
+        return Err(none);
     }
-    Ok(members)
+    Ok(members.iter().map(|vm| vm.reference()).collect())
 }
 
 /// As [`meant`] for each name, each VM once. Names of nothing are complained about and make the
 /// status that of a failure.
-fn all_meant(store: &Store, names: &[Name]) -> (Vec<Name>, u8) {
+async fn all_meant(context: &Context, names: &[Reference]) -> (Vec<Reference>, u8) {
     let mut status = 0;
     let mut all = Vec::new();
     for name in names {
-        match meant(store, name) {
+        match meant(context, name).await {
             Ok(found) => {
                 for vm in found {
                     if !all.contains(&vm) {
@@ -187,14 +185,14 @@ fn all_meant(store: &Store, names: &[Name]) -> (Vec<Name>, u8) {
     (all, status)
 }
 
-async fn which(context: &Context, which: &Which) -> Result<(Vec<Name>, u8)> {
+async fn which(context: &Context, which: &Which) -> Result<(Vec<Reference>, u8)> {
     if !which.all {
-        return Ok(all_meant(&context.store()?, &which.names));
+        return Ok(all_meant(context, &which.names).await);
     }
     let mut names = Vec::new();
     for vm in fleetbox::list(context.home()).await? {
         if vm.state == VmState::Running {
-            names.push(Name::new(vm.name)?);
+            names.push(reference(&vm)?);
         }
     }
     Ok((names, 0))
@@ -204,15 +202,17 @@ async fn which(context: &Context, which: &Which) -> Result<(Vec<Name>, u8)> {
 #[derive(Debug, Serialize)]
 struct Outcome {
     name: String,
+    cluster: Option<String>,
     result: &'static str,
     #[serde(skip)]
     text: String,
 }
 
 impl Outcome {
-    fn new(name: &Name, result: &'static str, text: impl Into<String>) -> Self {
+    fn new(vm: &Reference, result: &'static str, text: impl Into<String>) -> Self {
         Self {
-            name: name.to_string(),
+            name: vm.name().to_string(),
+            cluster: vm.cluster().map(Name::to_string),
             result,
             text: text.into(),
         }
@@ -222,8 +222,8 @@ impl Outcome {
 /// Does `work` for all of `names` at once, and reports what became of each as it comes.
 async fn for_each<F: Future<Output = Result<Outcome>>>(
     context: &Context,
-    (names, mut status): (Vec<Name>, u8),
-    work: impl Fn(Name) -> F,
+    (names, mut status): (Vec<Reference>, u8),
+    work: impl Fn(Reference) -> F,
 ) -> Result<u8> {
     let outcomes = join_all(names.into_iter().map(|name| async {
         let outcome = work(name).await;
@@ -250,7 +250,7 @@ pub(super) async fn down(context: &Context, down: Down) -> Result<u8> {
     for_each(context, names, |name| stop(context, name, limit)).await
 }
 
-async fn stop(context: &Context, name: Name, limit: Duration) -> Result<Outcome> {
+async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Outcome> {
     let began = Instant::now();
     let stopped = fleetbox::stop(context.home(), name.as_str(), limit).await?;
     let took = began.elapsed().as_secs_f32();
@@ -320,7 +320,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> Result<u8> {
 }
 
 /// Presses the power button. The worker sees it through, whoever waits for that.
-async fn press(context: &Context, name: Name) -> Result<Outcome> {
+async fn press(context: &Context, name: Reference) -> Result<Outcome> {
     match tokio::time::timeout(PRESSED, stop(context, name.clone(), FOREVER)).await {
         Ok(outcome) => outcome,
         Err(_) => Ok(Outcome::new(
@@ -337,18 +337,19 @@ pub(super) async fn set(context: &Context, set: Set) -> Result<u8> {
         memory: set.memory,
     };
     let vm = fleetbox::resize(context.home(), set.name.as_str(), change).await?;
+    let (cpus, memory) = (vm.cpus, vm.memory);
+    let vm = Reference::new(vm.cluster, vm.name);
     if context.json {
-        context.say_json(&find(context, &set.name).await?)?;
+        context.say_json(&find(context, &vm).await?)?;
     }
     context.tell(format_args!(
-        "{} has {} vCPUs and {} of memory; start it with `fleetbox up {0}`",
-        vm.name, vm.cpus, vm.memory
+        "{vm} has {cpus} vCPUs and {memory} of memory; start it with `fleetbox up {vm}`"
     ));
     Ok(0)
 }
 
 pub(super) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
-    let (names, mut status) = all_meant(&context.store()?, &rm.names);
+    let (names, mut status) = all_meant(context, &rm.names).await;
     if names.is_empty() {
         return Ok(status);
     }
@@ -362,7 +363,7 @@ pub(super) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
 }
 
 /// Deletes one after another: the last member of a cluster takes its directory along.
-async fn remove(context: &Context, names: &[Name]) -> Result<u8> {
+async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
     let mut status = 0;
     let mut outcomes = Vec::new();
     for name in names {
@@ -424,12 +425,12 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
 }
 
 /// `a`, `a and b`, `a, b and c`.
-fn list(names: &[Name]) -> String {
+fn list(names: &[impl std::fmt::Display]) -> String {
     match names {
         [] => String::new(),
         [one] => one.to_string(),
         [firsts @ .., last] => {
-            let firsts: Vec<_> = firsts.iter().map(Name::as_str).collect();
+            let firsts: Vec<_> = firsts.iter().map(ToString::to_string).collect();
             format!("{} and {last}", firsts.join(", "))
         }
     }
@@ -447,25 +448,44 @@ mod tests {
         assert_eq!(list(&names), "a, b and c");
     }
 
-    #[test]
-    fn a_name_is_a_vm_or_else_a_cluster() {
+    #[tokio::test]
+    async fn a_name_is_a_vm_or_else_a_cluster() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        for (cluster, vm) in [("web", "web"), ("node", "node-1"), ("node", "node-2")] {
-            let path = store.cluster(&Name::new(cluster).unwrap()).path().join(vm);
+        let context = Context {
+            home: Some(dir.path().to_owned()),
+            quiet: true,
+            json: false,
+        };
+        let store = context.store().unwrap();
+        for vm in ["web/web", "node/node-1", "node/node-2", "kept/node-1"] {
+            let path = store.home().join("clusters").join(vm);
             std::fs::create_dir_all(&path).unwrap();
             std::fs::write(path.join("vm.json"), "{}").unwrap();
         }
-        let meant = |name: &str| {
-            meant(&store, &Name::new(name).unwrap())
-                .map(|names| names.iter().map(Name::to_string).collect::<Vec<_>>())
+        let meant = async |name: &str| {
+            let found = meant(&context, &name.parse().unwrap()).await;
+            found.map(|names| {
+                names
+                    .iter()
+                    .map(|vm| vm.as_str().to_owned())
+                    .collect::<Vec<_>>()
+            })
         };
-        assert_eq!(meant("web").unwrap(), ["web"]);
-        assert_eq!(meant("node-2").unwrap(), ["node-2"]);
-        assert_eq!(meant("node").unwrap(), ["node-1", "node-2"]);
-        assert!(matches!(meant("nod"), Err(Error::NoVm { .. })));
-        let names = ["node", "node-1", "none"].map(|n| Name::new(n).unwrap());
-        let (all, status) = all_meant(&store, &names);
+        assert_eq!(meant("web").await.unwrap(), ["web/web"]);
+        assert_eq!(meant("node-2").await.unwrap(), ["node/node-2"]);
+        assert_eq!(meant("kept/node-1").await.unwrap(), ["kept/node-1"]);
+        assert_eq!(meant("node").await.unwrap(), ["node/node-1", "node/node-2"]);
+        assert!(matches!(meant("nod").await, Err(Error::NoVm { .. })));
+        assert!(matches!(
+            meant("node-1").await,
+            Err(Error::Ambiguous { .. })
+        ));
+        assert!(matches!(
+            meant("nod/node-1").await,
+            Err(Error::NoMember { .. })
+        ));
+        let names = ["node", "node-2", "none"].map(|n| n.parse().unwrap());
+        let (all, status) = all_meant(&context, &names).await;
         assert_eq!((all.len(), status), (2, FAILURE));
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use fleetbox_vmm::net::Subnet;
 
 use super::{Lock, Store, StoreError, VmRecord, fsutil};
-use crate::names::Name;
+use crate::names::{Name, Reference};
 
 /// How the name of the directory of a VM that is being created begins.
 const DRAFT_PREFIX: &str = ".new-";
@@ -235,6 +235,11 @@ impl VmDir {
     /// The cluster it is a member of.
     pub fn cluster(&self) -> &Name {
         &self.cluster
+    }
+
+    /// What the VM is called among those of all clusters.
+    pub fn reference(&self) -> Reference {
+        Reference::new(self.cluster.clone(), self.name.clone())
     }
 
     /// The VM's files.

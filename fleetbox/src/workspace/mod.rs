@@ -14,11 +14,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::builder::{blocking, open_store};
+use crate::builder::blocking;
 use crate::guest::quote;
-use crate::names::Name;
 use crate::store::{StoreError, VmDir, read_limited, write_atomic};
-use crate::{Error, Result, Vm};
+use crate::{Result, Vm};
 
 pub use self::git::Tree;
 pub use self::ship::Selection;
@@ -178,7 +177,7 @@ impl Workspace {
     /// is there already is overwritten; what an earlier shipment had and this has not is deleted.
     ///
     /// # Errors
-    /// [`Error::Workspace`], or a guest that cannot be reached or written to.
+    /// [`Error::Workspace`](crate::Error::Workspace), or a guest that cannot be reached or written to.
     pub async fn ship(vm: &Vm, tree: &Tree, options: &ShipOptions) -> Result<Self> {
         let dir = vm.dir();
         let earlier = load(dir)?;
@@ -193,15 +192,10 @@ impl Workspace {
     /// The work tree that a VM has, if it has one.
     ///
     /// # Errors
-    /// [`Error::NoVm`], a damaged note, the file system.
+    /// Those of [`find`](crate::find), a damaged note, the file system.
     pub async fn of(home: Option<&Path>, name: &str) -> Result<Option<Self>> {
-        let name = Name::new(name)?;
-        let store = open_store(home).await?;
-        blocking(move || match store.find(&name)?.into_iter().next() {
-            Some(dir) => load(&dir),
-            None => Err(Error::NoVm { name }),
-        })
-        .await
+        let dir = crate::find(home, name).await?;
+        blocking(move || load(&dir)).await
     }
 
     /// Ships the host's tree again, as it is now. Changes that were made in the guest to files that
@@ -232,7 +226,7 @@ impl Workspace {
     /// How the host's tree has moved on since it was shipped; `None` if it has not.
     ///
     /// # Errors
-    /// [`Error::Workspace`] if the tree cannot be looked at.
+    /// [`Error::Workspace`](crate::Error::Workspace) if the tree cannot be looked at.
     pub async fn moved_on(&self) -> Result<Option<String>> {
         let tree = Tree::open(&self.host).await?;
         let before = self.clone();
@@ -266,7 +260,7 @@ impl Workspace {
     /// had when they were shipped are part of it.
     ///
     /// # Errors
-    /// [`Error::Workspace`], or a guest that cannot be reached or read.
+    /// [`Error::Workspace`](crate::Error::Workspace), or a guest that cannot be reached or read.
     pub async fn diff(&self, vm: &Vm) -> Result<Vec<u8>> {
         patch::diff(self, vm).await
     }
