@@ -78,7 +78,7 @@ pub enum Error {
     #[error("{0}")]
     Host(Probe),
     /// A VM is to have more than this host has.
-    #[error("{asked} {what} are more than there are: {there}")]
+    #[error("a VM cannot have {asked} {what}: {there}; ask for less")]
     Lacking {
         /// What of it.
         what: &'static str,
@@ -141,7 +141,7 @@ pub enum Error {
     },
     /// Another process starts or ends the VM and does not come to an end.
     #[error(
-        "{name} is being started or ended by another process, which has taken {waited:?} now; look at worker.log in its directory"
+        "{name} is being started or ended by another process, which has not come to an end in {waited:?}; worker.log in the directory of its cluster may say why"
     )]
     Busy {
         /// The VM's name.

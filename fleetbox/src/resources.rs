@@ -78,7 +78,7 @@ impl There {
                 mib(there.size),
                 mib(there.free)
             );
-            return lacking("of disks", asked.to_string(), there);
+            return lacking("of disk", asked.to_string(), there);
         }
         Ok(())
     }
@@ -126,12 +126,12 @@ mod tests {
         ask(None, None, None).unwrap();
         assert_eq!(
             ask(Some(3), None, None).unwrap_err(),
-            "3 CPUs are more than there are: this host has 2"
+            "a VM cannot have 3 CPUs: this host has 2; ask for less"
         );
         let error = ask(None, Some(Size::gib(5)), None).unwrap_err();
         assert_eq!(
             error,
-            "5G of memory are more than there are: this host has 4G"
+            "a VM cannot have 5G of memory: this host has 4G; ask for less"
         );
         let error = ask(None, None, Some(Size::gib(101))).unwrap_err();
         assert!(

@@ -121,6 +121,19 @@ impl SshConfig {
 
     /// A `Host` block for each VM, by its name and by `NAME.fleetbox`.
     ///
+    /// ```
+    /// use std::path::Path;
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, Path::new("/usr/bin/fleetbox"));
+    /// assert!(!config.text()?.contains("Host ")); // there is no VM yet
+    /// assert!(config.included().starts_with(home));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A damaged record, the file system, or a path that OpenSSH cannot be told.
     pub fn text(&self) -> Result<String, SshConfigError> {

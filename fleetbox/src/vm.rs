@@ -827,6 +827,18 @@ impl Vm {
 }
 
 /// How a VM was stopped.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// # use std::time::Duration;
+/// use fleetbox::Stopped;
+///
+/// match vm.stop_within(Duration::from_secs(5)).await? {
+///     Stopped::PoweredOff => println!("in good order"),
+///     Stopped::Forced => println!("it did not listen"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
     /// The guest powered itself off.
@@ -901,6 +913,15 @@ impl std::fmt::Display for VmState {
 }
 
 /// A VM in a listing.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let mine = fleetbox::list(None).await?.into_iter().find(|vm| vm.name == "web");
+/// if let Some(vm) = mine {
+///     println!("{} of {}: {} CPUs, {}, {}", vm.name, vm.cluster, vm.cpus, vm.memory, vm.ip);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Serialize)]
 pub struct VmInfo {
     /// Its name.

@@ -161,7 +161,7 @@ fn descriptors() -> Check {
             Verdict::Warn,
             format!("{most} for each process"),
             format!(
-                "raise the limit to {DESCRIPTORS} by `ulimit -Hn`, or connections will be refused"
+                "raise the limit to {DESCRIPTORS} (`ulimit -Hn`), or connections will be refused"
             ),
         ),
         Err(error) => bad(

@@ -120,7 +120,7 @@ pub enum FilesError {
     },
     /// More than is taken from a guest.
     #[error(
-        "{path} in the guest: more than {limit} bytes; raise the limit with FileOptions::limit"
+        "{path} in the guest has more than {limit} bytes, which is the limit; raise it by FileOptions::limit"
     )]
     TooLarge {
         /// The file with which the limit was passed.
@@ -129,13 +129,15 @@ pub enum FilesError {
         limit: u64,
     },
     /// More entries than are copied at once.
-    #[error("{path}: there are more than {ENTRY_LIMIT} files below; copy its parts")]
+    #[error("{path} has more than {ENTRY_LIMIT} files below it; copy its parts one by one")]
     TooMany {
         /// The directory.
         path: String,
     },
     /// Directories below each other without end.
-    #[error("{path}: there are more than {DEPTH_LIMIT} directories below each other")]
+    #[error(
+        "{path} has more than {DEPTH_LIMIT} directories within each other; copy its parts one by one"
+    )]
     TooDeep {
         /// The directory.
         path: String,
@@ -149,6 +151,10 @@ pub enum FilesError {
 }
 
 /// Where a file is.
+///
+/// ```
+/// assert_ne!(fleetbox::files::Side::Host.to_string(), fleetbox::files::Side::Guest.to_string());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// This host.

@@ -20,6 +20,10 @@ const SCRIPT: &str = "cd /proc || exit; \
 const MOST: usize = 10_000;
 
 /// A transport protocol.
+///
+/// ```
+/// assert_eq!(fleetbox::guest::Protocol::Tcp.to_string(), "tcp");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {

@@ -246,6 +246,13 @@ impl fmt::Display for ImageRef {
 }
 
 /// The format of an image file, told by its first bytes.
+///
+/// ```
+/// use fleetbox::images::ImageFormat;
+///
+/// assert_eq!(serde_json::to_string(&ImageFormat::Qcow2)?, "\"qcow2\"");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
@@ -403,6 +410,17 @@ impl Images {
     }
 
     /// The images in `store`, by a given catalogue and for a given architecture.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Arm64);
+    /// assert!(images.list()?.iter().all(|image| image.url.contains("arm64")));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn with_catalogue(store: &Store, catalogue: Catalogue, arch: Arch) -> Self {
         Self {
             dir: store.images_dir(),

@@ -109,6 +109,13 @@ pub fn stderr() -> Box<dyn Progress> {
 }
 
 /// A bar with rate and time left, for terminals.
+///
+/// ```
+/// use fleetbox::images::progress::Bar;
+/// use std::sync::Arc;
+///
+/// let vm = fleetbox::Vm::test().progress(Arc::new(Bar::stderr()) as Arc<_>);
+/// ```
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,

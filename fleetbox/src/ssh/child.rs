@@ -226,6 +226,14 @@ impl Child {
 
     /// Sends a signal to the command, by its name without `SIG`. Not every server passes it on.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let mut child = vm.ssh_spawn("exec sleep 1000").await?;
+    /// child.signal("TERM").await?;
+    /// assert!(!child.wait().await?.success());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`SshError::Lost`].
     pub async fn signal(&self, name: &str) -> Result<(), SshError> {

@@ -48,6 +48,15 @@ pub struct Target {
 }
 
 /// A terminal to ask the guest for.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::ssh::PtyRequest;
+///
+/// let pty = PtyRequest { term: "xterm-256color".to_owned(), columns: 120, rows: 40 };
+/// let shell = vm.ssh_pty(&pty, None).await?; // the user's login shell
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PtyRequest {
     /// Value of `TERM`.

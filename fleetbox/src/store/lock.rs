@@ -70,6 +70,17 @@ impl Lock {
 
     /// Waits for the lock on `path`, without limit. For locks that are held for moments only.
     ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let lock = Lock::acquire(&home.join("lock"))?; // waits for whoever has it
+    /// lock.remove()?;
+    /// assert!(!home.join("lock").exists());
+    /// # Ok::<(), fleetbox::store::StoreError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be opened or locked.
     pub fn acquire(path: &Path) -> Result<Self, StoreError> {

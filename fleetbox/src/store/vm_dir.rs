@@ -87,6 +87,18 @@ impl VmPaths {
 
 /// A VM that is being created. Dropped before [`VmDraft::commit`] it is removed; after a kill the
 /// next [`Store::sweep`] or [`Store::create_vm`] removes it.
+///
+/// ```
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let name = "web".parse()?;
+/// let draft = Store::open(home)?.create_vm(&name, &name)?;
+/// assert!(draft.paths().dir().starts_with(home));
+/// // VmDraft::commit makes the VM exist.
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct VmDraft {
     store: Store,

@@ -11,6 +11,16 @@ mod sealed {
 }
 
 /// What starts that which an asynchronous test is given: [`VmBuilder`] and [`ClusterBuilder`].
+///
+/// ```
+/// use fleetbox::testing::{self, Fixture};
+/// use fleetbox::{Cluster, Vm};
+///
+/// fn is_fixture(_: &impl Fixture) {}
+///
+/// is_fixture(&Vm::test());
+/// is_fixture(&Cluster::test().count(3));
+/// ```
 #[diagnostic::on_unimplemented(
     message = "an asynchronous test is given a `fleetbox::Vm` or a `fleetbox::Cluster`",
     note = "`Vm::test()` and `Cluster::test()` make what starts one"
@@ -111,6 +121,16 @@ impl Subject for Cluster {
 
 /// What starts that which a blocking test is given: [`blocking::VmBuilder`] and
 /// [`blocking::ClusterBuilder`].
+///
+/// ```
+/// use fleetbox::blocking::{Cluster, Vm};
+/// use fleetbox::testing::BlockingFixture;
+///
+/// fn is_fixture(_: &impl BlockingFixture) {}
+///
+/// is_fixture(&Vm::test());
+/// is_fixture(&Cluster::test().count(3));
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a blocking test is given a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
     note = "`blocking::Vm::test()` and `blocking::Cluster::test()` make what starts one"

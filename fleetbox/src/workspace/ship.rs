@@ -21,6 +21,12 @@ use crate::{Error, ExitStatus, Result, Vm};
 const COMPLAINT: usize = 1 << 20;
 
 /// Which files of a work tree are shipped.
+///
+/// ```
+/// use fleetbox::workspace::{Selection, ShipOptions};
+///
+/// assert_eq!(ShipOptions::default().selection, Selection::Tracked);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selection {
