@@ -165,6 +165,9 @@ pub struct NetworkConfig {
     /// The guests' network. It exists in this process only: it may equal a network of the host,
     /// which the guests then cannot reach.
     pub subnet: Subnet,
+    /// The router that guests are told of; `None` for the gateway, which leads them to the world by
+    /// this process's own sockets. Of use where an [uplink](super::Network::uplink) leads to one.
+    pub router: Option<Ipv4Addr>,
     /// The domain under which members find each other: `NAME` and `NAME.DOMAIN`.
     pub domain: String,
     /// The resolvers that answer all other names; `None` for those of [`Self::resolv_conf`].
@@ -186,6 +189,7 @@ impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             subnet: Subnet::default(),
+            router: None,
             domain: "fleetbox".to_owned(),
             resolvers: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),

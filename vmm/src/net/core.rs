@@ -71,6 +71,18 @@ pub(super) struct Joining {
     pub(super) name: String,
     pub(super) mac: Mac,
     pub(super) ip: Option<Ipv4Addr>,
+    pub(super) uplink: bool,
+}
+
+impl Joining {
+    /// Whether there cannot be both.
+    fn replaces(&self, port: &Port) -> bool {
+        if self.uplink {
+            port.uplink
+        } else {
+            port.is_named(&self.name)
+        }
+    }
 }
 
 impl Core {
@@ -102,19 +114,21 @@ impl Core {
             .ports
             .borrow()
             .iter()
-            .filter(|port| port.is_named(&joining.name) && !port.up.get())
+            .filter(|port| joining.replaces(port) && !port.up.get())
             .cloned()
             .collect();
         for port in ended {
             self.remove(&port);
         }
         let limit = self.config.limits.ports;
-        if self.ports.borrow().len() >= limit {
+        let members = self.ports.borrow();
+        if !joining.uplink && members.iter().filter(|port| !port.uplink).count() >= limit {
             return Err(NetworkError::Full(limit));
         }
+        drop(members);
         let taken = |what, value: String| Err(NetworkError::Taken { what, value });
         for port in self.ports.borrow().iter() {
-            if port.is_named(&joining.name) {
+            if joining.replaces(port) {
                 return taken("name", joining.name);
             }
             if port.mac == joining.mac {
@@ -134,8 +148,13 @@ impl Core {
             }
         })?;
         let port = Rc::new(port);
-        self.links.join(id, &port.name);
-        self.addresses.borrow_mut().insert(joining.name, ip);
+        if port.uplink {
+            // What is behind it are the host and the world.
+            self.links.join(id, LinkEnd::Gateway);
+        } else {
+            self.links.join(id, port.name.as_str().into());
+            self.addresses.borrow_mut().insert(joining.name, ip);
+        }
         self.learned.borrow_mut().remove(&port.mac);
         self.ports.borrow_mut().push(port.clone());
         tokio::task::spawn_local(serve(self.clone(), port));
@@ -222,7 +241,8 @@ impl Core {
 
     pub(super) fn member_at(&self, ip: Ipv4Addr) -> Option<Rc<Port>> {
         let ports = self.ports.borrow();
-        ports.iter().find(|port| port.ip == ip).cloned()
+        let mut members = ports.iter().filter(|port| !port.uplink);
+        members.find(|port| port.ip == ip).cloned()
     }
 
     /// Switches one frame of a member.
@@ -463,6 +483,9 @@ impl Core {
     }
 
     fn answer_dhcp(&self, port: &Port, message: &[u8]) {
+        if port.uplink {
+            return;
+        }
         let member = dhcp::Member {
             name: &port.name,
             mac: port.mac,

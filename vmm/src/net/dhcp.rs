@@ -149,7 +149,7 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
         }
         option(1, &config.subnet.mask().octets());
         option(28, &config.subnet.broadcast().octets());
-        option(3, &gateway.octets());
+        option(3, &config.router.unwrap_or(gateway).octets());
         option(6, &gateway.octets());
         option(12, member.name.as_bytes());
         if !config.domain.is_empty() {
@@ -223,6 +223,18 @@ mod tests {
         assert_eq!(option(&reply, 61), Some(vec![255, 7, 8]));
         assert_eq!(option(&reply, 15), Some(b"fleetbox".to_vec()));
         assert_eq!(option(&reply, 119), Some(b"\x08fleetbox\0".to_vec()));
+    }
+
+    #[test]
+    fn a_router_other_than_the_gateway_is_told() {
+        let config = NetworkConfig {
+            router: Some(Ipv4Addr::new(10, 187, 41, 254)),
+            ..NetworkConfig::default()
+        };
+        let reply = answer(&config, MEMBER, &ask(DISCOVER, &[])).unwrap();
+        assert_eq!(option(&reply, 3), Some(vec![10, 187, 41, 254]));
+        assert_eq!(option(&reply, 6), Some(vec![10, 187, 41, 1]));
+        assert_eq!(option(&reply, 54), Some(vec![10, 187, 41, 1]));
     }
 
     #[test]

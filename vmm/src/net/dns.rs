@@ -389,9 +389,7 @@ impl Core {
     /// The address of a name, given in lower case: a member's, or a registered one.
     fn address_of(&self, name: &str) -> Option<Ipv4Addr> {
         let ports = self.ports.borrow();
-        let mut named = ports
-            .iter()
-            .filter(|port| port.name.eq_ignore_ascii_case(name));
+        let mut named = ports.iter().filter(|port| port.is_named(name));
         let member = named.next().map(|port| port.ip);
         member.or_else(|| self.names.borrow().get(name).copied())
     }

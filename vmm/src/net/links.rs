@@ -176,7 +176,7 @@ pub(super) struct Links {
     pairs: RefCell<HashMap<(LinkEnd, LinkEnd), Setting>>,
     ends: RefCell<HashMap<LinkEnd, Setting>>,
     dice: RefCell<HashMap<(LinkEnd, LinkEnd), Rc<Dice>>>,
-    /// The names of members that are attached.
+    /// What is attached: members by their names, an uplink as the gateway.
     names: RefCell<HashMap<u32, LinkEnd>>,
     /// Ways between attached members, by sender and receiver.
     paths: RefCell<HashMap<(u32, u32), Way>>,
@@ -192,10 +192,9 @@ fn ordered(a: LinkEnd, b: LinkEnd) -> (LinkEnd, LinkEnd) {
 }
 
 impl Links {
-    /// Notes the name of a new member.
-    pub(super) fn join(&self, id: u32, name: &str) {
-        let end = LinkEnd::from(name).normal();
-        self.names.borrow_mut().insert(id, end);
+    /// Notes what end of links a new port is.
+    pub(super) fn join(&self, id: u32, end: LinkEnd) {
+        self.names.borrow_mut().insert(id, end.normal());
     }
 
     /// Forgets a member and what is under way from and to it.
@@ -427,7 +426,7 @@ mod tests {
     fn three() -> Links {
         let links = Links::default();
         for (id, name) in [(A, "a"), (B, "B"), (C, "c")] {
-            links.join(id, name);
+            links.join(id, name.into());
         }
         links
     }
@@ -457,7 +456,7 @@ mod tests {
         }
         assert_eq!(links.counts().cut, 4);
         links.leave(A);
-        links.join(7, "A");
+        links.join(7, "A".into());
         assert!(links.path(7, B).is_some(), "names are what counts");
         links.heal();
         assert!(links.path(7, B).is_none());

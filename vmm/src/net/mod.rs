@@ -36,6 +36,7 @@ mod pipe;
 mod port;
 mod stack;
 mod stream;
+mod tap;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -57,6 +58,7 @@ pub use self::config::{Limits, NetworkConfig, Subnet};
 pub use self::error::{ConnectError, NetworkError};
 pub use self::links::{FaultCounts, LinkConditions, LinkEnd};
 pub use self::stream::GuestStream;
+pub use self::tap::open_tap;
 
 use self::core::{Core, GATEWAY_MAC, Joining};
 
@@ -231,6 +233,48 @@ impl Network {
         if !is_name(&name) {
             return Err(NetworkError::Name(name));
         }
+        self.check_addresses(mac, ip)?;
+        let (ours, link) = port::link().map_err(|source| NetworkError::Host {
+            what: "create the member's link",
+            source,
+        })?;
+        let joining = Joining {
+            name,
+            mac,
+            ip,
+            uplink: false,
+        };
+        let ip = self.call(move |core| core.attach(joining, ours))??;
+        Ok(Attachment { link, ip })
+    }
+
+    /// Joins the switch to a network of the host by a tap device: what members send to addresses
+    /// that no member has, and to all, goes there too, and what comes from there goes to members.
+    /// There is one at most. For faults of links it is a part of [`LinkEnd::Gateway`].
+    ///
+    /// `tap` is an open tap that takes and gives bare frames (`IFF_TAP` and `IFF_NO_PI`, no
+    /// `IFF_VNET_HDR`) of at most 1518 bytes, non-blocking. `mac` and `ip` are those of the router
+    /// behind it, which no member can take; [`NetworkConfig::router`] tells guests of it. Other
+    /// machines may be behind the tap as well. The gateway goes on to answer DHCP and DNS, but
+    /// DHCP to members only.
+    ///
+    /// # Errors
+    /// The addresses are no router's in this network or a member has them, there is an uplink
+    /// already, or the host has no descriptors left.
+    pub fn uplink(&self, tap: OwnedFd, mac: [u8; 6], ip: Ipv4Addr) -> Result<(), NetworkError> {
+        self.check_addresses(mac, Some(ip))?;
+        let joining = Joining {
+            name: "uplink".to_owned(),
+            mac,
+            ip: Some(ip),
+            uplink: true,
+        };
+        self.call(move |core| core.attach(joining, tap))??;
+        Ok(())
+    }
+
+    /// Whether these may be addresses of something other than the gateway.
+    fn check_addresses(&self, mac: [u8; 6], ip: Option<Ipv4Addr>) -> Result<(), NetworkError> {
         let subnet = self.config.subnet;
         let refuse = |what, value| NetworkError::Address {
             what,
@@ -240,18 +284,10 @@ impl Network {
         if mac[0] & 1 != 0 || mac == [0; 6] || mac == GATEWAY_MAC {
             return Err(refuse("MAC address", frame::show(mac)));
         }
-        if let Some(ip) = ip
-            && !subnet.is_guest(ip)
-        {
-            return Err(refuse("IP address", ip.to_string()));
+        match ip {
+            Some(ip) if !subnet.is_guest(ip) => Err(refuse("IP address", ip.to_string())),
+            _ => Ok(()),
         }
-        let (ours, link) = port::link().map_err(|source| NetworkError::Host {
-            what: "create the member's link",
-            source,
-        })?;
-        let joining = Joining { name, mac, ip };
-        let ip = self.call(move |core| core.attach(joining, ours))??;
-        Ok(Attachment { link, ip })
     }
 
     /// Removes a member: its link closes and its connections are reset.

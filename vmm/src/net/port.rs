@@ -1,4 +1,5 @@
-//! A member's place on the switch: its socket, and the frames that wait for it.
+//! A member's place on the switch: its socket, and the frames that wait for it. The uplink has one
+//! too, with a tap in place of the socket.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -13,6 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
 };
+use nix::unistd::{read, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -141,6 +143,8 @@ pub(super) struct Port {
     pub(super) name: String,
     pub(super) mac: Mac,
     pub(super) ip: Ipv4Addr,
+    /// Leads to a network of the host, by a tap.
+    pub(super) uplink: bool,
     pub(super) counters: PortCounters,
     /// Whether the guest's end is open.
     pub(super) up: Cell<bool>,
@@ -202,6 +206,7 @@ impl Port {
             name: joining.name.clone(),
             mac: joining.mac,
             ip,
+            uplink: joining.uplink,
             counters: PortCounters::default(),
             up: Cell::new(true),
             seen: Cell::new(None),
@@ -218,9 +223,9 @@ impl Port {
         })
     }
 
-    /// Names are compared as DNS compares them.
+    /// Whether it is the member of this name; names are compared as DNS compares them.
     pub(super) fn is_named(&self, name: &str) -> bool {
-        self.name.eq_ignore_ascii_case(name)
+        !self.uplink && self.name.eq_ignore_ascii_case(name)
     }
 
     /// Waits until a frame can be read, or the other end is gone.
@@ -233,7 +238,11 @@ impl Port {
     /// Reads one frame. `WouldBlock` when there is none; an empty frame is the end.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.try_io(Interest::READABLE, |socket| {
-            Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+            Ok(if self.uplink {
+                read(socket, buffer)?
+            } else {
+                recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?
+            })
         })
     }
 
@@ -342,7 +351,11 @@ impl Port {
         let mut ring = self.ring.borrow_mut();
         while let Some(frame) = ring.first() {
             let sent = self.socket.try_io(Interest::WRITABLE, |socket| {
-                Ok(send(socket.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT)?)
+                Ok(if self.uplink {
+                    write(socket, frame)?
+                } else {
+                    send(socket.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT)?
+                })
             });
             match sent {
                 Ok(len) => {

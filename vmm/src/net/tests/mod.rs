@@ -7,3 +7,4 @@ mod link;
 mod names;
 mod outbound;
 mod speed;
+mod uplink;
