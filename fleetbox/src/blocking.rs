@@ -199,6 +199,11 @@ impl VmBuilder {
         Self(self.0.fixture(host_dir, guest))
     }
 
+    /// As [`crate::VmBuilder::network`].
+    pub fn network(self, network: crate::Network) -> Self {
+        Self(self.0.network(network))
+    }
+
     /// As [`crate::VmBuilder::home`].
     pub fn home(self, home: impl Into<PathBuf>) -> Self {
         Self(self.0.home(home))

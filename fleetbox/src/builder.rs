@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
+use fleetbox_vmm::net::Subnet;
 
+use crate::bridge::{self, BridgeError, Network};
 use crate::budget::Budget;
 use crate::configure::Extras;
 use crate::extra_disk::ExtraDisk;
@@ -72,6 +74,7 @@ pub struct VmBuilder {
     disk: Option<Size>,
     user: Option<String>,
     fixtures: Vec<(PathBuf, String)>,
+    network: Option<Network>,
     home: Option<PathBuf>,
     pub(crate) boot_timeout: Duration,
     pub(crate) progress: Arc<dyn Progress>,
@@ -90,6 +93,7 @@ impl std::fmt::Debug for VmBuilder {
             .field("memory", &self.memory)
             .field("disk", &self.disk)
             .field("fixtures", &self.fixtures)
+            .field("network", &self.network)
             .field("extras", &self.extras)
             .finish_non_exhaustive()
     }
@@ -106,6 +110,14 @@ pub(crate) struct Plan {
     pub(crate) fixtures: Vec<Fixture>,
     config: GuestConfig,
     extra_disks: Vec<ExtraDisk>,
+    network: Option<Network>,
+}
+
+impl Plan {
+    /// True if it asks for a bridge.
+    pub(crate) fn is_bridged(&self) -> bool {
+        self.network == Some(Network::Bridge)
+    }
 }
 
 impl VmBuilder {
@@ -119,6 +131,7 @@ impl VmBuilder {
             disk: None,
             user: None,
             fixtures: Vec::new(),
+            network: None,
             home: None,
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
@@ -187,6 +200,23 @@ impl VmBuilder {
     /// ```
     pub fn fixture(mut self, host_dir: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
         self.fixtures.push((host_dir.into(), guest.into()));
+        self
+    }
+
+    /// The network ([`Network::User`] if not given, or that of the cluster's other members). All
+    /// members of a cluster have the same.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Network, Vm};
+    ///
+    /// // Needs CAP_NET_ADMIN; the host then reaches the guest's ports by its address.
+    /// let vm = Vm::builder("web").network(Network::Bridge).start().await?;
+    /// let stream = std::net::TcpStream::connect((vm.ip(), 22));
+    /// # Ok(()) }
+    /// ```
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = Some(network);
         self
     }
 
@@ -374,6 +404,7 @@ impl VmBuilder {
             fixtures,
             config,
             extra_disks,
+            network: self.network,
         })
     }
 
@@ -423,6 +454,11 @@ impl VmBuilder {
             (
                 "extra disks",
                 !plan.extra_disks.is_empty() && plan.extra_disks != record.extra_disks,
+            ),
+            (
+                "network",
+                self.network
+                    .is_some_and(|network| network != record.network),
             ),
         ];
         given
@@ -479,6 +515,7 @@ pub(crate) fn create(
     image: &Image,
     lifetime: Lifetime,
 ) -> Result<VmDir> {
+    let (network, subnet) = network(store, cluster, plan)?;
     let draft = store.create_vm(cluster, &plan.name)?;
     let paths = draft.paths();
     let login = Keypair::of_store(store)?;
@@ -527,11 +564,41 @@ pub(crate) fn create(
         fixtures: plan.fixtures.clone(),
         config: plan.config.clone(),
         extra_disks: plan.extra_disks.clone(),
+        network,
     };
-    let (vm, lock) = draft.commit(&record)?;
+    let (vm, lock) = draft.commit_in(&record, subnet)?;
     // The machine process takes it.
     drop(lock);
     Ok(vm)
+}
+
+/// The network of a new member: what the others have, or what is asked for, or the user network.
+fn network(store: &Store, cluster: &Name, plan: &Plan) -> Result<(Network, Subnet)> {
+    let dir = store.cluster(cluster);
+    let of_others = dir
+        .vms()?
+        .iter()
+        .find_map(|other| other.record().ok())
+        .map(|record| record.network);
+    let network = match (of_others, plan.network) {
+        (Some(has), Some(asked)) if has != asked => {
+            return Err(Error::Bridge(BridgeError::Mixed {
+                name: plan.name.clone(),
+                cluster: cluster.clone(),
+                asked,
+                has,
+            }));
+        }
+        (of_others, asked) => of_others.or(asked).unwrap_or_default(),
+    };
+    let subnet = match network {
+        Network::User => Subnet::default(),
+        Network::Bridge => match bridge::of_cluster(&dir)? {
+            Some(subnet) => subnet,
+            None => bridge::free(store, cluster)?,
+        },
+    };
+    Ok((network, subnet))
 }
 
 fn create_disk(paths: &VmPaths, plan: &Plan, image: &Image, lifetime: Lifetime) -> Result<Size> {

@@ -13,7 +13,7 @@ use crate::lifecycle::{self, Lifetime};
 use crate::names::{Name, check_count};
 use crate::process::Client;
 use crate::store::Store;
-use crate::{Error, Result, STOP_DEADLINE, Size, Timings, Vm, VmBuilder, testing};
+use crate::{Error, Network, Result, STOP_DEADLINE, Size, Timings, Vm, VmBuilder, testing};
 
 /// How the members of a test cluster are called: `node-1`, `node-2`.
 const TEST_MEMBER: &str = "node";
@@ -123,6 +123,20 @@ impl ClusterBuilder {
         configure: impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'static,
     ) -> Self {
         self.members.push((name.into(), Arc::new(configure)));
+        self
+    }
+
+    /// The network that the members share ([`Network::User`] if not given).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Cluster, Network};
+    ///
+    /// let cluster = Cluster::builder("node").count(3).network(Network::Bridge).start().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn network(mut self, network: Network) -> Self {
+        self.template = self.template.network(network);
         self
     }
 

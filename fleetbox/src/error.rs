@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fleetbox_devices::block::DiskError;
 
+use crate::bridge::BridgeError;
 use crate::budget::BudgetError;
 use crate::files::FilesError;
 use crate::fixture::FixtureError;
@@ -71,6 +72,9 @@ pub enum Error {
     /// A VM's processes, or what they were asked.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The network of the host that a cluster is to be joined to.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
     /// There is no memory for a start, now or ever.
     #[error(transparent)]
     Budget(#[from] BudgetError),

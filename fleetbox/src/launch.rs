@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
+use crate::bridge;
 use crate::budget::{self, Budget, Want};
 use crate::builder::{Plan, VmBuilder, blocking, create};
 use crate::fixture;
@@ -101,6 +102,7 @@ impl Launch {
                 });
             }
         };
+        check_network(&store, &cluster, &members)?;
         let wants = wants(&store, &cluster, &members)?;
         budget.check(&wants)?;
         check_resources(&store, &cluster, &members)?;
@@ -239,6 +241,20 @@ fn existing_elsewhere(
         }
     }
     Ok(Vec::new())
+}
+
+/// Checks that the host's network may be changed, if the cluster is or is to be joined to it and has
+/// no worker that has done so.
+fn check_network(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
+    let dir = store.cluster(cluster);
+    if dir.is_running()? {
+        return Ok(());
+    }
+    let asked = members.iter().any(|member| member.plan.is_bridged());
+    if asked || bridge::of_cluster(&dir)?.is_some() {
+        bridge::permitted()?;
+    }
+    Ok(())
 }
 
 /// The memory of the members that do not run.

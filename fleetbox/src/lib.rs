@@ -22,6 +22,7 @@
 //! that links this crate as a dynamic library which it loads at run time cannot use it.
 
 pub mod blocking;
+mod bridge;
 pub mod budget;
 mod builder;
 mod cluster;
@@ -55,6 +56,7 @@ mod timing;
 mod vm;
 pub mod workspace;
 
+pub use bridge::{BridgeError, InvalidNetwork, Network};
 pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
 pub use cluster::{Cluster, ClusterBuilder};
 pub use error::{Error, Result};

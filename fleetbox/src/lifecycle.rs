@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::bridge;
 use crate::names::Name;
 use crate::process::{Client, Lifeline, ProcessError, WorkerConfig, start_worker};
 use crate::store::{ClusterDir, Store, StoreError, VmDir};
@@ -66,7 +67,7 @@ pub(crate) fn attach(
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(lock) = cluster.try_lock()? {
-            if let Err(error) = prepare() {
+            if let Err(error) = prepare().and_then(|()| check_network(store, &cluster)) {
                 drop(lock);
                 if let Err(error) = cluster.remove_if_unused() {
                     tracing::debug!(%error, "cluster directory not removed");
@@ -205,10 +206,30 @@ pub(crate) fn is_ephemeral(vm: &VmDir) -> bool {
     vm.paths().dir().join(EPHEMERAL).exists()
 }
 
-/// Removes what killed processes left: half-created VMs, and ephemeral ones whose worker could
-/// not delete them any more.
+/// Checks what can be of the host's network before a worker is started that joins it, so that the
+/// error is its own and not that of a worker. The cluster's lock is held.
+fn check_network(store: &Store, cluster: &ClusterDir) -> Result<()> {
+    if let Some(subnet) = bridge::of_cluster(cluster)? {
+        bridge::permitted()?;
+        // What a killed worker has left of it would be in the way.
+        bridge::down(store, cluster.name())?;
+        bridge::check(cluster.name(), subnet)?;
+    }
+    Ok(())
+}
+
+/// Removes the bridges that killed processes left. Whoever may not leaves them to those who may.
+pub(crate) fn sweep_bridges(store: &Store) {
+    if let Err(error) = bridge::sweep(store) {
+        tracing::warn!(%error, "cannot remove the bridges that killed processes left");
+    }
+}
+
+/// Removes what killed processes left: half-created VMs, ephemeral ones whose worker could not
+/// delete them any more, and bridges.
 pub(crate) fn sweep(store: &Store) -> Result<()> {
     store.sweep()?;
+    sweep_bridges(store);
     for vm in store.vms()? {
         if !is_ephemeral(&vm) {
             continue;

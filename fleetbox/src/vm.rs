@@ -22,7 +22,7 @@ use crate::process::{Backend, Client, Lifeline, ProcessError, last_lines};
 use crate::ready::Awaited;
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
 use crate::store::{Store, StoreError, VmDir, VmRecord};
-use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Size, Stream, Timings, VmBuilder};
+use crate::{DEFAULT_BOOT_TIMEOUT, Error, Network, Result, Size, Stream, Timings, VmBuilder};
 
 /// How long [`Vm::stop`] gives a guest to power off.
 ///
@@ -942,6 +942,8 @@ pub struct VmInfo {
     pub disk: Size,
     /// Its address in its cluster's network.
     pub ip: Ipv4Addr,
+    /// Its cluster's network.
+    pub network: Network,
     /// When it was created, in seconds since 1970 (UTC).
     pub created: u64,
     /// It is deleted when the process that owns it ends.
@@ -987,6 +989,7 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
                 memory: record.memory,
                 disk: record.disk,
                 ip: record.ip,
+                network: record.network,
                 created: record.created,
                 ephemeral: lifecycle::is_ephemeral(&vm),
             });
@@ -1010,6 +1013,12 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 /// # Errors
 /// As [`find`], or a worker that cannot be talked to.
 pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
+    let store = open_store(home).await?;
+    blocking(move || {
+        lifecycle::sweep_bridges(&store);
+        Ok(())
+    })
+    .await?;
     match Vm::open_in(home, name).await {
         Ok(vm) => match vm.stop_within(deadline).await {
             Ok(stopped) => Ok(Some(stopped)),

@@ -80,6 +80,7 @@ impl Host {
             fixtures: Vec::new(),
             config: fleetbox::seed::GuestConfig::default(),
             extra_disks: Vec::new(),
+            network: fleetbox::Network::User,
         };
         draft.commit(&record).expect("a VM");
     }

@@ -41,6 +41,11 @@ impl From<ClusterBuilder> for crate::ClusterBuilder {
 }
 
 impl ClusterBuilder {
+    /// As [`crate::ClusterBuilder::network`].
+    pub fn network(self, network: crate::Network) -> Self {
+        Self(self.0.network(network))
+    }
+
     /// As [`crate::ClusterBuilder::count`].
     pub fn count(self, count: u32) -> Self {
         Self(self.0.count(count))

@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
 use fleetbox::images::ImageRef;
 use fleetbox::names::{Name, Reference, check_count, check_cpus};
-use fleetbox::{Ready, Result, Size};
+use fleetbox::{Network, Ready, Result, Size};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
 #[derive(Debug, Parser)]
@@ -158,6 +158,9 @@ pub(super) struct Machine {
     /// A directory of this host for a new VM, read-only, copied at each start; repeatable
     #[arg(long, value_name = "HOST:GUEST")]
     pub(super) fixture: Vec<Fixture>,
+    /// The network of a new VM or cluster: user, or bridge, which needs root [default: user]
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) network: Option<Network>,
     /// A cloud-init document for its first boot; repeatable
     #[arg(long, value_name = "FILE")]
     pub(super) user_data: Vec<PathBuf>,

@@ -18,6 +18,7 @@ mod proxy;
 mod run;
 mod ssh;
 mod ssh_config;
+mod sudo;
 mod table;
 mod up;
 mod vms;
@@ -25,7 +26,7 @@ mod vms;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use fleetbox::Result;
+use fleetbox::{BridgeError, Error, Result};
 
 use self::args::{Cli, Command};
 use self::output::{Context, complain};
@@ -55,8 +56,15 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(failure);
         }
     };
+    let home = cli.home.clone();
     let status = runtime.block_on(run(cli)).unwrap_or_else(|error| {
-        complain(error);
+        complain(&error);
+        if matches!(error, Error::Bridge(BridgeError::NotPermitted)) {
+            complain(format_args!(
+                "as root it is:\n  {}",
+                sudo::command(home.as_deref(), std::env::args_os())
+            ));
+        }
         failure
     });
     // A thread may still be waiting for standard input, which nobody needs any more.

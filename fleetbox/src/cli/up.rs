@@ -179,6 +179,9 @@ fn configured(mut builder: VmBuilder, machine: &Machine, user_data: &[String]) -
     if let Some(disk) = machine.disk {
         builder = builder.disk(disk);
     }
+    if let Some(network) = machine.network {
+        builder = builder.network(network);
+    }
     for fixture in &machine.fixture {
         builder = builder.fixture(fixture.host(), fixture.guest());
     }

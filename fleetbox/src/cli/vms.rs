@@ -99,6 +99,7 @@ pub(super) async fn show(context: &Context, name: &Reference) -> Result<u8> {
         ("memory", info.memory.to_string()),
         ("disk", format!("{} ({used} used on this host)", info.disk)),
         ("ip", info.ip.to_string()),
+        ("network", info.network.to_string()),
         ("mac", shown.mac.clone()),
         ("user", shown.user.clone()),
         ("host key", shown.host_key.clone()),

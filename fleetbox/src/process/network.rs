@@ -8,7 +8,9 @@ use fleetbox_vmm::net::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::protocol::{LinkChange, LinkOrder};
+use crate::bridge;
 use crate::names::MAX_COUNT;
+use crate::store::{ClusterDir, Store};
 
 /// Raises the limit of open descriptors as far as the host lets anybody: each connection through
 /// the gateway takes one, and the usual limit of 1024 is kept low only for select(2).
@@ -24,15 +26,38 @@ fn allow_descriptors() {
 pub(super) struct ClusterNetwork(Network);
 
 impl ClusterNetwork {
-    /// A network without members.
+    /// A network without members, joined to the host by a bridge if the members' records say so.
+    /// Blocks for milliseconds; the worker holds the cluster's lock.
     ///
     /// # Errors
-    /// The host lacks a thread or descriptors.
-    pub(super) fn start() -> Result<Self, NetworkError> {
+    /// The host lacks a thread or descriptors, or there is no bridge to be had.
+    pub(super) fn start(store: &Store, cluster: &ClusterDir) -> Result<Self, String> {
         allow_descriptors();
         let mut config = NetworkConfig::default();
         config.limits.ports = MAX_COUNT as usize;
-        Network::start(config).map(Self)
+        let Some(subnet) = bridge::of_cluster(cluster).map_err(|e| e.to_string())? else {
+            let network = Network::start(config).map_err(|e| e.to_string())?;
+            return Ok(Self(network));
+        };
+        let uplink = bridge::up(store, cluster.name(), subnet).map_err(|e| e.to_string())?;
+        config.subnet = subnet;
+        config.router = Some(uplink.router);
+        let joined = Network::start(config).and_then(|network| {
+            network.uplink(uplink.tap, uplink.mac, uplink.router)?;
+            Ok(Self(network))
+        });
+        if joined.is_err() {
+            Self::part(store, cluster);
+        }
+        joined.map_err(|e| e.to_string())
+    }
+
+    /// Takes what joined a cluster to the host away from there. What cannot be removed is left to
+    /// the next sweep.
+    pub(super) fn part(store: &Store, cluster: &ClusterDir) {
+        if let Err(error) = bridge::down(store, cluster.name()) {
+            tracing::warn!(%error, "the bridge is not removed");
+        }
     }
 
     /// A link for a machine, with the addresses it was created with.

@@ -170,6 +170,7 @@ fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir
         fixtures: Vec::new(),
         config: crate::seed::GuestConfig::default(),
         extra_disks: Vec::new(),
+        network: crate::Network::User,
     };
     let (vm, _lock) = draft.commit(&record)?;
     Ok(vm)

@@ -29,7 +29,7 @@ use super::protocol::{
 use super::{socket, wire};
 use crate::lifecycle;
 use crate::names::MAX_COUNT;
-use crate::store::Store;
+use crate::store::{ClusterDir, Store};
 
 /// How long a client may take from connecting to its request.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
@@ -92,8 +92,31 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     });
     let listener =
         listener.map_err(|e| format!("cannot listen in {}: {e}", cluster.path().display()))?;
-    let network = ClusterNetwork::start()
+    let network = {
+        let (store, cluster) = (store.clone(), cluster.clone());
+        // It waits for the kernel, and for other processes that change the host's network.
+        tokio::task::spawn_blocking(move || ClusterNetwork::start(&store, &cluster)).await
+    };
+    let network = network
+        .map_err(|e| e.to_string())
+        .and_then(|network| network.map_err(|e| e.to_string()))
         .map_err(|e| format!("cannot start the network of {}: {e}", config.cluster))?;
+    let result = serve_cluster(&config, owner, &cluster, listener, network).await;
+    match result {
+        Ok(()) => clear_away(&store, &config, lock),
+        Err(_) => ClusterNetwork::part(&store, &cluster),
+    }
+    result
+}
+
+/// Serves until nobody needs the cluster any more; then none of its machines runs.
+async fn serve_cluster(
+    config: &WorkerConfig,
+    owner: &mut StdUnixStream,
+    cluster: &ClusterDir,
+    listener: UnixListener,
+    network: ClusterNetwork,
+) -> Result<(), String> {
     for vm in cluster.vms().map_err(|e| e.to_string())? {
         // Members that do not run have names too. What is damaged is told when it is started.
         match vm.record() {
@@ -133,7 +156,6 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     }
     serving.abort();
     worker.kill_all().await;
-    clear_away(&store, &config, lock);
     Ok(())
 }
 
@@ -152,6 +174,7 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
             tracing::warn!(vm = %vm.name(), %error, "cannot delete");
         }
     }
+    ClusterNetwork::part(store, &cluster);
     // The directory goes with its last VM, but not while the lock says that it is in use.
     drop(lock);
     if let Err(error) = cluster.remove_if_unused() {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bridge::Network;
 use crate::extra_disk::ExtraDisk;
 use crate::fixture::Fixture;
 use crate::names::Name;
@@ -145,6 +146,9 @@ pub struct VmRecord {
     /// Disks besides its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra_disks: Vec<ExtraDisk>,
+    /// The network that its cluster has.
+    #[serde(default, skip_serializing_if = "Network::is_user")]
+    pub network: Network,
 }
 
 /// Seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is before that.

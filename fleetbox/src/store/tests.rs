@@ -31,6 +31,7 @@ fn record(cluster: &str, vm: &str) -> VmRecord {
         fixtures: Vec::new(),
         config: crate::seed::GuestConfig::default(),
         extra_disks: Vec::new(),
+        network: crate::Network::User,
     }
 }
 

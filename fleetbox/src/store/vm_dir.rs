@@ -149,7 +149,7 @@ impl VmDraft {
     /// The VM's lock, already held, comes with it.
     ///
     /// If another member of the cluster has the record's address, or none can have it, the VM
-    /// gets the first of the cluster's network that is free.
+    /// gets the first of the user network that is free.
     ///
     /// # Errors
     /// [`StoreError::Exists`] when another process has created a VM of this name meanwhile,
@@ -158,7 +158,8 @@ impl VmDraft {
         self.commit_in(record, Subnet::default())
     }
 
-    pub(super) fn commit_in(
+    /// [`VmDraft::commit`] for a cluster with another network.
+    pub(crate) fn commit_in(
         mut self,
         record: &VmRecord,
         subnet: Subnet,
