@@ -330,6 +330,31 @@ fn a_name_that_several_clusters_have_is_refused_and_a_reference_is_not() {
 }
 
 #[test]
+fn what_is_for_one_vm_is_refused_for_a_cluster() {
+    let host = Host::new();
+    for name in ["node-1", "node-2"] {
+        host.vm("node", name, Path::new("/none"));
+    }
+    for option in [&["--no-start"][..], &["--publish", "8080:80"]] {
+        let output = host.run(&[&["up", "node"], option].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{option:?}: {output:?}");
+        assert!(
+            error.contains(option[0]) && error.contains("`fleetbox up node/node-1"),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        host.run(&["up", "node/node-1", "-n", "2"]).status.code(),
+        Some(2)
+    );
+    assert_eq!(full_names(&host), ["node/node-1", "node/node-2"]);
+    // A member is one VM.
+    let text = host.ends(0, &["up", "node/node-1", "--no-start"]);
+    assert!(text.starts_with("node/node-1 exists already;"), "{text}");
+}
+
+#[test]
 fn prune_removes_stopped_and_keeps_running() {
     let host = Host::new();
     for name in ["old", "older", "running"] {

@@ -27,7 +27,21 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
     }
     if let Some(name) = bare {
         let store = context.store()?;
-        let is_cluster = store.find(name)?.is_empty() && !store.cluster(name).vms()?.is_empty();
+        let members = store.cluster(name).vms()?;
+        let is_cluster = store.find(name)?.is_empty() && !members.is_empty();
+        let given = match (up.no_start, up.machine.publish.is_empty()) {
+            (true, _) => Some("--no-start"),
+            (false, false) => Some("--publish"),
+            (false, true) => None,
+        };
+        if let (true, Some(given), Some(member)) = (is_cluster, given, members.first()) {
+            complain(format_args!(
+                "{given} is for one VM, and {name} is a cluster; give it to its members one by one: \
+                 `fleetbox up {} {given}`",
+                member.reference()
+            ));
+            return Ok(REFUSED);
+        }
         if up.count.is_some() || is_cluster {
             return cluster(context, name, &up.machine, up.count).await;
         }
