@@ -18,7 +18,7 @@ use crate::fixture;
 use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::{Name, Reference};
-use crate::process::{Backend, Client, Lifeline, ProcessError, last_lines};
+use crate::process::{Backend, Client, Lifeline, MachineSpec, ProcessError, last_lines};
 use crate::ready::Awaited;
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
 use crate::store::{Store, StoreError, VmDir, VmRecord};
@@ -271,8 +271,23 @@ impl Vm {
             let (fixtures, paths) = (self.record.fixtures.clone(), self.dir.paths().clone());
             blocking(move || Ok(fixture::build(&fixtures, &paths)?)).await?;
         }
-        let spec = machine_spec(&self.dir, &self.record, self.backend.clone());
-        Ok(self.client.start(spec).await?.0)
+        Ok(self.client.start(self.machine()?).await?.0)
+    }
+
+    /// What the worker is to start.
+    pub(crate) fn machine(&self) -> Result<MachineSpec> {
+        let record = self.current()?;
+        Ok(machine_spec(&self.dir, &record, self.backend.clone()))
+    }
+
+    /// The record as it is now: it may have been changed since this handle was made.
+    fn current(&self) -> Result<VmRecord> {
+        match self.dir.record() {
+            Err(_) if !self.dir.paths().dir().exists() => Err(Error::NoVm {
+                name: self.name.clone(),
+            }),
+            record => Ok(record?),
+        }
     }
 
     /// Waits for what its builder was told to wait for, or until the guest answers by SSH, where
@@ -700,7 +715,7 @@ impl Vm {
     }
 
     /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.
-    /// It has the same address. Does nothing to a VM that runs and answers.
+    /// It has the same address, and the sizes that [`resize`](crate::resize) has given it meanwhile. Does nothing to a VM that runs and answers.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -722,7 +737,7 @@ impl Vm {
             None
         } else {
             let cluster = self.dir.cluster().clone();
-            let want = Want::new(cluster, self.name.clone(), self.record.memory);
+            let want = Want::new(cluster, self.name.clone(), self.current()?.memory);
             Some(budget::acquire(&self.store, budget, vec![want], &Silent).await?)
         };
         let mut attempts = 3;

@@ -10,7 +10,7 @@ use crate::names::Name;
 use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::store::Store;
-use crate::{Error, Result, Size, Vm, VmBuilder};
+use crate::{Error, Resize, Result, Size, Vm, VmBuilder, resize};
 
 /// A state directory with a budget of 1000 MiB.
 struct Fixture {
@@ -323,6 +323,33 @@ async fn a_vm_counts_until_it_ends_and_the_next_one_says_that_it_waits() {
     );
     second.destroy().await.unwrap();
     again.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_that_was_changed_is_started_with_its_new_sizes() {
+    let fixture = Fixture::new();
+    let vm = fixture.vm("changed", 100).cpus(1).start().await.unwrap();
+    vm.stop().await.unwrap();
+    let change = Resize {
+        cpus: Some(3),
+        memory: Some(Size::mib(500)),
+    };
+    resize(Some(fixture.store.home()), "changed", change)
+        .await
+        .unwrap();
+    let spec = vm.machine().unwrap();
+    assert_eq!((spec.cpus, spec.memory), (3, Size::mib(500).bytes()));
+
+    // It needs as much memory as it will have.
+    let first = fixture.vm("first", 600).start().await.unwrap();
+    let started = tokio::spawn(async move { vm.start().await.map(|()| vm) });
+    fixture.queued(1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!started.is_finished());
+    first.stop().await.unwrap();
+    let vm = started.await.unwrap().unwrap();
+    vm.destroy().await.unwrap();
+    first.destroy().await.unwrap();
 }
 
 #[tokio::test]
