@@ -489,12 +489,22 @@ impl Cluster {
     }
 
     /// Starts the members that do not run, in parallel, and waits until all answer by SSH. They
-    /// have the same addresses.
+    /// have the same addresses. They wait for memory together, as when the cluster was made; see
+    /// [`budget`](crate::budget).
     ///
     /// # Errors
     /// That of the first member that fails; the others are started all the same.
     pub async fn start(&self) -> Result<()> {
-        all(self.members.iter().map(|vm| vm.start())).await
+        let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
+        let lease = Vm::await_memory(&members).await?;
+        let booted = join_all(members.iter().map(|vm| vm.boot())).await;
+        // Those that run hold their own locks now, which count as long as they run.
+        drop(lease);
+        all(members.iter().zip(booted).map(async |(vm, booted)| {
+            booted?;
+            vm.come_up().await
+        }))
+        .await
     }
 
     /// Powers all members off in parallel, and kills those that take longer than

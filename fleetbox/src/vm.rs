@@ -11,10 +11,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::budget::{self, Budget, Want};
+use crate::budget::{self, Budget, Lease, Want};
 use crate::builder::{blocking, machine_spec, open_store, test_name};
 use crate::event::Events;
 use crate::fixture;
+use crate::images::Progress;
 use crate::images::progress::Silent;
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::{Name, Reference};
@@ -69,6 +70,7 @@ pub struct Vm {
     backend: Backend,
     boot_timeout: Duration,
     budget: Option<Budget>,
+    progress: Arc<dyn Progress>,
     awaited: Vec<Awaited>,
     ignored: Vec<&'static str>,
     was_running: bool,
@@ -174,6 +176,7 @@ impl Vm {
             backend: Backend::usual(),
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             budget: None,
+            progress: Arc::new(Silent),
             awaited: Vec::new(),
             ignored: Vec::new(),
             was_running: true,
@@ -207,6 +210,7 @@ impl Vm {
             backend: self.backend.clone(),
             boot_timeout: self.boot_timeout,
             budget: self.budget,
+            progress: Arc::clone(&self.progress),
             awaited: self.awaited.clone(),
             ignored: self.ignored.clone(),
             was_running: self.was_running,
@@ -248,6 +252,12 @@ impl Vm {
     /// What is waited for when it is started, rather than SSH.
     pub(crate) fn awaiting(mut self, awaited: Vec<Awaited>) -> Self {
         self.awaited = awaited;
+        self
+    }
+
+    /// Who is told that it waits for memory when it is started again.
+    pub(crate) fn telling(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
         self
     }
 
@@ -728,23 +738,43 @@ impl Vm {
     /// # Errors
     /// As [`VmBuilder::start`].
     pub async fn start(&self) -> Result<()> {
-        *self.session.lock().await = None;
-        let budget = match self.budget {
+        let lease = Self::await_memory(&[self]).await?;
+        self.boot().await?;
+        // Its own lock counts as long as it runs.
+        drop(lease);
+        self.come_up().await
+    }
+
+    /// Waits until there is memory for those of `vms` that do not run, for all of them at once. The
+    /// lease is to be held until they are booted; `None` if all run.
+    pub(crate) async fn await_memory(vms: &[&Self]) -> Result<Option<Lease>> {
+        let mut wants = Vec::new();
+        for vm in vms {
+            if !vm.dir.is_running()? {
+                let cluster = vm.dir.cluster().clone();
+                wants.push(Want::new(cluster, vm.name.clone(), vm.current()?.memory));
+            }
+        }
+        let (Some(first), false) = (vms.first(), wants.is_empty()) else {
+            return Ok(None);
+        };
+        let budget = match first.budget {
             Some(budget) => budget,
             None => Budget::from_env()?,
         };
-        let lease = if self.dir.is_running()? {
-            None
-        } else {
-            let cluster = self.dir.cluster().clone();
-            let want = Want::new(cluster, self.name.clone(), self.current()?.memory);
-            Some(budget::acquire(&self.store, budget, vec![want], &Silent).await?)
-        };
+        let progress = first.progress.as_ref();
+        let lease = budget::acquire(&first.store, budget, wants, progress).await?;
+        Ok(Some(lease))
+    }
+
+    /// Starts the machine, and the worker if it has ended.
+    pub(crate) async fn boot(&self) -> Result<()> {
+        *self.session.lock().await = None;
         let mut attempts = 3;
         loop {
             self.attach().await?;
             match self.start_machine().await {
-                Ok(_) => break,
+                Ok(_) => return Ok(()),
                 // The worker was about to end when it was found.
                 Err(Error::Process(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }))
                     if attempts > 1 =>
@@ -754,8 +784,10 @@ impl Vm {
                 Err(error) => return Err(error),
             }
         }
-        // Its own lock counts as long as it runs.
-        drop(lease);
+    }
+
+    /// Waits, as long as its builder allows, until a VM that was booted is up.
+    pub(crate) async fn come_up(&self) -> Result<()> {
         self.wait_until_up(Instant::now() + self.boot_timeout).await
     }
 

@@ -10,7 +10,7 @@ use crate::names::Name;
 use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::store::Store;
-use crate::{Error, Resize, Result, Size, Vm, VmBuilder, resize};
+use crate::{Cluster, Error, Resize, Result, Size, Vm, VmBuilder, VmState, list, resize};
 
 /// A state directory with a budget of 1000 MiB.
 struct Fixture {
@@ -350,6 +350,79 @@ async fn a_vm_that_was_changed_is_started_with_its_new_sizes() {
     let vm = started.await.unwrap().unwrap();
     vm.destroy().await.unwrap();
     first.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_started_again_waits_as_one_and_says_so() {
+    let fixture = Fixture::new();
+    let mut clusters = Vec::new();
+    for name in ["ca", "cb"] {
+        let heard = Arc::new(Heard::default());
+        let progress = Arc::clone(&heard) as Arc<dyn Progress>;
+        let builder = Cluster::builder(name).count(2);
+        let cluster = builder.each(|_| fixture.vm("", 300).progress(progress));
+        let cluster = cluster.start().await.unwrap();
+        cluster.stop().await.unwrap();
+        clusters.push((cluster, heard));
+    }
+    let holder = fixture.vm("holder", 600).start().await.unwrap();
+    let start = |cluster: &Cluster| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.start().await })
+    };
+    // Member by member each would get one of its own, and wait for the other's.
+    let first = start(&clusters[0].0);
+    fixture.queued(1).await;
+    let second = start(&clusters[1].0);
+    fixture.queued(2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fixture.tickets(), (2, 0));
+    let running = async || {
+        let vms = list(Some(fixture.store.home())).await.unwrap();
+        let running = vms.into_iter().filter(|vm| vm.state == VmState::Running);
+        running.map(|vm| vm.name).collect::<Vec<_>>()
+    };
+    assert_eq!(running().await, ["holder"]);
+
+    holder.stop().await.unwrap();
+    first.await.unwrap().unwrap();
+    assert_eq!(fixture.tickets(), (1, 0));
+    assert_eq!(running().await, ["ca-1", "ca-2"]);
+    // Those that run need nothing.
+    clusters[0].0.start().await.unwrap();
+    clusters[0].0.stop().await.unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(running().await, ["cb-1", "cb-2"]);
+    assert_eq!(
+        *clusters[0].1.0.lock().unwrap(),
+        [
+            "ca-1 and 1 more: it needs 600M, and 600M of 1000M are in use by holder (600M)",
+            "granted"
+        ]
+    );
+
+    // A VM's own start says so, too.
+    let third = start(&clusters[0].0);
+    fixture.queued(1).await;
+    third.abort();
+    assert!(third.await.unwrap_err().is_cancelled());
+    fixture.queued(0).await;
+    clusters[0].1.0.lock().unwrap().clear();
+    let member = Arc::clone(&clusters[0].0.members()[1]);
+    clusters[1].0.vm("cb-1").unwrap().stop().await.unwrap();
+    let large = fixture.vm("large", 600).start().await.unwrap();
+    let alone = tokio::spawn(async move { member.start().await });
+    fixture.queued(1).await;
+    large.stop().await.unwrap();
+    alone.await.unwrap().unwrap();
+    let heard = clusters[0].1.0.lock().unwrap().clone();
+    assert!(
+        heard.len() == 2 && heard[0].starts_with("ca-2: it needs 300M") && heard[1] == "granted",
+        "{heard:?}"
+    );
+    for (cluster, _) in clusters {
+        cluster.destroy().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -81,6 +81,12 @@ pub trait Progress: Send + Sync {
     fn event(&self, event: ProgressEvent<'_>);
 }
 
+impl std::fmt::Debug for dyn Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
 /// Shows nothing.
 ///
 /// ```
