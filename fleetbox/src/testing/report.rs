@@ -105,7 +105,7 @@ fn end_of_log(path: &Path) -> Option<String> {
 /// Lets a VM run on, and says how to enter it.
 pub(super) async fn keep(vm: &Vm) -> String {
     match vm.let_go().await {
-        Ok(()) => kept(vm.home(), &vm.reference().to_string()),
+        Ok(()) => kept(vm.home(), vm.reference().as_ref()),
         // Removed by the test itself, for example.
         Err(error) => format!("--- {} cannot be kept: {error}\n", vm.name()),
     }
