@@ -11,6 +11,7 @@ use std::rc::Rc;
 use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType, Metadata, Path};
 
 use super::crc::crc32c;
+use super::extents;
 use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
 use super::journal::{self, Overlay};
 use super::window::{Cached, Window};
@@ -26,19 +27,20 @@ const MAX_LINK_LEN: u64 = 4096;
 const MAX_COMPONENTS: u32 = 400;
 
 const INCOMPAT_RECOVER: u32 = 0x4;
+const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_64BIT: u32 = 0x80;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 const COMPAT_HAS_JOURNAL: u32 = 0x4;
 
-/// The bytes that `ext4-view` reads.
-struct Source {
+/// The file system's bytes, as they are after a recovery.
+pub(super) struct Source {
     disk: Cached,
     overlay: Overlay,
     superblock: Vec<u8>,
 }
 
 impl Source {
-    fn read_newest(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+    pub(super) fn read_newest(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
         self.disk.read(offset, buf)?;
         self.overlay.apply(&self.disk, offset, buf)?;
         // The superblock may be read alone or as a part of the block that holds it.
@@ -76,6 +78,8 @@ impl Ext4Read for Reader {
 /// An ext4 file system.
 pub(super) struct Ext4Volume {
     fs: Ext4,
+    pub(super) source: Rc<Source>,
+    pub(super) geometry: Geometry,
 }
 
 impl Ext4Volume {
@@ -87,7 +91,7 @@ impl Ext4Volume {
         let disk = Cached::new(window);
         let mut superblock = vec![0; SUPERBLOCK_LEN];
         disk.read(SUPERBLOCK, &mut superblock)?;
-        let geometry = Geometry::check(&superblock, disk.len())?;
+        let mut geometry = Geometry::check(&superblock, disk.len())?;
         let mut source = Source {
             disk,
             overlay: Overlay::default(),
@@ -100,7 +104,7 @@ impl Ext4Volume {
             // The journal may hold a newer superblock; the kernel would use that one.
             let mut newest = source.superblock.clone();
             overlay.apply(&source.disk, SUPERBLOCK, &mut newest)?;
-            Geometry::check(&newest, source.disk.len())?;
+            geometry = Geometry::check(&newest, source.disk.len())?;
             source = Source {
                 overlay,
                 superblock: recovered(newest),
@@ -112,8 +116,13 @@ impl Ext4Volume {
             );
         }
         let source = Rc::new(source);
-        let fs = guarded(|| Ext4::load(Box::new(Reader(source))).map_err(convert))?;
-        Ok(Self { fs })
+        let reader = Reader(source.clone());
+        let fs = guarded(|| Ext4::load(Box::new(reader)).map_err(convert))?;
+        Ok(Self {
+            fs,
+            source,
+            geometry,
+        })
     }
 
     /// Follows `path` component by component, since the crate would allocate as much as a
@@ -228,6 +237,11 @@ impl Volume for Ext4Volume {
         if size > limit {
             return Err(FsError::TooLarge { size, limit });
         }
+        let mode = metadata.mode();
+        if let Some(data) = extents::read(&self.source, &self.geometry, &path, size, mode)? {
+            return Ok(data);
+        }
+        tracing::debug!(path = %path.escape_ascii(), "file read block by block");
         guarded(|| {
             let path = Path::try_from(path.as_slice()).map_err(|_| FsError::NotFound)?;
             let mut file = self.fs.open(path).map_err(convert)?;
@@ -276,10 +290,13 @@ fn convert(error: Ext4Error) -> FsError {
 }
 
 /// What the superblock says of the layout, checked.
-struct Geometry {
-    block_size: u64,
+pub(super) struct Geometry {
+    pub(super) block_size: u64,
     needs_recovery: bool,
     inode_size: u64,
+    inodes: u64,
+    /// The group descriptors are all behind the superblock.
+    pub(super) descriptors_together: bool,
     first_data_block: u64,
     descriptor_is_wide: bool,
     journal_inode: u32,
@@ -338,6 +355,8 @@ impl Geometry {
             needs_recovery: incompat & INCOMPAT_RECOVER != 0
                 && u32_at(0x5C) & COMPAT_HAS_JOURNAL != 0,
             inode_size,
+            inodes: u64::from(u32_at(0)),
+            descriptors_together: incompat & INCOMPAT_META_BG == 0,
             first_data_block,
             descriptor_is_wide: wide && descriptor_size >= 64,
             journal_inode: u32_at(0xE0),
@@ -349,11 +368,36 @@ impl Geometry {
     /// The block map (`i_block`) of the journal's inode.
     fn journal_map(&self, disk: &Cached) -> Result<Vec<u8>, FsError> {
         let corrupt = || FsError::Corrupt("its superblock gives an impossible journal".into());
-        let index = self.journal_inode.checked_sub(1).ok_or_else(corrupt)?;
+        let at = self
+            .inode_offset(self.journal_inode, |at, buf| Ok(disk.read(at, buf)?))?
+            .ok_or_else(corrupt)?;
+        let mut inode = vec![0; 128];
+        disk.read(at, &mut inode)?;
+        inode
+            .get(0x28..0x28 + 60)
+            .map(<[u8]>::to_vec)
+            .ok_or_else(corrupt)
+    }
+}
+
+impl Geometry {
+    /// Where inode `number` is, in bytes, if there can be such an inode; `read` reads its group's
+    /// descriptor.
+    pub(super) fn inode_offset(
+        &self,
+        number: u32,
+        read: impl Fn(u64, &mut [u8]) -> Result<(), FsError>,
+    ) -> Result<Option<u64>, FsError> {
+        let Some(index) = number
+            .checked_sub(1)
+            .filter(|i| u64::from(*i) < self.inodes)
+        else {
+            return Ok(None);
+        };
         let (group, within) = (index / self.inodes_per_group, index % self.inodes_per_group);
         let mut descriptor = vec![0; self.descriptor_size as usize];
         let table = (self.first_data_block + 1) * self.block_size;
-        disk.read(
+        read(
             table + u64::from(group) * self.descriptor_size,
             &mut descriptor,
         )?;
@@ -363,16 +407,9 @@ impl Geometry {
             0
         };
         let inode_table = high << 32 | le(&descriptor, 0x8, 4);
-        let at = inode_table
+        Ok(inode_table
             .checked_mul(self.block_size)
-            .and_then(|start| start.checked_add(u64::from(within) * self.inode_size))
-            .ok_or_else(corrupt)?;
-        let mut inode = vec![0; 128];
-        disk.read(at, &mut inode)?;
-        inode
-            .get(0x28..0x28 + 60)
-            .map(<[u8]>::to_vec)
-            .ok_or_else(corrupt)
+            .and_then(|start| start.checked_add(u64::from(within) * self.inode_size)))
     }
 }
 
@@ -392,7 +429,7 @@ fn recovered(mut superblock: Vec<u8>) -> Vec<u8> {
 }
 
 /// The little-endian number of `len` bytes at `at`; 0 beyond the end.
-fn le(bytes: &[u8], at: usize, len: usize) -> u64 {
+pub(super) fn le(bytes: &[u8], at: usize, len: usize) -> u64 {
     let field = bytes.get(at..at.saturating_add(len)).unwrap_or_default();
     field
         .iter()

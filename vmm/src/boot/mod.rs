@@ -18,6 +18,7 @@
 mod crc;
 mod devices;
 mod ext4;
+mod extents;
 mod fat;
 mod fs;
 mod grub;

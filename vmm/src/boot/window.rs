@@ -164,6 +164,10 @@ impl Cached {
                 ),
             ));
         }
+        // What is large is not read again soon: past what is kept, without copying it.
+        if buf.len() as u64 >= CHUNK {
+            return self.window.read(offset, buf);
+        }
         while !buf.is_empty() {
             let index = offset / CHUNK;
             let chunk = self.chunk(index)?;
