@@ -134,7 +134,7 @@ impl Window {
 /// at a time, and a read of a compressed image costs the same for few as for many.
 pub(super) struct Cached {
     window: Window,
-    chunks: RefCell<Vec<(u64, Rc<[u8]>)>>,
+    chunks: RefCell<Vec<(u64, Rc<Vec<u8>>)>>,
 }
 
 impl Cached {
@@ -186,7 +186,7 @@ impl Cached {
         Ok(())
     }
 
-    fn chunk(&self, index: u64) -> io::Result<Rc<[u8]>> {
+    fn chunk(&self, index: u64) -> io::Result<Rc<Vec<u8>>> {
         let mut chunks = self.chunks.borrow_mut();
         if let Some(at) = chunks.iter().position(|(have, _)| *have == index) {
             // The latest is last.
@@ -197,10 +197,8 @@ impl Cached {
         }
         let start = index * CHUNK;
         let len = CHUNK.min(self.len().saturating_sub(start));
-        let bytes: Rc<[u8]> = self
-            .window
-            .bytes(start, usize::try_from(len).map_err(io::Error::other)?)?
-            .into();
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let bytes = Rc::new(self.window.bytes(start, len)?);
         if chunks.len() >= CHUNKS {
             chunks.remove(0);
         }

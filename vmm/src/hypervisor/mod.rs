@@ -72,6 +72,10 @@ pub trait Hypervisor: Send + Sync {
     /// What it can do on this host.
     fn capabilities(&self) -> Capabilities;
 
+    /// A hint: a VM is about to be created. What takes long and does not need the VM can be done
+    /// here, on a thread that has nothing else to do.
+    fn prepare(&self) {}
+
     /// Creates a VM with its memory mapped and its interrupt controller ready.
     ///
     /// # Errors

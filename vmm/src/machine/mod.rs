@@ -140,13 +140,18 @@ impl Machine {
             let signals = notices.lock().unwrap_or_else(|e| e.into_inner());
             let _ = signals.send(Signal::Console(notice));
         });
-        // Begun before the board, so that it is there when the guest runs.
+        // Begun before the board, so that it is there when the guest runs, and of use until then.
         let (start, begin) = sync_channel::<(Life, Board)>(1);
+        let preparing = hypervisor.clone();
         let thread = std::thread::Builder::new()
             .name("machine".into())
-            .spawn(move || match begin.recv() {
-                Ok((life, board)) => life.run(board),
-                Err(_) => Ok(Exit::Killed),
+            .spawn(move || {
+                preparing.prepare();
+                drop(preparing);
+                match begin.recv() {
+                    Ok((life, board)) => life.run(board),
+                    Err(_) => Ok(Exit::Killed),
+                }
             })
             .map_err(|source| Error::Resource {
                 what: "the machine's thread".into(),

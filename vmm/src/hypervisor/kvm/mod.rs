@@ -124,6 +124,11 @@ impl Hypervisor for KvmHypervisor {
         self.capabilities.clone()
     }
 
+    fn prepare(&self) {
+        // An error is told to the first vCPU that asks.
+        let _ = self.host.supported_cpuid();
+    }
+
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>> {
         if u32::from(spec.vcpus) > self.capabilities.max_vcpus {
             return Err(Error::Lacks {
