@@ -481,9 +481,19 @@ async fn prune_deletes_what_does_not_run_and_nothing_else() {
     named.vm("pr-2").unwrap().stop().await.unwrap();
     let alone = home.vm(Vm::builder("alone")).start().await.unwrap();
     alone.stop().await.unwrap();
-    let pruned = crate::prune(Some(&home.path())).await.unwrap();
-    assert_eq!(pruned, ["alone", "pr/pr-2"]);
+    let detached = home
+        .cluster(Cluster::builder("up").count(2).detached())
+        .start()
+        .await
+        .unwrap();
+    detached.vm("up-1").unwrap().stop().await.unwrap();
+    // Somebody has them all.
     assert!(crate::prune(Some(&home.path())).await.unwrap().is_empty());
+    drop((alone, detached));
+    let pruned = crate::prune(Some(&home.path())).await.unwrap();
+    assert_eq!(pruned, ["alone", "up/up-1"]);
+    named.vm("pr-2").unwrap().start().await.unwrap();
+    named.vm("pr-2").unwrap().stop().await.unwrap();
     let left: Vec<_> = home
         .states_by_cluster()
         .await
@@ -491,7 +501,9 @@ async fn prune_deletes_what_does_not_run_and_nothing_else() {
         .map(|(name, _)| name)
         .collect();
     let test = test.name();
-    let mut expected: Vec<_> = ["pr/pr-1", "pr/pr-3"].map(str::to_owned).into();
+    let mut expected: Vec<_> = ["pr/pr-1", "pr/pr-2", "pr/pr-3", "up/up-2"]
+        .map(str::to_owned)
+        .into();
     expected.extend([format!("{test}/node-1"), format!("{test}/node-2")]);
     expected.sort();
     assert_eq!(left, expected);

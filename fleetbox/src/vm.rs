@@ -22,7 +22,7 @@ use crate::names::{Name, Reference};
 use crate::process::{Backend, Client, Lifeline, MachineSpec, ProcessError, last_lines};
 use crate::ready::Awaited;
 use crate::ssh::{self, Child, Keypair, Output, PtyRequest, PublicKey, SshError, Target};
-use crate::store::{Store, StoreError, VmDir, VmRecord};
+use crate::store::{Lock, Store, StoreError, VmDir, VmRecord};
 use crate::{DEFAULT_BOOT_TIMEOUT, Error, Network, Result, Size, Stream, Timings, VmBuilder};
 
 /// How long [`Vm::stop`] gives a guest to power off.
@@ -64,6 +64,8 @@ pub struct Vm {
     record: VmRecord,
     client: Client,
     target: Arc<Target>,
+    // Says that its VM is in use, running or not.
+    share: Arc<Lock>,
     // Closing it tells the worker to end; that needs no runtime, so it works in any drop.
     lifeline: StdMutex<Option<Arc<Lifeline>>>,
     session: Mutex<Option<Arc<ssh::Client>>>,
@@ -159,6 +161,7 @@ impl Vm {
         record: VmRecord,
         attached: &Attached,
     ) -> Result<Self> {
+        let share = store.cluster(dir.cluster()).share()?;
         let target = Target {
             user: record.ssh_user.clone(),
             key: Keypair::of_store(store)?,
@@ -171,6 +174,7 @@ impl Vm {
             record,
             client: attached.client.clone(),
             target: Arc::new(target),
+            share: Arc::new(share),
             lifeline: StdMutex::new(attached.lifeline.clone()),
             session: Mutex::new(None),
             backend: Backend::usual(),
@@ -205,6 +209,7 @@ impl Vm {
             record: self.record.clone(),
             client: self.client.clone(),
             target: Arc::clone(&self.target),
+            share: Arc::clone(&self.share),
             lifeline: StdMutex::new(lock(&self.lifeline).clone()),
             session: Mutex::new(None),
             backend: self.backend.clone(),
@@ -995,6 +1000,8 @@ pub struct VmInfo {
     pub created: u64,
     /// It is deleted when the process that owns it ends.
     pub ephemeral: bool,
+    /// It does not run and nobody uses its cluster: [`prune`] would delete it.
+    pub unused: bool,
 }
 
 /// All VMs of a state directory (the default one if none is given), by cluster and name.
@@ -1021,6 +1028,7 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
                 Err(error) => return Err(error.into()),
             };
             let running = vm.is_running()?;
+            let ephemeral = lifecycle::is_ephemeral(&vm);
             let failure = if running { None } else { vm.failure()? };
             vms.push(VmInfo {
                 name: record.name.to_string(),
@@ -1038,7 +1046,8 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
                 ip: record.ip,
                 network: record.network,
                 created: record.created,
-                ephemeral: lifecycle::is_ephemeral(&vm),
+                ephemeral,
+                unused: !running && !ephemeral && !store.cluster(vm.cluster()).is_used()?,
             });
         }
         Ok(vms)
@@ -1098,7 +1107,8 @@ pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
 /// their disks, and what killed processes have left. Returns what was deleted, as `NAME` or, for a
 /// member of a cluster, `CLUSTER/NAME`.
 ///
-/// VMs of running tests are kept, stopped or not; so is a VM that is just being started.
+/// A VM that a living process has a [`Vm`] of, or of another member of its cluster, is kept, stopped
+/// or not: tests and programs find what they have stopped. So is a VM that is just being started.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -1122,6 +1132,10 @@ pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
             if vm.is_running()? || (serving && in_use) {
                 continue;
             }
+            // Nobody begins to use it before it is gone.
+            let Some(_claim) = claim(&store, &vm)? else {
+                continue;
+            };
             match vm.destroy() {
                 Ok(()) if vm.name() == vm.cluster() => pruned.push(vm.name().to_string()),
                 Ok(()) => pruned.push(format!("{}/{}", vm.cluster(), vm.name())),
@@ -1133,6 +1147,15 @@ pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
         Ok(pruned)
     })
     .await
+}
+
+/// Takes the cluster of a VM from all who may want to use it; `None` if somebody uses it, or it is
+/// gone.
+fn claim(store: &Store, vm: &VmDir) -> Result<Option<Lock>> {
+    match store.cluster(vm.cluster()).try_claim() {
+        Err(_) if !vm.paths().dir().exists() => Ok(None),
+        claim => Ok(claim?),
+    }
 }
 
 /// The VM that a name means, running or not: `NAME`, or `CLUSTER/NAME`. VMs of running tests are meant

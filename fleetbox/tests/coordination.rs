@@ -229,6 +229,21 @@ fn a_killed_command_leaves_a_vm_that_the_next_one_starts() {
 }
 
 #[test]
+fn a_signal_is_the_plug_or_the_button_or_refused_before_anything_happens() {
+    let host = Host::new("sig");
+    succeeded(host.up().output().unwrap());
+    let kill = |signal| host.run(&["kill", &host.stem, "--signal", signal]);
+    let refused = kill("HUP");
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert_eq!(host.state(), "running");
+    for signal in ["INT", "sigkill"] {
+        succeeded(kill(signal));
+        eventually("it ends", || host.state() == "stopped");
+        succeeded(host.up().output().unwrap());
+    }
+}
+
+#[test]
 fn a_worker_of_another_version_is_named_and_left_alone() {
     let host = Host::new("vers");
     let other = "FLEETBOX_FAKE_PROTOCOL";

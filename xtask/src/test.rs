@@ -102,13 +102,24 @@ pub fn run(steps: &[Step], cases: &[String]) -> Result<()> {
 }
 
 pub(crate) fn cargo(args: &[&str]) -> Cmd {
-    // `cargo xtask` runs under cargo, whose settings for this crate are none of the other crates' business.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    Cmd::new(cargo)
+    let mut command = Cmd::new(cargo)
         .args(args)
         .dir(workspace())
-        .env_remove("CARGO_MANIFEST_DIR")
-        .env("CARGO_TERM_PROGRESS_WHEN", "never")
+        .env("CARGO_TERM_PROGRESS_WHEN", "never");
+    // `cargo xtask` runs under cargo, whose variables for this crate are none of the other crates' business: build
+    // scripts that look at theirs would run again, and so would all that depends on them, at each change between
+    // `cargo xtask` and `cargo`.
+    for (name, _) in std::env::vars_os() {
+        let of_crate = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+        if of_crate
+            .iter()
+            .any(|prefix| name.to_string_lossy().starts_with(prefix))
+        {
+            command = command.env_remove(name);
+        }
+    }
+    command
 }
 
 fn clippy() -> Result<()> {

@@ -294,6 +294,30 @@ mod tests {
     }
 
     #[test]
+    fn virtualisation_is_the_guests_where_it_is_offered() {
+        const VMX: u32 = 1 << 5;
+        const SVM: u32 = 1 << 2;
+        for offered in [true, false] {
+            let mut intel = host(b"GenuineIntel", 0x16);
+            let mut amd = host(b"AuthenticAMD", 0x10);
+            if offered {
+                intel[1].ecx |= VMX;
+                let features = amd.iter_mut().find(|e| e.leaf == 0x8000_0001).unwrap();
+                features.ecx |= SVM;
+                // Revision, address space identifiers, nested paging: what the guest's KVM asks for.
+                amd.push(e(0x8000_000A, 0, 1, 16, 0, 0x1));
+            }
+            let intel = configure(&intel, &CONFIG);
+            assert_eq!(find(&intel, 1, 0).ecx & VMX != 0, offered);
+            let guest = configure(&amd, &CONFIG);
+            assert_eq!(find(&guest, 0x8000_0001, 0).ecx & SVM != 0, offered);
+            let leaf =
+                |entries: &[CpuidEntry]| entries.iter().copied().find(|e| e.leaf == 0x8000_000A);
+            assert_eq!(leaf(&guest), leaf(&amd));
+        }
+    }
+
+    #[test]
     fn tsc_deadline_follows_the_capability_not_the_supported_bit() {
         for (given, want) in [(true, true), (false, false)] {
             for supported in [0, ECX1_TSC_DEADLINE] {

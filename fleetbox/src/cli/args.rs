@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::cp::Place;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
 use fleetbox::images::ImageRef;
@@ -329,24 +329,34 @@ pub(super) struct Restart {
     pub(super) force: bool,
 }
 
-/// The signals that mean something to a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "UPPER")]
+/// What a signal does to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signal {
-    /// Ends it at once, as pulling the plug does
-    #[value(alias = "SIGKILL", alias = "9")]
+    /// Ends it at once, as pulling the plug does.
     Kill,
-    /// Presses its power button and does not wait
-    #[value(alias = "SIGTERM", alias = "15")]
-    Term,
+    /// Presses its power button and does not wait.
+    PowerButton,
+}
+
+/// A signal by its name, with or without `SIG`, or by its number. All that ask a process to end in order press the
+/// power button; the others have no meaning for a machine.
+fn signal(text: &str) -> Result<Signal, Refusal> {
+    let name = text.to_ascii_uppercase();
+    match name.strip_prefix("SIG").unwrap_or(&name) {
+        "KILL" | "9" => Ok(Signal::Kill),
+        "TERM" | "15" | "INT" | "2" | "PWR" | "30" => Ok(Signal::PowerButton),
+        _ => Err("it means nothing to a VM: KILL (9) pulls the plug; TERM (15), INT (2) and PWR (30) \
+                  press the power button. For a process in the guest use `fleetbox exec NAME -- kill`"
+            .into()),
+    }
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Kill {
     #[command(flatten)]
     pub(super) which: Which,
-    /// What to do to it
-    #[arg(short, long, value_enum, default_value_t = Signal::Kill, ignore_case = true)]
+    /// KILL pulls the plug; TERM, INT and PWR press the power button and do not wait
+    #[arg(short, long, default_value = "KILL", value_parser = signal)]
     pub(super) signal: Signal,
 }
 
@@ -520,6 +530,10 @@ mod tests {
             &["restart"],
             &["kill"],
             &["kill", "web", "--signal", "HUP"],
+            &["kill", "web", "--signal", "SIGSTOP"],
+            &["kill", "web", "--signal", "1"],
+            &["kill", "web", "--signal", "09"],
+            &["kill", "web", "--signal", ""],
             &["set", "web"],
             &["set", "web", "--cpus", "0"],
             &["set", "web", "--memory", "1"],
@@ -605,8 +619,12 @@ mod tests {
             ("kill", Signal::Kill),
             ("SIGKILL", Signal::Kill),
             ("9", Signal::Kill),
-            ("term", Signal::Term),
-            ("15", Signal::Term),
+            ("term", Signal::PowerButton),
+            ("15", Signal::PowerButton),
+            ("sigint", Signal::PowerButton),
+            ("2", Signal::PowerButton),
+            ("SIGPWR", Signal::PowerButton),
+            ("30", Signal::PowerButton),
         ] {
             let cli = parse(&["kill", "web", "--signal", text]).unwrap();
             let Command::Kill(kill) = cli.command else {
@@ -614,5 +632,10 @@ mod tests {
             };
             assert_eq!(kill.signal, signal, "{text}");
         }
+        let error = parse(&["kill", "web", "--signal", "HUP"]).unwrap_err();
+        assert!(
+            error.to_string().contains("means nothing to a VM"),
+            "{error}"
+        );
     }
 }

@@ -15,7 +15,7 @@ use super::output::{Context, colours, complain};
 use super::progress::Display;
 use super::{FAILURE, ask, ssh_config, table};
 
-/// How long `kill --signal TERM` stays for a guest that is quick, or a worker that objects.
+/// How long a press of the power button stays for a guest that is quick, or a worker that objects.
 const PRESSED: Duration = Duration::from_millis(500);
 
 /// So long that no guest is killed for being slow.
@@ -288,6 +288,8 @@ pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
     let status = for_each(context, names, |name| {
         let progress = display.progress();
         async move {
+            // Kept from a prune as long as this lives. One that does not run is only started.
+            let _held = Vm::open_in(context.home(), name.as_str()).await.ok();
             fleetbox::stop(context.home(), name.as_str(), stop_limit).await?;
             let mut builder = Vm::builder(name.as_str())
                 .detached()
@@ -314,7 +316,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> Result<u8> {
     for_each(context, names, |name| async move {
         match kill.signal {
             Signal::Kill => stop(context, name, Duration::ZERO).await,
-            Signal::Term => press(context, name).await,
+            Signal::PowerButton => press(context, name).await,
         }
     })
     .await
@@ -390,8 +392,7 @@ async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
 pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     let mut names = Vec::new();
     for vm in fleetbox::list(context.home()).await? {
-        // Those of running tests are not anybody else's.
-        if vm.state != VmState::Running && !vm.ephemeral {
+        if vm.unused {
             names.push(Name::new(vm.name)?);
         }
     }

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use super::{StoreError, fsutil};
 
-/// An exclusive lock on a file, held until this is dropped or the process ends.
+/// How often a lock is tried for that others may share.
+const CLAIMS: u32 = 5;
+
+/// A lock on a file, exclusive unless it is shared, held until this is dropped or the process ends.
 ///
 /// ```
 /// use fleetbox::store::Lock;
@@ -100,15 +103,62 @@ impl Lock {
         }
     }
 
+    /// Waits for a share of the lock on `path`, which any number of holders may have at once, and
+    /// which keeps [`Lock::try_claim`] from it; `None` if there is no such file. [`Lock::is_held`]
+    /// does not tell of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    pub(crate) fn share(path: &Path) -> Result<Option<Self>, StoreError> {
+        let Some(file) = open_if_there(path)? else {
+            return Ok(None);
+        };
+        while let Err(error) = file.lock_shared() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(StoreError::io("lock", path)(error));
+            }
+        }
+        // It may have been removed meanwhile.
+        Ok(same_file(&file, path).then(|| Self {
+            file,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// Takes the lock on `path` if nobody has a share of it; `None` when somebody has, or there is
+    /// no such file.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    pub(crate) fn try_claim(path: &Path) -> Result<Option<Self>, StoreError> {
+        let Some(file) = open_if_there(path)? else {
+            return Ok(None);
+        };
+        let claimed = claim(&file).map_err(StoreError::io("lock", path))?;
+        Ok((claimed && same_file(&file, path)).then(|| Self {
+            file,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// True if a living process has a share of the lock on `path`. In a missing file nobody has.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
+    pub(crate) fn is_shared(path: &Path) -> Result<bool, StoreError> {
+        match open_if_there(path)? {
+            Some(file) => Ok(!claim(&file).map_err(StoreError::io("lock", path))?),
+            None => Ok(false),
+        }
+    }
+
     /// True if a living process holds the lock on `path`. A missing file is held by nobody.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
     pub fn is_held(path: &Path) -> Result<bool, StoreError> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(StoreError::io("open", path)(e)),
+        let Some(file) = open_if_there(path)? else {
+            return Ok(false);
         };
         match file.try_lock_shared() {
             Ok(()) => Ok(false),
@@ -140,6 +190,27 @@ impl Lock {
     pub fn into_file(self) -> File {
         self.file
     }
+}
+
+fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(StoreError::io("open", path)(e)),
+    }
+}
+
+/// Tries for an exclusive lock on a file that others share for long. Who claims it too, and a child
+/// that is about to execute something, has it for moments only.
+fn claim(file: &File) -> io::Result<bool> {
+    for _ in 0..CLAIMS {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(2)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether `path` still names the file that is open.
@@ -186,6 +257,31 @@ mod tests {
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
+    }
+
+    #[test]
+    fn a_shared_lock_is_claimed_when_the_last_share_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(Lock::share(&path).unwrap().is_none(), "there is no file");
+        assert!(Lock::try_claim(&path).unwrap().is_none());
+        assert!(!Lock::is_shared(&path).unwrap());
+        std::fs::write(&path, "").unwrap();
+        let [one, two] = [(); 2].map(|()| Lock::share(&path).unwrap().unwrap());
+        assert!(Lock::try_claim(&path).unwrap().is_none());
+        drop(one);
+        assert!(Lock::try_claim(&path).unwrap().is_none());
+        assert!(Lock::is_shared(&path).unwrap());
+        drop(two);
+        assert!(!Lock::is_shared(&path).unwrap());
+        let claim = Lock::try_claim(&path).unwrap().unwrap();
+        let waiting = {
+            let path = path.clone();
+            std::thread::spawn(move || Lock::share(&path))
+        };
+        claim.remove().unwrap();
+        // What it waited for is gone, or has been before it came.
+        assert!(waiting.join().unwrap().unwrap().is_none());
     }
 
     #[test]

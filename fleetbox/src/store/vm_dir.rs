@@ -411,6 +411,49 @@ impl ClusterDir {
         Lock::try_acquire(&self.lock_path())
     }
 
+    /// The file whose lock is shared by all who have a handle on a member, running or not.
+    fn use_path(&self) -> PathBuf {
+        self.path.join("worker.use")
+    }
+
+    /// Says, for as long as the result lives, that this process uses the cluster's members, running
+    /// or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system, with `NotFound` when the cluster is gone.
+    pub(crate) fn share(&self) -> Result<Lock, StoreError> {
+        loop {
+            let path = self.make_use_path()?;
+            if let Some(lock) = Lock::share(&path)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Keeps others from beginning to use the cluster's members; `None` when a process uses them.
+    ///
+    /// # Errors
+    /// As [`ClusterDir::share`].
+    pub(crate) fn try_claim(&self) -> Result<Option<Lock>, StoreError> {
+        Lock::try_claim(&self.make_use_path()?)
+    }
+
+    /// True while a process says that it uses the cluster's members.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub(crate) fn is_used(&self) -> Result<bool, StoreError> {
+        Lock::is_shared(&self.use_path())
+    }
+
+    fn make_use_path(&self) -> Result<PathBuf, StoreError> {
+        let path = self.use_path();
+        // Under the store's lock, so that the directory is not removed as unused meanwhile.
+        let _guard = self.store.guard()?;
+        fsutil::open_private(&path).map_err(StoreError::io("open", &path))?;
+        Ok(path)
+    }
+
     /// True while a worker holds the cluster's lock.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! `#[fleetbox::test]`: the tests of `tests/attribute.rs`, run as `cargo test` runs them, and what they leave.
 
 use std::os::unix::fs::symlink;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fleetbox::Vm;
@@ -30,7 +30,70 @@ fn run(filter: &str, variables: &[(&str, &str)]) -> (Output, String) {
     (output, text)
 }
 
-/// On a host without VMs tests are skipped with the reason, or fail with it where they are required.
+/// Runs one test in a process of its own, as cargo-nextest does, with these variables.
+fn start_alone(test: &str, variables: &[(&str, &str)]) -> Child {
+    let mut command = as_nextest(&[test, "--exact", "--nocapture", "--ignored"]);
+    command
+        .env("NEXTEST_EXECUTION_MODE", "process-per-test")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().must("cannot start a test")
+}
+
+/// The tests as cargo-nextest asks for them: `name: test`, a line each, and nothing else.
+fn listed(arguments: &[&str]) -> Vec<String> {
+    let output = host::run(
+        as_nextest(&[&["--list", "--format", "terse"], arguments].concat()),
+        LIMIT,
+    );
+    assert!(output.status.success(), "{}", host::both(&output));
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| match line.strip_suffix(": test") {
+            Some(name) => name.to_owned(),
+            None => panic!("{line:?} is not the name of a test"),
+        })
+        .collect()
+}
+
+fn as_nextest(arguments: &[&str]) -> Command {
+    let mut command = Command::new(host::program("fleetbox-e2e-attribute"));
+    command.args(arguments).env("NEXTEST", "1");
+    for name in ["FLEETBOX_SHORT", "FLEETBOX_REQUIRE", "FLEETBOX_KEEP"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A list, then a process for each test, all at once.
+fn one_by_one() {
+    const NAMES: [&str; 4] = [
+        "fails",
+        "panics",
+        "passes_with_a_cluster",
+        "passes_with_a_vm",
+    ];
+    assert_eq!(listed(&[]), NAMES);
+    assert_eq!(listed(&["--ignored"]), NAMES);
+    let tests = NAMES.map(|name| (name, start_alone(name, &[])));
+    for (name, test) in tests {
+        let output = host::finish(test, LIMIT, name);
+        let said = host::both(&output);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        assert!(
+            said.contains(&format!("skipped attribute::{name}: ")),
+            "{said}"
+        );
+    }
+}
+
+/// On a host without VMs tests are skipped with the reason, or fail with it where they are required; by `cargo test`
+/// and by cargo-nextest.
 pub(crate) fn without_vms(_suite: &Suite) {
     let (output, text) = run("", &[]);
     assert!(output.status.success(), "{text}");
@@ -41,6 +104,8 @@ pub(crate) fn without_vms(_suite: &Suite) {
         .filter(|line| line.contains("skipped attribute::"));
     assert_eq!(skipped.count(), 4, "{text}");
     assert!(errors.contains("software only"), "{text}");
+
+    one_by_one();
 
     let (output, text) = run("passes", &[("FLEETBOX_REQUIRE", "1")]);
     assert_eq!(output.status.code(), Some(101), "{text}");
@@ -100,10 +165,16 @@ pub(crate) fn passing(suite: &Suite) {
     assert!(text.contains("it needs 512M of memory"), "{text}");
 }
 
-/// A failed test shows what happened in its guest, and keeps it.
+/// A failed test shows what happened in its guest, and keeps it: here in a process of its own.
 pub(crate) fn failing(suite: &Suite) {
     suite.tiny();
-    let (output, text) = run("fails", &[("FLEETBOX_KEEP", "1")]);
+    let output = host::finish(
+        start_alone("fails", &[("FLEETBOX_KEEP", "1")]),
+        LIMIT,
+        "fails",
+    );
+    let text = [&output.stdout[..], &output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
     assert_eq!(output.status.code(), Some(101), "{text}");
     for part in [
         "this test fails on purpose",

@@ -19,6 +19,16 @@ fn reaches(suite: &Suite, from: &Vm, name: &str, seconds: u32) -> bool {
         .success()
 }
 
+/// Milliseconds to a member and back.
+fn round_trip(suite: &Suite, from: &Vm, name: &str) -> f64 {
+    let said = suite.sh(from, &format!("sudo ping -c 1 -W 20 {name}"));
+    let time = said
+        .split("time=")
+        .nth(1)
+        .and_then(|rest| rest.split_ascii_whitespace().next());
+    time.unwrap_or_default().parse().must(&said)
+}
+
 #[track_caller]
 fn assert_reaches(suite: &Suite, from: &Vm, name: &str) {
     let tried = host::within(Duration::from_secs(60), || {
@@ -32,7 +42,7 @@ fn assert_reaches(suite: &Suite, from: &Vm, name: &str) {
 }
 
 /// Members find each other by name both ways; a partition is felt and healed; a member that was stopped comes back
-/// with its address; one that is killed fails alone.
+/// with its address; one that is killed fails alone. Slow and lossy links are felt, too.
 pub(crate) fn of_three(suite: &Suite) {
     for index in 1..=3 {
         uses(&format!("{TRIO}-{index}"));
@@ -62,6 +72,22 @@ pub(crate) fn of_three(suite: &Suite) {
     suite.block(cluster.heal()).must("cannot heal");
     assert_reaches(suite, one, "trio-2");
     assert_reaches(suite, three, "trio-1");
+
+    // Each frame takes its time, there and back; then none arrives.
+    let latency = Duration::from_millis(150);
+    suite
+        .block(cluster.latency("trio-1", "trio-2", latency))
+        .must("cannot set a latency");
+    let took = round_trip(suite, one, "trio-2");
+    assert!(took >= 2.0 * 150.0, "{took} ms");
+    suite
+        .block(cluster.loss("trio-1", "trio-2", 1.0))
+        .must("cannot set a loss");
+    assert!(!reaches(suite, one, "trio-2", 1), "though all is lost");
+    suite
+        .block(cluster.clear_links())
+        .must("cannot clear the links");
+    assert_reaches(suite, one, "trio-2");
 
     let machine = host::process("machine", three.name());
     host::kill_now(machine);

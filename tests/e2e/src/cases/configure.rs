@@ -8,6 +8,9 @@ use fleetbox::{Error, ExtraDisk, Ready, Size, Vm};
 use crate::report::{Must, uses};
 use crate::suite::Suite;
 
+/// A key that may log in besides fleetbox's own; nobody has its private part.
+const OTHER_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB somebody else";
+
 /// One boot with all of it, and another that has kept it.
 pub(crate) fn all(suite: &Suite) {
     let name = "configured";
@@ -16,6 +19,7 @@ pub(crate) fn all(suite: &Suite) {
     fs::write(&data, b"data of the host\n".repeat(1 << 16)).must("cannot write");
     let builder = suite
         .small(Vm::builder(name))
+        .ssh_key(OTHER_KEY)
         .env("COLOUR", "deep blue = 'x'")
         .user_data("write_files:\n- path: /etc/from-user-data\n  content: |\n    hello\n")
         .user_data("#cloud-config\nruncmd:\n- [sh, -c, 'echo first >/order']\n")
@@ -33,6 +37,11 @@ pub(crate) fn all(suite: &Suite) {
     let check = |vm: &Vm| {
         assert_eq!(suite.sh(vm, "echo \"$COLOUR\""), "deep blue = 'x'");
         assert_eq!(suite.sh(vm, "cat /etc/from-user-data"), "hello");
+        let keys = suite.sh(vm, "cat ~/.ssh/authorized_keys");
+        assert!(
+            keys.contains(OTHER_KEY) && keys.lines().count() == 2,
+            "{keys}"
+        );
         assert_eq!(suite.sh(vm, "cat /order"), "first\nsecond");
         // The VM's disk, its seed, and these.
         let disks = "for d in vdc vdd; do cd /sys/block/$d; \

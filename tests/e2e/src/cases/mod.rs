@@ -4,6 +4,7 @@ mod attribute;
 mod cli;
 mod cluster;
 mod configure;
+mod coordination;
 mod debian;
 mod disk;
 mod files;
@@ -64,6 +65,7 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_ssh_output_and_status", shell::output_and_status),
         tiny("tiny_ssh_streams_input", shell::streams_input),
         tiny("tiny_pty", shell::pty),
+        tiny("tiny_nested_virtualisation", shell::nested),
         tiny("tiny_tcp_out", network::tcp_out),
         tiny("tiny_tcp_refused", network::tcp_refused),
         tiny("tiny_dns", network::dns),
@@ -89,6 +91,10 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_fixture_with_a_socket_is_refused", fixture::refused),
         tiny("tiny_cluster_of_three", cluster::of_three),
         tiny("tiny_cli", cli::life_cycle),
+        tiny(
+            "tiny_cli_commands_in_each_others_way",
+            coordination::of_commands,
+        ),
         tiny("tiny_cli_two_runs_at_once", verbs::two_runs),
         tiny("tiny_cli_work_tree", verbs::work_tree),
         tiny("tiny_failed_test_shows_its_guest", attribute::failing),

@@ -87,6 +87,22 @@ pub(crate) fn two_vcpus(suite: &Suite) {
     assert_eq!(suite.sh(&vm, spread), "done\ndone");
 }
 
+/// A guest sees virtualisation hardware where this host's KVM passes that on, and none where it does not. That its
+/// KVM makes VMs is a case of Debian's.
+pub(crate) fn nested(suite: &Suite) {
+    let vm = suite.shared();
+    let flags = suite.sh(&vm, "grep -m 1 -w flags /proc/cpuinfo");
+    let shown = flags
+        .split_ascii_whitespace()
+        .any(|flag| matches!(flag, "vmx" | "svm"));
+    assert_eq!(shown, fleetbox::nested_virt_supported(), "{flags}");
+    if !shown {
+        println!(
+            "      no virtualisation in guests: this host's KVM does not pass its hardware on"
+        );
+    }
+}
+
 /// A terminal of the size that was asked for, which follows its window.
 pub(crate) fn pty(suite: &Suite) {
     let vm = suite.shared();

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use fleetbox::names::Name;
 use fleetbox::store::{Store, VmRecord, now};
+use fleetbox::{Event, Vm};
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 
 use super::cli::{QUICK, run, text};
 use crate::host;
@@ -226,16 +228,68 @@ pub(crate) fn changed(suite: &Suite, name: &str) {
     run(suite, &["kill", name], 0, QUICK);
 }
 
-/// Writes what has to be there after `down`, which returns as soon as that is sure.
+/// Writes what has to be there after `down`, which returns as soon as that is sure: right after the guest's kernel has
+/// said its last words.
 pub(crate) fn down(suite: &Suite, name: &str) -> Output {
+    /// What a kernel prints last.
+    const LAST_WORDS: &str = "reboot: Power down";
+    /// How long our own part may take where the host is busy.
+    const OURS: f64 = 5.0;
     let command = ["ssh", name, "--", "printf 'written right before' > kept"];
     run(suite, &command, 0, QUICK);
+
+    let home = suite.home();
+    let (vm, mut events, mut console) = suite
+        .block(async {
+            let vm = Vm::open_in(Some(&home), name).await?;
+            let (events, console) = (vm.events().await?, vm.console().await?);
+            Ok::<_, fleetbox::Error>((vm, events, console))
+        })
+        .must("cannot watch the VM");
+    let last_words = suite.spawn(async move {
+        let (mut seen, mut buffer) = (String::new(), [0; 4096]);
+        while let Ok(n @ 1..) = console.read(&mut buffer).await {
+            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            if seen.contains(LAST_WORDS) {
+                return Some(Instant::now());
+            }
+        }
+        None
+    });
     let began = Instant::now();
     let output = run(suite, &["down", name], 0, Duration::from_secs(120));
-    println!(
-        "  down of {name} took {:.1} s",
-        began.elapsed().as_secs_f32()
+    let ended = Instant::now();
+
+    let last_words = suite
+        .block(last_words)
+        .must("the thread that reads the console")
+        .unwrap_or_else(|| panic!("{name} ended without {LAST_WORDS:?}"));
+    let mut history = Vec::new();
+    suite.block(async {
+        while let Ok(Some(event)) = events.next().await {
+            history.push(event);
+        }
+    });
+    let [.., button, off] = &history[..] else {
+        panic!("{history:?}");
+    };
+    assert_eq!(
+        (&button.event, &off.event),
+        (&Event::PowerButton, &Event::PoweredOff),
+        "{history:?}"
     );
+    let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
+    let (whole, ours) = (seconds(began, ended), seconds(last_words, ended));
+    println!(
+        "  down of {name} took {whole:.2} s: {:.2} s from the power button to the end of its process, and {ours:.2} s \
+         from the kernel's last words to that of the command",
+        Duration::from_millis(off.at.saturating_sub(button.at)).as_secs_f64()
+    );
+    assert!(
+        ours < OURS,
+        "{ours:.2} s from the guest's end to the command's"
+    );
+    drop(vm);
     output
 }
 
