@@ -17,6 +17,13 @@ const MODULES: &[&str] = &[
     "virtio_net",
     "virtio_rng",
     "crc32c_intel",
+    // For the bridge network.
+    "tun",
+    "bridge",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_masq",
+    "nft_ct",
 ];
 
 /// Builds the archive.

@@ -1,6 +1,7 @@
 //! The cases. Those that share a VM stand together, and in the order in which they run.
 
 mod attribute;
+mod bridge;
 mod cli;
 mod cluster;
 mod configure;
@@ -90,6 +91,7 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_kill_owner_of_a_test_vm", kills::owner_of_test_vm),
         tiny("tiny_fixture_with_a_socket_is_refused", fixture::refused),
         tiny("tiny_cluster_of_three", cluster::of_three),
+        tiny("tiny_bridge", bridge::joined_to_the_host),
         tiny("tiny_cli", cli::life_cycle),
         tiny(
             "tiny_cli_commands_in_each_others_way",
