@@ -14,8 +14,9 @@ use std::time::Duration;
 use fleetbox_vmm::net::{Attachment, Forward};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
@@ -29,6 +30,9 @@ use crate::store::{Lock, remove_file_if_there, write_atomic};
 
 /// Lines of console output in a failure's message.
 const LINES_IN_ERROR: usize = 30;
+
+/// Commands that wait for a machine process to read them; further ones are dropped.
+const UNREAD_COMMANDS: usize = 1024;
 
 /// Events that are kept of a machine's run.
 const EVENTS_KEPT: usize = 256;
@@ -183,13 +187,6 @@ impl Member {
         matches!(*self.state.borrow(), State::Ended(_))
     }
 
-    pub(super) fn exit(&self) -> Option<ExitReport> {
-        match &*self.state.borrow() {
-            State::Ended(report) => Some(report.clone()),
-            State::Starting | State::Running => None,
-        }
-    }
-
     pub(super) fn press_power_button(&self) {
         // Without a receiver the machine has ended already.
         let _ = self.orders.send(Order::PowerButton);
@@ -235,7 +232,8 @@ impl Member {
         stream: UnixStream,
         mut orders: mpsc::UnboundedReceiver<Order>,
     ) {
-        let (read, mut write) = stream.into_split();
+        let (read, write) = stream.into_split();
+        let commands = commands_to(write);
         let mut reading = tokio::spawn(Arc::clone(&self).read_events(read));
         let mut last_words = None;
         let mut killed = false;
@@ -250,13 +248,8 @@ impl Member {
                     }
                 }
                 order = orders.recv() => match order {
-                    Some(Order::PowerButton) => {
-                        // A failure means that the machine is ending.
-                        let _ = wire::send_async(&mut write, &MachineCommand::PowerButton).await;
-                    }
-                    Some(Order::Type(bytes)) => {
-                        let _ = wire::send_async(&mut write, &MachineCommand::Type(bytes)).await;
-                    }
+                    Some(Order::PowerButton) => self.command(&commands, MachineCommand::PowerButton),
+                    Some(Order::Type(bytes)) => self.command(&commands, MachineCommand::Type(bytes)),
                     Some(Order::Kill) | None => {
                         killed = true;
                         let _ = child.start_kill();
@@ -304,6 +297,13 @@ impl Member {
             .send_replace(State::Ended(ExitReport { failure, console }));
     }
 
+    /// Hands a command to the machine process, which may have ended, or be past listening.
+    fn command(&self, commands: &mpsc::Sender<MachineCommand>, command: MachineCommand) {
+        if let Err(TrySendError::Full(_)) = commands.try_send(command) {
+            tracing::warn!(vm = self.name, "the machine process does not listen");
+        }
+    }
+
     /// Takes in what the machine process reports until it closes its socket; what it said last.
     async fn read_events(self: Arc<Self>, mut read: OwnedReadHalf) -> Option<MachineEvent> {
         let mut last = None;
@@ -349,6 +349,21 @@ async fn lock_vm(path: &Path) -> io::Result<Lock> {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// The way to a machine process. It is of bounded length and written to by a task of its own, so that
+/// a process that does not read can still be killed.
+fn commands_to(mut write: OwnedWriteHalf) -> mpsc::Sender<MachineCommand> {
+    let (sender, mut commands) = mpsc::channel(UNREAD_COMMANDS);
+    tokio::spawn(async move {
+        while let Some(command) = commands.recv().await {
+            // A failure means that the machine is ending.
+            if wire::send_async(&mut write, &command).await.is_err() {
+                break;
+            }
+        }
+    });
+    sender
 }
 
 /// Why a machine ended, in words; `None` if its guest powered off or it was told to end.

@@ -272,8 +272,6 @@ pub(crate) struct MachineStatus {
     pub(crate) name: String,
     pub(crate) running: bool,
     pub(crate) ip: Option<Ipv4Addr>,
-    /// How it ended, if it has.
-    pub(crate) exit: Option<ExitReport>,
 }
 
 /// How a machine ended.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
 
 use super::fake::Script;
 use super::protocol::{Backend, BootSpec, MachineSpec};
@@ -337,6 +338,25 @@ fn a_deaf_guest_is_stopped_by_force() {
     assert!(forced.unwrap());
     assert!(fixture.processes(Role::Machine).is_empty());
     assert!(!fixture.vm().unwrap().is_running().unwrap());
+}
+
+#[test]
+fn a_machine_that_does_not_listen_can_be_killed() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Bound, runs());
+    assert!(!started.unwrap());
+    let machines = fixture.processes(Role::Machine);
+    kill(machines[0], Signal::SIGSTOP).unwrap();
+    runtime().block_on(async {
+        let vm = fixture.name.as_str();
+        let mut serial = attached.client.serial(vm).await.unwrap();
+        // More than any socket holds.
+        serial.write_all(&vec![b'x'; 4 << 20]).await.unwrap();
+        let stopped = attached.client.stop(vm, Duration::ZERO);
+        let forced = tokio::time::timeout(Duration::from_secs(10), stopped).await;
+        assert!(forced.unwrap().unwrap());
+    });
+    assert!(fixture.processes(Role::Machine).is_empty());
 }
 
 #[test]

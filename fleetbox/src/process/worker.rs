@@ -462,7 +462,6 @@ impl Worker {
                 name: member.name().to_owned(),
                 running: !member.has_ended(),
                 ip: Some(member.ip()),
-                exit: member.exit(),
             })
             .collect()
     }
