@@ -76,6 +76,8 @@ pub struct VmBuilder {
     fixtures: Vec<(PathBuf, String)>,
     network: Option<Network>,
     home: Option<PathBuf>,
+    /// Whether a VM of this name that exists is refused.
+    pub(crate) create_new: bool,
     pub(crate) boot_timeout: Duration,
     pub(crate) progress: Arc<dyn Progress>,
     pub(crate) budget: Option<Budget>,
@@ -133,6 +135,7 @@ impl VmBuilder {
             fixtures: Vec::new(),
             network: None,
             home: None,
+            create_new: false,
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
             budget: None,
@@ -289,6 +292,23 @@ impl VmBuilder {
     /// ```
     pub fn ephemeral(mut self) -> Self {
         self.lifetime = Lifetime::Ephemeral;
+        self
+    }
+
+    /// Refuses a VM of this name that exists, rather than attaching to it or booting it, even if
+    /// somebody creates it while this start waits for its image or for memory.
+    ///
+    /// ```no_run
+    /// # use fleetbox::{Error, Vm};
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// match Vm::builder("scratch").create_new().start().await {
+    ///     Err(Error::Store(error)) => eprintln!("not mine: {error}"),
+    ///     started => started?.destroy().await?,
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn create_new(mut self) -> Self {
+        self.create_new = true;
         self
     }
 

@@ -103,6 +103,7 @@ impl Launch {
             }
         };
         check_network(&store, &cluster, &members)?;
+        refuse_existing(&store, &cluster, &members)?;
         let wants = wants(&store, &cluster, &members)?;
         budget.check(&wants)?;
         check_resources(&store, &cluster, &members)?;
@@ -120,7 +121,8 @@ impl Launch {
         let mut lease = Some(lease);
         let mut created = Vec::new();
         let vms = loop {
-            let (mut vms, new) = attach(&store, &cluster, self.lifetime, &members).await?;
+            let (mut vms, new) =
+                attach(&store, &cluster, self.lifetime, &members, &created).await?;
             created.extend(new);
             clock.done(Phase::Create);
             let started = join_all(vms.iter().map(Vm::start_machine)).await;
@@ -205,11 +207,12 @@ impl Launch {
                 cluster: vm.cluster().clone(),
             });
         }
+        refuse_existing(&store, &self.cluster, &members)?;
         find_images(&store, &self.cluster, &mut members).await?;
         blocking(move || {
             let mut created = Vec::new();
             for member in &members {
-                if make(&store, &self.cluster, member, self.lifetime)? {
+                if make(&store, &self.cluster, member, self.lifetime, &created)? {
                     created.push(member.plan.name.clone());
                 }
             }
@@ -314,14 +317,16 @@ async fn attach(
     cluster: &Name,
     lifetime: Lifetime,
     members: &Arc<Vec<Member>>,
+    ours: &[Name],
 ) -> Result<(Vec<Vm>, Vec<Name>)> {
     let runtime = tokio::runtime::Handle::current();
+    let ours = ours.to_vec();
     let (store, cluster, members) = (store.clone(), cluster.clone(), Arc::clone(members));
     blocking(move || {
         let mut created = Vec::new();
         let prepare = || {
             for member in members.iter() {
-                if make(&store, &cluster, member, lifetime)? {
+                if make(&store, &cluster, member, lifetime, &ours)? {
                     created.push(member.plan.name.clone());
                 }
             }
@@ -364,20 +369,44 @@ async fn attach(
     .await
 }
 
-/// Creates a member that does not exist; false if it does.
-fn make(store: &Store, cluster: &Name, member: &Member, lifetime: Lifetime) -> Result<bool> {
-    if store.cluster(cluster).vm(&member.plan.name).is_some() {
+/// Refuses members that exist and must not.
+fn refuse_existing(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
+    let cluster = store.cluster(cluster);
+    let mut vms = members.iter().filter_map(|member| {
+        let vm = cluster.vm(&member.plan.name);
+        vm.filter(|_| member.builder.create_new)
+    });
+    vms.next().map_or(Ok(()), |vm| Err(exists(&vm)))
+}
+
+fn exists(vm: &VmDir) -> Error {
+    let (cluster, name) = (vm.cluster().clone(), vm.name().clone());
+    StoreError::Exists { cluster, name }.into()
+}
+
+/// Creates a member that does not exist; false if it does. `ours` are those that this call has
+/// created.
+fn make(
+    store: &Store,
+    cluster: &Name,
+    member: &Member,
+    lifetime: Lifetime,
+    ours: &[Name],
+) -> Result<bool> {
+    let name = &member.plan.name;
+    if let Some(vm) = store.cluster(cluster).vm(name) {
+        if member.builder.create_new && !ours.contains(name) {
+            return Err(exists(&vm));
+        }
         return Ok(false);
     }
     let Some(image) = &member.image else {
         // Another process has removed it since it was looked up.
-        return Err(Error::NoVm {
-            name: member.plan.name.clone(),
-        });
+        return Err(Error::NoVm { name: name.clone() });
     };
     match create(store, cluster, &member.plan, image, lifetime) {
         Ok(_) => Ok(true),
-        Err(Error::Store(StoreError::Exists { .. })) => Ok(false),
+        Err(Error::Store(StoreError::Exists { .. })) if !member.builder.create_new => Ok(false),
         Err(error) => Err(error),
     }
 }

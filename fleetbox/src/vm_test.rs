@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::budget::Budget;
 use crate::fake_home::{Home, eventually};
 use crate::process::Backend;
 use crate::process::fake::Script;
+use crate::store::StoreError;
 use crate::{Error, Size, Stopped, Vm, VmState, blocking, list, remove};
 
 impl Home {
@@ -260,4 +262,41 @@ fn the_state_is_private() {
         }
     }
     vm.destroy().unwrap();
+}
+
+#[tokio::test]
+async fn a_new_vm_never_is_one_that_exists() {
+    let home = Home::new();
+    let ours = home
+        .vm(Vm::builder("web"))
+        .detached()
+        .start()
+        .await
+        .unwrap();
+    let refused = home.vm(Vm::builder("web")).create_new().start().await;
+    assert!(
+        matches!(&refused, Err(Error::Store(StoreError::Exists { .. }))),
+        "{refused:?}"
+    );
+    // Nor when it comes to be while the start waits for memory.
+    let budget = Budget::of(Size::mib(256));
+    let builder = |name| {
+        home.vm(Vm::builder(name))
+            .memory(Size::mib(256))
+            .memory_budget(budget)
+    };
+    ours.destroy().await.unwrap();
+    let first = builder("first").start().await.unwrap();
+    let waiting = tokio::spawn(builder("web").create_new().start());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    let theirs = home.vm(Vm::builder("web")).create().await;
+    theirs.unwrap();
+    first.destroy().await.unwrap();
+    let refused = waiting.await.unwrap();
+    assert!(
+        matches!(&refused, Err(Error::Store(StoreError::Exists { .. }))),
+        "{refused:?}"
+    );
+    assert_eq!(home.states().await, [("web".to_owned(), VmState::Stopped)]);
 }

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use fleetbox::guest::quote;
 use fleetbox::names::Reference;
-use fleetbox::store::StoreError;
 use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
 use fleetbox::{Error, Result, Vm};
 
-use super::args::{Exec, Run, Shipment};
+use super::args::{Exec, Machine, Run, Shipment};
 use super::output::Context;
 use super::progress::Display;
 use super::{ssh, ssh_config, up};
@@ -30,16 +29,10 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         Some(name) => name,
         None => up::made_up(context)?,
     };
-    if !context.store()?.find(&name)?.is_empty() {
-        // It may hold what its user wants to keep.
-        return Err(StoreError::Exists {
-            cluster: name.clone(),
-            name,
-        }
-        .into());
-    }
     let display = Display::new(context, &format!("starting {name}"));
     let builder = up::builder(context, &name, &run.machine)?.progress(display.progress());
+    // One that exists may hold what its user wants to keep.
+    let builder = builder.create_new();
     let builder = if run.rm {
         builder.ephemeral()
     } else {
@@ -49,22 +42,17 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     drop(display);
     let vm = started?;
     ssh_config::refresh(context);
-    let status = match up::publish(context, &vm, &run.machine).await {
-        Ok(()) => {
-            shipped_and_run(
-                context,
-                &vm,
-                tree.as_ref(),
-                &options,
-                &run.command,
-                run.detach,
-            )
-            .await
+    let prepared = prepare(context, &vm, &run.machine, tree.as_ref(), &options).await;
+    // Without its tree it is of no use to anybody. From here on it may hold what the command did.
+    let unusable = prepared.is_err() && tree.is_some() && !run.detach;
+    let status = match prepared {
+        Ok(_) if run.detach => Ok(0),
+        Ok(workspace) => {
+            let command = command(workspace.as_ref(), &run.command);
+            ssh::pass_through(&vm, command.as_deref(), false).await
         }
         Err(error) => Err(error),
     };
-    // Without its tree it is of no use to anybody.
-    let unusable = status.is_err() && tree.is_some() && !run.detach;
     if run.rm || unusable {
         let destroyed = vm.destroy().await;
         ssh_config::refresh(context);
@@ -84,27 +72,20 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     Ok(status)
 }
 
-async fn shipped_and_run(
+/// Publishes the VM's ports and ships the tree to it.
+async fn prepare(
     context: &Context,
     vm: &Vm,
+    machine: &Machine,
     tree: Option<&Tree>,
     options: &ShipOptions,
-    words: &[String],
-    detach: bool,
-) -> Result<u8> {
-    let workspace = match tree {
-        Some(tree) => {
-            let display = Display::new(context, &format!("shipping {}", tree.root().display()));
-            let shipped = Workspace::ship(vm, tree, options).await;
-            drop(display);
-            Some(shipped?)
-        }
-        None => None,
-    };
-    if detach {
-        return Ok(0);
-    }
-    ssh::pass_through(vm, command(workspace.as_ref(), words).as_deref(), false).await
+) -> Result<Option<Workspace>> {
+    up::publish(context, vm, machine).await?;
+    let Some(tree) = tree else { return Ok(None) };
+    let display = Display::new(context, &format!("shipping {}", tree.root().display()));
+    let shipped = Workspace::ship(vm, tree, options).await;
+    drop(display);
+    Ok(Some(shipped?))
 }
 
 /// A command line for the guest's shell; `None` is a log-in.
