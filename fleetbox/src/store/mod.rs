@@ -302,6 +302,9 @@ impl Store {
         let mut swept = 0;
         for cluster in self.clusters()? {
             swept += cluster.sweep_guarded()?;
+            for vm in cluster.vms()? {
+                sweep_temporary(vm.paths().dir())?;
+            }
         }
         for dir in [&self.home, &self.keys_dir(), &self.images_dir()] {
             sweep_temporary(dir)?;
@@ -313,7 +316,13 @@ impl Store {
 /// Removes temporary files that are too old to be in use.
 fn sweep_temporary(dir: &Path) -> Result<(), StoreError> {
     let long_ago = SystemTime::now() - Duration::from_secs(3600);
-    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        // A VM that is deleted meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StoreError::io("list", dir)(error)),
+    };
+    for entry in entries {
         let entry = entry.map_err(StoreError::io("list", dir))?;
         let name = entry.file_name();
         if name.to_string_lossy().starts_with(fsutil::TEMP_PREFIX)

@@ -188,6 +188,15 @@ fn what_a_kill_leaves_is_swept_and_what_lives_is_kept() {
     kept.record().unwrap();
     living.commit(&record("c", "living")).unwrap();
     assert_eq!(store.vms().unwrap().len(), 2);
+
+    // Temporary files of a VM, of which only old ones belong to nobody.
+    let [old, new] = [".tmp-old", ".tmp-new"].map(|name| kept.paths().dir().join(name));
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let file = fs::File::create(&old).unwrap();
+    file.set_modified(long_ago).unwrap();
+    fs::write(&new, "").unwrap();
+    store.sweep().unwrap();
+    assert!(!old.exists() && new.exists());
 }
 
 #[test]
