@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use russh_sftp::protocol::FileAttributes;
 use tokio::io::AsyncWriteExt as _;
 
-use super::hostdir::{Draft, HostDir, check_name};
+use super::hostdir::{Draft, HostDir};
 use super::meter::Meter;
 use super::sftp::{Kind, Sftp};
 use super::upload::FILES_AT_ONCE;
@@ -199,7 +199,6 @@ impl Copy<'_> {
         let mut links = Vec::new();
         let mut running = FuturesUnordered::new();
         for (name, mut attributes) in entries {
-            check_name(&path, &name)?;
             let whole = join(&path, &name);
             if Kind::of(&attributes).is_none() {
                 attributes = self.sftp.lstat(&whole).await?;

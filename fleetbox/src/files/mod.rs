@@ -69,7 +69,7 @@ pub const DEPTH_LIMIT: usize = 128;
 #[non_exhaustive]
 pub enum FilesError {
     /// Something failed on this host.
-    #[error("cannot {action} {} on this host: {source}", path.display())]
+    #[error("cannot {action} {} on this host: {source}", shown(&path.to_string_lossy()))]
     Host {
         /// What was tried.
         action: &'static str,

@@ -9,6 +9,7 @@ use russh_sftp::extensions::LIMITS;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
+use super::hostdir::check_name;
 use super::meter::Meter;
 use super::{FilesError, GuestReason, shown};
 
@@ -271,6 +272,7 @@ impl Sftp {
                             continue;
                         }
                         meter.entry(path)?;
+                        check_name(path, &file.filename)?;
                         entries.push((file.filename, file.attrs));
                     }
                 }

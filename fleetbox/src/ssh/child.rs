@@ -13,6 +13,7 @@ use tokio::io::{
 use tokio::task::JoinHandle;
 
 use super::SshError;
+use crate::process::printable;
 
 /// Bytes of a stream that wait here for its reader before the guest is slowed down.
 const PIPE: usize = 256 << 10;
@@ -397,7 +398,7 @@ async fn pump_stdin(mut input: DuplexStream, write: Arc<ChannelWriteHalf<Msg>>) 
 
 fn signal_text(signal: &Sig) -> String {
     match signal {
-        Sig::Custom(name) => name.clone(),
+        Sig::Custom(name) => printable(name.as_bytes()),
         other => format!("{other:?}"),
     }
 }

@@ -1,15 +1,19 @@
 //! Archives on their way to and from a guest, between threads that block and streams that do not.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
-use tar::{Archive, Builder, EntryType, Header};
+use tar::{Archive, Builder, Entry, EntryType, Header, PaxExtensions};
 use tokio::sync::mpsc;
 
 use super::WorkspaceError;
+use crate::process::printable;
 
 /// Bytes that are handed on at once.
 const CHUNK: usize = 128 << 10;
@@ -19,6 +23,8 @@ pub(super) const QUEUE: usize = 8;
 /// Most bytes of a guest's tree, and most entries.
 const FETCH_LIMIT: u64 = 16 << 30;
 const FETCH_ENTRIES: usize = 2_000_000;
+/// Most bytes of what an archive tells of the entry that follows: a long path, or attributes.
+const EXTENSION_LIMIT: u64 = 64 << 10;
 
 /// The writing end of a pipe from a thread that blocks.
 pub(super) struct Sender {
@@ -134,12 +140,21 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
     let mut archive = Archive::new(from);
     let mut links: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     let mut bytes = 0_u64;
-    for (count, entry) in archive.entries().map_err(text)?.enumerate() {
+    let mut told = Told::default();
+    // Raw, as extensions would be read into memory whatever their size.
+    for (count, entry) in archive.entries().map_err(text)?.raw(true).enumerate() {
         let mut entry = entry.map_err(text)?;
         if count >= FETCH_ENTRIES {
             return Err(format!("it has more than {FETCH_ENTRIES} entries"));
         }
-        let path = match relative(&entry.path().map_err(text)?)? {
+        if told.take_in(&mut entry)? {
+            continue;
+        }
+        let Told { path, link } = std::mem::take(&mut told);
+        let path = path.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let link = link.or_else(|| entry.link_name_bytes().map(Cow::into_owned));
+        let link = link.map(|link| PathBuf::from(OsString::from_vec(link)));
+        let path = match relative(Path::new(OsStr::from_bytes(&path)))? {
             Some(path) => path,
             None => continue,
         };
@@ -160,17 +175,17 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
                     .create_new(true)
                     .mode(if executable { 0o700 } else { 0o600 })
                     .open(&target)
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                    .map_err(about(&path))?;
                 io::copy(&mut entry, &mut file).map_err(text)?;
             }
             EntryType::Symlink => {
-                if let Some(to) = entry.link_name().map_err(text)? {
-                    links.insert(path, to.into_owned());
+                if let Some(to) = link {
+                    links.insert(path, to);
                 }
             }
             EntryType::Link => {
                 // A second name of a file that came before.
-                let Some(to) = entry.link_name().map_err(text)? else {
+                let Some(to) = link else {
                     continue;
                 };
                 if let Some(to) = relative(&to)?
@@ -197,13 +212,74 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(text)?;
         }
-        symlink(to, &target).map_err(|error| format!("{}: {error}", path.display()))?;
+        symlink(to, &target).map_err(about(path))?;
     }
     Ok(())
 }
 
+/// What entries of an archive tell of the one that follows.
+#[derive(Default)]
+struct Told {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
+impl Told {
+    /// Takes in an entry that tells of the next one; false for any other.
+    ///
+    /// Sources: GNU tar manual, "Basic Tar Format" (types `L` and `K`); POSIX.1-2017, pax, "pax
+    /// Extended Header" (`x` and `g`).
+    fn take_in(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<bool, String> {
+        let kind = entry.header().entry_type();
+        if !matches!(
+            kind,
+            EntryType::GNULongName
+                | EntryType::GNULongLink
+                | EntryType::XHeader
+                | EntryType::XGlobalHeader
+        ) {
+            return Ok(false);
+        }
+        if entry.size() > EXTENSION_LIMIT {
+            return Err(format!("it has a header of {} bytes", entry.size()));
+        }
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).map_err(text)?;
+        match kind {
+            EntryType::XHeader => {
+                for extension in PaxExtensions::new(&bytes) {
+                    let extension = extension.map_err(text)?;
+                    let value = extension.value_bytes().to_vec();
+                    match extension.key_bytes() {
+                        b"path" => self.path = Some(value),
+                        b"linkpath" => self.link = Some(value),
+                        b"size" => return Err("it has a size in an extended header".to_owned()),
+                        _ => {}
+                    }
+                }
+            }
+            EntryType::XGlobalHeader => {}
+            _ => {
+                let end = bytes.iter().position(|byte| *byte == 0);
+                bytes.truncate(end.unwrap_or(bytes.len()));
+                if kind == EntryType::GNULongName {
+                    self.path = Some(bytes);
+                } else {
+                    self.link = Some(bytes);
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What failed with a path of the archive.
+fn about(path: &Path) -> impl FnOnce(io::Error) -> String {
+    move |error| printable(format!("{}: {error}", path.display()).as_bytes())
+}
+
 fn text(error: io::Error) -> String {
-    crate::process::printable(error.to_string().as_bytes())
+    printable(error.to_string().as_bytes())
 }
 
 /// A path inside of the tree; `None` for the tree itself and for what is git's.
@@ -215,7 +291,7 @@ fn relative(path: &Path) -> Result<Option<PathBuf>, String> {
             Component::Normal(name) if name.eq_ignore_ascii_case(".git") => return Ok(None),
             Component::Normal(name) => clean.push(name),
             _ => {
-                let path = crate::process::printable(path.display().to_string().as_bytes());
+                let path = printable(path.display().to_string().as_bytes());
                 return Err(format!("{path} is outside of it"));
             }
         }

@@ -1,7 +1,7 @@
 //! Work trees of the host, and archives that a guest might send.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{Cursor, Read as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::*;
@@ -313,6 +313,24 @@ fn nothing_is_written_outside_of_the_tree() {
     there.sort();
     assert_eq!(there, ["a", "b", "out"]);
     assert_eq!(fs::read(dir.path().join("b")).unwrap(), b"content");
+    // A long path comes in an entry of its own, which may not be of any length.
+    let long = "long/".repeat(40) + "name";
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1);
+    builder.append_data(&mut header, &long, &b"x"[..]).unwrap();
+    let archive = builder.into_inner().unwrap();
+    archive::extract(Cursor::new(archive), dir.path()).unwrap();
+    assert_eq!(fs::read(dir.path().join(&long)).unwrap(), b"x");
+    for kind in [tar::EntryType::GNULongName, tar::EntryType::XHeader] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(1 << 40);
+        header.set_cksum();
+        let endless = Cursor::new(*header.as_bytes()).chain(std::io::repeat(b'x'));
+        let error = archive::extract(endless, dir.path()).unwrap_err();
+        assert!(error.contains("a header of 1099511627776 bytes"), "{error}");
+    }
     // Nonsense is an error.
     assert!(archive::extract(Cursor::new(vec![b'x'; 2000]), dir.path()).is_err());
 }
