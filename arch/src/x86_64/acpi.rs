@@ -188,6 +188,11 @@ fn interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }
 
+/// A level-triggered, active-high, exclusive interrupt.
+fn level_interrupt(gsi: u32) -> Interrupt {
+    Interrupt::new(true, false, false, false, gsi)
+}
+
 fn ports(first: u16, count: u16) -> IO {
     IO::new(first, first, 1, count as u8)
 }
@@ -288,7 +293,7 @@ fn power_button(out: &mut Vec<u8>) {
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &uid(0),
-            &crs(vec![&interrupt(layout::GED_GSI)]),
+            &crs(vec![&level_interrupt(layout::GED_GSI)]),
             &OpRegion::new(
                 "GREG".into(),
                 OpRegionSpace::SystemIO,

@@ -1,8 +1,7 @@
 //! Generic Event Device (ACPI 6.5, section 5.6.9): tells the guest of events, of which the power
 //! button is the only one.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fleetbox_arch::x86_64::layout::GED_POWER_BUTTON;
 use serde::{Deserialize, Serialize};
@@ -10,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 
-/// The event status register (4 ports), whose read clears it, and its interrupt.
+/// The event status register (4 ports), whose read clears it, and its interrupt, which is level-triggered:
+/// an event that comes before the guest listens, as when it boots, is still announced once it does.
 pub struct Ged {
-    status: AtomicU32,
+    /// The line is high while this is not 0.
+    status: Mutex<u32>,
     irq: Arc<dyn IrqLine>,
 }
 
@@ -27,27 +28,35 @@ impl Ged {
     /// A device without events.
     pub fn new(irq: Arc<dyn IrqLine>) -> Self {
         Self {
-            status: AtomicU32::new(0),
+            status: Mutex::new(0),
             irq,
         }
     }
 
+    fn status(&self) -> MutexGuard<'_, u32> {
+        // A number is whole whatever happened to the thread that had it.
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Presses the power button: the guest is asked to shut down.
     pub fn power_button(&self) {
-        self.status.fetch_or(GED_POWER_BUTTON, Ordering::SeqCst);
-        self.irq.pulse();
+        let mut status = self.status();
+        *status |= GED_POWER_BUTTON;
+        self.irq.set_level(true);
     }
 
     /// Events that the guest has not read.
     pub fn save(&self) -> GedState {
         GedState {
-            status: self.status.load(Ordering::SeqCst),
+            status: *self.status(),
         }
     }
 
-    /// Sets the pending events. Their interrupt has been sent and is part of other devices' state.
+    /// Sets the pending events, and the line with them.
     pub fn restore(&self, state: &GedState) {
-        self.status.store(state.status, Ordering::SeqCst);
+        let mut status = self.status();
+        *status = state.status;
+        self.irq.set_level(state.status != 0);
     }
 }
 
@@ -59,7 +68,9 @@ impl BusDevice for Ged {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(data) if offset == 0 => {
-                *data = self.status.swap(0, Ordering::SeqCst).to_le_bytes();
+                let mut status = self.status();
+                *data = std::mem::take(&mut *status).to_le_bytes();
+                self.irq.set_level(false);
             }
             _ => data.fill(0xFF),
         }
@@ -70,14 +81,22 @@ impl BusDevice for Ged {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[derive(Default)]
-    struct Counter(AtomicU32);
+    struct Line(AtomicBool);
 
-    impl IrqLine for Counter {
+    impl Line {
+        fn is_high(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    impl IrqLine for Line {
         fn set_level(&self, high: bool) {
-            self.0.fetch_add(u32::from(high), Ordering::SeqCst);
+            self.0.store(high, Ordering::SeqCst);
         }
     }
 
@@ -89,20 +108,21 @@ mod tests {
 
     #[test]
     fn the_power_button_is_seen_once_a_press() {
-        let irq = Arc::new(Counter::default());
-        let ged = Ged::new(irq.clone());
+        let line = Arc::new(Line::default());
+        let ged = Ged::new(line.clone());
         assert_eq!(read(&ged), 0);
-        for presses in 1..3 {
+        for _ in 1..3 {
             ged.power_button();
-            assert_eq!(irq.0.load(Ordering::SeqCst), presses);
+            assert!(line.is_high());
             assert_eq!(read(&ged), GED_POWER_BUTTON);
+            assert!(!line.is_high());
             assert_eq!(read(&ged), 0);
         }
     }
 
     #[test]
     fn an_access_of_another_width_does_not_eat_the_event() {
-        let ged = Ged::new(Arc::new(Counter::default()));
+        let ged = Ged::new(Arc::new(Line::default()));
         ged.power_button();
         let mut data = [0; 1];
         ged.read(0, &mut data);
@@ -112,11 +132,13 @@ mod tests {
 
     #[test]
     fn a_saved_event_is_still_there() {
-        let ged = Ged::new(Arc::new(Counter::default()));
+        let ged = Ged::new(Arc::new(Line::default()));
         ged.power_button();
         let json = serde_json::to_string(&ged.save()).unwrap();
-        let other = Ged::new(Arc::new(Counter::default()));
+        let line = Arc::new(Line::default());
+        let other = Ged::new(line.clone());
         other.restore(&serde_json::from_str(&json).unwrap());
+        assert!(line.is_high());
         assert_eq!(read(&other), GED_POWER_BUTTON);
     }
 }
