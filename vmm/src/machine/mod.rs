@@ -273,9 +273,17 @@ impl Life {
                 }
                 Ok(BoardEnd::Reset) => {
                     drop(board);
-                    // What the old board's devices still had to say does not concern the new one.
-                    if self.inbox.try_iter().any(|s| matches!(s, Signal::Kill)) {
+                    // What the old board's devices still had to say does not concern the new one,
+                    // but what its owner wants does.
+                    let waiting: Vec<_> = self.inbox.try_iter().collect();
+                    if waiting.iter().any(|s| matches!(s, Signal::Kill)) {
                         break Ok(Exit::Killed);
+                    }
+                    let still_wanted =
+                        |s: &Signal| matches!(s, Signal::PowerButton | Signal::Input(_));
+                    for signal in waiting.into_iter().filter(still_wanted) {
+                        // The receiver is ours.
+                        let _ = self.signals.send(signal);
                     }
                     self.emit(Event::Reset);
                     self.boot += 1;
@@ -290,7 +298,9 @@ impl Life {
                 }
             }
         };
-        let outcome = self.flush_disks().and(outcome);
+        let flushed = self.flush_disks();
+        // What ended the machine comes before what that led to.
+        let outcome = outcome.and_then(|exit| flushed.map(|()| exit));
         self.emit(Event::Exited {
             reason: match &outcome {
                 Ok(Exit::PowerOff) => "the guest powered off".into(),
@@ -356,12 +366,14 @@ impl Life {
     }
 
     fn flush_disks(&self) -> Result<(), Error> {
+        let mut flushed = Ok(());
         for disk in self.config.disks.iter().filter(|d| !d.disk.read_only()) {
-            disk.disk.flush().map_err(|source| Error::Resource {
+            // All of them, whatever becomes of one.
+            flushed = flushed.and(disk.disk.flush().map_err(|source| Error::Resource {
                 what: format!("flushing disk {}", disk.serial),
                 source,
-            })?;
+            }));
         }
-        Ok(())
+        flushed
     }
 }
