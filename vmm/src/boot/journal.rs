@@ -337,8 +337,9 @@ impl<'a> Log<'a> {
                     if !self.tail_matches(&block) {
                         break;
                     }
+                    let before = current.revoked.len();
                     self.revocations(&block, &mut current);
-                    revoked += current.revoked.len();
+                    revoked += current.revoked.len() - before;
                     if revoked > MAX_REVOKED {
                         return Err(FsError::Corrupt(
                             "the journal revokes too many blocks".into(),

@@ -128,7 +128,7 @@ impl Interpreter<'_> {
                 Ok(())
             }
             "export" => {
-                words.iter().for_each(|name| self.env.export(name));
+                words.iter().try_for_each(|name| self.export(name))?;
                 Ok(())
             }
             "true" => Ok(()),

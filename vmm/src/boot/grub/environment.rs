@@ -70,8 +70,13 @@ impl Environment {
         }
     }
 
-    /// Makes `name` visible in contexts opened later.
-    pub(super) fn export(&mut self, name: &str) {
+    /// Makes `name` visible in contexts opened later; false if there is no room.
+    #[must_use]
+    pub(super) fn export(&mut self, name: &str) -> bool {
+        if self.bytes + name.len() > MAX_BYTES {
+            return false;
+        }
+        self.bytes += name.len();
         if let Some(context) = self.contexts.last_mut() {
             let unset = Variable {
                 value: String::new(),
@@ -79,6 +84,7 @@ impl Environment {
             };
             context.entry(name.into()).or_insert(unset).exported = true;
         }
+        true
     }
 
     pub(super) fn open(&mut self) {
@@ -136,7 +142,7 @@ mod tests {
     fn contexts_hand_down_what_is_exported() {
         let mut env = Environment::new();
         assert!(env.set("a", "1") && env.set("b", "2") && env.set("root", "(hd0,gpt1)"));
-        env.export("a");
+        assert!(env.export("a"));
         env.open();
         assert_eq!((env.get("a"), env.get("b")), (Some("1"), None));
         assert!(env.set("a", "3"));

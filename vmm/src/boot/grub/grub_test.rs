@@ -555,6 +555,20 @@ fn hostile_scripts_end() {
         "$a".repeat(10_000)
     );
     assert!(problem(&long).2.contains("too many bytes"));
+    // Each within its bounds, but many of them.
+    let x = format!("set x={}\n", "x".repeat(10_000));
+    for text in [
+        "while true; do menuentry \"$x$x$x$x\" { linux /k; }; done",
+        "while true; do [ $x$x$x$x ]; done",
+        "function f { f \"$@\" \"$@\"; }\nf \"\" \"\"",
+        "set i=1\nwhile true; do set i=1$i; export \"$i-$x$x$x$x\"; done",
+    ] {
+        let (_, _, problem) = problem(&format!("{x}{text}"));
+        assert!(
+            problem.contains("too many bytes") || problem.contains("too many variables"),
+            "{text}: {problem}"
+        );
+    }
 }
 
 mod properties {

@@ -63,7 +63,7 @@ impl Interpreter<'_> {
             _ => entry.id.replace('>', ">>"),
         };
         self.set("chosen", &chosen)?;
-        self.env.export("chosen");
+        self.export("chosen")?;
         match below(default) {
             Some(rest) if !rest.is_empty() => self.set("default", rest)?,
             _ => self.env.unset("default"),

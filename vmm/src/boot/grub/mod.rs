@@ -24,6 +24,10 @@ use super::{BootError, Limits};
 const MAX_DEPTH: u32 = 100;
 /// Bytes of one command's expanded words.
 const MAX_WORDS: usize = 256 * 1024;
+/// Bytes that all commands together may be expanded to.
+const MAX_EXPANDED: usize = 8 << 20;
+/// What a word takes besides its bytes.
+const WORD: usize = size_of::<String>();
 /// Menu entries of one menu.
 const MAX_ENTRIES: usize = 4096;
 /// Problems remembered.
@@ -81,7 +85,7 @@ pub(super) fn run(
         ("feature_timeout_style", "y"),
     ] {
         grub.set(name, value)?;
-        grub.env.export(name);
+        grub.export(name)?;
     }
     let booted = match grub.file(&path)? {
         Flow::Boot => true,
@@ -140,6 +144,8 @@ struct Interpreter<'a> {
     line: u32,
     status: i32,
     steps: u64,
+    /// Bytes that commands have been expanded to: a bound on what menus hold, and on work.
+    expanded: usize,
     depth: u32,
     conditions: u32,
     in_entry: bool,
@@ -162,6 +168,7 @@ impl<'a> Interpreter<'a> {
             line: 0,
             status: 0,
             steps: 0,
+            expanded: 0,
             depth: 0,
             conditions: 0,
             in_entry: false,
@@ -233,6 +240,17 @@ impl<'a> Interpreter<'a> {
         }
     }
 
+    fn export(&mut self, name: &str) -> Result<(), BootError> {
+        if self.env.export(name) {
+            Ok(())
+        } else {
+            Err(self.error(
+                format!("export {name}"),
+                "the configuration exports too many variables",
+            ))
+        }
+    }
+
     fn root(&self) -> String {
         self.env.get("root").unwrap_or_default().to_string()
     }
@@ -275,7 +293,7 @@ impl<'a> Interpreter<'a> {
             .to_string();
         for (name, value) in [("config_file", &*full), ("config_directory", &directory)] {
             self.set(name, value)?;
-            self.env.export(name);
+            self.export(name)?;
         }
         let (caller, line) = (std::mem::replace(&mut self.current, full), self.line);
         let flow = self.block(&block);
@@ -428,10 +446,11 @@ impl<'a> Interpreter<'a> {
     }
 
     /// Expands variables and splits unquoted ones at white space.
-    fn expand(&self, words: &[Word]) -> Result<Vec<String>, BootError> {
+    fn expand(&mut self, words: &[Word]) -> Result<Vec<String>, BootError> {
         let mut done = Vec::new();
         let mut bytes = 0;
         for word in words {
+            bytes += WORD;
             // `None` until something, be it empty, makes it a word.
             let mut current: Option<String> = None;
             for piece in &word.pieces {
@@ -448,7 +467,7 @@ impl<'a> Interpreter<'a> {
                                 done.extend(current.take());
                             }
                             current.get_or_insert_default().push_str(value);
-                            bytes += value.len();
+                            bytes += value.len() + WORD;
                         }
                     }
                     Piece::Variable { name, quoted: true } => {
@@ -469,13 +488,21 @@ impl<'a> Interpreter<'a> {
                         for (i, field) in value.split_ascii_whitespace().enumerate() {
                             if i > 0 {
                                 done.extend(current.take());
+                                bytes += WORD;
                             }
                             current.get_or_insert_default().push_str(field);
                         }
                     }
                 }
-                if bytes > MAX_WORDS {
-                    let mut error = self.error("$", "a command expands to too many bytes");
+                let problem = if bytes > MAX_WORDS {
+                    "a command expands to too many bytes"
+                } else if self.expanded + bytes > MAX_EXPANDED {
+                    "its commands expand to too many bytes"
+                } else {
+                    continue;
+                };
+                {
+                    let mut error = self.error("$", problem);
                     if let BootError::Config { line, .. } = &mut error {
                         *line = word.line;
                     }
@@ -484,6 +511,7 @@ impl<'a> Interpreter<'a> {
             }
             done.extend(current);
         }
+        self.expanded += bytes;
         Ok(done)
     }
 
