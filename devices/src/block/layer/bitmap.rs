@@ -58,12 +58,17 @@ impl Bitmap {
     /// Whether `block` is in the layer, and the first block after it, at most `end`, of which the
     /// opposite is true.
     pub(super) fn run(&self, block: u64, end: u64) -> (bool, u64) {
-        let set = self
-            .word(block / 64)
-            .is_some_and(|w| w >> (block % 64) & 1 != 0);
+        let first = self.word(block / 64);
+        let set = first.is_some_and(|w| w >> (block % 64) & 1 != 0);
         let mut at = block;
         while at < end {
-            let Some(word) = self.word(at / 64) else {
+            // The first word is looked at once: another thread may set the block's bit meanwhile.
+            let word = if at == block {
+                first
+            } else {
+                self.word(at / 64)
+            };
+            let Some(word) = word else {
                 if set {
                     break;
                 }
