@@ -26,7 +26,7 @@ use super::udp::failure;
 /// Bytes of a message's header.
 const HEADER: usize = 12;
 /// The largest answer by UDP that is taken from a resolver.
-const MAX_ANSWER: usize = 4096;
+const MAX_ANSWER: usize = 64 << 10;
 /// The largest configuration file that is read.
 const MAX_RESOLV_CONF: u64 = 64 << 10;
 /// Resolvers that are tried, as many as the C library does.

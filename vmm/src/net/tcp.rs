@@ -544,6 +544,10 @@ struct Progress {
     host_closed: bool,
     /// The host knows that the guest has closed its half.
     shut: bool,
+    /// The host does not take data any more.
+    deaf: bool,
+    /// The host's connection has failed. What it sent before is the guest's all the same.
+    failed: bool,
     /// When both sides had closed.
     finished: Option<Instant>,
     timer: Timer,
@@ -554,6 +558,8 @@ impl Progress {
         Self {
             host_closed: false,
             shut: false,
+            deaf: false,
+            failed: false,
             finished: None,
             timer: Timer::new(),
         }
@@ -656,9 +662,7 @@ impl Flow {
         let now = core.now();
         let mut more = true;
         for _ in 0..ROUNDS {
-            let Ok(moved) = self.shift(cx, stack, host, progress) else {
-                return Poll::Ready(false);
-            };
+            let moved = self.shift(cx, stack, host, progress);
             if moved {
                 self.active.set(Instant::now());
             }
@@ -674,7 +678,7 @@ impl Flow {
         self.port.flush();
 
         let state = self.note(stack);
-        if stack.has_failed() {
+        if stack.has_failed() || progress.failed && stack.socket().send_queue() == 0 {
             return Poll::Ready(false);
         }
         match state {
@@ -739,17 +743,18 @@ impl Flow {
         progress.timer.arm(cx, at);
     }
 
-    /// Moves data between the connection's buffers and the host; true if there was any.
+    /// Moves data between the connection's buffers and the host; true if there was any. When the
+    /// host's side has failed, what it sent before is still read.
     fn shift(
         &self,
         cx: &mut Context<'_>,
         stack: &mut Stack,
         host: &mut Host,
         progress: &mut Progress,
-    ) -> io::Result<bool> {
+    ) -> bool {
         let mut moved = false;
         let socket = stack.socket();
-        while socket.can_recv() {
+        while !progress.deaf && socket.can_recv() {
             let taken = socket.recv(|bytes| match host.poll_write(cx, bytes) {
                 Poll::Ready(Ok(len)) => (len, Ok(len)),
                 Poll::Ready(Err(error)) => (0, Err(error)),
@@ -758,7 +763,7 @@ impl Flow {
             match taken {
                 Ok(Ok(0)) | Err(_) => break,
                 Ok(Ok(_)) => moved = true,
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(_)) => progress.deaf = true,
             }
         }
         if self.guest_closed.get() && !progress.shut && socket.recv_queue() == 0 {
@@ -772,23 +777,28 @@ impl Flow {
                 Poll::Pending => {}
             }
         }
-        while !progress.host_closed && socket.can_send() {
+        while !progress.host_closed && !progress.failed && socket.can_send() {
             let read = socket.send(|space| match host.poll_read(cx, space) {
                 Poll::Ready(Ok(len)) => (len, Some(Ok(len))),
                 Poll::Ready(Err(error)) => (0, Some(Err(error))),
                 Poll::Pending => (0, None),
             });
             match read {
-                Ok(None) | Err(_) => break,
+                Ok(None) | Err(_) => {
+                    progress.failed = progress.deaf;
+                    break;
+                }
+                // The error was told to whoever wrote.
+                Ok(Some(Ok(0))) if progress.deaf => progress.failed = true,
                 Ok(Some(Ok(0))) => {
                     progress.host_closed = true;
                     socket.close();
                     moved = true;
                 }
                 Ok(Some(Ok(_))) => moved = true,
-                Ok(Some(Err(error))) => return Err(error),
+                Ok(Some(Err(_))) => progress.failed = true,
             }
         }
-        Ok(moved)
+        moved
     }
 }

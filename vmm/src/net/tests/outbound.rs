@@ -186,6 +186,32 @@ fn resets_go_through() {
 }
 
 #[test]
+fn what_the_host_said_before_its_reset_arrives() {
+    // An answer to a request that is not read to its end, whose rest comes before and after it.
+    const LEN: usize = 1000;
+    let (to, server) = serve(1, |mut stream| {
+        stream.peek(&mut [0]).unwrap();
+        stream.write_all(&pattern(LEN, 1)).unwrap();
+    });
+    let network = Network::start(config()).unwrap();
+    let mut guest = Guest::join(&network, "web", 1);
+    let handle = guest.connect(to).unwrap();
+    guest.send(handle, &pattern(64 << 10, 2));
+    let mut received = Vec::new();
+    guest.until(|guest| {
+        let socket = guest.tcp(handle);
+        while socket.can_recv() {
+            let taken = socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap();
+            received.extend(taken);
+        }
+        (socket.state() == State::Closed).then_some(())
+    });
+    assert_eq!(received, pattern(LEN, 1));
+    server.join().unwrap();
+    guest.until(|_| (network.status().unwrap().tcp_flows == 0).then_some(()));
+}
+
+#[test]
 fn a_stuck_flow_holds_up_no_other() {
     const LEN: usize = 4 << 20;
     // Sends for ever, and reads nothing.
