@@ -6,7 +6,7 @@
 
 mod blk;
 mod net;
-mod offload;
+pub mod offload;
 mod pci;
 mod queue;
 mod registers;
@@ -16,7 +16,7 @@ pub(crate) mod testing;
 mod worker;
 
 pub use blk::{Blk, BlkState};
-pub use net::{Net, NetState};
+pub use net::{LinkFormat, Net, NetState};
 pub use pci::{NoIoEvents, VirtioEnv, VirtioPci, VirtioPciState};
 pub use queue::{Buffer, Chain, QueueError, Virtqueue};
 pub use registers::{Interrupt, QueueState};

@@ -8,11 +8,12 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
 };
 
-use super::offload::{Large, Request};
+use super::offload::{HEADER, Large, MAX_FRAME, MAX_PACKET, MIN_FRAME, Packet, Request, leave_tcp};
 
 use super::{
     ActivateContext, Chain, DeviceState, Interest, Interrupt, QueueError, QueueWorker,
@@ -24,23 +25,33 @@ const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;
 const TX: usize = 1;
 
-/// struct virtio_net_hdr, with num_buffers at its end.
-const HEADER: usize = 12;
 const MTU: u16 = 1500;
-/// Ethernet header with a VLAN tag, and payload; there is no FCS.
-const MAX_FRAME: usize = 18 + MTU as usize;
-const MIN_FRAME: usize = 14;
 /// A packet that the device is to cut: a frame's header, and as much as IPv4 can say.
 const MAX_LARGE: usize = 18 + 65535;
 
 /// Frames that one direction may move before the other gets its turn.
 const BUDGET: usize = 128;
 
+/// What the packets of a link's socket are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkFormat {
+    /// Ethernet frames of at most 1518 bytes, without FCS, ready to be sent: the device does all
+    /// that its driver leaves to it.
+    #[default]
+    Frames,
+    /// An [`offload::Packet`](super::offload::Packet) each: a header of 12 bytes in front of a
+    /// frame, or of a TCP packet of up to 65549 bytes, and what the header says is for the other end
+    /// to do. Large packets pass whole, both ways; the device cuts what its own driver does not
+    /// take so.
+    Packets,
+}
+
 /// A network device whose other end is a socket.
 pub struct Net {
     name: String,
     mac: [u8; 6],
     link: Arc<OwnedFd>,
+    format: LinkFormat,
     up: Arc<AtomicBool>,
 }
 
@@ -53,13 +64,14 @@ pub struct NetState {
 
 impl Net {
     /// A device called `name` with the given MAC address. `link` is a connected socket that keeps
-    /// packets apart (AF_UNIX, SOCK_SEQPACKET): each is one Ethernet frame of at most 1518 bytes,
-    /// without FCS and without a virtio header. When its peer closes it, the link goes down.
-    pub fn new(name: &str, mac: [u8; 6], link: OwnedFd) -> Self {
+    /// packets apart (AF_UNIX, SOCK_SEQPACKET), each of them what `format` says. When its peer
+    /// closes it, the link goes down.
+    pub fn new(name: &str, mac: [u8; 6], link: OwnedFd, format: LinkFormat) -> Self {
         Self {
             name: name.to_owned(),
             mac,
             link: Arc::new(link),
+            format,
             up: Arc::new(AtomicBool::new(true)),
         }
     }
@@ -79,12 +91,18 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC
+        let features = 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_STATUS
             | 1 << VIRTIO_NET_F_MTU
             | 1 << VIRTIO_NET_F_MRG_RXBUF
             | 1 << VIRTIO_NET_F_CSUM
-            | 1 << VIRTIO_NET_F_HOST_TSO4
+            | 1 << VIRTIO_NET_F_HOST_TSO4;
+        match self.format {
+            LinkFormat::Frames => features,
+            LinkFormat::Packets => {
+                features | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4
+            }
+        }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -104,10 +122,16 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, context: ActivateContext) -> std::io::Result<Box<dyn QueueWorker>> {
-        let checksum = context.features & 1 << VIRTIO_NET_F_CSUM != 0;
+        let has = |feature: u32| context.features & 1 << feature != 0;
+        let checksum = has(VIRTIO_NET_F_CSUM);
         // Without checksums there is no segmentation (section 5.1.3.1).
-        let cut = checksum && context.features & 1 << VIRTIO_NET_F_HOST_TSO4 != 0;
+        let cut = checksum && has(VIRTIO_NET_F_HOST_TSO4);
         let most = if cut { MAX_LARGE } else { MAX_FRAME };
+        let takes_open = has(VIRTIO_NET_F_GUEST_CSUM);
+        let most_incoming = match self.format {
+            LinkFormat::Frames => MAX_FRAME,
+            LinkFormat::Packets => MAX_PACKET,
+        };
         Ok(Box::new(NetWorker {
             name: self.name.clone(),
             link: Link {
@@ -115,10 +139,15 @@ impl VirtioDevice for Net {
                 up: self.up.clone(),
                 interrupt: context.interrupt,
             },
-            mergeable: context.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
+            format: self.format,
+            mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
             checksum,
             cut,
-            buffer: Box::new([0; HEADER + MAX_FRAME]),
+            takes_open,
+            takes_large: takes_open && has(VIRTIO_NET_F_GUEST_TSO4),
+            incoming: vec![0; HEADER + most_incoming],
+            pending: None,
+            frame: Box::new([0; HEADER + MAX_FRAME]),
             outgoing: vec![0; HEADER + most],
             sent: 0,
             chains: Vec::new(),
@@ -215,13 +244,22 @@ impl Link {
 struct NetWorker {
     name: String,
     link: Link,
+    format: LinkFormat,
     mergeable: bool,
     /// The driver may leave checksums to the device.
     checksum: bool,
     /// The driver may leave the cutting of large packets to the device.
     cut: bool,
-    /// Header and frame for the guest; also a frame made of a large packet.
-    buffer: Box<[u8; HEADER + MAX_FRAME]>,
+    /// The driver takes frames without checksum.
+    takes_open: bool,
+    /// The driver takes large packets.
+    takes_large: bool,
+    /// Header and frame, or large packet, for the guest.
+    incoming: Vec<u8>,
+    /// What of `incoming` the guest is yet to get.
+    pending: Option<Pending>,
+    /// Header and frame made of a large packet, in either direction.
+    frame: Box<[u8; HEADER + MAX_FRAME]>,
     /// Header and frame, or large packet, of the guest.
     outgoing: Vec<u8>,
     /// How many frames of the large packet that is next have been sent.
@@ -280,53 +318,110 @@ impl NetWorker {
         self.rx_starved = false;
         queue.disable_notifications()?;
         let mut moved = false;
+        let mut waits = false;
         for _ in 0..BUDGET {
-            let Some(count) = self.room(queue)? else {
+            // Frames wait in the socket, not here, until there is room for any of them.
+            let wanted = self.pending.as_ref().map_or(MAX_FRAME, Pending::wanted);
+            let Some(room) = self.room(queue, (HEADER + wanted) as u64)? else {
                 self.rx_starved = true;
+                waits = false;
                 break;
             };
-            let (header, frame) = self.buffer.split_at_mut(HEADER);
-            let len = match self.link.receive(frame) {
-                Outcome::Done(len) => len,
-                Outcome::WouldBlock | Outcome::Down => {
-                    self.put_back(queue, count);
-                    break;
-                }
+            if self.pending.is_none() && !self.fetch() {
+                put_back(queue, room.count);
+                break;
+            }
+            waits = self.pending.is_some();
+            let Some(pending) = &mut self.pending else {
+                put_back(queue, room.count);
+                continue;
             };
-            header.fill(0);
-            let room: u64 = self
-                .chains
-                .iter()
-                .take(count)
-                .map(Chain::writable_len)
-                .sum();
-            let total = HEADER + len;
-            if !(MIN_FRAME..=MAX_FRAME).contains(&len) || room < total as u64 {
-                tracing::debug!(device = self.name, len, "dropped a frame for the guest");
-                self.put_back(queue, count);
+            if ((HEADER + pending.wanted()) as u64) > room.bytes {
+                put_back(queue, room.count);
+                // It may be had in the next turn; if not, frames may fit where the packet does not.
+                if room.is_all && !pending.cut() {
+                    tracing::debug!(device = self.name, "dropped a frame for the guest");
+                    self.pending = None;
+                    waits = false;
+                }
                 continue;
             }
-            self.deliver(queue, count, total)?;
+            self.deliver(queue, room.count)?;
+            waits = self.pending.is_some();
             moved = true;
         }
         if moved {
             queue.interrupt()?;
         }
+        if waits {
+            // The other direction's turn; the socket need not announce what was read already.
+            queue.event().signal();
+        }
         Ok(())
     }
 
-    /// Takes chains with room for the largest frame, or one chain where a frame must fit into one.
+    /// Reads the next packet of the socket; false if there is none. What is not for the guest
+    /// leaves nothing pending.
+    fn fetch(&mut self) -> bool {
+        let at = match self.format {
+            LinkFormat::Frames => HEADER,
+            LinkFormat::Packets => 0,
+        };
+        let Outcome::Done(len) = self.link.receive(&mut self.incoming[at..]) else {
+            return false;
+        };
+        if self.format == LinkFormat::Frames {
+            self.incoming[..HEADER].fill(0);
+        }
+        self.pending = self.prepare(at + len);
+        if self.pending.is_none() {
+            tracing::debug!(device = self.name, len, "dropped a frame for the guest");
+        }
+        true
+    }
+
+    /// Does what the driver does not do itself with the first `total` bytes of `incoming`, but
+    /// for cutting.
+    fn prepare(&mut self, total: usize) -> Option<Pending> {
+        let bytes = self.incoming.get_mut(..total)?;
+        let packet = Packet::parse(bytes)?;
+        let request = packet.request();
+        let large = packet.large();
+        let len = packet.frame().len();
+        let (header, frame) = bytes.split_at_mut(HEADER);
+        match &large {
+            Some(large) => request.write(header, large.headers()),
+            None if self.takes_open => request.write(header, 0),
+            None => {
+                if !request.finish(frame) {
+                    return None;
+                }
+                header.fill(0);
+            }
+        }
+        Some(Pending {
+            len,
+            large,
+            cut: !self.takes_large,
+            next: 0,
+        })
+    }
+
+    /// Takes chains with `wanted` bytes of room, or one chain where a frame must fit into one.
     /// They are the first of `chains`. If there are not enough, none is taken, and the driver is
     /// asked for a notification at the next one.
-    fn room(&mut self, queue: &mut Virtqueue) -> Result<Option<usize>, QueueError> {
-        let mut count = 0;
-        let mut room = 0;
+    fn room(&mut self, queue: &mut Virtqueue, wanted: u64) -> Result<Option<Room>, QueueError> {
+        let mut room = Room {
+            count: 0,
+            bytes: 0,
+            is_all: false,
+        };
         let mut asked = false;
-        while room < (HEADER + MAX_FRAME) as u64 {
-            if self.chains.len() == count {
+        while room.bytes < wanted && !room.is_all {
+            if self.chains.len() == room.count {
                 self.chains.push(Chain::default());
             }
-            let chain = &mut self.chains[count];
+            let chain = &mut self.chains[room.count];
             if !queue.pop(chain)? {
                 // Asked for from where the queue ends, not from where it is put back to: the
                 // chains in between will not be announced again.
@@ -334,41 +429,44 @@ impl NetWorker {
                 if queue.enable_notifications()? {
                     continue;
                 }
-                self.put_back(queue, count);
+                put_back(queue, room.count);
                 return Ok(None);
             }
             if chain.writable_len() < HEADER as u64 {
                 let what = "a receive buffer has no room for a header";
                 return Err(queue.malformed(chain.head, what));
             }
-            room += chain.writable_len();
-            count += 1;
-            if !self.mergeable {
-                break;
-            }
+            room.bytes += chain.writable_len();
+            room.count += 1;
+            room.is_all = !self.mergeable || room.count >= usize::from(queue.size());
         }
         if asked {
             queue.disable_notifications()?;
         }
-        Ok(Some(count))
+        Ok(Some(room))
     }
 
-    fn put_back(&self, queue: &mut Virtqueue, count: usize) {
-        for _ in 0..count {
-            queue.undo_pop();
+    /// Writes what is pending, or the next frame of it, to as many of the `count` chains as that
+    /// takes, and puts the others back.
+    fn deliver(&mut self, queue: &mut Virtqueue, count: usize) -> Result<(), QueueError> {
+        let Some(pending) = &mut self.pending else {
+            put_back(queue, count);
+            return Ok(());
+        };
+        let frame = &mut self.frame[HEADER..];
+        let bytes = match pending.next_frame(&self.incoming[HEADER..], frame) {
+            Some(len) => {
+                let bytes = &mut self.frame[..HEADER + len];
+                bytes[..HEADER].fill(0);
+                bytes
+            }
+            None => &mut self.incoming[..HEADER + pending.len],
+        };
+        if pending.is_done() {
+            self.pending = None;
         }
-    }
-
-    /// Writes the first `total` bytes of `buffer` to as many of the `count` chains as that takes,
-    /// and puts the others back.
-    fn deliver(
-        &mut self,
-        queue: &mut Virtqueue,
-        count: usize,
-        total: usize,
-    ) -> Result<(), QueueError> {
         self.used.clear();
-        let mut left = total as u64;
+        let mut left = bytes.len() as u64;
         for chain in &self.chains[..count] {
             if left == 0 {
                 break;
@@ -377,17 +475,17 @@ impl NetWorker {
             self.used.push((chain.head, len as u32));
             left -= len;
         }
-        self.buffer[HEADER - 2..HEADER].copy_from_slice(&(self.used.len() as u16).to_le_bytes());
+        bytes[HEADER - 2..HEADER].copy_from_slice(&(self.used.len() as u16).to_le_bytes());
         let mut at = 0;
         for (chain, (_, len)) in self.chains.iter().zip(&self.used) {
             let end = at + *len as usize;
-            if !chain.write(queue.memory(), 0, &self.buffer[at..end]) {
+            if !chain.write(queue.memory(), 0, &bytes[at..end]) {
                 let what = "a receive buffer is not in guest memory";
                 return Err(queue.malformed(chain.head, what));
             }
             at = end;
         }
-        self.put_back(queue, count - self.used.len());
+        put_back(queue, count - self.used.len());
         queue.push_all(&self.used)
     }
 
@@ -442,31 +540,102 @@ impl NetWorker {
         let Some(request) = Request::parse(header) else {
             return Ok(Some(1));
         };
+        let whole = self.format == LinkFormat::Packets;
         if self.cut && request.is_large() {
             let Some(large) = Large::parse(&request, packet, MAX_FRAME) else {
                 tracing::debug!(device = self.name, len, "dropped a large packet");
                 return Ok(Some(1));
             };
-            let frame = &mut self.buffer[..MAX_FRAME];
-            while let Some(len) = large.write(packet, self.sent, frame) {
-                if self.link.send(&frame[..len]) == Outcome::WouldBlock {
+            let count = large.count();
+            let bytes = &mut self.outgoing[..HEADER + len];
+            if whole && leave_tcp(bytes, large.segment()) && Packet::parse(bytes).is_some() {
+                let sent = self.link.send(bytes) != Outcome::WouldBlock;
+                return Ok(sent.then_some(count));
+            }
+            let packet = &bytes[HEADER..];
+            self.frame[..HEADER].fill(0);
+            let start = if whole { 0 } else { HEADER };
+            while let Some(len) = large.write(packet, self.sent, &mut self.frame[HEADER..]) {
+                let frame = &self.frame[start..HEADER + len];
+                if self.link.send(frame) == Outcome::WouldBlock {
                     return Ok(None);
                 }
                 self.sent += 1;
             }
-            return Ok(Some(large.count()));
+            return Ok(Some(count));
         }
-        let finished = if self.checksum {
-            request.finish(packet)
-        } else {
+        let finished = if !self.checksum {
             request.is_none()
+        } else if whole && request.is_open(packet) {
+            request.write(header, 0);
+            true
+        } else {
+            header.fill(0);
+            request.finish(packet)
         };
         if len > MAX_FRAME || request.is_large() || !finished {
             tracing::debug!(device = self.name, len, "dropped a frame from the guest");
             return Ok(Some(1));
         }
-        let sent = self.link.send(packet) != Outcome::WouldBlock;
+        let start = if whole { 0 } else { HEADER };
+        let bytes = &self.outgoing[start..HEADER + len];
+        let sent = self.link.send(bytes) != Outcome::WouldBlock;
         Ok(sent.then_some(1))
+    }
+}
+
+fn put_back(queue: &mut Virtqueue, count: usize) {
+    for _ in 0..count {
+        queue.undo_pop();
+    }
+}
+
+/// Chains that were taken for a frame.
+struct Room {
+    count: usize,
+    bytes: u64,
+    /// The driver cannot offer more for one frame.
+    is_all: bool,
+}
+
+/// A packet that was read and is yet to be handed to the driver.
+struct Pending {
+    /// Bytes of the frame or large packet.
+    len: usize,
+    large: Option<Large>,
+    /// It is handed over in frames.
+    cut: bool,
+    /// How many frames have been.
+    next: usize,
+}
+
+impl Pending {
+    /// Bytes that the next piece may have.
+    fn wanted(&self) -> usize {
+        match &self.large {
+            Some(large) if self.cut => large.headers() + usize::from(large.segment()),
+            _ => self.len,
+        }
+    }
+
+    /// Has it cut; false if it cannot be, or is.
+    fn cut(&mut self) -> bool {
+        self.large.is_some() && !std::mem::replace(&mut self.cut, true)
+    }
+
+    /// Writes the next frame of `packet` to `frame`; its length, or `None` if the packet is to be
+    /// handed over whole.
+    fn next_frame(&mut self, packet: &[u8], frame: &mut [u8]) -> Option<usize> {
+        let large = self.large.as_ref().filter(|_| self.cut)?;
+        let len = large.write(packet.get(..self.len)?, self.next, frame)?;
+        self.next += 1;
+        Some(len)
+    }
+
+    /// Whether nothing is left, once something has been handed over.
+    fn is_done(&self) -> bool {
+        let large = self.large.as_ref().filter(|_| self.cut);
+        large.is_none_or(|large| self.next >= large.count())
     }
 }
 
@@ -494,6 +663,9 @@ fn read_packet(
     Ok(Some(len))
 }
 
+#[cfg(test)]
+#[path = "net_large_test.rs"]
+mod large_tests;
 #[cfg(test)]
 #[path = "net_test.rs"]
 mod tests;

@@ -8,36 +8,36 @@ use super::super::testing::{Driver, WRITE, eventually};
 use super::*;
 use crate::pci::PciDevice;
 
-const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
-const RX_AT: u64 = 0x20_0000;
-const TX_AT: u64 = 0x40_0000;
+pub(super) const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+pub(super) const RX_AT: u64 = 0x20_0000;
+pub(super) const TX_AT: u64 = 0x40_0000;
 const CHECKSUM: u64 = 1 << VIRTIO_NET_F_CSUM;
 const CUT: u64 = 1 << VIRTIO_NET_F_HOST_TSO4;
-const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+pub(super) const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 
-fn pair() -> (OwnedFd, OwnedFd) {
+pub(super) fn pair() -> (OwnedFd, OwnedFd) {
     let kind = SockType::SeqPacket;
     socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
 }
 
 fn setup(without: u64) -> (Driver, OwnedFd) {
     let (ours, theirs) = pair();
-    let driver = Driver::new(Net::new("net0", MAC, ours));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames));
     driver.start(without);
     (driver, theirs)
 }
 
-fn frame(len: usize, tag: u8) -> Vec<u8> {
+pub(super) fn frame(len: usize, tag: u8) -> Vec<u8> {
     (0..len).map(|i| i as u8 ^ tag).collect()
 }
 
-fn send_frame(peer: &OwnedFd, data: &[u8]) {
+pub(super) fn send_frame(peer: &OwnedFd, data: &[u8]) {
     send(peer.as_raw_fd(), data, MsgFlags::empty()).unwrap();
 }
 
 /// A frame that the device sent, within a deadline.
-fn receive_frame(peer: &OwnedFd) -> Vec<u8> {
-    let mut data = vec![0; 4096];
+pub(super) fn receive_frame(peer: &OwnedFd) -> Vec<u8> {
+    let mut data = vec![0; 70000];
     let mut len = 0;
     eventually("a frame", || {
         match recv(peer.as_raw_fd(), &mut data, MsgFlags::MSG_DONTWAIT) {
@@ -51,7 +51,7 @@ fn receive_frame(peer: &OwnedFd) -> Vec<u8> {
     data
 }
 
-fn nothing_to_receive(peer: &OwnedFd) -> bool {
+pub(super) fn nothing_to_receive(peer: &OwnedFd) -> bool {
     let result = recv(peer.as_raw_fd(), &mut [0; 64], MsgFlags::MSG_DONTWAIT);
     result == Err(Errno::EAGAIN)
 }
@@ -63,7 +63,7 @@ fn offer_buffer(driver: &Driver, i: u16, len: u32) {
 }
 
 /// Sends what is in buffer `i`, header included, in two pieces.
-fn transmit(driver: &Driver, i: u16, data: &[u8]) {
+pub(super) fn transmit(driver: &Driver, i: u16, data: &[u8]) {
     let at = TX_AT + 0x1000 * u64::from(i);
     driver.fill(at, data);
     let first = 12.min(data.len() as u32);
@@ -72,7 +72,7 @@ fn transmit(driver: &Driver, i: u16, data: &[u8]) {
     driver.notify(TX as u16);
 }
 
-fn with_header(frame: &[u8]) -> Vec<u8> {
+pub(super) fn with_header(frame: &[u8]) -> Vec<u8> {
     [&[0; 12], frame].concat()
 }
 
@@ -170,7 +170,7 @@ fn without_buffers_frames_wait_in_the_socket() {
 fn a_full_socket_holds_frames_back_and_reception_goes_on() {
     let (ours, peer) = pair();
     setsockopt(&ours, sockopt::SndBuf, &4096).unwrap();
-    let driver = Driver::new(Net::new("net0", MAC, ours));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames));
     driver.start(0);
     let mut sent = 0u16;
     let mut done = 0;
@@ -258,7 +258,7 @@ fn a_checksum_is_filled_in() {
 fn a_large_packet_is_cut_even_when_the_socket_fills_up() {
     let (ours, theirs) = pair();
     setsockopt(&ours, sockopt::SndBuf, &4096).unwrap();
-    let driver = Driver::new(Net::new("net0", MAC, ours));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames));
     driver.start(0);
     // As much as IPv4 can say.
     let data: Vec<u8> = (0..65535u32 - 52).map(|i| (i / 7) as u8).collect();
@@ -353,7 +353,12 @@ fn sending_to_a_peer_that_is_gone_takes_the_link_down() {
 #[test]
 fn a_saved_device_goes_on_where_it_was() {
     let (ours, peer) = pair();
-    let driver = Driver::new(Net::new("net0", MAC, ours.try_clone().unwrap()));
+    let driver = Driver::new(Net::new(
+        "net0",
+        MAC,
+        ours.try_clone().unwrap(),
+        LinkFormat::Frames,
+    ));
     driver.start(F_EVENT_IDX);
     offer_buffer(&driver, 0, 2048);
     offer_buffer(&driver, 1, 2048);
@@ -365,7 +370,10 @@ fn a_saved_device_goes_on_where_it_was() {
     send_frame(&peer, &frame(80, 3));
     transmit(&driver, 1, &with_header(&frame(90, 4)));
     let state = driver.function.save();
-    let other = Driver::with_memory(Net::new("net0", MAC, ours), driver.memory.clone());
+    let other = Driver::with_memory(
+        Net::new("net0", MAC, ours, LinkFormat::Frames),
+        driver.memory.clone(),
+    );
     drop(driver);
     other.function.restore(&state).unwrap();
     assert_eq!(other.function.save(), state);
@@ -375,7 +383,7 @@ fn a_saved_device_goes_on_where_it_was() {
     other.wait_used(TX as u16, 2);
     assert_eq!(receive_frame(&peer), frame(70, 2));
     assert_eq!(receive_frame(&peer), frame(90, 4));
-    let another = Driver::new(Net::new("net0", [0; 6], pair().0));
+    let another = Driver::new(Net::new("net0", [0; 6], pair().0, LinkFormat::Frames));
     assert!(another.function.restore(&state).is_err());
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use fleetbox_devices::block::{Format, OpenOptions, open_disk};
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
-use fleetbox_vmm::machine::{BootSource, DiskConfig, Error, Machine, MachineConfig, NicConfig};
+use fleetbox_vmm::machine::{
+    BootSource, DiskConfig, Error, LinkFormat, Machine, MachineConfig, NicConfig,
+};
 
 use super::machine::{Controls, OnEvent, Running};
 use super::protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec};
@@ -42,6 +44,7 @@ pub(super) fn start(
         nics: vec![NicConfig {
             mac: spec.mac,
             link: nic,
+            format: LinkFormat::Packets,
         }],
         serial: Some(console),
         events: Some(on_event),

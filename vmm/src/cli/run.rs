@@ -14,7 +14,9 @@ use fleetbox_devices::block::{
 use fleetbox_devices::event::Event;
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
-use fleetbox_vmm::machine::{BootSource, DiskConfig, Exit, Machine, MachineConfig, NicConfig};
+use fleetbox_vmm::machine::{
+    BootSource, DiskConfig, Exit, LinkFormat, Machine, MachineConfig, NicConfig,
+};
 use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
@@ -59,6 +61,7 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
         nics.push(NicConfig {
             mac: GUEST_MAC,
             link: attachment.link,
+            format: LinkFormat::Packets,
         });
     }
     let (serial, terminal): (Box<dyn Write + Send>, bool) = match &options.serial {

@@ -211,7 +211,12 @@ fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Resul
             what: format!("the link of network interface {i}"),
             source,
         })?;
-        devices.push(Box::new(Net::new(&format!("net{i}"), nic.mac, link)));
+        devices.push(Box::new(Net::new(
+            &format!("net{i}"),
+            nic.mac,
+            link,
+            nic.format,
+        )));
     }
     devices.push(Box::new(Rng::new()));
     for (slot, device) in (1u8..).zip(devices) {

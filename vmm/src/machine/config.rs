@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use fleetbox_arch::x86_64::layout;
 use fleetbox_devices::block::Disk;
+pub use fleetbox_devices::virtio::LinkFormat;
 
 use super::Error;
 use super::event::Event;
@@ -116,8 +117,10 @@ impl fmt::Debug for DiskConfig {
 pub struct NicConfig {
     /// Its hardware address.
     pub mac: [u8; 6],
-    /// One end of a SOCK_SEQPACKET pair that carries one Ethernet frame a packet.
+    /// One end of a SOCK_SEQPACKET pair.
     pub link: OwnedFd,
+    /// What its packets are.
+    pub format: LinkFormat,
 }
 
 impl MachineConfig {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use config::{BootSource, DiskConfig, MAX_CPUS, MachineConfig, NicConfig};
+pub use config::{BootSource, DiskConfig, LinkFormat, MAX_CPUS, MachineConfig, NicConfig};
 pub use error::{Error, GuestFailure};
 pub use event::Event;
 

@@ -11,13 +11,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fleetbox_devices::virtio::offload::{HEADER, Packet};
+
 use super::config::NetworkConfig;
 use super::dhcp;
 use super::dns::Dns;
 use super::error::NetworkError;
 use super::frame::{
-    self, ACK, Arp, BROADCAST, ETHERNET, IPV4, Ipv4, Ipv4Header, MAX_FRAME, MTU, Mac, PROTO_ICMP,
-    PROTO_TCP, PROTO_UDP, SYN, TCP, TYPE_ARP, TYPE_IPV4, Tcp, UDP, Udp, Unreachable, be16, put,
+    self, ACK, Arp, BROADCAST, ETHERNET, IPV4, Ipv4, Ipv4Header, MTU, Mac, PROTO_ICMP, PROTO_TCP,
+    PROTO_UDP, SYN, TCP, TYPE_ARP, TYPE_IPV4, Tcp, UDP, Udp, Unreachable, be16, put,
 };
 use super::links::{LinkEnd, Links};
 use super::pipe::{Arrival, Fate, GATEWAY};
@@ -28,8 +30,9 @@ use super::udp::UdpTable;
 /// The gateway's hardware address: locally administered, and never given to a guest.
 pub(super) const GATEWAY_MAC: Mac = [0x02, 0xf1, 0xee, 0x7b, 0x0c, 0x01];
 
-/// Frames read from one member before others have their turn.
+/// Packets read from one member before others have their turn, and their bytes.
 const TURN: usize = 64;
+const TURN_BYTES: usize = 512 << 10;
 /// Frames that arrive from impaired links before others have their turn.
 const ARRIVALS: usize = 256;
 /// Learned hardware addresses; more are flooded to, as on a switch whose table is full.
@@ -245,21 +248,23 @@ impl Core {
         members.find(|port| port.ip == ip).cloned()
     }
 
-    /// Switches one frame of a member.
-    pub(super) fn input(self: &Rc<Self>, port: &Rc<Port>, frame: &[u8]) {
+    /// Switches one packet of a member.
+    pub(super) fn input(self: &Rc<Self>, port: &Rc<Port>, bytes: &[u8]) {
         count(&port.counters.frames_in, 1);
-        count(&port.counters.bytes_in, frame.len());
-        if self.switch(port, frame).is_none() {
+        count(&port.counters.bytes_in, bytes.len().saturating_sub(HEADER));
+        if self.switch(port, bytes).is_none() {
             count(&port.counters.refused, 1);
         }
     }
 
-    /// `None` refuses the frame: malformed or forged.
-    fn switch(self: &Rc<Self>, port: &Rc<Port>, frame: &[u8]) -> Option<()> {
+    /// `None` refuses the packet: malformed or forged.
+    fn switch(self: &Rc<Self>, port: &Rc<Port>, bytes: &[u8]) -> Option<()> {
+        let packet = Packet::parse(bytes)?;
+        let frame = packet.frame();
         let to = frame::mac_at(frame, 0)?;
         let from = frame::mac_at(frame, 6)?;
         let ethertype = be16(frame, 12)?;
-        if frame.len() > MAX_FRAME || from[0] & 1 != 0 || from == GATEWAY_MAC || from == [0; 6] {
+        if from[0] & 1 != 0 || from == GATEWAY_MAC || from == [0; 6] {
             return None;
         }
         self.learn(port, from)?;
@@ -277,37 +282,43 @@ impl Core {
                 }
             }
             TYPE_IPV4 => {
-                let packet = Ipv4::parse(body)?;
-                self.check_source(port, packet.source)?;
-                if packet.protocol == PROTO_UDP && !packet.fragment {
+                let ip = Ipv4::parse(body)?;
+                self.check_source(port, ip.source)?;
+                if ip.protocol == PROTO_UDP && !ip.fragment {
                     // Address assignment is the gateway's alone: clients' questions are for no
                     // other member, and no member answers them.
-                    if be16(packet.payload, 0) == Some(dhcp::SERVER_PORT) {
+                    if be16(ip.payload, 0) == Some(dhcp::SERVER_PORT) {
                         return None;
                     }
-                    others = be16(packet.payload, 2) != Some(dhcp::SERVER_PORT);
+                    others = be16(ip.payload, 2) != Some(dhcp::SERVER_PORT);
                 }
                 if to == GATEWAY_MAC || group {
-                    for_gateway = Some(ForGateway::Ip(packet));
+                    for_gateway = Some(ForGateway::Ip(ip));
                 }
             }
             _ => {}
         }
-        if let Some(content) = for_gateway
-            && self.passes(port.id, GATEWAY, frame)
-        {
-            self.to_gateway(port, from, &content);
+        if let Some(content) = for_gateway {
+            match self.links.path(port.id, GATEWAY) {
+                // Large packets and checksums that are yet to be filled in are no matter here.
+                None => self.to_gateway(port, from, &content),
+                Some(path) => packet.for_each_frame(|frame| {
+                    if self.links.send(&path, frame) == Fate::Now {
+                        self.frame_to_gateway(port, frame);
+                    }
+                }),
+            }
         }
         if to == GATEWAY_MAC || !others {
             return Some(());
         }
         match self.port_of(to).filter(|_| !group) {
             Some(target) if target.id == port.id => {}
-            Some(target) => self.to_member(port, &target, frame),
+            Some(target) => self.to_member(port, &target, &packet),
             None if port.may_flood() => {
                 for target in self.ports.borrow().iter() {
                     if target.id != port.id {
-                        self.to_member(port, target, frame);
+                        self.to_member(port, target, &packet);
                     }
                 }
             }
@@ -316,18 +327,17 @@ impl Core {
         Some(())
     }
 
-    /// Whether a frame is to be handed over now; if not it is lost or under way.
-    fn passes(&self, from: u32, to: u32, frame: &[u8]) -> bool {
-        match self.links.path(from, to) {
-            None => true,
-            Some(path) => self.links.send(&path, frame) == Fate::Now,
-        }
-    }
-
-    fn to_member(&self, port: &Port, target: &Port, frame: &[u8]) {
-        if self.passes(port.id, target.id, frame) {
-            target.push(frame.len(), |slot| slot.copy_from_slice(frame));
-        }
+    /// Hands a packet over as it is, unless something is set for the link: faults are those of
+    /// frames.
+    fn to_member(&self, port: &Port, target: &Port, packet: &Packet<'_>) {
+        let Some(path) = self.links.path(port.id, target.id) else {
+            return target.pass(packet);
+        };
+        packet.for_each_frame(|frame| {
+            if self.links.send(&path, frame) == Fate::Now {
+                target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+            }
+        });
     }
 
     fn to_gateway(self: &Rc<Self>, port: &Rc<Port>, from: Mac, content: &ForGateway<'_>) {
@@ -346,18 +356,23 @@ impl Core {
             }
             return;
         }
-        let (Some(port), Some(from)) = (self.member_by_id(arrival.from), frame::mac_at(frame, 6))
-        else {
+        if let Some(port) = self.member_by_id(arrival.from) {
+            self.frame_to_gateway(&port, frame);
+        }
+    }
+
+    /// Hands the gateway a frame that was checked when it was sent.
+    fn frame_to_gateway(self: &Rc<Self>, port: &Rc<Port>, frame: &[u8]) {
+        let Some(from) = frame::mac_at(frame, 6) else {
             return;
         };
-        // It was checked when it was sent.
         let body = frame.get(ETHERNET..).unwrap_or_default();
         let content = match be16(frame, 12) {
             Some(TYPE_ARP) => Arp::parse(body).map(ForGateway::Arp),
             _ => Ipv4::parse(body).map(ForGateway::Ip),
         };
         if let Some(content) = content {
-            self.to_gateway(&port, from, &content);
+            self.to_gateway(port, from, &content);
         }
     }
 
@@ -685,10 +700,17 @@ async fn serve(core: Rc<Core>, port: Rc<Port>) {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(())) => {}
             }
+            let mut bytes = 0;
             for _ in 0..TURN {
+                if bytes >= TURN_BYTES {
+                    break;
+                }
                 match port.receive(&mut buffer) {
                     Ok(0) => return Poll::Ready(Ok(())),
-                    Ok(len) => core.input(&port, buffer.get(..len).unwrap_or_default()),
+                    Ok(len) => {
+                        core.input(&port, buffer.get(..len).unwrap_or_default());
+                        bytes += len;
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if is_gone(&error) => return Poll::Ready(Err(error)),
                     Err(_) => {}

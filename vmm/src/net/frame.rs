@@ -20,8 +20,6 @@ pub(super) const UDP: usize = 8;
 pub(super) const TCP: usize = 20;
 /// The largest IP packet on the network.
 pub(super) const MTU: usize = 1500;
-/// The largest frame: a full packet with an Ethernet header and one VLAN tag.
-pub(super) const MAX_FRAME: usize = MTU + ETHERNET + 4;
 
 pub(super) const TYPE_IPV4: u16 = 0x0800;
 pub(super) const TYPE_ARP: u16 = 0x0806;
@@ -306,24 +304,6 @@ impl Tcp {
     }
 }
 
-/// Fills in both checksums of an IPv4 packet that carries TCP, where they stand as zero.
-pub(super) fn fill_tcp_checksums(packet: &mut [u8]) {
-    let Some(ip) = Ipv4::parse(packet) else {
-        return;
-    };
-    if ip.protocol != PROTO_TCP {
-        return;
-    }
-    let header = ip.packet.len() - ip.payload.len();
-    let pseudo = pseudo_header(ip.source, ip.to, PROTO_TCP, ip.payload.len() as u16);
-    let tcp_checksum = finish(sum(ip.payload, pseudo));
-    let ip_checksum = packet.get(..header).map(|header| finish(sum(header, 0)));
-    put(packet, header + 16, &tcp_checksum);
-    if let Some(checksum) = ip_checksum {
-        put(packet, 10, &checksum);
-    }
-}
-
 /// Why a packet went nowhere: the code of an ICMP "destination unreachable" (RFC 792).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -421,7 +401,6 @@ mod tests {
             let _ = Udp::parse(&data);
             let _ = Ipv4::parse(&data);
             let _ = unreachable(Unreachable::Host, &data);
-            fill_tcp_checksums(&mut data.clone());
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A [`Network`] runs on a thread of its own, so it works the same for synchronous callers and
 //! on any async runtime, and no test that blocks its runtime stops its guests. A guest's NIC is
-//! one end of a socket pair ([`Network::attach`]), one Ethernet frame a packet. Guests reach each
+//! one end of a socket pair ([`Network::attach`]), one Ethernet frame or large TCP packet at a time. Guests reach each
 //! other through the switch and the world through the host's own sockets; the host reaches
 //! guests by [`Network::connect`] and [`Network::forward`].
 //!
@@ -78,7 +78,9 @@ pub struct Port {
 #[derive(Debug)]
 pub struct Attachment {
     /// The guest's end: an `AF_UNIX` `SOCK_SEQPACKET` socket, non-blocking and close-on-exec.
-    /// Each packet is one Ethernet frame of at most 1518 bytes, without preamble or FCS.
+    /// Its format is [`LinkFormat::Packets`](crate::machine::LinkFormat::Packets): each packet is a
+    /// header of 12 bytes and an Ethernet frame of at most 1518 bytes, without preamble or FCS, or a
+    /// TCP packet of at most 65549 bytes from its Ethernet header on.
     pub link: OwnedFd,
     /// The member's address, which DHCP gives it.
     pub ip: Ipv4Addr,
@@ -140,11 +142,11 @@ pub struct PortStatus {
     pub up: bool,
     /// Whether the guest has been seen to use its address.
     pub configured: bool,
-    /// Frames the guest sent.
+    /// Frames the guest sent, where a large TCP packet that it sent whole is one.
     pub frames_in: u64,
     /// Bytes the guest sent.
     pub bytes_in: u64,
-    /// Frames the guest was sent.
+    /// Frames the guest was sent, where a large TCP packet that was sent whole is one.
     pub frames_out: u64,
     /// Bytes the guest was sent.
     pub bytes_out: u64,

@@ -18,69 +18,92 @@ use nix::unistd::{read, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use fleetbox_devices::virtio::offload::{HEADER, MAX_PACKET, Packet};
+
 use super::core::Joining;
-use super::frame::{MAX_FRAME, Mac};
+use super::frame::Mac;
 use super::links::Links;
 use super::pipe::{Fate, GATEWAY};
 
-/// Slots in the queue for each flow that is told of room.
-const SHARE: usize = 32;
-/// Bytes a frame may take in the queue.
-const SLOT: usize = 1536;
-/// Frames that may wait for a member.
-const SLOTS: usize = 256;
-/// Slots that bulk data leaves to ARP, DHCP, DNS and the like.
+/// Bytes in the queue for each flow that is told of room.
+const SHARE: usize = 64 << 10;
+/// Bytes that may wait for a member.
+const BYTES: usize = 1 << 20;
+/// Packets that may wait for a member.
+const PACKETS: usize = 512;
+/// Of both, what bulk data leaves to ARP, DHCP, DNS and the like.
 const RESERVED: usize = 32;
-/// Frames waiting at which they are handed to the kernel without waiting for more.
+const RESERVED_BYTES: usize = 48 << 10;
+/// Packets waiting at which they are handed to the kernel without waiting for more.
 const BATCH: usize = 64;
 /// What is asked of the kernel for each end; it grants what its own limit allows.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// Frames that wait for a member, in a ring of fixed slots.
+/// Packets that wait for a member, one after another in a ring of bytes.
 #[derive(Debug)]
 struct Ring {
     bytes: Vec<u8>,
-    lens: [u16; SLOTS],
-    head: usize,
-    count: usize,
+    /// Start and length of each packet.
+    packets: VecDeque<(usize, usize)>,
+    /// Bytes of all packets.
+    used: usize,
 }
 
 impl Ring {
     fn new() -> Self {
         Self {
             // Zero pages: costs nothing until used.
-            bytes: vec![0; SLOT * SLOTS],
-            lens: [0; SLOTS],
-            head: 0,
-            count: 0,
+            bytes: vec![0; BYTES],
+            packets: VecDeque::new(),
+            used: 0,
         }
     }
 
-    fn free(&mut self, len: usize) -> Option<&mut [u8]> {
-        if self.count == SLOTS || len > SLOT {
+    /// Where `len` bytes in one piece are free.
+    fn place(&self, len: usize) -> Option<usize> {
+        let (Some((head, _)), Some((last, last_len))) = (self.packets.front(), self.packets.back())
+        else {
+            return (len <= BYTES).then_some(0);
+        };
+        let tail = last + last_len;
+        if tail <= *head {
+            return (tail + len <= *head).then_some(tail);
+        }
+        if tail + len <= BYTES {
+            return Some(tail);
+        }
+        (len <= *head).then_some(0)
+    }
+
+    /// Room for a packet, and what [`Ring::commit`] is to be told.
+    fn free(&mut self, len: usize) -> Option<(usize, &mut [u8])> {
+        if self.packets.len() == PACKETS || len == 0 {
             return None;
         }
-        let start = (self.head + self.count) % SLOTS * SLOT;
-        self.bytes.get_mut(start..start + len)
+        let start = self.place(len)?;
+        Some((start, self.bytes.get_mut(start..start + len)?))
     }
 
-    fn commit(&mut self, len: usize) {
-        self.lens[(self.head + self.count) % SLOTS] = len as u16;
-        self.count += 1;
+    fn commit(&mut self, start: usize, len: usize) {
+        self.packets.push_back((start, len));
+        self.used += len;
     }
 
     fn first(&self) -> Option<&[u8]> {
-        if self.count == 0 {
-            return None;
-        }
-        let start = self.head * SLOT;
-        self.bytes
-            .get(start..start + usize::from(self.lens[self.head]))
+        let (start, len) = self.packets.front()?;
+        self.bytes.get(*start..start + len)
     }
 
     fn pop(&mut self) {
-        self.head = (self.head + 1) % SLOTS;
-        self.count = self.count.saturating_sub(1);
+        if let Some((_, len)) = self.packets.pop_front() {
+            self.used -= len;
+        }
+    }
+
+    /// Whether there is room for the largest packet and some more.
+    fn has_room(&self) -> bool {
+        self.packets.len() + RESERVED < PACKETS
+            && self.place(HEADER + MAX_PACKET + RESERVED_BYTES).is_some()
     }
 }
 
@@ -235,11 +258,19 @@ impl Port {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads one frame. `WouldBlock` when there is none; an empty frame is the end.
+    /// Reads one packet. `WouldBlock` when there is none; an empty one is the end.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.try_io(Interest::READABLE, |socket| {
             Ok(if self.uplink {
-                read(socket, buffer)?
+                // A tap has bare frames, with nothing left to be done.
+                let Some((header, frame)) = buffer.split_at_mut_checked(HEADER) else {
+                    return Ok(0);
+                };
+                header.fill(0);
+                match read(socket, frame)? {
+                    0 => 0,
+                    len => HEADER + len,
+                }
             } else {
                 recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?
             })
@@ -253,7 +284,7 @@ impl Port {
             return true;
         }
         self.waiting.borrow_mut().insert(id, waker);
-        if self.links.room_at(self.id).is_some() {
+        if self.is_slow() {
             self.links.wake();
         }
         false
@@ -268,7 +299,17 @@ impl Port {
 
     /// Whether bulk data has room, here and on the gateway's link.
     pub(super) fn has_room(&self) -> bool {
-        self.ring.borrow().count + RESERVED < SLOTS && self.links.room_at(self.id).is_none()
+        self.ring.borrow().has_room() && !self.is_slow()
+    }
+
+    /// Whether the gateway's link has no room.
+    fn is_slow(&self) -> bool {
+        self.links.room_at(self.id).is_some()
+    }
+
+    /// Whether the gateway is to send frames only: to the uplink, and where faults count them.
+    pub(super) fn takes_frames_only(&self) -> bool {
+        self.uplink || self.links.path(GATEWAY, self.id).is_some()
     }
 
     /// Whether flows wait for room.
@@ -279,12 +320,16 @@ impl Port {
     /// Tells the flows that have waited longest that there is room, if there is plenty. Only as
     /// many as the room may do for: each of them calls this again after it has had its turn.
     pub(super) fn wake_waiting(&self) {
-        let count = self.ring.borrow().count;
-        if count >= SLOTS / 2 || !self.is_awaited() || !self.has_room() {
+        let (count, used) = {
+            let ring = self.ring.borrow();
+            (ring.packets.len(), ring.used)
+        };
+        let plenty = count < PACKETS / 2 && used < BYTES / 2;
+        if !plenty || !self.is_awaited() || !self.has_room() {
             return;
         }
         let mut waiting = self.waiting.borrow_mut();
-        for _ in 0..(SLOTS - count) / SHARE {
+        for _ in 0..(BYTES - used) / SHARE {
             match waiting.pop() {
                 Some(waker) => waker.wake(),
                 None => break,
@@ -292,24 +337,47 @@ impl Port {
         }
     }
 
-    /// Queues a frame of `len` bytes that `fill` writes; false, and counted, if there is no room.
+    /// Queues a frame of `len` bytes that `fill` writes, with its checksums; false, and counted, if
+    /// there is no room.
     ///
     /// `fill` finds what an earlier frame left in the buffer and must write all of it.
     /// [`Self::flush`] sends it.
     pub(super) fn push(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
-        self.write(len, |frame| frame.map(fill)).is_some()
+        let filled = |bytes: Option<&mut [u8]>| {
+            let (header, frame) = bytes?.split_at_mut_checked(HEADER)?;
+            header.fill(0);
+            fill(frame);
+            Some(())
+        };
+        self.write(HEADER + len, filled).is_some()
     }
 
-    /// Like [`Self::push`] for callers that must write their frame somewhere in any case: `fill`
-    /// gets `None` where there is no room.
-    pub(super) fn write<R>(&self, len: usize, fill: impl FnOnce(Option<&mut [u8]>) -> R) -> R {
+    /// Queues a packet of another member as it is; in frames if it is for the uplink.
+    pub(super) fn pass(&self, packet: &Packet<'_>) {
+        if self.uplink {
+            packet.for_each_frame(|frame| {
+                self.push(frame.len(), |slot| slot.copy_from_slice(frame));
+            });
+            return;
+        }
+        self.write(packet.bytes().len(), |bytes| {
+            if let Some(bytes) = bytes {
+                bytes.copy_from_slice(packet.bytes());
+            }
+        });
+    }
+
+    /// Like [`Self::push`] for callers that must write their packet somewhere in any case, and that
+    /// write the header in front of it too, which is among the `len` bytes: `fill` gets `None`
+    /// where there is no room.
+    fn write<R>(&self, len: usize, fill: impl FnOnce(Option<&mut [u8]>) -> R) -> R {
         let mut ring = self.ring.borrow_mut();
-        let frame = ring.free(len).filter(|_| self.up.get());
-        let pushed = frame.is_some();
-        let result = fill(frame);
-        if pushed {
-            ring.commit(len);
-            if ring.count.is_multiple_of(BATCH) {
+        let place = ring.free(len).filter(|_| self.up.get());
+        let (start, bytes) = place.unzip();
+        let result = fill(bytes);
+        if let Some(start) = start {
+            ring.commit(start, len);
+            if ring.packets.len().is_multiple_of(BATCH) || ring.used > BYTES / 4 {
                 drop(ring);
                 self.flush();
             }
@@ -322,23 +390,34 @@ impl Port {
     /// [`Self::push`] for the gateway's own frames, which its link to the member may hinder.
     /// What is lost there counts as sent.
     pub(super) fn push_from_gateway(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
-        self.write_from_gateway(len, |frame| frame.map(fill))
-            .is_some()
+        let filled = |bytes: Option<&mut [u8]>| {
+            let (header, frame) = bytes?.split_at_mut_checked(HEADER)?;
+            header.fill(0);
+            fill(frame);
+            Some(())
+        };
+        self.write_from_gateway(HEADER + len, filled).is_some()
     }
 
-    /// [`Self::write`] for the gateway's own frames.
+    /// [`Self::write`] for the gateway's own packets.
     pub(super) fn write_from_gateway<R>(
         &self,
         len: usize,
         fill: impl FnOnce(Option<&mut [u8]>) -> R,
     ) -> R {
-        let Some(path) = self.links.path(GATEWAY, self.id) else {
+        let path = self.links.path(GATEWAY, self.id);
+        if path.is_none() && !self.uplink {
             return self.write(len, fill);
-        };
-        let mut frame = vec![0; len];
-        let result = fill(Some(&mut frame));
-        if self.links.send(&path, &frame) == Fate::Now {
-            self.push(len, |slot| slot.copy_from_slice(&frame));
+        }
+        let mut bytes = vec![0; len];
+        let result = fill(Some(&mut bytes));
+        if let Some(packet) = Packet::parse(&bytes) {
+            packet.for_each_frame(|frame| {
+                let path = path.as_ref();
+                if path.is_none_or(|path| self.links.send(path, frame) == Fate::Now) {
+                    self.push(frame.len(), |slot| slot.copy_from_slice(frame));
+                }
+            });
         }
         result
     }
@@ -349,18 +428,19 @@ impl Port {
             return;
         }
         let mut ring = self.ring.borrow_mut();
-        while let Some(frame) = ring.first() {
+        while let Some(packet) = ring.first() {
+            let frame = packet.get(HEADER..).unwrap_or_default();
             let sent = self.socket.try_io(Interest::WRITABLE, |socket| {
                 Ok(if self.uplink {
                     write(socket, frame)?
                 } else {
-                    send(socket.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT)?
+                    send(socket.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT)?
                 })
             });
             match sent {
-                Ok(len) => {
+                Ok(_) => {
                     count(&self.counters.frames_out, 1);
-                    count(&self.counters.bytes_out, len);
+                    count(&self.counters.bytes_out, frame.len());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked.set(true);
@@ -415,8 +495,8 @@ impl Port {
     }
 }
 
-/// The size of a buffer that holds any frame and shows which are oversize.
-pub(super) const RECEIVE_BUFFER: usize = MAX_FRAME + 2;
+/// The size of a buffer that holds any packet and shows which are oversize.
+pub(super) const RECEIVE_BUFFER: usize = HEADER + MAX_PACKET + 2;
 
 /// Whether an error of the socket means that the other end is gone.
 pub(super) fn is_gone(error: &io::Error) -> bool {

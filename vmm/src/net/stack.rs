@@ -6,13 +6,18 @@
 //! no ARP.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{
+    ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
+};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+
+use fleetbox_devices::virtio::offload::{HEADER, leave_tcp};
 
 use super::core::GATEWAY_MAC;
 use super::frame::{self, ETHERNET, IPV4, MTU, Mac, TCP, TYPE_IPV4};
@@ -33,6 +38,16 @@ pub(super) struct Link<'a> {
     pub(super) packet: Option<&'a [u8]>,
 }
 
+impl Link<'_> {
+    fn outgoing(&self) -> Outgoing<'_> {
+        Outgoing {
+            port: self.port,
+            mac: self.mac,
+            segment: 0,
+        }
+    }
+}
+
 pub(super) struct Incoming<'a>(&'a [u8]);
 
 impl RxToken for Incoming<'_> {
@@ -44,26 +59,33 @@ impl RxToken for Incoming<'_> {
 pub(super) struct Outgoing<'a> {
     port: &'a Port,
     mac: Mac,
+    /// Payload of each frame that is to be made of the packet; 0 if it is a frame.
+    segment: u16,
 }
 
 impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        self.port.write_from_gateway(ETHERNET + len, |frame| {
-            let Some((header, packet)) =
-                frame.and_then(|frame| frame.split_at_mut_checked(ETHERNET))
-            else {
+        let start = HEADER + ETHERNET;
+        self.port.write_from_gateway(start + len, |bytes| {
+            let Some(bytes) = bytes else {
                 // No room: the segment is lost as on any network, and sent again.
                 return f(&mut vec![0; len]);
             };
-            frame::ethernet(header, self.mac, GATEWAY_MAC, TYPE_IPV4);
-            // The slot holds what an earlier frame left, perhaps another guest's.
-            if let Some(headers) = packet.get_mut(..len.min(IPV4 + TCP + 40)) {
-                headers.fill(0);
-            }
+            // The place holds what an earlier frame left, perhaps another guest's.
+            let (headers, _) = bytes.split_at_mut(bytes.len().min(start + IPV4 + TCP + 40));
+            headers.fill(0);
+            let (front, packet) = bytes.split_at_mut(start);
+            let (_, ethernet) = front.split_at_mut(HEADER);
+            frame::ethernet(ethernet, self.mac, GATEWAY_MAC, TYPE_IPV4);
             let result = f(packet);
-            frame::fill_tcp_checksums(packet);
+            // Whoever receives it fills in the checksum, if anyone looks at it at all.
+            leave_tcp(bytes, self.segment);
             result
         })
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map_or(0, Into::into);
     }
 }
 
@@ -79,32 +101,28 @@ impl Device for Link<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
         let packet = self.packet.take()?;
-        let outgoing = Outgoing {
-            port: self.port,
-            mac: self.mac,
-        };
-        Some((Incoming(packet), outgoing))
+        Some((Incoming(packet), self.outgoing()))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
-        self.port.has_room().then_some(Outgoing {
-            port: self.port,
-            mac: self.mac,
-        })
+        self.port.has_room().then(|| self.outgoing())
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = MTU;
-        // The link is memory: what arrives is not verified, and what is sent gets its checksums
-        // from `frame`, which is fast in builds without optimisation too.
+        // The link is memory: what arrives is not verified, and what is sent gets its checksums,
+        // and is cut, where somebody needs that.
         capabilities.checksum = ChecksumCapabilities::ignored();
+        if !self.port.takes_frames_only() {
+            capabilities.segmentation.tcpv4 = NonZeroUsize::new(usize::from(u16::MAX));
+        }
         capabilities
     }
 }
 
-/// The address as smoltcp writes it; `None` for a family it was built without.
+/// The address as smoltcp writes it; `None` for a family that the network does not have.
 fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
     match address {
         SocketAddr::V4(address) => Some(address.into()),
@@ -112,9 +130,30 @@ fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
     }
 }
 
+/// An interface of smoltcp; what the link can do is asked for when it is made, and never again.
+fn interface(link: &mut Link<'_>, now: Instant, local: IpAddress) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = rand::random();
+    let mut interface = Interface::new(config, link, now);
+    interface.update_ip_addrs(|addresses| {
+        // An empty list has room for one.
+        let _ = addresses.push(IpCidr::new(local, 32));
+    });
+    // There are flows of this family only: smoltcp is built with the other because its segmentation
+    // needs it.
+    if let IpAddress::Ipv4(router) = local {
+        // Lets smoltcp send to any address; without Ethernet the router is never resolved.
+        let _ = interface.routes_mut().add_default_ipv4_route(router);
+    }
+    interface
+}
+
 /// One connection.
 pub(super) struct Stack {
     interface: Interface,
+    /// Whether the interface sends frames only.
+    frames_only: bool,
+    local: IpAddress,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     failed: bool,
@@ -130,17 +169,7 @@ impl Stack {
     /// A closed connection whose end on our side is `local`, with `buffer` bytes in each
     /// direction.
     fn new(link: &mut Link<'_>, now: Instant, local: IpAddress, buffer: usize) -> Self {
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = rand::random();
-        let mut interface = Interface::new(config, link, now);
-        interface.update_ip_addrs(|addresses| {
-            // An empty list has room for one.
-            let _ = addresses.push(IpCidr::new(local, 32));
-        });
-        // The only family until smoltcp is built with the other.
-        let IpAddress::Ipv4(router) = local;
-        // Lets smoltcp send to any address; without Ethernet the router is never resolved.
-        let _ = interface.routes_mut().add_default_ipv4_route(router);
+        let interface = interface(link, now, local);
         let mut socket = Socket::new(
             SocketBuffer::new(vec![0; buffer]),
             SocketBuffer::new(vec![0; buffer]),
@@ -155,6 +184,8 @@ impl Stack {
         let handle = sockets.add(socket);
         Self {
             interface,
+            frames_only: link.port.takes_frames_only(),
+            local,
             sockets,
             handle,
             failed: false,
@@ -209,6 +240,11 @@ impl Stack {
     /// Sends what is to be sent and finds room; true if there was anything.
     pub(super) fn transmit(&mut self, link: &mut Link<'_>, now: Instant) -> bool {
         let mut sent = false;
+        let frames_only = link.port.takes_frames_only();
+        if self.frames_only != frames_only {
+            self.interface = interface(link, now, self.local);
+            self.frames_only = frames_only;
+        }
         self.contain(|stack| {
             for _ in 0..MAX_BURST {
                 match stack.interface.poll_egress(now, link, &mut stack.sockets) {

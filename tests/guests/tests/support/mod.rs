@@ -10,7 +10,7 @@ use fleetbox_devices::block::{Disk, OpenOptions, open_disk};
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{
-    BootSource, DiskConfig, Error, Exit, Handle, Machine, MachineConfig, NicConfig,
+    BootSource, DiskConfig, Error, Exit, Handle, LinkFormat, Machine, MachineConfig, NicConfig,
 };
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send as send_to};
 
@@ -78,7 +78,11 @@ impl Guest {
     }
 
     pub(crate) fn nic(&mut self, mac: [u8; 6], link: OwnedFd) {
-        self.config.nics.push(NicConfig { mac, link });
+        self.config.nics.push(NicConfig {
+            mac,
+            link,
+            format: LinkFormat::Frames,
+        });
     }
 
     pub(crate) fn start(mut self) -> Running {

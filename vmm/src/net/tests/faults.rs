@@ -108,8 +108,8 @@ fn the_gateway_is_cut_off_when_asked() {
 #[test]
 fn latency_delays_and_keeps_the_order() {
     let network = Network::start(config()).unwrap();
-    let a = Wire(attach(&network, "a", 1).link);
-    let b = Wire(attach(&network, "b", 2).link);
+    let a = Wire::new(attach(&network, "a", 1).link);
+    let b = Wire::new(attach(&network, "b", 2).link);
     let latency = Duration::from_millis(40);
     let slow = LinkConditions {
         latency,
@@ -133,8 +133,8 @@ fn latency_delays_and_keeps_the_order() {
 fn losses_are_the_same_in_each_run() {
     let run = |seed| {
         let network = Network::start(config()).unwrap();
-        let a = Wire(attach(&network, "a", 1).link);
-        let b = Wire(attach(&network, "b", 2).link);
+        let a = Wire::new(attach(&network, "a", 1).link);
+        let b = Wire::new(attach(&network, "b", 2).link);
         let lossy = LinkConditions {
             loss: 0.2,
             ..LinkConditions::default()

@@ -1,14 +1,21 @@
 //! A guest in process: a second smoltcp on the other end of the link.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use fleetbox_devices::virtio::offload::{HEADER, MAX_PACKET, Packet, leave_tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken,
+    TxToken,
+};
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
@@ -43,18 +50,66 @@ pub(super) fn attach(network: &Network, name: &str, number: u8) -> Attachment {
     network.attach(port).unwrap()
 }
 
-pub(super) struct Wire(pub(super) OwnedFd);
+/// A guest's end of a link, and a device that leaves nothing to the network but takes frames only.
+pub(super) struct Wire {
+    pub(super) socket: OwnedFd,
+    /// Frames of a large packet.
+    frames: RefCell<VecDeque<Vec<u8>>>,
+    /// It leaves checksums and the cutting of large packets to the network, and takes what others
+    /// left.
+    large: bool,
+    /// Its packets are frames without a header: the other end of the uplink.
+    is_bare: bool,
+}
 
 impl Wire {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            frames: RefCell::default(),
+            large: false,
+            is_bare: false,
+        }
+    }
+
+    /// The other end of the uplink.
+    pub(super) fn bare(socket: OwnedFd) -> Self {
+        let mut wire = Self::new(socket);
+        wire.is_bare = true;
+        wire
+    }
+
     pub(super) fn send(&self, frame: &[u8]) -> nix::Result<usize> {
-        send(self.0.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT)
+        if self.is_bare {
+            return self.send_packet(frame);
+        }
+        self.send_packet(&[&[0; HEADER], frame].concat())
+    }
+
+    /// Sends a packet with the header in front of it.
+    pub(super) fn send_packet(&self, packet: &[u8]) -> nix::Result<usize> {
+        send(self.socket.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT)
+    }
+
+    /// The next packet as it comes.
+    pub(super) fn receive_packet(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; HEADER + MAX_PACKET];
+        let len = recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT).ok()?;
+        packet.truncate(len);
+        (len > 0).then_some(packet)
     }
 
     pub(super) fn receive(&self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 2000];
-        let len = recv(self.0.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).ok()?;
-        frame.truncate(len);
-        (len > 0).then_some(frame)
+        let mut frames = self.frames.borrow_mut();
+        if frames.is_empty() {
+            let packet = self.receive_packet()?;
+            if self.is_bare {
+                return Some(packet);
+            }
+            let packet = Packet::parse(&packet).expect("a packet");
+            packet.for_each_frame(|frame| frames.push_back(frame.to_vec()));
+        }
+        frames.pop_front()
     }
 
     /// The next frame that `wanted` takes.
@@ -71,14 +126,20 @@ impl Wire {
     }
 
     pub(super) fn wait(&self, limit: Duration) {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        if !self.frames.borrow().is_empty() {
+            return;
+        }
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(limit.as_millis().max(1)).unwrap();
         poll(&mut fds, limit).unwrap();
     }
 }
 
 pub(super) struct Received(Vec<u8>);
-pub(super) struct Sending<'a>(&'a Wire);
+pub(super) struct Sending<'a> {
+    wire: &'a Wire,
+    segment: u16,
+}
 
 impl RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -88,10 +149,17 @@ impl RxToken for Received {
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
-        let result = f(&mut frame);
-        let _ = self.0.send(&frame);
+        let mut bytes = vec![0; HEADER + len];
+        let result = f(&mut bytes[HEADER..]);
+        if self.wire.large && !leave_tcp(&mut bytes, self.segment) {
+            bytes[..HEADER].fill(0);
+        }
+        let _ = self.wire.send_packet(&bytes);
         result
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map_or(0, Into::into);
     }
 }
 
@@ -100,18 +168,31 @@ impl Device for Wire {
     type TxToken<'a> = Sending<'a>;
 
     fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Received, Sending<'_>)> {
-        let frame = Wire::receive(self)?;
-        Some((Received(frame), Sending(self)))
+        let frame = if self.large {
+            self.receive_packet()?.split_off(HEADER)
+        } else {
+            Wire::receive(self)?
+        };
+        let sending = self.transmit(smoltcp::time::Instant::ZERO)?;
+        Some((Received(frame), sending))
     }
 
     fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Sending<'_>> {
-        Some(Sending(self))
+        Some(Sending {
+            wire: self,
+            segment: 0,
+        })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = 1514;
+        if self.large {
+            capabilities.checksum = ChecksumCapabilities::ignored();
+            capabilities.checksum.ipv4 = Checksum::Both;
+            capabilities.segmentation.tcpv4 = NonZeroUsize::new(14 + 65535);
+        }
         capabilities
     }
 }
@@ -128,7 +209,10 @@ pub(super) struct Guest {
 impl Guest {
     /// A guest that has not configured its network yet.
     pub(super) fn bare(attachment: Attachment, number: u8) -> Self {
-        let mut wire = Wire(attachment.link);
+        Self::with_wire(Wire::new(attachment.link), attachment.ip, number)
+    }
+
+    fn with_wire(mut wire: Wire, ip: Ipv4Addr, number: u8) -> Self {
         let mut config = Config::new(EthernetAddress(mac(number)).into());
         config.random_seed = u64::from(number);
         let interface = Interface::new(config, &mut wire, smoltcp::time::Instant::ZERO);
@@ -136,7 +220,7 @@ impl Guest {
             wire,
             interface,
             sockets: SocketSet::new(Vec::new()),
-            ip: attachment.ip,
+            ip,
             start: Instant::now(),
             next_port: 40000,
         }
@@ -144,7 +228,19 @@ impl Guest {
 
     /// A guest with its address.
     pub(super) fn join(network: &Network, name: &str, number: u8) -> Self {
-        let mut guest = Self::bare(attach(network, name, number), number);
+        Self::bare(attach(network, name, number), number).configured(network)
+    }
+
+    /// A guest with its address whose device leaves to others what it may.
+    pub(super) fn join_large(network: &Network, name: &str, number: u8) -> Self {
+        let attachment = attach(network, name, number);
+        let mut wire = Wire::new(attachment.link);
+        wire.large = true;
+        Self::with_wire(wire, attachment.ip, number).configured(network)
+    }
+
+    fn configured(self, network: &Network) -> Self {
+        let mut guest = self;
         let gateway = network.config().subnet.gateway();
         guest.configure(
             Ipv4Cidr::new(guest.ip, network.config().subnet.prefix()),

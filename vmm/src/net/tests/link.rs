@@ -171,7 +171,7 @@ fn a_full_network_says_so() {
 fn the_gateway_answers_arp_and_echo() {
     let network = Network::start(config()).unwrap();
     let attachment = attach(&network, "web", 1);
-    let wire = Wire(attachment.link);
+    let wire = Wire::new(attachment.link);
     let gateway = network.config().subnet.gateway();
     wire.send(&arp(mac(1), attachment.ip, gateway)).unwrap();
     let reply = wire.expect(|frame| frame[12..14] == [8, 6]);
@@ -211,7 +211,7 @@ fn members_reach_each_other_directly() {
 fn a_broadcast_reaches_all_others_and_a_learned_address_one() {
     let network = Network::start(config()).unwrap();
     let wires: Vec<_> = (1..=3)
-        .map(|number| Wire(attach(&network, &format!("m{number}"), number).link))
+        .map(|number| Wire::new(attach(&network, &format!("m{number}"), number).link))
         .collect();
     wires[0]
         .send(&frame(frame::BROADCAST, mac(1), 0x88b5, b"to all"))
@@ -237,8 +237,8 @@ fn forged_and_malformed_frames_go_nowhere() {
     let a = attach(&network, "a", 1);
     let b = attach(&network, "b", 2);
     let gateway = network.config().subnet.gateway();
-    let wire = Wire(a.link);
-    let other = Wire(b.link);
+    let wire = Wire::new(a.link);
+    let other = Wire::new(b.link);
     let udp = |from: u16, to: u16| {
         let mut datagram = vec![0; 12];
         let udp = Udp {
@@ -280,9 +280,9 @@ fn forged_and_malformed_frames_go_nowhere() {
 #[test]
 fn a_member_that_takes_nothing_holds_up_nobody() {
     let network = Network::start(config()).unwrap();
-    let a = Wire(attach(&network, "a", 1).link);
+    let a = Wire::new(attach(&network, "a", 1).link);
     let _stuck = attach(&network, "stuck", 2);
-    let c = Wire(attach(&network, "c", 3).link);
+    let c = Wire::new(attach(&network, "c", 3).link);
     let junk = frame(mac(2), mac(1), 0x88b5, &[7; 1400]);
     let mut sent = 0;
     while sent < 8000 {
@@ -301,8 +301,8 @@ fn a_member_that_takes_nothing_holds_up_nobody() {
 #[test]
 fn a_storm_of_broadcasts_is_damped() {
     let network = Network::start(config()).unwrap();
-    let a = Wire(attach(&network, "a", 1).link);
-    let b = Wire(attach(&network, "b", 2).link);
+    let a = Wire::new(attach(&network, "a", 1).link);
+    let b = Wire::new(attach(&network, "b", 2).link);
     let storm = frame(frame::BROADCAST, mac(1), 0x88b5, b"storm");
     let mut sent = 0u64;
     let start = std::time::Instant::now();
@@ -382,7 +382,7 @@ proptest! {
         ),
     ) {
         let network = Network::start(config()).unwrap();
-        let wire = Wire(attach(&network, "fuzz", 1).link);
+        let wire = Wire::new(attach(&network, "fuzz", 1).link);
         for frame in &frames {
             wire.send(frame).unwrap();
         }

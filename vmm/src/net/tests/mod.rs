@@ -3,6 +3,7 @@
 mod faults;
 mod guest;
 mod inbound;
+mod large;
 mod link;
 mod names;
 mod outbound;

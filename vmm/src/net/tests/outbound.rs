@@ -331,7 +331,7 @@ fn datagram_flows_are_bounded() {
     })
     .unwrap();
     let attachment = attach(&network, "web", 1);
-    let wire = Wire(attachment.link);
+    let wire = Wire::new(attachment.link);
     for source in 7000..7020 {
         wire.send(&datagram(attachment.ip, source, (HOST, port), b"x"))
             .unwrap();
@@ -386,7 +386,7 @@ fn a_closed_udp_port_is_reported() {
         .port();
     let network = Network::start(config()).unwrap();
     let attachment = attach(&network, "web", 1);
-    let wire = Wire(attachment.link);
+    let wire = Wire::new(attachment.link);
     let gateway = network.config().subnet.gateway();
     for (to, port) in [(HOST, free), (gateway, 999)] {
         wire.send(&datagram(attachment.ip, 7000, (to, port), b"?"))
@@ -408,7 +408,7 @@ fn a_large_datagram_arrives_in_fragments() {
     let port = server.local_addr().unwrap().port();
     let network = Network::start(config()).unwrap();
     let attachment = attach(&network, "web", 1);
-    let wire = Wire(attachment.link);
+    let wire = Wire::new(attachment.link);
     wire.send(&datagram(attachment.ip, 7000, (HOST, port), b"send"))
         .unwrap();
     let (_, from) = server.recv_from(&mut [0; 10]).unwrap();

@@ -15,11 +15,11 @@ fn start() -> (Network, Wire) {
     let network = Network::start(config()).unwrap();
     let (tap, host) = port::link().unwrap();
     network.uplink(tap, ROUTER_MAC, ROUTER).unwrap();
-    (network, Wire(host))
+    (network, Wire::bare(host))
 }
 
 fn wire(attachment: Attachment) -> (Wire, Ipv4Addr) {
-    (Wire(attachment.link), attachment.ip)
+    (Wire::new(attachment.link), attachment.ip)
 }
 
 fn marked(to: [u8; 6], from: [u8; 6], number: u8) -> Vec<u8> {
