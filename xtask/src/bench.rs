@@ -1,6 +1,7 @@
 //! The benches, each on a KVM that can run it.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::deps::{self, Need};
@@ -26,8 +27,32 @@ pub fn run(name: &str) -> Result<()> {
                 .passthrough()
         }
         "stock" => stock(),
-        _ => bail!("there is no bench {name}: `start` or `stock`"),
+        "net" => net(),
+        _ => bail!("there is no bench {name}: `start`, `stock` or `net`"),
     }
+}
+
+/// The crates that do the work are optimised in every profile, so this takes the one that the tests have built.
+fn net() -> Result<()> {
+    let image = Image::Tiny.build(Format::Raw)?;
+    let benches = executables(
+        &[
+            "bench",
+            "--no-run",
+            "--profile",
+            "dev",
+            "-p",
+            BENCHES,
+            "--bench",
+            "net",
+        ],
+        "bench",
+    )?;
+    let Some((_, bench)) = benches.into_iter().next() else {
+        bail!("the crate {BENCHES} has no bench `net`")
+    };
+    let env = [("FLEETBOX_BENCH_IMAGE", image.display().to_string())];
+    on_stock_kvm(&bench, &env, &[&image])
 }
 
 fn stock() -> Result<()> {
@@ -55,21 +80,27 @@ fn stock() -> Result<()> {
         ("FLEETBOX_BENCH_IMAGE", image.display().to_string()),
         ("FLEETBOX_BENCH_VMM", vmm.display().to_string()),
     ];
+    on_stock_kvm(&bench, &env, &[&image, &vmm])
+}
+
+/// Runs a bench here, or in an emulated host if this one's KVM does not run stock kernels.
+fn on_stock_kvm(bench: &Path, env: &[(&str, String)], files: &[&Path]) -> Result<()> {
     let kvm = Kvm::here();
     if kvm.runs_stock_kernels() {
         eprintln!("  on {kvm}");
-        let mut command = crate::run::Cmd::new(&bench).arg("--bench");
+        let mut command = crate::run::Cmd::new(bench).arg("--bench");
         for (name, value) in env {
-            command = command.env(name, value);
+            command = command.env(*name, value.clone());
         }
         return command.limit(1800).passthrough();
     }
     eprintln!("  in an emulated host, as this machine has {kvm}");
     let command: [OsString; 2] = [bench.into(), "--bench".into()];
     let mut emulation = Emulation::new(&command)?;
-    for file in [&image, &vmm] {
+    for file in files {
         emulation.files.push(GuestFile::same(file)?);
     }
+    let env = env.iter().cloned();
     emulation
         .env
         .extend(env.map(|(name, value)| (name.to_owned(), value)));

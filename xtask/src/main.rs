@@ -52,11 +52,11 @@ enum Task {
     },
     /// Show it: get an image, boot it on the best KVM there is, print the guest's `uname -a` and what each step took.
     Demo,
-    /// Measure boot latency.
+    /// Measure boot latency or throughput.
     Bench {
         /// `start`: process start to the first guest instruction, on this machine's KVM; `stock`: to the kernel's first
-        /// line, on a KVM that runs stock kernels.
-        #[arg(value_parser = ["start", "stock"])]
+        /// line, on a KVM that runs stock kernels; `net`: TCP between guests and host, there too.
+        #[arg(value_parser = ["start", "stock", "net"])]
         name: String,
     },
     /// Run a command in an emulated host that has KVM.
