@@ -8,6 +8,17 @@ use super::Network;
 use crate::names::Name;
 
 /// Why there is no bridge network.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{BridgeError, Error, Network, Vm};
+///
+/// match Vm::test().network(Network::Bridge).start().await {
+///     Err(Error::Bridge(BridgeError::NotPermitted)) => println!("skipped: not root"),
+///     vm => println!("{}", vm?.ip()), // the host reaches it by this address
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BridgeError {
