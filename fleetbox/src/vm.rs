@@ -235,6 +235,13 @@ impl Vm {
     }
 
     /// What the VM is called among those of all clusters.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let member = cluster.vm("node-1")?;
+    /// assert_eq!(member.reference().as_str(), format!("{}/node-1", cluster.name()));
+    /// # Ok(()) }
+    /// ```
     pub fn reference(&self) -> Reference {
         self.dir.reference()
     }

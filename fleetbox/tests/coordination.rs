@@ -215,6 +215,43 @@ fn a_killed_machine_is_that_members_failure() {
 }
 
 #[test]
+fn a_member_is_meant_by_its_clusters_name_and_its_own() {
+    let host = Host::new("memb");
+    succeeded(host.up().args(["-n", "2"]).output().unwrap());
+    let member = |index| format!("{}-{index}", host.stem);
+    let first = format!("{}/{}", host.stem, member(1));
+    let expected = |state: &str| {
+        [(1, state), (2, "running")].map(|(index, state)| (member(index), state.to_owned()))
+    };
+    let untouched = host.processes("machine", &member(2));
+    let down = succeeded(host.run(&["down", &first, "--json"]));
+    assert_eq!(
+        serde_json::from_slice::<Value>(&down.stdout).unwrap(),
+        serde_json::json!([{"name": member(1), "cluster": host.stem, "result": "powered-off"}])
+    );
+    assert_eq!(host.states(), expected("stopped"));
+    let up = succeeded(host.run(&["up", &first]));
+    assert!(
+        said(&up).contains(&format!("{first} is running;")),
+        "{}",
+        said(&up)
+    );
+    for verb in ["restart", "kill", "restart"] {
+        succeeded(host.run(&[verb, &first]));
+    }
+    assert_eq!(host.states(), expected("running"));
+    assert_eq!(host.processes("machine", &member(2)), untouched);
+    let none = host.run(&["restart", &format!("{}/none", host.stem)]);
+    assert!(
+        said(&none).contains("has no member none"),
+        "{}",
+        said(&none)
+    );
+    succeeded(host.run(&["rm", "--force", &host.stem]));
+    assert!(host.states().is_empty());
+}
+
+#[test]
 fn a_killed_command_leaves_a_vm_that_the_next_one_starts() {
     let host = Host::new("cmd");
     let mut child = host.up().spawn().unwrap();

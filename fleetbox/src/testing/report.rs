@@ -105,14 +105,14 @@ fn end_of_log(path: &Path) -> Option<String> {
 /// Lets a VM run on, and says how to enter it.
 pub(super) async fn keep(vm: &Vm) -> String {
     match vm.let_go().await {
-        Ok(()) => kept(vm.home(), vm.reference().as_ref()),
+        Ok(()) => kept(vm.home(), &vm.reference()),
         // Removed by the test itself, for example.
         Err(error) => format!("--- {} cannot be kept: {error}\n", vm.name()),
     }
 }
 
 /// How to enter a kept VM, and how to remove it.
-fn kept(home: &Path, name: &str) -> String {
+fn kept(home: &Path, name: &(impl std::fmt::Display + ?Sized)) -> String {
     // The command looks where the test did only if it is told so.
     let standard = std::env::home_dir().is_some_and(|dir| dir.join(".fleetbox") == home);
     let fleetbox = if standard {
