@@ -79,7 +79,8 @@ pub(crate) fn of_three(suite: &Suite) {
         .block(cluster.latency("trio-1", "trio-2", latency))
         .must("cannot set a latency");
     let took = round_trip(suite, one, "trio-2");
-    assert!(took >= 2.0 * 150.0, "{took} ms");
+    // By the guest's clock, which need not be ours to the last digit.
+    assert!(took > 290.0, "{took} ms");
     suite
         .block(cluster.loss("trio-1", "trio-2", 1.0))
         .must("cannot set a loss");
