@@ -19,7 +19,8 @@ use super::dns::Dns;
 use super::error::NetworkError;
 use super::frame::{
     self, ACK, Arp, BROADCAST, ETHERNET, IPV4, Ipv4, Ipv4Header, MTU, Mac, PROTO_ICMP, PROTO_TCP,
-    PROTO_UDP, SYN, TCP, TYPE_ARP, TYPE_IPV4, Tcp, UDP, Udp, Unreachable, be16, put,
+    PROTO_UDP, SYN, TCP, TYPE_ARP, TYPE_C_TAG, TYPE_IPV4, TYPE_S_TAG, Tcp, UDP, Udp, Unreachable,
+    VLAN_ID, be16, put,
 };
 use super::links::{LinkEnd, Links};
 use super::pipe::{Arrival, Fate, GATEWAY};
@@ -267,8 +268,13 @@ impl Core {
         if from[0] & 1 != 0 || from == GATEWAY_MAC || from == [0; 6] {
             return None;
         }
-        self.learn(port, from)?;
         let body = frame.get(ETHERNET..)?;
+        // A tag that names no VLAN only gives a priority: a receiver takes the frame as one without
+        // (IEEE 802.1Q, 6.9.1), and what is in it would pass by the checks below.
+        if matches!(ethertype, TYPE_C_TAG | TYPE_S_TAG) && be16(body, 0)? & VLAN_ID == 0 {
+            return None;
+        }
+        self.learn(port, from)?;
         let group = to[0] & 1 != 0;
         let mut others = true;
         let mut for_gateway = None;
@@ -483,6 +489,9 @@ impl Core {
             }
         } else if subnet.contains(packet.to) || !subnet.contains(packet.source) {
             // Members are reached directly, and only they use the gateway.
+            return;
+        } else if packet.to.is_multicast() {
+            // For members or nobody, and never answered with an error (RFC 1122, 3.2.2).
             return;
         }
         if packet.ttl <= 1 && packet.to != gateway {

@@ -23,6 +23,11 @@ pub(super) const MTU: usize = 1500;
 
 pub(super) const TYPE_IPV4: u16 = 0x0800;
 pub(super) const TYPE_ARP: u16 = 0x0806;
+/// Types of frames with a customer's or a service's VLAN tag (IEEE 802.1Q, 9.5).
+pub(super) const TYPE_C_TAG: u16 = 0x8100;
+pub(super) const TYPE_S_TAG: u16 = 0x88A8;
+/// The VLAN's number in a tag.
+pub(super) const VLAN_ID: u16 = 0x0FFF;
 
 pub(super) const PROTO_ICMP: u8 = 1;
 pub(super) const PROTO_TCP: u8 = 6;

@@ -461,12 +461,14 @@ impl Port {
 
     /// Sends what waits whenever the kernel takes it; never completes unless the socket fails.
     pub(super) fn poll_writer(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // First, so that [`Port::shut`] finds it however long the kernel takes nothing.
+        *self.writer.borrow_mut() = Some(cx.waker().clone());
         while self.blocked.get() {
             ready!(self.socket.poll_write_ready(cx))?.retain_ready();
             self.blocked.set(false);
             self.flush();
+            *self.writer.borrow_mut() = Some(cx.waker().clone());
         }
-        *self.writer.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     }
 

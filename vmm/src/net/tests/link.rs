@@ -250,6 +250,8 @@ fn forged_and_malformed_frames_go_nowhere() {
         datagram
     };
     let ip = |source, to: u16| packet(source, b.ip, PROTO_UDP, &udp(to, 9));
+    // Tagged with a priority and no VLAN.
+    let priority = |frame: &[u8]| [&frame[..12], &[0x81, 0, 0xe0, 0], &frame[12..]].concat();
     let forged = [
         vec![0; 5],
         vec![0xff; 13],
@@ -265,6 +267,8 @@ fn forged_and_malformed_frames_go_nowhere() {
         frame(mac(2), mac(1), frame::TYPE_IPV4, &ip(a.ip, 67)),
         frame(mac(2), mac(1), frame::TYPE_IPV4, &[0x45, 0, 0, 200]),
         frame(mac(2), mac(1), frame::TYPE_ARP, &[0; 10]),
+        priority(&arp(mac(1), gateway, b.ip)),
+        priority(&frame(mac(2), mac(1), frame::TYPE_IPV4, &ip(gateway, 1000))),
     ];
     for frame in &forged {
         wire.send(frame).unwrap();
