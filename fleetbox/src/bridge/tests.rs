@@ -422,9 +422,14 @@ fn without_the_capability_it_says_so_and_creates_nothing() {
 /// An end of a wire with frames, made by hand.
 struct Wire {
     fd: OwnedFd,
+    /// Bytes of what stands before each frame: zeros say that nothing is left to the network.
+    header: usize,
     mac: [u8; 6],
     ip: Ipv4Addr,
 }
+
+/// What stands before each frame on a guest's link.
+const LINK_HEADER: usize = 12;
 
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
@@ -440,7 +445,10 @@ struct Datagram {
 
 impl Wire {
     fn frame(&self, to: [u8; 6], kind: u16, body: &[u8]) {
-        let frame = [&to[..], &self.mac, &kind.to_be_bytes(), body].concat();
+        let mut frame = vec![0; self.header];
+        for part in [&to[..], &self.mac, &kind.to_be_bytes(), body] {
+            frame.extend(part);
+        }
         assert_eq!(write(&self.fd, &frame).unwrap(), frame.len());
     }
 
@@ -473,6 +481,7 @@ impl Wire {
                 continue;
             };
             frame.truncate(len);
+            frame.drain(..self.header);
             let is_question = frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1];
             if is_question && frame[38..42] == self.ip.octets() {
                 let asker: [u8; 4] = frame[28..32].try_into().unwrap();
@@ -571,13 +580,19 @@ fn guests_reach_the_world_and_the_host_reaches_guests() {
                 ip: None,
             };
             let Attachment { link: fd, ip } = network.attach(port).unwrap();
-            Wire { fd, mac, ip }
+            Wire {
+                fd,
+                header: LINK_HEADER,
+                mac,
+                ip,
+            }
         };
         let (guest, second) = (guest(1), guest(2));
 
         // The world is behind another interface of the host, and knows nothing of the guests.
         let world = Wire {
             fd: open_tap("world").unwrap(),
+            header: 0,
             mac: [2, 0, 0, 0, 1, 1],
             ip: Ipv4Addr::new(198, 51, 100, 2),
         };
