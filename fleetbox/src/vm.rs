@@ -737,7 +737,8 @@ impl Vm {
     }
 
     /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.
-    /// It has the same address, and the sizes that [`resize`](crate::resize) has given it meanwhile. Does nothing to a VM that runs and answers.
+    /// It has the same address, and the sizes that [`resize`](crate::resize()) has given it
+    /// meanwhile. Does nothing to a VM that runs and answers.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
