@@ -168,9 +168,8 @@ async fn guest_to_guest(from: &Vm, to: &Vm) -> Result<f64> {
 
 /// Sends `bytes` and takes the time with the sender's clock, from the connection's start to the receiver's end of it.
 async fn transfer(from: &Vm, to: &Vm, port: u16, bytes: u64) -> Result<f64> {
-    let listener = format!("nc -l -p {port} </dev/null >/dev/null");
-    let mut child = to.ssh_spawn(&listener).await?;
-    drop(child.stdin.take());
+    // Its standard input stays open: at the end of that it would close its half, and the sender would stop.
+    let child = to.ssh_spawn(&format!("nc -l -p {port} >/dev/null")).await?;
     let address = SocketAddr::new(to.ip().into(), port);
     let command = format!(
         "i=0; while [ $i -lt 100 ]; do \
