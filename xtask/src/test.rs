@@ -165,30 +165,30 @@ fn unit() -> Result<()> {
         E2E,
         "--locked",
     ];
-    if deps::find("cargo-nextest").is_some() {
+    let tests = if deps::find("cargo-nextest").is_some() {
         cargo(&["nextest", "run", "--no-fail-fast"])
-            .args([
-                "--status-level",
-                "slow",
-                "--failure-output",
-                "immediate-final",
-            ])
+            .args(["--status-level", "slow", "--failure-output", "final"])
             .args(chosen)
-            .limit(2400)
-            .echoed()?;
     } else {
-        cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"])
-            .args(chosen)
-            .limit(2400)
-            .echoed()?;
-    }
+        cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(chosen)
+    };
     // Built once more with the fake machine, which no other program should have in it.
-    cargo(&["test", "-p", "fleetbox", "--locked"])
-        .args(["--features", "fake", "--test", "coordination"])
-        .limit(1200)
-        .echoed()?;
+    let coordination = cargo(&["test", "-p", "fleetbox", "--locked"]).args([
+        "--features",
+        "fake",
+        "--test",
+        "coordination",
+    ]);
     // None of the above runs the examples of the documentation.
-    cargo(&["test", "--doc"]).args(chosen).limit(1200).echoed()
+    let examples = cargo(&["test", "--doc"]).args(chosen);
+    // Each runs whatever became of the others.
+    let results = [tests, coordination, examples].map(|part| part.limit(2400).echoed());
+    let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let failed: Vec<_> = failed.iter().map(Error::to_string).collect();
+    bail!("{}", failed.join("\n"))
 }
 
 /// Builds the payloads and returns the directory they are in.
