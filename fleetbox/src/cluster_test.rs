@@ -507,6 +507,8 @@ async fn prune_deletes_what_does_not_run_and_nothing_else() {
     expected.extend([format!("{test}/node-1"), format!("{test}/node-2")]);
     expected.sort();
     assert_eq!(left, expected);
+    // It would outlive this test.
+    remove(Some(&home.path()), "up/up-2").await.unwrap();
 }
 
 #[test]
