@@ -359,24 +359,31 @@ impl Guest {
         });
     }
 
+    /// Appends what has come by a connection to `all`, and returns its socket.
+    pub(super) fn drain(
+        &mut self,
+        handle: SocketHandle,
+        all: &mut Vec<u8>,
+    ) -> &mut tcp::Socket<'static> {
+        let socket = self.tcp(handle);
+        while socket.can_recv() {
+            socket
+                .recv(|data| {
+                    all.extend_from_slice(data);
+                    (data.len(), ())
+                })
+                .unwrap();
+        }
+        socket
+    }
+
     /// Receives until the peer closes; `None` if it resets.
     pub(super) fn receive_all(&mut self, handle: SocketHandle) -> Option<Vec<u8>> {
         let mut all = Vec::new();
-        self.until(|guest| {
-            let socket = guest.tcp(handle);
-            while socket.can_recv() {
-                socket
-                    .recv(|data| {
-                        all.extend_from_slice(data);
-                        (data.len(), ())
-                    })
-                    .unwrap();
-            }
-            match socket.state() {
-                tcp::State::Established | tcp::State::FinWait1 | tcp::State::FinWait2 => None,
-                tcp::State::Closed => Some(None),
-                _ => Some(Some(())),
-            }
+        self.until(|guest| match guest.drain(handle, &mut all).state() {
+            tcp::State::Established | tcp::State::FinWait1 | tcp::State::FinWait2 => None,
+            tcp::State::Closed => Some(None),
+            _ => Some(Some(())),
         })?;
         Some(all)
     }

@@ -115,15 +115,7 @@ fn connections_use_large_packets_both_ways() {
     let handle = guest.connect(to).unwrap();
     let mut all = Vec::new();
     guest.until(|guest| {
-        let socket = guest.tcp(handle);
-        while socket.can_recv() {
-            socket
-                .recv(|data| {
-                    all.extend_from_slice(data);
-                    (data.len(), ())
-                })
-                .unwrap();
-        }
+        guest.drain(handle, &mut all);
         (all.len() == LEN).then_some(())
     });
     assert!(all == pattern(LEN, 1));

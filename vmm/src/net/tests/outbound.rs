@@ -64,14 +64,7 @@ fn data_goes_both_ways_unharmed() {
                 socket.close();
             }
         }
-        while socket.can_recv() {
-            socket
-                .recv(|data| {
-                    received.extend_from_slice(data);
-                    (data.len(), ())
-                })
-                .unwrap();
-        }
+        guest.drain(handle, &mut received);
         (at == LEN && received.len() >= LEN).then_some(())
     });
     assert!(received == pattern(LEN, 1));
@@ -199,11 +192,7 @@ fn what_the_host_said_before_its_reset_arrives() {
     guest.send(handle, &pattern(64 << 10, 2));
     let mut received = Vec::new();
     guest.until(|guest| {
-        let socket = guest.tcp(handle);
-        while socket.can_recv() {
-            let taken = socket.recv(|bytes| (bytes.len(), bytes.to_vec())).unwrap();
-            received.extend(taken);
-        }
+        let socket = guest.drain(handle, &mut received);
         (socket.state() == State::Closed).then_some(())
     });
     assert_eq!(received, pattern(LEN, 1));
@@ -276,14 +265,7 @@ fn a_thousand_flows_at_once() {
     guest.until(|guest| {
         let mut whole = true;
         for (handle, received) in handles.iter().zip(&mut received) {
-            let socket = guest.tcp(*handle);
-            while socket.can_recv() {
-                let taken = |data: &mut [u8]| {
-                    received.extend_from_slice(data);
-                    (data.len(), ())
-                };
-                socket.recv(taken).unwrap();
-            }
+            guest.drain(*handle, received);
             whole &= received.len() >= LEN;
         }
         whole.then_some(())
