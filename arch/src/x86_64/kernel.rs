@@ -285,8 +285,7 @@ pub type Fills<'a> = &'a dyn Fn(Range<u64>);
 /// its boot protocol asks for, so that a vCPU with [`super::regs::boot_regs`] can enter it.
 ///
 /// An ELF file with a PVH note is entered there, any other at its 64-bit entry point. The initrd
-/// goes as high as the kernel allows, below the hole at 3 GiB. The ACPI tables are not written
-///.
+/// goes as high as the kernel allows, below the hole at 3 GiB. The ACPI tables are not written.
 ///
 /// # Errors
 /// [`KernelError`]: the files are damaged, unsupported or do not fit into the memory.
