@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
 
-use super::verbs;
+use super::verbs::{self, BOOT, SMALL};
 use crate::host;
 use crate::report::{Must, uses};
 use crate::suite::Suite;
@@ -62,23 +62,9 @@ impl<T> MustBe<T> for Option<T> {
 pub(crate) fn life_cycle(suite: &Suite) {
     let name = "cli";
     uses(name);
-    let boot = Duration::from_secs(300);
     let image = suite.tiny();
-    let up = [
-        "up",
-        name,
-        "--image",
-        &image,
-        "--cpus",
-        "1",
-        "--memory",
-        "256M",
-        "--disk",
-        "2G",
-        "--timeout",
-        "240",
-    ];
-    let output = run(suite, &up, 0, boot);
+    let up = [&["up", name, "--image", &image], &SMALL[..]].concat();
+    let output = run(suite, &up, 0, BOOT);
     assert!(
         text(&output).starts_with("cli is running;"),
         "{}",

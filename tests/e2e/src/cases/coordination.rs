@@ -15,14 +15,13 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use serde_json::{Value, json};
 
 use super::cli::{QUICK, listed, run, text};
+use super::verbs::{BOOT, SMALL};
 use crate::host;
 use crate::report::{Must, uses};
 use crate::suite::Suite;
 
 /// The VM that all of them use.
 const NAME: &str = "crowd";
-/// How long a command may take that waits for the boot of the tiny image.
-const BOOT: Duration = Duration::from_secs(300);
 /// A version of the protocol that nobody speaks.
 const OTHER: u32 = 9999;
 
@@ -37,20 +36,8 @@ pub(crate) fn of_commands(suite: &Suite) {
     )
     .must("cannot write a file");
     let setup = setup.display().to_string();
-    let create = [
-        "up",
-        NAME,
-        "--image",
-        &image,
-        "--cpus",
-        "1",
-        "--memory",
-        "256M",
-        "--disk",
-        "2G",
-        "--user-data",
-        &setup,
-    ];
+    let new = ["up", NAME, "--image", &image, "--user-data", &setup];
+    let create = [&new[..], &SMALL].concat();
     // The case may run a second time.
     host::run(suite.fleetbox(&["rm", "--force", NAME]), QUICK);
     run(suite, &["images", "pull", &image], 0, QUICK);

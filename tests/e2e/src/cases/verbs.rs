@@ -19,10 +19,10 @@ use crate::report::Must;
 use crate::suite::Suite;
 
 /// How long a command may take that boots the tiny image.
-const BOOT: Duration = Duration::from_secs(300);
+pub(super) const BOOT: Duration = Duration::from_secs(300);
 
 /// Boot options of the small VMs here.
-const SMALL: [&str; 8] = [
+pub(super) const SMALL: [&str; 8] = [
     "--cpus",
     "1",
     "--memory",
