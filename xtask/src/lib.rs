@@ -18,9 +18,11 @@ pub mod run;
 pub mod serve;
 pub mod test;
 
-/// The root of this workspace.
+/// The root of this workspace: the checkout that cargo runs this in, which is not the one it was built
+/// in where several share a target directory.
 pub fn workspace() -> PathBuf {
-    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     manifest
         .parent()
         .map_or_else(|| manifest.clone(), PathBuf::from)
