@@ -1,0 +1,188 @@
+//! Finding and listing the VMs of a state directory.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::builder::{blocking, open_store};
+use crate::lifecycle;
+use crate::names::Reference;
+use crate::store::{Store, VmDir};
+use crate::{Error, Network, Result, Size};
+
+/// What a VM is doing.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for vm in fleetbox::list(None).await? {
+///     if vm.state == fleetbox::VmState::Failed {
+///         println!("{}: {}", vm.name, vm.failure.unwrap_or_default());
+///     }
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// A machine process has it.
+    Running,
+    /// It can be started.
+    Stopped,
+    /// It ended otherwise than by its guest's power-off or by a wish of its user, and can be
+    /// started; [`VmInfo::failure`] says why.
+    Failed,
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// A VM in a listing.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let mine = fleetbox::list(None).await?.into_iter().find(|vm| vm.name == "web");
+/// if let Some(vm) = mine {
+///     println!("{} of {}: {} CPUs, {}, {}", vm.name, vm.cluster, vm.cpus, vm.memory, vm.ip);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Serialize)]
+pub struct VmInfo {
+    /// Its name.
+    pub name: String,
+    /// The cluster it is a member of; a VM that was made alone has one of its own name.
+    pub cluster: String,
+    /// What it is doing.
+    pub state: VmState,
+    /// Why it failed, if it has.
+    pub failure: Option<String>,
+    /// Its image, as it was named when the VM was created.
+    pub image: String,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// Memory in bytes.
+    pub memory: Size,
+    /// Size of the disk in bytes, as the guest sees it.
+    pub disk: Size,
+    /// Its address in its cluster's network.
+    pub ip: Ipv4Addr,
+    /// Its cluster's network.
+    pub network: Network,
+    /// When it was created, in seconds since 1970 (UTC).
+    pub created: u64,
+    /// It is deleted when the process that owns it ends.
+    pub ephemeral: bool,
+    /// It does not run and nobody uses its cluster: [`prune`](crate::prune) would delete it.
+    pub unused: bool,
+}
+
+/// All VMs of a state directory (the default one if none is given), by cluster and name.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for vm in fleetbox::list(None).await? {
+///     println!("{} is {}, {} of memory", vm.name, vm.state, vm.memory);
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// The file system, or a damaged record.
+pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
+    let store = open_store(home).await?;
+    blocking(move || {
+        let mut vms = Vec::new();
+        for vm in store.vms()? {
+            let record = match vm.record() {
+                Ok(record) => record,
+                // Removed in this moment.
+                Err(_) if !vm.paths().dir().exists() => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let running = vm.is_running()?;
+            let ephemeral = lifecycle::is_ephemeral(&vm);
+            let failure = if running { None } else { vm.failure()? };
+            vms.push(VmInfo {
+                name: record.name.to_string(),
+                cluster: record.cluster.to_string(),
+                state: match (running, &failure) {
+                    (true, _) => VmState::Running,
+                    (false, None) => VmState::Stopped,
+                    (false, Some(_)) => VmState::Failed,
+                },
+                failure,
+                image: record.image.reference,
+                cpus: record.cpus,
+                memory: record.memory,
+                disk: record.disk,
+                ip: record.ip,
+                network: record.network,
+                created: record.created,
+                ephemeral,
+                unused: !running && !ephemeral && !store.cluster(vm.cluster()).is_used()?,
+            });
+        }
+        Ok(vms)
+    })
+    .await
+}
+
+/// The VM that a name means, running or not: `NAME`, or `CLUSTER/NAME`. VMs of running tests are meant
+/// by a bare `NAME` only where there is no other.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let vm = fleetbox::find(None, "node-1").await?;
+/// println!("{} has {} of memory", vm.reference(), vm.record()?.memory);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::NoVm`], or [`Error::NoMember`] of a cluster that is named; [`Error::Ambiguous`] if several
+/// clusters have such a VM and none is named.
+pub async fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
+    Ok(meant(home, name).await?.1)
+}
+
+pub(super) async fn meant(home: Option<&Path>, text: &str) -> Result<(Store, VmDir)> {
+    let reference: Reference = text.parse()?;
+    let store = open_store(home).await?;
+    blocking(move || {
+        let name = reference.name().clone();
+        if let Some(cluster) = reference.cluster() {
+            let cluster = store.cluster(cluster);
+            if let Some(vm) = cluster.vm(&name) {
+                return Ok((store, vm));
+            }
+            let members = cluster.vms()?;
+            return Err(Error::NoMember {
+                cluster: cluster.name().clone(),
+                name: name.to_string(),
+                members: members.iter().map(|vm| vm.name().to_string()).collect(),
+            });
+        }
+        let mut found = store.find(&name)?;
+        // Those of running tests are meant only where there is no other.
+        if !found.iter().all(lifecycle::is_ephemeral) {
+            found.retain(|vm| !lifecycle::is_ephemeral(vm));
+        }
+        let clusters = || found.iter().map(|vm| vm.cluster().clone()).collect();
+        match found.as_slice() {
+            [] => Err(Error::NoVm { name }),
+            [vm] => Ok((store, vm.clone())),
+            _ => Err(Error::Ambiguous {
+                name,
+                clusters: clusters(),
+            }),
+        }
+    })
+    .await
+}

@@ -1,0 +1,352 @@
+//! A running VM.
+
+mod list;
+mod remote;
+mod remove;
+mod start;
+mod stop;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use self::list::meant;
+pub use self::list::{VmInfo, VmState, find, list};
+pub use self::remove::{prune, remove};
+pub use self::stop::{STOP_DEADLINE, Stopped, stop};
+use crate::budget::Budget;
+use crate::builder::{blocking, test_name};
+use crate::images::Progress;
+use crate::images::progress::Silent;
+use crate::lifecycle::{self, Attached, Lifetime};
+use crate::names::{Name, Reference};
+use crate::process::{Backend, Client, Lifeline};
+use crate::ready::Awaited;
+use crate::ssh::{self, Keypair, PublicKey, Target};
+use crate::store::{Lock, Store, VmDir, VmRecord};
+use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Timings, VmBuilder};
+
+const SSH_PORT: u16 = 22;
+
+/// A virtual machine that runs.
+///
+/// A VM of [`Vm::test`] is destroyed when this is dropped, or when the process ends in whatever
+/// way. One of [`Vm::builder`] is only powered off then, without notice to the guest (call
+/// [`Vm::stop`] first for an orderly shutdown); its disk stays and it can be started again. One
+/// that is [detached](VmBuilder::detached), or that was found running, runs on.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{Size, Vm};
+///
+/// let vm = Vm::builder("web").image("debian-12").memory(Size::gib(1)).start().await?;
+/// assert!(vm.ssh("systemctl is-active ssh").await?.success());
+/// vm.stop().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Vm {
+    name: Name,
+    store: Store,
+    dir: VmDir,
+    record: VmRecord,
+    client: Client,
+    target: Arc<Target>,
+    // Says that its VM is in use, running or not.
+    share: Arc<Lock>,
+    // Closing it tells the worker to end; that needs no runtime, so it works in any drop.
+    lifeline: StdMutex<Option<Arc<Lifeline>>>,
+    session: Mutex<Option<Arc<ssh::Client>>>,
+    backend: Backend,
+    boot_timeout: Duration,
+    budget: Option<Budget>,
+    progress: Arc<dyn Progress>,
+    awaited: Vec<Awaited>,
+    ignored: Vec<&'static str>,
+    was_running: bool,
+    timings: Timings,
+}
+
+impl Vm {
+    /// A VM with a name, whose disk stays until [`Vm::destroy`]. `CLUSTER/NAME` is a member of that
+    /// cluster, which is added to it if it does not exist.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("web").start().await?;
+    /// assert_eq!(vm.name(), "web");
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(name: impl Into<String>) -> VmBuilder {
+        VmBuilder::new(name.into(), Lifetime::Bound)
+    }
+
+    /// A VM for a test: its name is made up from that of the test and no other VM's, and it is
+    /// destroyed when its handle is dropped.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::test().cpus(2).start().await?;
+    /// assert!(vm.ssh("true").await?.success());
+    /// drop(vm); // it is gone, with its disk
+    /// # Ok(()) }
+    /// ```
+    pub fn test() -> VmBuilder {
+        VmBuilder::new(test_name(), Lifetime::Ephemeral)
+    }
+
+    /// The running VM of that name, or `CLUSTER/NAME`, whoever started it. Dropping the handle changes
+    /// nothing.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::open("web").await?;
+    /// println!("{}", vm.ssh("uptime").await?.stdout_text());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`find`], and [`Error::NotRunning`].
+    pub async fn open(name: &str) -> Result<Self> {
+        Self::open_in(None, name).await
+    }
+
+    /// As [`Vm::open`], in a state directory of the caller's choice.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use std::path::Path;
+    ///
+    /// let vm = fleetbox::Vm::open_in(Some(Path::new("/srv/vms")), "web").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::open`].
+    pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
+        let (store, dir) = meant(home, name).await?;
+        if !dir.is_running()? {
+            return Err(Error::NotRunning {
+                name: dir.reference(),
+            });
+        }
+        Self::found(&store, dir)
+    }
+
+    /// A VM that exists, running or not.
+    pub(crate) fn found(store: &Store, dir: VmDir) -> Result<Self> {
+        let attached = Attached {
+            client: lifecycle::client(&store.cluster(dir.cluster())),
+            lifeline: None,
+        };
+        let record = dir.record()?;
+        Self::new(store, dir, record, &attached)
+    }
+
+    pub(crate) fn new(
+        store: &Store,
+        dir: VmDir,
+        record: VmRecord,
+        attached: &Attached,
+    ) -> Result<Self> {
+        let share = store.cluster(dir.cluster()).share()?;
+        let target = Target {
+            user: record.ssh_user.clone(),
+            key: Keypair::of_store(store)?,
+            host_key: record.host_key.parse::<PublicKey>()?,
+        };
+        Ok(Self {
+            name: record.name.clone(),
+            store: store.clone(),
+            dir,
+            record,
+            client: attached.client.clone(),
+            target: Arc::new(target),
+            share: Arc::new(share),
+            lifeline: StdMutex::new(attached.lifeline.clone()),
+            session: Mutex::new(None),
+            backend: Backend::usual(),
+            boot_timeout: DEFAULT_BOOT_TIMEOUT,
+            budget: None,
+            progress: Arc::new(Silent),
+            awaited: Vec::new(),
+            ignored: Vec::new(),
+            was_running: true,
+            timings: Timings::default(),
+        })
+    }
+
+    pub(crate) fn run_by(
+        mut self,
+        backend: Backend,
+        boot_timeout: Duration,
+        budget: Option<Budget>,
+    ) -> Self {
+        self.backend = backend;
+        self.boot_timeout = boot_timeout;
+        self.budget = budget;
+        self
+    }
+
+    /// A second handle on the same VM, which keeps it running as this one does.
+    pub(crate) fn another(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            store: self.store.clone(),
+            dir: self.dir.clone(),
+            record: self.record.clone(),
+            client: self.client.clone(),
+            target: Arc::clone(&self.target),
+            share: Arc::clone(&self.share),
+            lifeline: StdMutex::new(lock(&self.lifeline).clone()),
+            session: Mutex::new(None),
+            backend: self.backend.clone(),
+            boot_timeout: self.boot_timeout,
+            budget: self.budget,
+            progress: Arc::clone(&self.progress),
+            awaited: self.awaited.clone(),
+            ignored: self.ignored.clone(),
+            was_running: self.was_running,
+            timings: self.timings.clone(),
+        }
+    }
+
+    /// Makes a VM that runs, and exists, only as long as its owner one that does so without.
+    pub(crate) async fn let_go(&self) -> Result<()> {
+        let dir = self.dir.clone();
+        blocking(move || lifecycle::unmark_ephemeral(&dir)).await?;
+        let lifeline = lock(&self.lifeline).clone();
+        match lifeline {
+            Some(lifeline) => lifeline.let_go().map_err(Error::io("keep the VM running")),
+            None => Ok(()),
+        }
+    }
+
+    /// What the VM is called among those of all clusters.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let member = cluster.vm("node-1")?;
+    /// assert_eq!(member.reference().as_str(), format!("{}/node-1", cluster.name()));
+    /// # Ok(()) }
+    /// ```
+    pub fn reference(&self) -> Reference {
+        self.dir.reference()
+    }
+
+    /// The state directory.
+    pub(crate) fn home(&self) -> &Path {
+        self.store.home()
+    }
+
+    /// The file that the console is kept in.
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.dir.paths().console_log()
+    }
+
+    /// True if there is a guest to talk to.
+    pub(crate) fn has_guest(&self) -> bool {
+        self.backend.has_guest()
+    }
+
+    /// What is waited for when it is started, rather than SSH.
+    pub(crate) fn awaiting(mut self, awaited: Vec<Awaited>) -> Self {
+        self.awaited = awaited;
+        self
+    }
+
+    /// Who is told that it waits for memory when it is started again.
+    pub(crate) fn telling(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    pub(crate) fn ignoring(mut self, ignored: Vec<&'static str>) -> Self {
+        self.ignored = ignored;
+        self
+    }
+
+    pub(crate) fn with_timings(mut self, timings: Timings) -> Self {
+        self.timings = timings;
+        self
+    }
+
+    pub(crate) fn set_was_running(&mut self, was_running: bool) {
+        self.was_running = was_running;
+    }
+
+    /// The VM's name, which is also the guest's hostname.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// println!("{} of {} at {}, made from {}", vm.name(), vm.cluster(), vm.ip(), vm.image());
+    /// # Ok(()) }
+    /// ```
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The cluster that the VM is a member of; a VM that was made alone has one of its own.
+    pub fn cluster(&self) -> &str {
+        self.dir.cluster().as_str()
+    }
+
+    /// The guest's address in its cluster's network, which it keeps for good. That network exists in the worker process
+    /// only: use [`Vm::connect`] and [`Vm::forward`] to reach the guest from this host.
+    pub fn ip(&self) -> Ipv4Addr {
+        self.record.ip
+    }
+
+    /// The image that the VM was made from, as it was named then.
+    pub fn image(&self) -> &str {
+        &self.record.image.reference
+    }
+
+    /// The VM's directory.
+    pub(crate) fn dir(&self) -> &VmDir {
+        &self.dir
+    }
+
+    /// How long the steps of [`VmBuilder::start`] took; empty for a VM found by [`Vm::open`].
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// if let Some(boot) = vm.timings().get(fleetbox::Phase::Boot) {
+    ///     println!("booted in {boot:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// True if the VM ran already when this handle was made.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("web").cpus(4).start().await?;
+    /// if vm.was_running() {
+    ///     println!("found it running");
+    /// }
+    /// for option in vm.ignored_options() {
+    ///     println!("{option} stays as it was when the VM was created");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn was_running(&self) -> bool {
+        self.was_running
+    }
+
+    /// Options given to [`VmBuilder::start`] that differ from what the VM, which existed, was
+    /// created with. They were ignored.
+    pub fn ignored_options(&self) -> &[&'static str] {
+        &self.ignored
+    }
+}
+
+fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,132 @@
+//! Removing VMs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::list::meant;
+use super::{Vm, lock};
+use crate::Result;
+use crate::builder::{blocking, open_store};
+use crate::lifecycle;
+use crate::process::{Client, Lifeline, ProcessError};
+use crate::store::{Lock, Store, StoreError, VmDir};
+
+impl Vm {
+    /// Kills the VM and removes it with its disk.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.destroy().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The file system, or a process that does not end.
+    pub async fn destroy(self) -> Result<()> {
+        self.remove().await
+    }
+
+    pub(crate) async fn remove(&self) -> Result<()> {
+        let lifeline = lock(&self.lifeline).take();
+        destroy(&self.store, &self.dir, &self.client, lifeline).await
+    }
+}
+
+/// Deletes the VM; with the last of its cluster the worker ends.
+async fn destroy(
+    store: &Store,
+    dir: &VmDir,
+    client: &Client,
+    lifeline: Option<Arc<Lifeline>>,
+) -> Result<()> {
+    let cluster = store.cluster(dir.cluster());
+    let others = cluster.vms()?.iter().any(|vm| vm.name() != dir.name());
+    let asked = if others {
+        client.forget(dir.name().as_str()).await
+    } else {
+        client.shutdown().await
+    };
+    match asked {
+        Ok(()) | Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if !others {
+        drop(lifeline);
+        lifecycle::worker_ended(&cluster).await?;
+    }
+    let dir = dir.clone();
+    blocking(move || lifecycle::delete(&dir)).await?;
+    // The worker may have held the directory when it deleted the VM itself.
+    blocking(move || Ok(cluster.remove_if_unused()?)).await
+}
+
+/// Deletes a VM with its disk, killing it if it runs.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// fleetbox::remove(None, "web").await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`find`](crate::find), or a process that does not end.
+pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
+    let (store, dir) = meant(home, name).await?;
+    let client = lifecycle::client(&store.cluster(dir.cluster()));
+    destroy(&store, &dir, &client, None).await
+}
+
+/// Deletes all VMs of a state directory (the default one if none is given) that do not run, with
+/// their disks, and what killed processes have left. Returns what was deleted, as `NAME` or, for a
+/// member of a cluster, `CLUSTER/NAME`.
+///
+/// A VM that a living process has a [`Vm`] of, or of another member of its cluster, is kept, stopped
+/// or not: tests and programs find what they have stopped. So is a VM that is just being started.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// for name in fleetbox::prune(None).await? {
+///     println!("{name} is deleted");
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// The file system. What was deleted until then stays deleted.
+pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
+    let store = open_store(home).await?;
+    blocking(move || {
+        lifecycle::sweep(&store)?;
+        let mut pruned = Vec::new();
+        for vm in store.vms()? {
+            let serving = store.cluster(vm.cluster()).is_running()?;
+            // Its first start is under way as long as there is no console log.
+            let in_use = lifecycle::is_ephemeral(&vm) || !vm.paths().console_log().exists();
+            if vm.is_running()? || (serving && in_use) {
+                continue;
+            }
+            // Nobody begins to use it before it is gone.
+            let Some(_claim) = claim(&store, &vm)? else {
+                continue;
+            };
+            match vm.destroy() {
+                Ok(()) if vm.name() == vm.cluster() => pruned.push(vm.name().to_string()),
+                Ok(()) => pruned.push(format!("{}/{}", vm.cluster(), vm.name())),
+                // Started in this moment.
+                Err(StoreError::Running { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(pruned)
+    })
+    .await
+}
+
+/// Takes the cluster of a VM from all who may want to use it; `None` if somebody uses it, or it is
+/// gone.
+fn claim(store: &Store, vm: &VmDir) -> Result<Option<Lock>> {
+    match store.cluster(vm.cluster()).try_claim() {
+        Err(_) if !vm.paths().dir().exists() => Ok(None),
+        claim => Ok(claim?),
+    }
+}

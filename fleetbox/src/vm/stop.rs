@@ -1,0 +1,165 @@
+//! Stopping a VM, and waiting for its end.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Vm;
+use crate::builder::{blocking, open_store};
+use crate::lifecycle;
+use crate::process::ProcessError;
+use crate::{Error, Result};
+
+/// How long [`Vm::stop`] gives a guest to power off.
+///
+/// ```
+/// assert_eq!(fleetbox::STOP_DEADLINE.as_secs(), 60);
+/// ```
+pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+impl Vm {
+    /// Waits until the VM ends: `Ok` if the guest powered off or the VM was stopped.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.ssh("sudo systemctl poweroff --no-block").await?;
+    /// vm.wait().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Process`] with the reason and the console's last lines if it failed.
+    pub async fn wait(&self) -> Result<()> {
+        match self.client.wait(self.name.as_str()).await?.failure {
+            None => Ok(()),
+            Some(failure) => Err(ProcessError::Failed(failure).into()),
+        }
+    }
+
+    /// Presses the power button, waits for the guest to power off, and kills the VM after
+    /// [`STOP_DEADLINE`]. The disk stays; [`Vm::builder`] starts the VM again.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::Stopped;
+    ///
+    /// if vm.stop().await? == Stopped::Forced {
+    ///     println!("{} did not power off in time", vm.name());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Process`] if it does not run.
+    pub async fn stop(&self) -> Result<Stopped> {
+        self.stop_within(STOP_DEADLINE).await
+    }
+
+    /// As [`Vm::stop`], with a deadline of the caller's choice; zero kills at once.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// vm.stop_within(Duration::from_secs(10)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::stop`].
+    pub async fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
+        *self.session.lock().await = None;
+        let forced = self.client.stop(self.name.as_str(), deadline).await?;
+        self.await_unlocked().await?;
+        Ok(if forced {
+            Stopped::Forced
+        } else {
+            Stopped::PoweredOff
+        })
+    }
+
+    /// Kills the VM, as a power failure would. The disk stays.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.ssh("echo precious > data && sync").await?;
+    /// vm.kill().await?; // as if the power had failed
+    /// vm.start().await?;
+    /// assert_eq!(vm.ssh("cat data").await?.stdout_text(), "precious\n");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::stop`].
+    pub async fn kill(&self) -> Result<()> {
+        self.stop_within(Duration::ZERO).await.map(drop)
+    }
+
+    /// Waits until no process has the VM's lock.
+    async fn await_unlocked(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.dir.is_running()? {
+            if Instant::now() > deadline {
+                return Err(Error::Busy {
+                    name: self.name.clone(),
+                    waited: Duration::from_secs(20),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
+
+/// How a VM was stopped.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// # use std::time::Duration;
+/// use fleetbox::Stopped;
+///
+/// match vm.stop_within(Duration::from_secs(5)).await? {
+///     Stopped::PoweredOff => println!("in good order"),
+///     Stopped::Forced => println!("it did not listen"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The guest powered itself off.
+    PoweredOff,
+    /// It did not in time, and was killed.
+    Forced,
+}
+
+/// Stops a VM, running or not: `None` if it did not run.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let stopped = fleetbox::stop(None, "web", fleetbox::STOP_DEADLINE).await?;
+/// if stopped.is_none() {
+///     println!("it did not run");
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`find`](crate::find), or a worker that cannot be talked to.
+pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
+    let store = open_store(home).await?;
+    blocking(move || {
+        lifecycle::sweep_bridges(&store);
+        Ok(())
+    })
+    .await?;
+    match Vm::open_in(home, name).await {
+        Ok(vm) => match vm.stop_within(deadline).await {
+            Ok(stopped) => Ok(Some(stopped)),
+            // It ended in between.
+            Err(error) if error.is_not_running() => Ok(None),
+            Err(error) => Err(error),
+        },
+        Err(Error::NotRunning { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
