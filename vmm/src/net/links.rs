@@ -194,16 +194,21 @@ fn ordered(a: LinkEnd, b: LinkEnd) -> (LinkEnd, LinkEnd) {
 impl Links {
     /// Notes what end of links a new port is.
     pub(super) fn join(&self, id: u32, end: LinkEnd) {
-        self.names.borrow_mut().insert(id, end.normal());
+        let mut names = self.names.borrow_mut();
+        names.insert(id, end.normal());
+        self.transit.borrow_mut().members = names.len();
     }
 
     /// Forgets a member and what is under way from and to it.
     pub(super) fn leave(&self, id: u32) {
-        self.names.borrow_mut().remove(&id);
+        let mut names = self.names.borrow_mut();
+        names.remove(&id);
         self.paths
             .borrow_mut()
             .retain(|(from, to), _| *from != id && *to != id);
-        self.transit.borrow_mut().forget(id);
+        let mut transit = self.transit.borrow_mut();
+        transit.forget(id);
+        transit.members = names.len();
     }
 
     /// Separates two sets of ends.
@@ -345,6 +350,7 @@ impl Links {
         Some(Rc::new(Path {
             from,
             to,
+            of_gateway: sender == LinkEnd::Gateway,
             cut,
             loss: 1.0 - arrives,
             dice,
@@ -503,6 +509,29 @@ mod tests {
         assert_eq!(links.arrived(later), None);
         let counts = links.counts();
         assert_eq!((counts.cut, counts.overflowed, counts.held), (2, 1, 0));
+    }
+
+    #[test]
+    fn what_comes_by_the_uplink_is_counted_by_its_receiver() {
+        const UPLINK: u32 = 4;
+        let links = three();
+        links.join(UPLINK, LinkEnd::Gateway);
+        let far = LinkConditions {
+            latency: Duration::from_secs(10),
+            ..LinkConditions::default()
+        };
+        links.set_end(LinkEnd::Gateway, far);
+        let sent = |to| {
+            let path = links.path(UPLINK, to).unwrap();
+            let frames = std::iter::repeat_with(|| links.send(&path, &[0; 1500]));
+            let sent = frames.take_while(|fate| *fate == Fate::Later).count();
+            assert!((5000..12_000).contains(&sent), "{sent}");
+            sent
+        };
+        // A quarter for each, of whom there are four.
+        assert_eq!([sent(B), sent(C)], [sent(A); 2]);
+        links.leave(B);
+        assert_eq!(links.transit.borrow().members, 3);
     }
 
     #[test]

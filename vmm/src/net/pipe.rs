@@ -6,7 +6,9 @@
 //! Time is given by the caller, which makes the module testable without waiting.
 
 use std::cell::Cell;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
+use std::hash::Hash;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +16,15 @@ use super::links::LinkConditions;
 
 /// The end of a way that is the gateway; members' identifiers begin above.
 pub(super) const GATEWAY: u32 = 0;
-/// Bytes that may be under way from one sender.
-const MAX_OF_SENDER: usize = 16 << 20;
+/// Bytes that may be under way from one end to another.
+const MAX_OF_WAY: usize = 16 << 20;
+/// Bytes that may be under way from one member.
+const MAX_OF_MEMBER: usize = 32 << 20;
+/// Bytes that may be under way from all members, and from the gateway; divided by their number.
+const MEMBERS: usize = 128 << 20;
+const GATEWAYS: usize = 64 << 20;
 /// Bytes that may be under way in all.
-const MAX_HELD: usize = 128 << 20;
+const MAX_HELD: usize = MEMBERS + GATEWAYS;
 /// What a frame under way costs beside its bytes.
 const OVERHEAD: usize = 128;
 /// Timers are no finer than a millisecond. Frames go up to this much early rather than all of
@@ -66,7 +73,7 @@ impl Pipe {
             return Some(now + self.latency);
         };
         let waiting = self.backlog(now);
-        if waiting > 0 && waiting + len as u64 > self.queue {
+        if waiting > 0 && waiting.saturating_add(len as u64) > self.queue {
             return None;
         }
         let start = self.free.get().map_or(now, |free| free.max(now));
@@ -141,6 +148,8 @@ fn mix(seed: u64) -> u64 {
 pub(super) struct Path {
     pub(super) from: u32,
     pub(super) to: u32,
+    /// What is sent comes from the gateway, or from what is behind the uplink.
+    pub(super) of_gateway: bool,
     /// A partition separates the ends.
     pub(super) cut: bool,
     /// The probability that a frame is lost.
@@ -177,6 +186,18 @@ pub(super) struct Arrival {
     pub(super) from: u32,
     pub(super) to: u32,
     pub(super) frame: Box<[u8]>,
+}
+
+/// Takes `cost` off what is counted for `key`, and the count away once nothing is left of it.
+fn take_off<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, cost: usize) {
+    if let Entry::Occupied(mut count) = counts.entry(key) {
+        let left = count.get().saturating_sub(cost);
+        if left == 0 {
+            count.remove();
+        } else {
+            count.insert(left);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -223,7 +244,11 @@ pub(super) struct Transit {
     held: BinaryHeap<Held>,
     order: u64,
     bytes: usize,
+    /// How many are attached.
+    pub(super) members: usize,
     of_sender: HashMap<u32, usize>,
+    /// By sender and receiver.
+    of_way: HashMap<(u32, u32), usize>,
     /// Frames that found a queue full on their way.
     pub(super) overflowed: u64,
 }
@@ -242,12 +267,12 @@ impl Transit {
             return Fate::Now;
         }
         let cost = frame.len() + OVERHEAD;
-        let of_sender = self.of_sender.entry(path.from).or_insert(0);
-        if *of_sender + cost > MAX_OF_SENDER || self.bytes + cost > MAX_HELD {
+        if cost > self.allowance(path) {
             self.overflowed += 1;
             return Fate::Overflow;
         }
-        *of_sender += cost;
+        *self.of_sender.entry(path.from).or_insert(0) += cost;
+        *self.of_way.entry((path.from, path.to)).or_insert(0) += cost;
         self.bytes += cost;
         self.order += 1;
         let held = Held {
@@ -261,6 +286,26 @@ impl Transit {
             Ok(()) => Fate::Later,
             Err(_) => Fate::Overflow,
         }
+    }
+
+    /// Bytes that may yet be sent on a way.
+    ///
+    /// A slow way is to cost no other its frames. All of the gateway's share one sender, so each
+    /// has a part of its own. A member has a part for all of its ways, of which one may have as
+    /// much as it leaves to the others. The parts add up to no more than [`MAX_HELD`], unless
+    /// members have come since.
+    fn allowance(&self, path: &Path) -> usize {
+        let members = self.members.max(1);
+        let most = if path.of_gateway {
+            GATEWAYS / members
+        } else {
+            let of_sender = self.of_sender.get(&path.from).copied().unwrap_or(0);
+            let part = MAX_OF_MEMBER.min(MEMBERS / members);
+            part.saturating_sub(of_sender)
+        };
+        let of_way = self.of_way.get(&(path.from, path.to)).copied().unwrap_or(0);
+        let most = MAX_OF_WAY.min(most).saturating_sub(of_way);
+        most.min(MAX_HELD.saturating_sub(self.bytes))
     }
 
     /// Moves a frame into its next pipe; gives back one that has passed all of them.
@@ -289,12 +334,9 @@ impl Transit {
     fn release(&mut self, held: &Held) {
         let cost = held.cost();
         self.bytes = self.bytes.saturating_sub(cost);
-        if let Some(of_sender) = self.of_sender.get_mut(&held.path.from) {
-            *of_sender = of_sender.saturating_sub(cost);
-            if *of_sender == 0 {
-                self.of_sender.remove(&held.path.from);
-            }
-        }
+        let Path { from, to, .. } = *held.path;
+        take_off(&mut self.of_sender, from, cost);
+        take_off(&mut self.of_way, (from, to), cost);
     }
 
     /// The next frame that has arrived by `now`.
@@ -346,6 +388,7 @@ mod tests {
         Rc::new(Path {
             from,
             to,
+            of_gateway: from == GATEWAY,
             cut: false,
             loss,
             dice: Rc::new(Dice::new(7, &from.to_string(), &to.to_string())),
@@ -393,7 +436,7 @@ mod tests {
         assert_eq!((arrival.from, arrival.to), (1, 2));
         assert_eq!(*arrival.frame, *b"frame");
         assert_eq!((transit.bytes(), transit.bytes), (0, 0));
-        assert!(transit.of_sender.is_empty());
+        assert!(transit.of_sender.is_empty() && transit.of_way.is_empty());
     }
 
     #[test]
@@ -444,6 +487,7 @@ mod tests {
             Rc::new(Path {
                 from,
                 to: 9,
+                of_gateway: false,
                 cut: false,
                 loss: 0.0,
                 dice: Rc::new(Dice::new(0, "", "")),
@@ -459,22 +503,105 @@ mod tests {
         assert_eq!(order, [(1000, 2), (51_000, 1)]);
     }
 
+    /// Sends frames of 1500 bytes until one is lost, and says how many went.
+    fn fill(transit: &mut Transit, way: &Rc<Path>, now: Instant) -> usize {
+        std::iter::repeat_with(|| transit.send(way, &[0; 1500], now))
+            .take(100_000)
+            .take_while(|fate| *fate == Fate::Later)
+            .count()
+    }
+
+    /// A way that takes seconds.
+    fn far(from: u32, to: u32) -> Rc<Path> {
+        path(from, to, 0.0, &[delay(5000)])
+    }
+
     #[test]
-    fn what_one_sender_has_under_way_is_bounded() {
+    fn what_one_way_has_under_way_is_bounded() {
         let start = Instant::now();
         let mut transit = Transit::default();
-        let way = path(1, 2, 0.0, &[delay(1000)]);
-        let sent = (0..20_000)
-            .take_while(|_| transit.send(&way, &[0; 1500], start) == Fate::Later)
-            .count();
+        let sent = fill(&mut transit, &far(1, 2), start);
         assert!((9000..12_000).contains(&sent), "{sent}");
-        assert!(transit.bytes <= MAX_OF_SENDER);
+        assert!(transit.bytes <= MAX_OF_WAY);
         // Others are not affected.
-        let other = path(3, 2, 0.0, &[delay(1000)]);
+        let other = far(3, 2);
         assert_eq!(transit.send(&other, &[0; 1500], start), Fate::Later);
         transit.forget(1);
         assert_eq!(transit.bytes(), 1500);
         assert_eq!(run(&mut transit, start, Duration::from_millis(50)).len(), 1);
+        assert!(transit.of_sender.is_empty() && transit.of_way.is_empty());
+    }
+
+    #[test]
+    fn a_member_that_is_far_away_leaves_the_gateway_room_for_the_others() {
+        let start = Instant::now();
+        let mut transit = Transit {
+            members: 11,
+            ..Transit::default()
+        };
+        let sent = fill(&mut transit, &far(GATEWAY, 1), start);
+        assert!((3000..5000).contains(&sent), "{sent}");
+        // Megabytes are under way to each of the others, and arrive, as if the first were not.
+        for member in 2..=11 {
+            let near = path(GATEWAY, member, 0.0, &[delay(1)]);
+            assert_eq!(fill(&mut transit, &near, start), sent);
+        }
+        let soon = start + Duration::from_millis(1);
+        let arrived = std::iter::from_fn(|| transit.arrived(soon));
+        assert_eq!(arrived.filter(|arrival| arrival.to > 1).count(), 10 * sent);
+        assert_eq!(transit.held.len(), sent);
+        // What was lost is nobody's.
+        assert_eq!(transit.of_way.len(), 1);
+    }
+
+    #[test]
+    fn no_number_of_slow_ways_keeps_out_another() {
+        let start = Instant::now();
+        let mut transit = Transit {
+            members: 16,
+            ..Transit::default()
+        };
+        let fair = (MEMBERS / 16).min(MAX_OF_MEMBER);
+        for from in 1..=16 {
+            // All that a member can send to all others, but for one way.
+            for to in (0..=16).filter(|to| *to != from && *to != 16) {
+                fill(&mut transit, &far(from, to), start);
+            }
+            let before = transit.of_sender[&from];
+            assert!(before <= fair, "{before}");
+        }
+        assert!(transit.bytes <= MEMBERS);
+        // The gateway has its part for each of them.
+        for member in 1..=16 {
+            let sent = fill(&mut transit, &far(GATEWAY, member), start);
+            assert!(sent * 1628 >= GATEWAYS / 16 - 1628, "{sent} to {member}");
+        }
+        assert!(transit.bytes <= MAX_HELD);
+        assert_eq!(transit.bytes, transit.of_sender.values().sum::<usize>());
+        assert_eq!(transit.bytes, transit.of_way.values().sum::<usize>());
+        for id in 0..=16 {
+            transit.forget(id);
+        }
+        assert!(transit.of_sender.is_empty() && transit.of_way.is_empty());
+        assert_eq!(transit.bytes, 0);
+    }
+
+    #[test]
+    fn one_slow_way_of_a_member_leaves_room_for_its_others() {
+        let start = Instant::now();
+        let mut transit = Transit {
+            members: 3,
+            ..Transit::default()
+        };
+        let sent = fill(&mut transit, &far(1, 2), start);
+        assert!(sent >= 9000, "{sent}");
+        assert!(fill(&mut transit, &far(1, 3), start) >= sent / 2 - 1);
+        transit.members = 64;
+        assert_eq!(fill(&mut transit, &far(1, GATEWAY), start), 0);
+        let (first, second) = (far(2, 1), far(2, 3));
+        let sent = fill(&mut transit, &first, start);
+        assert!((500..700).contains(&sent), "{sent}");
+        assert!(fill(&mut transit, &second, start) >= sent / 2 - 1);
     }
 
     #[test]
