@@ -4,24 +4,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 use super::{
-    ActivateContext, Chain, DeviceState, QueueError, QueueWorker, VirtioDevice, Virtqueue,
+    ActivateContext, Chain, DeviceState, QueueError, QueueWorker, VirtioDevice, Virtqueue, Workers,
 };
 use crate::GuestMemory;
 use crate::block::Disk;
-use crate::pci::{RestoreError, le_value, read_registers};
+use crate::pci::{le_value, read_registers};
 
 const QUEUE_SIZE: u16 = 256;
 const SECTOR: u64 = 512;
 const HEADER: u64 = 16;
 const ID_BYTES: usize = 20;
+
+/// Most queues of one block device, and most pairs of queues of one network device.
+pub const MAX_QUEUES: u16 = 16;
 
 /// Data segments in one request: the queue less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
@@ -52,6 +55,8 @@ pub struct Blk {
     name: String,
     disk: Arc<dyn Disk>,
     id: [u8; ID_BYTES],
+    /// Sizes of the queues.
+    queues: Vec<u16>,
 }
 
 /// A saved [`Blk`]. The disk's contents are elsewhere.
@@ -65,8 +70,9 @@ pub struct BlkState {
 
 impl Blk {
     /// A block device called `name` over `disk`. `serial` is what the guest sees as serial number;
-    /// bytes beyond the 20th are cut off.
-    pub fn new(name: &str, disk: Arc<dyn Disk>, serial: &str) -> Self {
+    /// bytes beyond the 20th are cut off. It has `queues` queues, 1 to [`MAX_QUEUES`], each with a
+    /// thread of its own if the driver uses it: more than the guest has vCPUs are of no use.
+    pub fn new(name: &str, disk: Arc<dyn Disk>, serial: &str, queues: u16) -> Self {
         let mut id = [0; ID_BYTES];
         for (to, from) in id.iter_mut().zip(serial.bytes()) {
             *to = from;
@@ -75,6 +81,7 @@ impl Blk {
             name: name.to_owned(),
             disk,
             id,
+            queues: vec![QUEUE_SIZE; usize::from(queues.clamp(1, MAX_QUEUES))],
         }
     }
 }
@@ -103,11 +110,14 @@ impl VirtioDevice for Blk {
         } else {
             1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         };
+        if self.queues.len() > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
         features
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queues
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -122,7 +132,7 @@ impl VirtioDevice for Blk {
         // Physical blocks of 2^3 sectors, aligned, and as large the smallest good request.
         put(24, &[ALIGNMENT_SECTORS.trailing_zeros() as u8, 0]);
         put(26, &(ALIGNMENT_SECTORS as u16).to_le_bytes());
-        put(34, &1u16.to_le_bytes());
+        put(34, &(self.queues.len() as u16).to_le_bytes());
         put(36, &MAX_RANGE_SECTORS.to_le_bytes());
         put(40, &MAX_RANGES.to_le_bytes());
         put(44, &ALIGNMENT_SECTORS.to_le_bytes());
@@ -132,19 +142,22 @@ impl VirtioDevice for Blk {
         read_registers(&config, offset, data);
     }
 
-    fn activate(&mut self, context: ActivateContext) -> std::io::Result<Box<dyn QueueWorker>> {
-        Ok(Box::new(BlkWorker {
-            requests: Requests {
-                name: self.name.clone(),
-                disk: self.disk.clone(),
-                id: self.id,
-                memory: context.memory,
-                features: context.features,
-                bounce: Vec::new(),
-                warned: false,
-            },
-            chain: Chain::default(),
-        }))
+    fn activate(&mut self, context: ActivateContext) -> std::io::Result<Workers> {
+        let worker = |_: &u16| -> Box<dyn QueueWorker> {
+            Box::new(BlkWorker {
+                requests: Requests {
+                    name: self.name.clone(),
+                    disk: self.disk.clone(),
+                    id: self.id,
+                    memory: context.memory.clone(),
+                    features: context.features,
+                    bounce: Vec::new(),
+                    warned: false,
+                },
+                chain: Chain::default(),
+            })
+        };
+        Ok(self.queues.iter().map(worker).collect())
     }
 
     fn save(&self) -> DeviceState {
@@ -154,15 +167,8 @@ impl VirtioDevice for Blk {
         })
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        if *state == self.save() {
-            Ok(())
-        } else {
-            Err(RestoreError::Mismatch {
-                device: self.name.clone(),
-                what: "size or write protection of the disk".to_owned(),
-            })
-        }
+    fn identity(&self) -> &'static str {
+        "size or write protection of the disk"
     }
 }
 

@@ -83,7 +83,7 @@ const LEN: usize = 1 << 20;
 
 fn setup(read_only: bool) -> (Arc<MemoryDisk>, Driver) {
     let disk = MemoryDisk::new(LEN, read_only);
-    let driver = Driver::new(Blk::new("blk0", disk.clone(), "serial-number"));
+    let driver = Driver::new(Blk::new("blk0", disk.clone(), "serial-number", 1));
     driver.start(0);
     (disk, driver)
 }
@@ -155,7 +155,7 @@ fn reads_and_writes_in_several_segments() {
 #[test]
 fn requests_may_be_split_anywhere_and_be_larger_than_the_bounce_buffer() {
     let disk = MemoryDisk::new(4 << 20, false);
-    let driver = Driver::new(Blk::new("blk0", disk.clone(), ""));
+    let driver = Driver::new(Blk::new("blk0", disk.clone(), "", 1));
     driver.start(0);
     driver.fill(HEADER_AT, &header(VIRTIO_BLK_T_IN, 1));
     // The header in two pieces; data and status in one.
@@ -347,7 +347,7 @@ fn an_indirect_request_works() {
 fn many_requests_wrap_around_the_ring() {
     for without in [0, F_EVENT_IDX] {
         let disk = MemoryDisk::new(LEN, false);
-        let driver = Driver::new(Blk::new("blk0", disk, ""));
+        let driver = Driver::new(Blk::new("blk0", disk, "", 1));
         driver.start(without);
         for sector in 0..100 {
             let (status, _) = request(&driver, 0, sector, &[(DATA_AT, 512, WRITE)]);
@@ -360,7 +360,7 @@ fn many_requests_wrap_around_the_ring() {
 #[test]
 fn a_saved_device_goes_on_where_it_was() {
     let disk = MemoryDisk::new(LEN, false);
-    let driver = Driver::new(Blk::new("blk0", disk.clone(), "serial-number"));
+    let driver = Driver::new(Blk::new("blk0", disk.clone(), "serial-number", 1));
     driver.start(F_EVENT_IDX);
     for sector in 0..5 {
         request(&driver, 0, sector, &[(DATA_AT, 512, WRITE)]);
@@ -382,7 +382,7 @@ fn a_saved_device_goes_on_where_it_was() {
     let json = serde_json::to_string(&state).unwrap();
     assert_eq!(driver.used_idx(0), 5);
 
-    let blk = Blk::new("blk0", disk, "serial-number");
+    let blk = Blk::new("blk0", disk, "serial-number", 1);
     let other = Driver::with_memory(blk, driver.memory.clone());
     let state: PciDeviceState = serde_json::from_str(&json).unwrap();
     other.function.restore(&state).unwrap();
@@ -396,7 +396,7 @@ fn a_saved_device_goes_on_where_it_was() {
     assert_eq!(request(&other, 0, 1, &[(DATA_AT, 512, WRITE)]).0, OK);
 
     // Another disk is not the same device.
-    let small = Blk::new("blk0", MemoryDisk::new(512, false), "");
+    let small = Blk::new("blk0", MemoryDisk::new(512, false), "", 1);
     let small = Driver::new(small);
     assert!(small.function.restore(&state).is_err());
 }
@@ -412,4 +412,87 @@ fn saving_does_not_stop_a_running_device() {
         assert_eq!((status, queues[0].next_used), (0xf, sector as u16));
         request(&driver, 0, sector, &[(DATA_AT, 512, WRITE)]);
     }
+}
+
+#[test]
+fn several_queues_are_served_at_once() {
+    let disk = MemoryDisk::new(LEN, false);
+    let driver = Driver::new(Blk::new("blk0", disk.clone(), "", 3));
+    assert_eq!(driver.offered() >> VIRTIO_BLK_F_MQ & 1, 1);
+    assert_eq!(driver.read(0x2000 + 34, 2), 3);
+    driver.start(0);
+    // Requests of the three queues stand beside each other before any is announced.
+    for queue in 0..3u16 {
+        let at = u64::from(queue) * 0x1000;
+        driver.fill(
+            HEADER_AT + at,
+            &header(VIRTIO_BLK_T_IN, 10 + u64::from(queue)),
+        );
+        driver.send(
+            queue,
+            0,
+            &[
+                (HEADER_AT + at, 16, 0),
+                (DATA_AT + at, 512, WRITE),
+                (STATUS_AT + at, 1, WRITE),
+            ],
+        );
+    }
+    for queue in [2, 0, 1] {
+        driver.notify(queue);
+    }
+    for queue in 0..3u16 {
+        driver.wait_used(queue, 1);
+        driver.msi.wait(u32::from(queue) + 1, 1);
+        let data = driver.bytes(DATA_AT + u64::from(queue) * 0x1000, 512);
+        assert_eq!(data, [10 + queue as u8; 512]);
+    }
+    // One that breaks is the device's end until it is reset.
+    driver.send(1, 0, &[(HEADER_AT, 15, 0), (STATUS_AT, 1, WRITE)]);
+    driver.notify(1);
+    driver.wait_broken();
+    driver.start(0);
+    assert_eq!(request(&driver, 0, 7, &[(DATA_AT, 512, WRITE)]), (OK, 513));
+}
+
+#[test]
+fn a_driver_of_one_queue_finds_one() {
+    let disk = MemoryDisk::new(LEN, false);
+    let driver = Driver::new(Blk::new("blk0", disk, "", 2));
+    driver.enable_msix();
+    driver.negotiate(1 << VIRTIO_BLK_F_MQ);
+    driver.set_up_queue(0);
+    driver.write(20, 1, 0xf);
+    assert_eq!(request(&driver, 0, 7, &[(DATA_AT, 512, WRITE)]), (OK, 513));
+    assert_eq!(driver.bytes(DATA_AT, 512), [7; 512]);
+}
+
+#[test]
+fn several_queues_are_saved_with_their_positions() {
+    let disk = MemoryDisk::new(LEN, false);
+    let driver = Driver::new(Blk::new("blk0", disk.clone(), "", 2));
+    driver.start(0);
+    request(&driver, 0, 1, &[(DATA_AT, 512, WRITE)]);
+    driver.function.pause();
+    let chain = [
+        (HEADER_AT, 16, 0),
+        (DATA_AT, 512, WRITE),
+        (STATUS_AT, 1, WRITE),
+    ];
+    driver.fill(HEADER_AT, &header(VIRTIO_BLK_T_IN, 9));
+    driver.send(1, 0, &chain);
+    driver.notify(1);
+    let json = serde_json::to_string(&driver.function.save()).unwrap();
+    let state: PciDeviceState = serde_json::from_str(&json).unwrap();
+    let other = Blk::new("blk0", disk.clone(), "", 2);
+    let other = Driver::with_memory(other, driver.memory.clone());
+    other.function.restore(&state).unwrap();
+    assert_eq!(other.function.save(), state);
+    other.function.resume();
+    other.wait_used(1, 1);
+    assert_eq!(other.bytes(DATA_AT, 512), [9; 512]);
+    assert_eq!(request(&other, 0, 3, &[(DATA_AT, 512, WRITE)]), (OK, 513));
+    // Nor does it fit a device of another number of queues.
+    let single = Driver::new(Blk::new("blk0", disk, "", 1));
+    assert!(single.function.restore(&state).is_err());
 }

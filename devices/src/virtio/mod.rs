@@ -1,8 +1,8 @@
 //! Virtio 1.2 devices over PCI: the transport, its queues and threads, and the devices.
 //!
-//! A [`VirtioDevice`] says what the device is and, when the driver is ready, hands out a
-//! [`QueueWorker`]. [`VirtioPci`] is the PCI function around it: it owns the registers, and runs
-//! the worker on a thread of its own from DRIVER_OK to reset.
+//! A [`VirtioDevice`] says what the device is and, when the driver is ready, hands out
+//! [`QueueWorker`]s. [`VirtioPci`] is the PCI function around it: it owns the registers, and runs
+//! each worker on a thread of its own from DRIVER_OK to reset.
 
 mod blk;
 mod net;
@@ -15,7 +15,7 @@ mod rng;
 pub(crate) mod testing;
 mod worker;
 
-pub use blk::{Blk, BlkState};
+pub use blk::{Blk, BlkState, MAX_QUEUES};
 pub use net::{LinkFormat, Net, NetState};
 pub use pci::{NoIoEvents, VirtioEnv, VirtioPci, VirtioPciState};
 pub use queue::{Buffer, Chain, QueueError, Virtqueue};
@@ -42,6 +42,9 @@ pub struct ActivateContext {
     /// To tell the driver about configuration changes.
     pub interrupt: Interrupt,
 }
+
+/// What serves the queues of a device: see [`VirtioDevice::activate`].
+pub type Workers = Vec<Box<dyn QueueWorker>>;
 
 /// The state of a device beyond that of the transport and its queues, for snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -81,13 +84,14 @@ pub trait VirtioDevice: Send {
         let _ = (offset, data);
     }
 
-    /// Makes what serves the queues. It is dropped when the device is reset or paused; after a
-    /// pause the device is activated again with the queues where they were, so that a worker
-    /// must not keep anything but what is in guest memory.
+    /// Makes what serves the queues: one worker for all of them, or several, of which the worker
+    /// `i` of `n` serves the queues whose index is `i` modulo `n`. They are dropped when the device
+    /// is reset or paused; after a pause the device is activated again with the queues where they
+    /// were, so that a worker must not keep anything but what is in guest memory.
     ///
     /// # Errors
-    /// The host lacks what the worker needs; the driver then sees a device that needs a reset.
-    fn activate(&mut self, context: ActivateContext) -> std::io::Result<Box<dyn QueueWorker>>;
+    /// The host lacks what a worker needs; the driver then sees a device that needs a reset.
+    fn activate(&mut self, context: ActivateContext) -> std::io::Result<Workers>;
 
     /// Back to the state after power-on. The worker is gone by now.
     fn reset(&mut self) {}
@@ -95,9 +99,22 @@ pub trait VirtioDevice: Send {
     /// The state.
     fn save(&self) -> DeviceState;
 
+    /// What must be as it is in a state that is taken over, for errors.
+    fn identity(&self) -> &'static str {
+        "kind of device"
+    }
+
     /// Takes over a state.
     ///
     /// # Errors
     /// The state is that of another device.
-    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        if *state == self.save() {
+            return Ok(());
+        }
+        Err(RestoreError::Mismatch {
+            device: self.name().to_owned(),
+            what: self.identity().to_owned(),
+        })
+    }
 }

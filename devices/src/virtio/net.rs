@@ -17,9 +17,9 @@ use super::offload::{HEADER, Large, MAX_FRAME, MAX_PACKET, MIN_FRAME, Packet, Re
 
 use super::{
     ActivateContext, Chain, DeviceState, Interest, Interrupt, QueueError, QueueWorker,
-    VirtioDevice, Virtqueue,
+    VirtioDevice, Virtqueue, Workers,
 };
-use crate::pci::{RestoreError, read_registers};
+use crate::pci::read_registers;
 
 const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;
@@ -121,7 +121,7 @@ impl VirtioDevice for Net {
         read_registers(&config, offset, data);
     }
 
-    fn activate(&mut self, context: ActivateContext) -> std::io::Result<Box<dyn QueueWorker>> {
+    fn activate(&mut self, context: ActivateContext) -> std::io::Result<Workers> {
         let has = |feature: u32| context.features & 1 << feature != 0;
         let checksum = has(VIRTIO_NET_F_CSUM);
         // Without checksums there is no segmentation (section 5.1.3.1).
@@ -132,7 +132,7 @@ impl VirtioDevice for Net {
             LinkFormat::Frames => MAX_FRAME,
             LinkFormat::Packets => MAX_PACKET,
         };
-        Ok(Box::new(NetWorker {
+        Ok(vec![Box::new(NetWorker {
             name: self.name.clone(),
             link: Link {
                 socket: self.link.clone(),
@@ -154,23 +154,16 @@ impl VirtioDevice for Net {
             used: Vec::new(),
             rx_starved: true,
             tx_blocked: false,
-        }))
+        })])
     }
 
     fn save(&self) -> DeviceState {
         DeviceState::Net(NetState { mac: self.mac })
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+    fn identity(&self) -> &'static str {
         // The state of the link is that of the socket now.
-        if *state == self.save() {
-            Ok(())
-        } else {
-            Err(RestoreError::Mismatch {
-                device: self.name.clone(),
-                what: "MAC address".to_owned(),
-            })
-        }
+        "MAC address"
     }
 }
 

@@ -98,7 +98,8 @@ pub struct VirtioPciState {
 struct Transport {
     device: Box<dyn VirtioDevice>,
     common: CommonConfig,
-    worker: Option<Worker>,
+    /// The device's threads, as long as it runs.
+    workers: Vec<Worker>,
     paused: bool,
     /// Where the notification addresses are registered: the base of BAR 0.
     registered: Option<u64>,
@@ -108,8 +109,8 @@ struct Transport {
 
 /// A virtio device as a PCI function with one BAR of 32 KiB.
 ///
-/// Interrupts need MSI-X; there is none by wire. The device's thread runs from DRIVER_OK to reset,
-/// pause, or drop.
+/// Interrupts need MSI-X; there is none by wire. The device's threads run from DRIVER_OK to
+/// reset, pause, or drop.
 pub struct VirtioPci {
     name: String,
     config: Mutex<ConfigSpace>,
@@ -189,7 +190,7 @@ impl VirtioPci {
             transport: Mutex::new(Transport {
                 common: CommonConfig::new(device.queue_sizes()),
                 device,
-                worker: None,
+                workers: Vec::new(),
                 paused: false,
                 registered: None,
                 registrations: Vec::new(),
@@ -205,11 +206,8 @@ impl VirtioPci {
 
     /// Registers the notification addresses while a worker runs, and lets them follow the BAR.
     fn update_registrations(&self, transport: &mut Transport) {
-        let wanted = transport
-            .worker
-            .is_some()
-            .then(|| self.bar_base())
-            .flatten();
+        let runs = !transport.workers.is_empty();
+        let wanted = runs.then(|| self.bar_base()).flatten();
         if wanted == transport.registered {
             return;
         }
@@ -237,7 +235,7 @@ impl VirtioPci {
 
     fn start(&self, transport: &mut Transport) {
         let common = &transport.common;
-        if transport.worker.is_some()
+        if !transport.workers.is_empty()
             || transport.paused
             || common.status & status::DRIVER_OK == 0
             || self.interrupt.broken()
@@ -269,22 +267,41 @@ impl VirtioPci {
                 )
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let worker = transport.device.activate(ActivateContext {
+        let workers = transport.device.activate(ActivateContext {
             memory: self.env.memory.clone(),
             features,
             interrupt: self.interrupt.clone(),
         })?;
-        let interrupt = self.interrupt.clone();
-        transport.worker = Some(Worker::start(&self.name, worker, queues, interrupt, stop)?);
+        let count = workers.len();
+        let mut groups: Vec<Vec<Virtqueue>> = workers.iter().map(|_| Vec::new()).collect();
+        for (index, queue) in queues.into_iter().enumerate() {
+            if let Some(group) = groups.get_mut(index % count.max(1)) {
+                group.push(queue);
+            }
+        }
+        let mut running = Vec::with_capacity(count);
+        for (index, (worker, queues)) in workers.into_iter().zip(groups).enumerate() {
+            // A driver need not use all queues; the first thread stands for the device.
+            if index > 0 && !queues.iter().any(Virtqueue::is_enabled) {
+                continue;
+            }
+            let name = match index {
+                0 => self.name.clone(),
+                _ => format!("{}.{index}", self.name),
+            };
+            let (interrupt, stop) = (self.interrupt.clone(), stop.clone());
+            running.push(Worker::start(&name, worker, queues, interrupt, stop)?);
+        }
+        transport.workers = running;
         Ok(())
     }
 
-    /// Ends the thread and notes how far its queues have got.
+    /// Ends the threads and notes how far their queues have got.
     fn stop(&self, transport: &mut Transport) {
-        if let Some(worker) = transport.worker.take() {
-            let queues = worker.stop();
-            for (state, queue) in transport.common.queues.iter_mut().zip(queues) {
-                if let Some((avail, used)) = queue.position() {
+        for worker in transport.workers.drain(..) {
+            for queue in worker.stop() {
+                let state = transport.common.queues.get_mut(usize::from(queue.index()));
+                if let (Some(state), Some((avail, used))) = (state, queue.position()) {
                     state.next_avail = avail;
                     state.next_used = used;
                 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::testing::{Driver, MockIoEvents, MockMsi, WRITE, eventually, memory};
-use super::super::{Chain, QueueError, QueueWorker, VirtioDevice};
+use super::super::{Chain, QueueError, QueueWorker, VirtioDevice, Workers};
 use super::*;
 use crate::pci::PciBus;
 
@@ -42,8 +42,8 @@ impl VirtioDevice for Echo {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         crate::pci::read_registers(&[1, 2, 3, 4], offset, data);
     }
-    fn activate(&mut self, _: ActivateContext) -> io::Result<Box<dyn QueueWorker>> {
-        Ok(Box::new(EchoWorker(Chain::default())))
+    fn activate(&mut self, _: ActivateContext) -> io::Result<Workers> {
+        Ok(vec![Box::new(EchoWorker(Chain::default()))])
     }
     fn save(&self) -> DeviceState {
         DeviceState::Blk(super::super::BlkState {

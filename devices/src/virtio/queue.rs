@@ -200,6 +200,11 @@ impl Virtqueue {
         self.index
     }
 
+    /// Whether the driver has set it up.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Size in descriptors; 0 if the driver has not set it up.
     pub fn size(&self) -> u16 {
         self.queue.as_ref().map_or(0, |queue| queue.size())

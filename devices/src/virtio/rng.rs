@@ -1,9 +1,8 @@
 //! Entropy device (virtio 1.2, section 5.4).
 
 use super::{
-    ActivateContext, Chain, DeviceState, QueueError, QueueWorker, VirtioDevice, Virtqueue,
+    ActivateContext, Chain, DeviceState, QueueError, QueueWorker, VirtioDevice, Virtqueue, Workers,
 };
-use crate::pci::RestoreError;
 
 const QUEUE_SIZE: u16 = 16;
 
@@ -47,22 +46,12 @@ impl VirtioDevice for Rng {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn activate(&mut self, _context: ActivateContext) -> std::io::Result<Box<dyn QueueWorker>> {
-        Ok(Box::new(RngWorker::default()))
+    fn activate(&mut self, _context: ActivateContext) -> std::io::Result<Workers> {
+        Ok(vec![Box::new(RngWorker::default())])
     }
 
     fn save(&self) -> DeviceState {
         DeviceState::Rng
-    }
-
-    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        match state {
-            DeviceState::Rng => Ok(()),
-            _ => Err(RestoreError::Mismatch {
-                device: self.name().to_owned(),
-                what: "kind of device".to_owned(),
-            }),
-        }
     }
 }
 

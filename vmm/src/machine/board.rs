@@ -188,6 +188,9 @@ fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
     })
 }
 
+/// Most queues of a disk.
+const MAX_QUEUES: u16 = 4;
+
 /// Puts the virtio devices on the bus: disks from slot 1 on, network interfaces after them, the
 /// source of random numbers last. A guest names its disks in that order.
 fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Result<PciBus, Error> {
@@ -197,12 +200,15 @@ fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Resul
         io_events: vm.io_events(),
         msi: vm.msi(),
     };
+    // One for each vCPU, and no more of them than keep a host's file busy.
+    let queues = u16::from(config.cpus).min(MAX_QUEUES);
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (i, disk) in config.disks.iter().enumerate() {
         devices.push(Box::new(Blk::new(
             &format!("disk{i}"),
             disk.disk.clone(),
             &disk.serial,
+            queues,
         )));
     }
     for (i, nic) in config.nics.iter().enumerate() {
