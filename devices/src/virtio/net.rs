@@ -2,24 +2,29 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_OK, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::offload::{HEADER, Large, MAX_FRAME, MAX_PACKET, MIN_FRAME, Packet, Request, leave_tcp};
+use super::blk::MAX_QUEUES;
+use super::offload::{
+    HEADER, Large, MAX_FRAME, MAX_PACKET, MIN_FRAME, Packet, Request, flow, leave_tcp,
+};
 
 use super::{
     ActivateContext, Chain, DeviceState, Interest, Interrupt, QueueError, QueueWorker,
     VirtioDevice, Virtqueue, Workers,
 };
-use crate::pci::read_registers;
+use crate::GuestMemory;
+use crate::pci::{RestoreError, le_value, read_registers};
 
 const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;
@@ -28,6 +33,9 @@ const TX: usize = 1;
 const MTU: u16 = 1500;
 /// A packet that the device is to cut: a frame's header, and as much as IPv4 can say.
 const MAX_LARGE: usize = 18 + 65535;
+
+/// Flows, by a hash, whose queue is known.
+const FLOWS: usize = 256;
 
 /// Frames that one direction may move before the other gets its turn.
 const BUDGET: usize = 128;
@@ -52,6 +60,10 @@ pub struct Net {
     mac: [u8; 6],
     link: Arc<OwnedFd>,
     format: LinkFormat,
+    /// Sizes of the queues: pairs of them, and where there are several, one for control.
+    queues: Vec<u16>,
+    /// Pairs that the driver uses now.
+    active: Arc<AtomicU16>,
     up: Arc<AtomicBool>,
 }
 
@@ -60,20 +72,33 @@ pub struct Net {
 pub struct NetState {
     /// MAC address.
     pub mac: [u8; 6],
+    /// Pairs of queues that the driver uses.
+    pub pairs: u16,
 }
 
 impl Net {
     /// A device called `name` with the given MAC address. `link` is a connected socket that keeps
     /// packets apart (AF_UNIX, SOCK_SEQPACKET), each of them what `format` says. When its peer
-    /// closes it, the link goes down.
-    pub fn new(name: &str, mac: [u8; 6], link: OwnedFd, format: LinkFormat) -> Self {
+    /// closes it, the link goes down. It has `pairs` pairs of queues, 1 to [`MAX_QUEUES`], of which
+    /// a driver uses the first until it asks for more; more than the guest has vCPUs are of no
+    /// use. One thread serves all of them.
+    pub fn new(name: &str, mac: [u8; 6], link: OwnedFd, format: LinkFormat, pairs: u16) -> Self {
+        let pairs = usize::from(pairs.clamp(1, MAX_QUEUES));
+        let count = 2 * pairs + usize::from(pairs > 1);
         Self {
             name: name.to_owned(),
             mac,
             link: Arc::new(link),
             format,
+            queues: vec![QUEUE_SIZE; count],
+            active: Arc::new(AtomicU16::new(1)),
             up: Arc::new(AtomicBool::new(true)),
         }
+    }
+
+    /// Pairs of queues.
+    fn pairs(&self) -> u16 {
+        (self.queues.len() / 2) as u16
     }
 }
 
@@ -91,22 +116,23 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let features = 1 << VIRTIO_NET_F_MAC
+        let mut features = 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_STATUS
             | 1 << VIRTIO_NET_F_MTU
             | 1 << VIRTIO_NET_F_MRG_RXBUF
             | 1 << VIRTIO_NET_F_CSUM
             | 1 << VIRTIO_NET_F_HOST_TSO4;
-        match self.format {
-            LinkFormat::Frames => features,
-            LinkFormat::Packets => {
-                features | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4
-            }
+        if self.format == LinkFormat::Packets {
+            features |= 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
         }
+        if self.pairs() > 1 {
+            features |= 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
+        }
+        features
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queues
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -115,8 +141,7 @@ impl VirtioDevice for Net {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.mac);
         config[6..8].copy_from_slice(&status.to_le_bytes());
-        // One pair of queues.
-        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        config[8..10].copy_from_slice(&self.pairs().to_le_bytes());
         config[10..12].copy_from_slice(&MTU.to_le_bytes());
         read_registers(&config, offset, data);
     }
@@ -128,6 +153,11 @@ impl VirtioDevice for Net {
         let cut = checksum && has(VIRTIO_NET_F_HOST_TSO4);
         let most = if cut { MAX_LARGE } else { MAX_FRAME };
         let takes_open = has(VIRTIO_NET_F_GUEST_CSUM);
+        let pairs = if has(VIRTIO_NET_F_MQ) {
+            self.pairs()
+        } else {
+            1
+        };
         let most_incoming = match self.format {
             LinkFormat::Frames => MAX_FRAME,
             LinkFormat::Packets => MAX_PACKET,
@@ -149,21 +179,48 @@ impl VirtioDevice for Net {
             pending: None,
             frame: Box::new([0; HEADER + MAX_FRAME]),
             outgoing: vec![0; HEADER + most],
-            sent: 0,
+            // The control queue follows the pairs that there may be (section 5.1.2).
+            control: has(VIRTIO_NET_F_CTRL_VQ).then_some(2 * usize::from(pairs)),
+            pairs,
+            active: self.active.clone(),
+            flows: Box::new([None; FLOWS]),
+            sent: vec![0; usize::from(pairs)],
             chains: Vec::new(),
             used: Vec::new(),
-            rx_starved: true,
-            tx_blocked: false,
+            rx_starved: Some(RX),
+            tx_blocked: 0,
         })])
     }
 
+    fn reset(&mut self) {
+        self.active.store(1, Ordering::Release);
+    }
+
     fn save(&self) -> DeviceState {
-        DeviceState::Net(NetState { mac: self.mac })
+        DeviceState::Net(NetState {
+            mac: self.mac,
+            pairs: self.active.load(Ordering::Acquire),
+        })
     }
 
     fn identity(&self) -> &'static str {
         // The state of the link is that of the socket now.
-        "MAC address"
+        "MAC address or number of queues"
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Net(NetState { mac, pairs })
+                if *mac == self.mac && (1..=self.pairs()).contains(pairs) =>
+            {
+                self.active.store(*pairs, Ordering::Release);
+                Ok(())
+            }
+            _ => Err(RestoreError::Mismatch {
+                device: self.name.clone(),
+                what: self.identity().to_owned(),
+            }),
+        }
     }
 }
 
@@ -255,30 +312,48 @@ struct NetWorker {
     frame: Box<[u8; HEADER + MAX_FRAME]>,
     /// Header and frame, or large packet, of the guest.
     outgoing: Vec<u8>,
-    /// How many frames of the large packet that is next have been sent.
-    sent: usize,
+    /// Pairs of queues that the driver may use.
+    pairs: u16,
+    /// Pairs that it uses.
+    active: Arc<AtomicU16>,
+    /// Index of the control queue.
+    control: Option<usize>,
+    /// The pair on which each flow was last sent: what comes for it goes there (section
+    /// 5.1.6.5.5).
+    flows: Box<[Option<u8>; FLOWS]>,
+    /// For each pair, how many frames of the large packet that is next have been sent.
+    sent: Vec<usize>,
     /// Chains for one frame, kept for their allocations.
     chains: Vec<Chain>,
     used: Vec<(u16, u32)>,
-    /// The receive queue has no room for a frame: the socket is not read until it has.
-    rx_starved: bool,
-    /// The socket is full: the transmit queue is not read until it has room.
-    tx_blocked: bool,
+    /// The receive queue that has no room for a frame: the socket is not read until it has.
+    rx_starved: Option<usize>,
+    /// The pairs, a bit each, whose frames found the socket full: their transmit queues are not
+    /// read until it has room.
+    tx_blocked: u32,
 }
 
 impl QueueWorker for NetWorker {
     fn queue_ready(&mut self, queues: &mut [Virtqueue], index: usize) -> Result<(), QueueError> {
-        match index {
+        if self.control == Some(index) {
+            return self.obey(queues, index);
+        }
+        let pair = index / 2;
+        if pair >= usize::from(self.pairs) {
+            return Ok(());
+        }
+        match index % 2 {
+            // Another queue's buffers are not what it waits for.
+            RX if self.rx_starved.is_some_and(|starved| starved != index) => Ok(()),
             RX => self.receive(queues),
-            TX => self.transmit(queues),
-            _ => Ok(()),
+            _ => self.transmit(queues, pair),
         }
     }
 
     fn interest(&self) -> Option<Interest<'_>> {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::POLLIN, !self.rx_starved);
-        flags.set(PollFlags::POLLOUT, self.tx_blocked);
+        flags.set(PollFlags::POLLIN, self.rx_starved.is_none());
+        flags.set(PollFlags::POLLOUT, self.tx_blocked != 0);
         // Without flags a hang-up would still be reported, over and over.
         (self.link.is_up() && !flags.is_empty()).then(|| Interest {
             fd: self.link.socket.as_fd(),
@@ -292,31 +367,56 @@ impl QueueWorker for NetWorker {
         events: PollFlags,
     ) -> Result<(), QueueError> {
         let failed = PollFlags::POLLHUP | PollFlags::POLLERR;
-        if !self.rx_starved && events.intersects(PollFlags::POLLIN | failed) {
+        if self.rx_starved.is_none() && events.intersects(PollFlags::POLLIN | failed) {
             self.receive(queues)?;
         }
-        if self.tx_blocked && events.intersects(PollFlags::POLLOUT | failed) {
-            self.transmit(queues)?;
+        if events.intersects(PollFlags::POLLOUT | failed) {
+            let blocked = std::mem::take(&mut self.tx_blocked);
+            for pair in (0..usize::from(self.pairs)).filter(|pair| blocked & 1 << pair != 0) {
+                self.transmit(queues, pair)?;
+            }
         }
         Ok(())
     }
 }
 
 impl NetWorker {
+    /// Pairs of queues in use.
+    fn active(&self) -> usize {
+        usize::from(self.active.load(Ordering::Acquire).min(self.pairs))
+    }
+
+    /// The receive queue for what is pending; the first if there is no other.
+    fn rx_queue(&self, active: usize) -> usize {
+        let pair = self.pending.as_ref().map_or(0, |pending| pending.pair);
+        if pair < active { 2 * pair + RX } else { RX }
+    }
+
     /// Moves frames from the socket to the driver while there are frames and room for them.
     fn receive(&mut self, queues: &mut [Virtqueue]) -> Result<(), QueueError> {
-        let Some(queue) = queues.get_mut(RX) else {
-            return Ok(());
-        };
-        self.rx_starved = false;
-        queue.disable_notifications()?;
-        let mut moved = false;
+        let active = self.active();
+        self.rx_starved = None;
+        let mut touched = 0u32;
         let mut waits = false;
         for _ in 0..BUDGET {
+            // Which of several queues a frame is for shows when it has been read.
+            if active > 1 && self.pending.is_none() {
+                if !self.fetch() {
+                    break;
+                }
+                if self.pending.is_none() {
+                    continue;
+                }
+            }
+            let index = self.rx_queue(active);
+            let Some(queue) = queues.get_mut(index) else {
+                return Ok(());
+            };
+            queue.disable_notifications()?;
             // Frames wait in the socket, not here, until there is room for any of them.
             let wanted = self.pending.as_ref().map_or(MAX_FRAME, Pending::wanted);
             let Some(room) = self.room(queue, (HEADER + wanted) as u64)? else {
-                self.rx_starved = true;
+                self.rx_starved = Some(index);
                 waits = false;
                 break;
             };
@@ -341,16 +441,62 @@ impl NetWorker {
             }
             self.deliver(queue, room.count)?;
             waits = self.pending.is_some();
-            moved = true;
+            touched |= 1 << (index / 2);
         }
-        if moved {
-            queue.interrupt()?;
+        for pair in (0..usize::from(self.pairs)).filter(|pair| touched & 1 << pair != 0) {
+            if let Some(queue) = queues.get_mut(2 * pair + RX) {
+                queue.interrupt()?;
+            }
         }
-        if waits {
+        if waits && let Some(queue) = queues.get(self.rx_queue(active)) {
             // The other direction's turn; the socket need not announce what was read already.
             queue.event().signal();
         }
         Ok(())
+    }
+
+    /// Executes the commands of the control queue (section 5.1.6.5).
+    fn obey(&mut self, queues: &mut [Virtqueue], index: usize) -> Result<(), QueueError> {
+        let Some(queue) = queues.get_mut(index) else {
+            return Ok(());
+        };
+        let mut chain = Chain::default();
+        let before = self.active();
+        loop {
+            queue.disable_notifications()?;
+            while queue.pop(&mut chain)? {
+                let done = self.execute(queue.memory(), &chain);
+                let status = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+                if !chain.write(queue.memory(), 0, &[status as u8]) {
+                    let what = "a command has no room for its status";
+                    return Err(queue.malformed(chain.head, what));
+                }
+                queue.push(chain.head, 1)?;
+                queue.interrupt()?;
+            }
+            if !queue.enable_notifications()? {
+                break;
+            }
+        }
+        if self.active() != before {
+            // What waited for one queue may be for another now.
+            self.receive(queues)?;
+        }
+        Ok(())
+    }
+
+    /// The one command there is: how many pairs of queues to use. False if it is none.
+    fn execute(&self, memory: &GuestMemory, chain: &Chain) -> bool {
+        let mut command = [0; 4];
+        let read = chain.read(memory, 0, &mut command);
+        let pairs = le_value(&command[2..]) as u16;
+        let known = u32::from(command[0]) == VIRTIO_NET_CTRL_MQ
+            && u32::from(command[1]) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
+        let done = read && known && (1..=self.pairs).contains(&pairs);
+        if done {
+            self.active.store(pairs, Ordering::Release);
+        }
+        done
     }
 
     /// Reads the next packet of the socket; false if there is none. What is not for the guest
@@ -381,6 +527,7 @@ impl NetWorker {
         let request = packet.request();
         let large = packet.large();
         let len = packet.frame().len();
+        let pair = flow(packet.frame()).and_then(|flow| self.flows[usize::from(flow)]);
         let (header, frame) = bytes.split_at_mut(HEADER);
         match &large {
             Some(large) => request.write(header, large.headers()),
@@ -397,6 +544,7 @@ impl NetWorker {
             large,
             cut: !self.takes_large,
             next: 0,
+            pair: pair.map_or(0, usize::from),
         })
     }
 
@@ -483,11 +631,11 @@ impl NetWorker {
     }
 
     /// Moves frames from the driver to the socket while there are frames and room for them.
-    fn transmit(&mut self, queues: &mut [Virtqueue]) -> Result<(), QueueError> {
-        let Some(queue) = queues.get_mut(TX) else {
+    fn transmit(&mut self, queues: &mut [Virtqueue], pair: usize) -> Result<(), QueueError> {
+        let Some(queue) = queues.get_mut(2 * pair + TX) else {
             return Ok(());
         };
-        self.tx_blocked = false;
+        self.tx_blocked &= !(1 << pair);
         if self.chains.is_empty() {
             self.chains.push(Chain::default());
         }
@@ -502,12 +650,12 @@ impl NetWorker {
                 break;
             }
             let head = chain.head;
-            let Some(frames) = self.send(queue)? else {
+            let Some(frames) = self.send(queue, pair)? else {
                 queue.undo_pop();
-                self.tx_blocked = true;
+                self.tx_blocked |= 1 << pair;
                 break;
             };
-            self.sent = 0;
+            self.sent[pair] = 0;
             queue.push(head, 0)?;
             moved += frames;
             if moved >= BUDGET {
@@ -524,7 +672,7 @@ impl NetWorker {
 
     /// Sends what is in the first of `chains`, or drops it if it cannot be sent: in how many
     /// frames. `None` if the socket has no room; then it is to be tried again.
-    fn send(&mut self, queue: &Virtqueue) -> Result<Option<usize>, QueueError> {
+    fn send(&mut self, queue: &Virtqueue, pair: usize) -> Result<Option<usize>, QueueError> {
         let Some(len) = read_packet(queue, &self.chains[0], &mut self.outgoing)? else {
             return Ok(Some(1));
         };
@@ -533,6 +681,11 @@ impl NetWorker {
         let Some(request) = Request::parse(header) else {
             return Ok(Some(1));
         };
+        if self.pairs > 1
+            && let Some(flow) = flow(packet)
+        {
+            self.flows[usize::from(flow)] = Some(pair as u8);
+        }
         let whole = self.format == LinkFormat::Packets;
         if self.cut && request.is_large() {
             let Some(large) = Large::parse(&request, packet, MAX_FRAME) else {
@@ -548,12 +701,12 @@ impl NetWorker {
             let packet = &bytes[HEADER..];
             self.frame[..HEADER].fill(0);
             let start = if whole { 0 } else { HEADER };
-            while let Some(len) = large.write(packet, self.sent, &mut self.frame[HEADER..]) {
+            while let Some(len) = large.write(packet, self.sent[pair], &mut self.frame[HEADER..]) {
                 let frame = &self.frame[start..HEADER + len];
                 if self.link.send(frame) == Outcome::WouldBlock {
                     return Ok(None);
                 }
-                self.sent += 1;
+                self.sent[pair] += 1;
             }
             return Ok(Some(count));
         }
@@ -600,6 +753,8 @@ struct Pending {
     cut: bool,
     /// How many frames have been.
     next: usize,
+    /// The pair of queues it is for.
+    pair: usize,
 }
 
 impl Pending {
@@ -659,6 +814,9 @@ fn read_packet(
 #[cfg(test)]
 #[path = "net_large_test.rs"]
 mod large_tests;
+#[cfg(test)]
+#[path = "net_queues_test.rs"]
+mod queues_tests;
 #[cfg(test)]
 #[path = "net_test.rs"]
 mod tests;

@@ -10,7 +10,7 @@ const LARGE: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4;
 
 fn setup(without: u64) -> (Driver, OwnedFd) {
     let (ours, theirs) = pair();
-    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Packets));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Packets, 1));
     driver.start(without);
     (driver, theirs)
 }

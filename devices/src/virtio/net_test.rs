@@ -22,7 +22,7 @@ pub(super) fn pair() -> (OwnedFd, OwnedFd) {
 
 fn setup(without: u64) -> (Driver, OwnedFd) {
     let (ours, theirs) = pair();
-    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames, 1));
     driver.start(without);
     (driver, theirs)
 }
@@ -57,7 +57,7 @@ pub(super) fn nothing_to_receive(peer: &OwnedFd) -> bool {
 }
 
 /// Offers receive buffer `i` of `len` bytes.
-fn offer_buffer(driver: &Driver, i: u16, len: u32) {
+pub(super) fn offer_buffer(driver: &Driver, i: u16, len: u32) {
     driver.send(RX as u16, i, &[(RX_AT + 0x1000 * u64::from(i), len, WRITE)]);
     driver.notify(RX as u16);
 }
@@ -170,7 +170,7 @@ fn without_buffers_frames_wait_in_the_socket() {
 fn a_full_socket_holds_frames_back_and_reception_goes_on() {
     let (ours, peer) = pair();
     setsockopt(&ours, sockopt::SndBuf, &4096).unwrap();
-    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames, 1));
     driver.start(0);
     let mut sent = 0u16;
     let mut done = 0;
@@ -258,7 +258,7 @@ fn a_checksum_is_filled_in() {
 fn a_large_packet_is_cut_even_when_the_socket_fills_up() {
     let (ours, theirs) = pair();
     setsockopt(&ours, sockopt::SndBuf, &4096).unwrap();
-    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames));
+    let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames, 1));
     driver.start(0);
     // As much as IPv4 can say.
     let data: Vec<u8> = (0..65535u32 - 52).map(|i| (i / 7) as u8).collect();
@@ -358,6 +358,7 @@ fn a_saved_device_goes_on_where_it_was() {
         MAC,
         ours.try_clone().unwrap(),
         LinkFormat::Frames,
+        1,
     ));
     driver.start(F_EVENT_IDX);
     offer_buffer(&driver, 0, 2048);
@@ -371,7 +372,7 @@ fn a_saved_device_goes_on_where_it_was() {
     transmit(&driver, 1, &with_header(&frame(90, 4)));
     let state = driver.function.save();
     let other = Driver::with_memory(
-        Net::new("net0", MAC, ours, LinkFormat::Frames),
+        Net::new("net0", MAC, ours, LinkFormat::Frames, 1),
         driver.memory.clone(),
     );
     drop(driver);
@@ -383,7 +384,7 @@ fn a_saved_device_goes_on_where_it_was() {
     other.wait_used(TX as u16, 2);
     assert_eq!(receive_frame(&peer), frame(70, 2));
     assert_eq!(receive_frame(&peer), frame(90, 4));
-    let another = Driver::new(Net::new("net0", [0; 6], pair().0, LinkFormat::Frames));
+    let another = Driver::new(Net::new("net0", [0; 6], pair().0, LinkFormat::Frames, 1));
     assert!(another.function.restore(&state).is_err());
 }
 

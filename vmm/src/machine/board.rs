@@ -188,7 +188,7 @@ fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
     })
 }
 
-/// Most queues of a disk.
+/// Most queues of a disk, and most pairs of them of a network interface.
 const MAX_QUEUES: u16 = 4;
 
 /// Puts the virtio devices on the bus: disks from slot 1 on, network interfaces after them, the
@@ -200,7 +200,7 @@ fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Resul
         io_events: vm.io_events(),
         msi: vm.msi(),
     };
-    // One for each vCPU, and no more of them than keep a host's file busy.
+    // One for each vCPU, and no more of them than keep a host's file or link busy.
     let queues = u16::from(config.cpus).min(MAX_QUEUES);
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (i, disk) in config.disks.iter().enumerate() {
@@ -222,6 +222,7 @@ fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Resul
             nic.mac,
             link,
             nic.format,
+            queues,
         )));
     }
     devices.push(Box::new(Rng::new()));
