@@ -82,6 +82,9 @@ pub(crate) fn two_vcpus(suite: &Suite) {
     uses(vm.name());
     assert_eq!(suite.sh(&vm, "nproc"), "2");
     assert_eq!(suite.sh(&vm, "grep -c ^processor /proc/cpuinfo"), "2");
+    // Each has queues of its own.
+    let queues = "ls -d /sys/class/net/*/queues/rx-* | grep -vc /lo/; ls /sys/block/vda/mq | wc -l";
+    assert_eq!(suite.sh(&vm, queues), "2\n2");
     // Both do work: one is kept busy while the other answers.
     let spread = "for cpu in 0 1; do taskset -c $cpu sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo done'; done";
     assert_eq!(suite.sh(&vm, spread), "done\ndone");
