@@ -85,21 +85,17 @@ impl Launch {
             })
             .await?;
         }
-        let elsewhere = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
-        let cluster = match elsewhere.as_slice() {
-            [] => self.cluster,
-            [vm] if self.anywhere => vm.cluster().clone(),
-            [vm, _, ..] if self.anywhere => {
-                return Err(Error::Ambiguous {
-                    name: vm.name().clone(),
-                    clusters: elsewhere.iter().map(|vm| vm.cluster().clone()).collect(),
-                });
-            }
-            [vm, ..] => {
-                return Err(Error::NameTaken {
-                    name: vm.name().clone(),
-                    cluster: vm.cluster().clone(),
-                });
+        // Before anything is looked up, and until the handles have shares of their own: what exists
+        // is not pruned while its start waits for an image or for memory.
+        let (named, anywhere) = (&self.cluster, self.anywhere);
+        let meant = || locate(&store, named, anywhere, &members, self.lifetime);
+        let (cluster, _share) = loop {
+            let cluster = meant()?;
+            let dir = store.cluster(&cluster);
+            let share = blocking(move || Ok(dir.share_if_there()?)).await?;
+            // Else it was removed meanwhile, or has come to be.
+            if meant()? == cluster {
+                break (cluster, share);
             }
         };
         check_network(&store, &cluster, &members)?;
@@ -222,6 +218,30 @@ impl Launch {
     }
 }
 
+/// The cluster that is meant by `cluster`: that one, or where it may be `anywhere` the one that has
+/// the member.
+fn locate(
+    store: &Store,
+    cluster: &Name,
+    anywhere: bool,
+    members: &[Member],
+    lifetime: Lifetime,
+) -> Result<Name> {
+    let elsewhere = existing_elsewhere(store, cluster, members, lifetime)?;
+    match elsewhere.as_slice() {
+        [] => Ok(cluster.clone()),
+        [vm] if anywhere => Ok(vm.cluster().clone()),
+        [vm, _, ..] if anywhere => Err(Error::Ambiguous {
+            name: vm.name().clone(),
+            clusters: elsewhere.iter().map(|vm| vm.cluster().clone()).collect(),
+        }),
+        [vm, ..] => Err(Error::NameTaken {
+            name: vm.name().clone(),
+            cluster: vm.cluster().clone(),
+        }),
+    }
+}
+
 /// The VMs of a member's name in other clusters, if the member does not exist. A name is that of one
 /// VM only, but of those that are deleted with their owners, which are nobody else's business.
 fn existing_elsewhere(
@@ -324,7 +344,11 @@ async fn attach(
     let (store, cluster, members) = (store.clone(), cluster.clone(), Arc::clone(members));
     blocking(move || {
         let mut created = Vec::new();
+        let dir = store.cluster(&cluster);
+        let mut share = None;
         let prepare = || {
+            // One that has come to be since it was looked for is not pruned from here on, either.
+            share = dir.share_if_there()?;
             for member in members.iter() {
                 if make(&store, &cluster, member, lifetime, &ours)? {
                     created.push(member.plan.name.clone());
@@ -332,7 +356,6 @@ async fn attach(
             }
             Ok(())
         };
-        let dir = store.cluster(&cluster);
         let attached = lifecycle::attach(&store, &cluster, lifetime, &runtime, prepare);
         let vms = attached.and_then(|attached| {
             let vm = |member: &Member| {

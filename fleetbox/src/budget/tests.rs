@@ -10,7 +10,7 @@ use crate::names::Name;
 use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::store::Store;
-use crate::{Cluster, Error, Resize, Result, Size, Vm, VmBuilder, VmState, list, resize};
+use crate::{Cluster, Error, Resize, Result, Size, Vm, VmBuilder, VmState, list, prune, resize};
 
 /// A state directory with a budget of 1000 MiB.
 struct Fixture {
@@ -423,6 +423,39 @@ async fn a_cluster_that_is_started_again_waits_as_one_and_says_so() {
     for (cluster, _) in clusters {
         cluster.destroy().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_waits_for_memory_is_not_pruned() {
+    let fixture = Fixture::new();
+    let home = fixture.store.home();
+    let web = fixture.vm("web", 300).start().await.unwrap();
+    web.stop().await.unwrap();
+    drop(web);
+    let members = Cluster::builder("mem").count(2);
+    let members = members.each(|_| fixture.vm("", 100));
+    fixture.vm("mem/mem-1", 100).create().await.unwrap();
+    fixture.vm("unused", 100).create().await.unwrap();
+    let holder = fixture.vm("holder", 900).start().await.unwrap();
+
+    let alone = tokio::spawn(fixture.vm("web", 300).start());
+    fixture.queued(1).await;
+    let cluster = tokio::spawn(members.start());
+    fixture.queued(2).await;
+    let unused = list(Some(home)).await.unwrap().into_iter();
+    let unused: Vec<_> = unused.filter(|vm| vm.unused).map(|vm| vm.name).collect();
+    assert_eq!(unused, ["unused"]);
+    assert_eq!(prune(Some(home)).await.unwrap(), ["unused"]);
+
+    // Nor once it runs; who has given up keeps nothing from being pruned.
+    cluster.abort();
+    assert!(cluster.await.unwrap_err().is_cancelled());
+    fixture.queued(1).await;
+    holder.destroy().await.unwrap();
+    let web = alone.await.unwrap().unwrap();
+    assert_eq!(prune(Some(home)).await.unwrap(), ["mem/mem-1"]);
+    web.destroy().await.unwrap();
+    assert!(list(Some(home)).await.unwrap().is_empty());
 }
 
 #[tokio::test]

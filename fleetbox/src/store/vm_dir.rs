@@ -430,6 +430,20 @@ impl ClusterDir {
         }
     }
 
+    /// [`ClusterDir::share`] of a cluster that need not exist; `None` if it does not.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub(crate) fn share_if_there(&self) -> Result<Option<Lock>, StoreError> {
+        match self.share() {
+            Ok(share) => Ok(Some(share)),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Keeps others from beginning to use the cluster's members; `None` when a process uses them.
     ///
     /// # Errors

@@ -81,7 +81,8 @@ pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
 /// member of a cluster, `CLUSTER/NAME`.
 ///
 /// A VM that a living process has a [`Vm`] of, or of another member of its cluster, is kept, stopped
-/// or not: tests and programs find what they have stopped. So is a VM that is just being started.
+/// or not: tests and programs find what they have stopped. So is a VM that is just being started, or
+/// whose start waits for memory.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
