@@ -30,7 +30,9 @@ use tokio::runtime::Runtime;
 use crate::budget::Budget;
 use crate::files::{Copied, FileOptions};
 use crate::images::Progress;
-use crate::{Error, ExtraDisk, Output, Ready, Result, Size, Stopped, TimedEvent, Timings, VmInfo};
+use crate::{
+    Error, ExtraDisk, Output, Published, Ready, Result, Size, Stopped, TimedEvent, Timings, VmInfo,
+};
 
 /// The runtime that does the work, for all of the process.
 fn runtime() -> Result<&'static Runtime> {
@@ -387,6 +389,15 @@ impl Vm {
     pub fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
         let vm = Arc::clone(&self.0);
         run(async move { vm.publish(host_port, guest_port).await })
+    }
+
+    /// As [`crate::Vm::published`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn published(&self) -> Result<Vec<Published>> {
+        let vm = Arc::clone(&self.0);
+        run(async move { vm.published().await })
     }
 
     /// As [`crate::Vm::forward`].

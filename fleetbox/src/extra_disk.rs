@@ -41,6 +41,17 @@ enum Source {
     File(PathBuf),
 }
 
+/// What it was made from: `64M, empty` or `/data.qcow2, read-only`.
+impl std::fmt::Display for ExtraDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.source {
+            Source::Empty(size) => write!(f, "{size}, empty")?,
+            Source::File(path) => write!(f, "{}", path.display())?,
+        }
+        f.write_str(if self.read_only { ", read-only" } else { "" })
+    }
+}
+
 impl ExtraDisk {
     /// A disk that reads as zeroes. The host stores only what the guest writes.
     pub fn empty(size: Size) -> Self {
@@ -163,6 +174,14 @@ mod tests {
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn disks_say_what_they_were_made_from() {
+        let empty = ExtraDisk::empty(Size::mib(64));
+        assert_eq!(empty.to_string(), "64M, empty");
+        let file = ExtraDisk::file("/x").read_only();
+        assert_eq!(file.to_string(), "/x, read-only");
     }
 
     #[test]

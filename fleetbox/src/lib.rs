@@ -72,7 +72,9 @@ pub use size::Size;
 pub use ssh::{ExitStatus, Output};
 pub use stream::Stream;
 pub use timing::{Phase, Timings};
-pub use vm::{STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune, remove, stop};
+pub use vm::{
+    Published, STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune, remove, stop,
+};
 
 // The expansion of the attribute, which tests in here use too, names the crate.
 #[cfg(test)]

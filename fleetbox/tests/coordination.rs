@@ -208,10 +208,45 @@ fn a_killed_machine_is_that_members_failure() {
             .map(|(index, state)| (member(index), state.to_owned()))
     };
     eventually("it has failed", || host.states() == expected("failed"));
+    let shown = said(&succeeded(host.run(&["show", &member(2)])));
+    assert!(
+        shown.contains("failure       ") && shown.contains("signal SIGKILL"),
+        "{shown}"
+    );
+    assert!(shown.contains("login:"), "{shown}");
     let before = host.processes("machine", &member(1));
     succeeded(host.run(&["up", &member(2)]));
     assert_eq!(host.states(), expected("running"));
     assert_eq!(host.processes("machine", &member(1)), before);
+}
+
+#[test]
+fn published_ports_are_shown_while_the_vm_runs() {
+    let host = Host::new("publ");
+    succeeded(host.up().output().unwrap());
+    // Any that is free.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let publish = format!("{port}:80");
+    succeeded(host.run(&["up", &host.stem, "--publish", &publish]));
+    let shown = || {
+        let output = succeeded(host.run(&["show", &host.stem, "--json"]));
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        shown["published"].clone()
+    };
+    let address = format!("127.0.0.1:{port}");
+    assert_eq!(
+        shown(),
+        serde_json::json!([{"address": address, "port": 80}])
+    );
+    let text = said(&succeeded(host.run(&["show", &host.stem])));
+    assert!(
+        text.contains(&format!("published     {address} is its port 80\n")),
+        "{text}"
+    );
+    succeeded(host.run(&["down", &host.stem]));
+    assert_eq!(shown(), serde_json::json!([]));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod proxy;
 mod run;
+mod show;
 mod ssh;
 mod ssh_config;
 mod sudo;
@@ -86,7 +87,7 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::Run(run) => run::run(context, run).await,
         Command::PullDiff { name, output } => run::pull_diff(context, &name, output).await,
         Command::Ls => vms::ls(context).await,
-        Command::Show { name } => vms::show(context, &name).await,
+        Command::Show { name } => show::run(context, &name).await,
         Command::Logs(logs) => logs::run(context, logs).await,
         Command::Console { name } => console::run(context, &name).await,
         Command::Ports { name } => inside::ports(context, &name).await,

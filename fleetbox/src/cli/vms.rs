@@ -1,12 +1,11 @@
 //! Commands about VMs as wholes: `ls`, `show`, `down`, `restart`, `kill`, `set`, `rm`, `prune`.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fleetbox::names::{Name, Reference};
 use fleetbox::store::now;
-use fleetbox::{Error, Result, Size, Stopped, Vm, VmInfo, VmState};
+use fleetbox::{Error, Result, Stopped, Vm, VmInfo, VmState};
 use futures::future::join_all;
 use serde::Serialize;
 
@@ -49,76 +48,6 @@ pub(super) async fn ls(context: &Context) -> Result<u8> {
     Ok(0)
 }
 
-/// All that is known of a VM.
-#[derive(Debug, Serialize)]
-struct Shown {
-    #[serde(flatten)]
-    info: VmInfo,
-    cluster: String,
-    image_file: PathBuf,
-    image_sha256: Option<String>,
-    mac: String,
-    user: String,
-    host_key: String,
-    directory: PathBuf,
-    console_log: PathBuf,
-    /// Bytes that the VM's disk takes on this host.
-    disk_used: u64,
-}
-
-pub(super) async fn show(context: &Context, name: &Reference) -> Result<u8> {
-    let vm = fleetbox::find(context.home(), name.as_str()).await?;
-    let info = find(context, vm.reference()).await?;
-    let record = vm.record()?;
-    let paths = vm.paths();
-    let shown = Shown {
-        info,
-        cluster: record.cluster.to_string(),
-        image_file: record.image.path,
-        image_sha256: record.image.sha256,
-        mac: record.mac.to_string(),
-        user: record.ssh_user,
-        host_key: record.host_key,
-        directory: paths.dir().to_owned(),
-        console_log: paths.console_log(),
-        disk_used: allocated(&paths.disk_layer()),
-    };
-    if context.json {
-        context.say_json(&shown)?;
-        return Ok(0);
-    }
-    let info = &shown.info;
-    let age = table::age(now().saturating_sub(info.created));
-    let used = Size::mib(shown.disk_used.div_ceil(1 << 20));
-    for (what, value) in [
-        ("name", info.name.clone()),
-        ("state", info.state.to_string()),
-        ("cluster", shown.cluster.clone()),
-        ("image", info.image.clone()),
-        ("cpus", info.cpus.to_string()),
-        ("memory", info.memory.to_string()),
-        ("disk", format!("{} ({used} used on this host)", info.disk)),
-        ("ip", info.ip.to_string()),
-        ("network", info.network.to_string()),
-        ("mac", shown.mac.clone()),
-        ("user", shown.user.clone()),
-        ("host key", shown.host_key.clone()),
-        ("created", format!("{age} ago")),
-        ("directory", shown.directory.display().to_string()),
-        ("console", shown.console_log.display().to_string()),
-        ("image file", shown.image_file.display().to_string()),
-        (
-            "image sha256",
-            shown.image_sha256.clone().unwrap_or_default(),
-        ),
-    ] {
-        if !value.is_empty() {
-            context.say(format_args!("{what:14}{value}"));
-        }
-    }
-    Ok(0)
-}
-
 /// Bytes that a VM's disk takes on this host.
 pub(super) async fn disk_used(context: &Context, name: &Reference) -> Result<u64> {
     let vm = fleetbox::find(context.home(), name.as_str()).await?;
@@ -126,7 +55,7 @@ pub(super) async fn disk_used(context: &Context, name: &Reference) -> Result<u64
 }
 
 /// Bytes that a file takes on its file system; 0 if it cannot be looked at.
-fn allocated(path: &std::path::Path) -> u64 {
+pub(super) fn allocated(path: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(path).map_or(0, |metadata| metadata.blocks().saturating_mul(512))
 }

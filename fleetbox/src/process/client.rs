@@ -256,6 +256,15 @@ impl Client {
         }
     }
 
+    /// The addresses of this host that lead to a machine, with the guest's ports.
+    pub(crate) async fn forwards(&self, vm: &str) -> Result<Vec<(SocketAddr, u16)>, ProcessError> {
+        let request = Request::Forwards { vm: vm.to_owned() };
+        match self.request(&request).await? {
+            Reply::Forwards(forwards) => Ok(forwards),
+            _ => Err(self.unexpected()),
+        }
+    }
+
     /// Stops a machine; true if it had to be killed at the deadline.
     pub(crate) async fn stop(&self, vm: &str, deadline: Duration) -> Result<bool, ProcessError> {
         let deadline_ms = deadline.as_millis().try_into().unwrap_or(u64::MAX);

@@ -37,6 +37,9 @@ const UNREAD_COMMANDS: usize = 1024;
 /// Events that are kept of a machine's run.
 const EVENTS_KEPT: usize = 256;
 
+/// Published ports that are told of.
+const FORWARDS_TOLD: usize = 1024;
+
 /// How long a machine process may take to end once it has closed its socket, and its socket to
 /// drain once it has ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -161,6 +164,16 @@ impl Member {
         let address = forward.address();
         forwards.insert(ports, forward);
         Ok(address)
+    }
+
+    /// The loopback addresses that lead to the guest, and to which of its ports; so many at most as
+    /// fit a message.
+    pub(super) fn forwards(&self) -> Vec<(SocketAddr, u16)> {
+        let forwards = lock(&self.forwards);
+        let each = forwards.iter().map(|((_, port), to)| (to.address(), *port));
+        let mut forwards: Vec<_> = each.take(FORWARDS_TOLD).collect();
+        forwards.sort_unstable();
+        forwards
     }
 
     pub(super) fn console_tail(&self) -> String {

@@ -176,6 +176,8 @@ pub(crate) enum Request {
     /// Listen on a loopback port, on any if `host` is 0, and connect each connection to the
     /// guest's port.
     Forward { vm: String, host: u16, port: u16 },
+    /// Which loopback ports lead to a machine.
+    Forwards { vm: String },
     /// Press the power button; kill at the deadline.
     Stop { vm: String, deadline_ms: u64 },
     /// Change what the network's links do.
@@ -239,6 +241,8 @@ pub(crate) enum Reply {
     Connected,
     /// To [`Request::Forward`].
     Forwarded(SocketAddr),
+    /// To [`Request::Forwards`]: addresses of this host and ports of the guest.
+    Forwards(Vec<(SocketAddr, u16)>),
     /// To [`Request::Stop`].
     Stopped {
         /// The guest did not power off by itself in time.

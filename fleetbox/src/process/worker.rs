@@ -338,6 +338,11 @@ impl Worker {
                 Err(reply) => reply,
             },
             Request::Forward { vm, host, port } => self.forward(&vm, host, port).await,
+            Request::Forwards { vm } => match self.member(&vm).await {
+                Ok(member) if !member.has_ended() => Reply::Forwards(member.forwards()),
+                Ok(_) => not_running(&vm),
+                Err(reply) => reply,
+            },
             Request::Stop { vm, deadline_ms } => {
                 self.stop(&vm, Duration::from_millis(deadline_ms)).await
             }

@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 
 use self::list::meant;
 pub use self::list::{VmInfo, VmState, find, list};
+pub use self::remote::Published;
 pub use self::remove::{prune, remove};
 pub use self::stop::{STOP_DEADLINE, Stopped, stop};
 use crate::budget::Budget;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{SSH_PORT, Vm};
@@ -13,6 +14,28 @@ use crate::{Result, Stream};
 
 /// Most bytes of a command's output that are kept.
 const OUTPUT_LIMIT: usize = 256 << 20;
+
+/// An address of this host whose connections go to a guest; see [`Vm::published`].
+///
+/// ```
+/// use fleetbox::Published;
+///
+/// let published = Published { address: ([127, 0, 0, 1], 8080).into(), port: 80 };
+/// assert_eq!(published.to_string(), "127.0.0.1:8080 is its port 80");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// On loopback.
+    pub address: SocketAddr,
+    /// The guest's TCP port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Published {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is its port {}", self.address, self.port)
+    }
+}
 
 impl Vm {
     /// Runs a shell command in the guest and collects what it writes. A command that fails is no
@@ -169,6 +192,25 @@ impl Vm {
     pub async fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
         let name = self.name.as_str();
         Ok(self.client.forward(name, host_port, guest_port).await?)
+    }
+
+    /// What [`Vm::publish`] and [`Vm::forward`] have opened for the VM since it was started, whoever
+    /// asked, by address; the first 1024.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// for published in vm.published().await? {
+    ///     println!("{} leads to port {}", published.address, published.port);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Process`](crate::Error::Process) if the VM does not run.
+    pub async fn published(&self) -> Result<Vec<Published>> {
+        let forwards = self.client.forwards(self.name.as_str()).await?;
+        let published = |(address, port)| Published { address, port };
+        Ok(forwards.into_iter().map(published).collect())
     }
 
     /// The serial console as it is now: the last of what was printed, then all that follows, byte
