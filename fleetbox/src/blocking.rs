@@ -291,6 +291,14 @@ impl VmBuilder {
     pub fn start(self) -> Result<Vm> {
         Ok(Vm(Arc::new(run(self.0.start())?)))
     }
+
+    /// As [`crate::VmBuilder::restart`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restart(self, deadline: Duration) -> Result<Vm> {
+        Ok(Vm(Arc::new(run(self.0.restart(deadline))?)))
+    }
 }
 
 /// As [`crate::Vm`], with methods that block.

@@ -340,6 +340,26 @@ impl VmBuilder {
         vms.into_iter().next().ok_or(Error::NoVm { name })
     }
 
+    /// Stops the VM, which exists, if it runs, and starts it again as [`VmBuilder::start`] does. It is
+    /// not stopped if it is known before that it could not be started.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{STOP_DEADLINE, Vm};
+    ///
+    /// let vm = Vm::builder("web").detached().restart(STOP_DEADLINE).await?;
+    /// assert!(!vm.was_running(), "it was booted anew");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], and those of [`VmBuilder::start`] and [`Vm::stop_within`].
+    pub async fn restart(self, deadline: Duration) -> Result<Vm> {
+        let (name, launch) = self.launch()?;
+        let (_, vms) = launch.restart(deadline).await?;
+        vms.into_iter().next().ok_or(Error::NoVm { name })
+    }
+
     /// The start of the VM, and its name.
     fn launch(self) -> Result<(Name, Launch)> {
         let reference: Reference = self.name.parse()?;

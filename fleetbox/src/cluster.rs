@@ -221,8 +221,47 @@ impl ClusterBuilder {
     /// As [`VmBuilder::start`], for any member; [`Error::NameTaken`] if a member would be called
     /// as a VM of another cluster is.
     pub async fn start(self) -> Result<Cluster> {
-        let name = Name::new(self.name)?;
-        let stem = Name::new(self.stem)?;
+        let launch = self.launch().await?;
+        let name = launch.cluster.clone();
+        Ok(self.made(name, launch.start().await?))
+    }
+
+    /// Stops the members, which exist, as far as they run, and starts them again as
+    /// [`ClusterBuilder::start`] does: in parallel, with memory for all of them at once, all or none.
+    /// None is stopped if it is known before that they could not be started.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Cluster, STOP_DEADLINE};
+    ///
+    /// let cluster = Cluster::builder("node").detached().restart(STOP_DEADLINE).await?;
+    /// println!("{} members are up again", cluster.members().len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoVm`] for a member that does not exist, and those of [`ClusterBuilder::start`] and
+    /// [`Cluster::stop_within`].
+    pub async fn restart(self, deadline: Duration) -> Result<Cluster> {
+        let launch = self.launch().await?;
+        let name = launch.cluster.clone();
+        Ok(self.made(name, launch.restart(deadline).await?))
+    }
+
+    fn made(self, name: Name, (store, members): (Store, Vec<Vm>)) -> Cluster {
+        Cluster {
+            name,
+            store,
+            lifetime: self.lifetime,
+            template: self.template,
+            members: members.into_iter().map(Arc::new).collect(),
+        }
+    }
+
+    /// The start of all members.
+    async fn launch(&self) -> Result<Launch> {
+        let name = Name::new(self.name.clone())?;
+        let stem = Name::new(self.stem.clone())?;
         let mut names = Vec::new();
         for index in 1..=self.count.map_or(Ok(0), check_count)? {
             names.push(stem.member(index)?);
@@ -249,21 +288,13 @@ impl ClusterBuilder {
             let template = self.template.clone().named(member);
             configure.fold(template, |vm, (_, configure)| configure(vm))
         });
-        let launch = Launch {
-            cluster: name.clone(),
+        Ok(Launch {
+            cluster: name,
             anywhere: false,
             alone: false,
             lifetime: self.lifetime,
             home: self.template.home_dir().map(Path::to_owned),
             members: members.collect(),
-        };
-        let (store, members) = launch.start().await?;
-        Ok(Cluster {
-            name,
-            store,
-            lifetime: self.lifetime,
-            template: self.template,
-            members: members.into_iter().map(Arc::new).collect(),
         })
     }
 }
@@ -542,6 +573,26 @@ impl Cluster {
             Err(error) => Err(error),
         };
         all(self.members.iter().map(stop)).await
+    }
+
+    /// Stops the members that run, and starts all: [`Cluster::stop`], then [`Cluster::start`]. None is
+    /// stopped if there could never be memory for all of them.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let address = cluster.vm("node-1")?.ip();
+    /// cluster.restart().await?;
+    /// assert_eq!(cluster.vm("node-1")?.ip(), address);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`], and then nothing is started; as [`Cluster::start`].
+    pub async fn restart(&self) -> Result<()> {
+        let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
+        Vm::check_memory(&members)?;
+        self.stop().await?;
+        self.start().await
     }
 
     /// Kills all members and removes them with their disks.

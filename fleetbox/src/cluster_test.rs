@@ -403,6 +403,7 @@ fn the_blocking_facade_has_clusters() {
     assert_eq!(names, ["node-2", "node-3"]);
     cluster.stop().unwrap();
     cluster.start().unwrap();
+    cluster.restart().unwrap();
     cluster.destroy().unwrap();
     assert_eq!(home.clusters(), 0);
 }

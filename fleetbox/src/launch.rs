@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use tokio::time::Instant;
 
 use crate::bridge;
 use crate::budget::{self, Budget, Want};
-use crate::builder::{Plan, VmBuilder, blocking, create};
+use crate::builder::{Plan, VmBuilder, blocking, create, open_store};
 use crate::fixture;
 use crate::images::progress::Silent;
 use crate::images::{Image, ImageRef, Images};
@@ -16,7 +17,7 @@ use crate::lifecycle::{self, Lifetime};
 use crate::names::Name;
 use crate::process::ProcessError;
 use crate::resources::There;
-use crate::store::{Store, StoreError, VmDir};
+use crate::store::{Lock, Store, StoreError, VmDir};
 use crate::timing::{Clock, Phase};
 use crate::vm::Vm;
 use crate::{Error, Result, preflight};
@@ -52,28 +53,10 @@ impl Launch {
     /// fails.
     pub(crate) async fn start(self) -> Result<(Store, Vec<Vm>)> {
         let mut clock = Clock::start();
-        let mut members = Vec::new();
-        for builder in self.members {
-            let plan = builder.plan()?;
-            members.push(Member {
-                builder,
-                plan,
-                image: None,
-            });
-        }
-        let budget = match members.iter().find_map(|member| member.builder.budget) {
-            Some(budget) => budget,
-            None => Budget::from_env()?,
-        };
-        if members.iter().any(|member| member.builder.needs_kvm()) {
-            preflight::check()?;
-        }
+        let mut members = self.plan()?;
+        let budget = budget_of(&members)?;
         clock.done(Phase::Preflight);
-        let home = match self.home {
-            Some(home) => home,
-            None => Store::default_home()?,
-        };
-        let store = blocking(move || Ok(Store::open(home)?)).await?;
+        let store = open_store(self.home.as_deref()).await?;
         {
             let store = store.clone();
             blocking(move || {
@@ -85,19 +68,7 @@ impl Launch {
             })
             .await?;
         }
-        // Before anything is looked up, and until the handles have shares of their own: what exists
-        // is not pruned while its start waits for an image or for memory.
-        let (named, anywhere) = (&self.cluster, self.anywhere);
-        let meant = || locate(&store, named, anywhere, &members, self.lifetime);
-        let (cluster, _share) = loop {
-            let cluster = meant()?;
-            let dir = store.cluster(&cluster);
-            let share = blocking(move || Ok(dir.share_if_there()?)).await?;
-            // Else it was removed meanwhile, or has come to be.
-            if meant()? == cluster {
-                break (cluster, share);
-            }
-        };
+        let (cluster, _share) = self.locate(&store, &members).await?;
         check_network(&store, &cluster, &members)?;
         refuse_existing(&store, &cluster, &members)?;
         let wants = wants(&store, &cluster, &members)?;
@@ -177,22 +148,85 @@ impl Launch {
 }
 
 impl Launch {
-    /// Creates the members that do not exist, and starts none. The names of those it has created.
-    pub(crate) async fn create(self) -> Result<Vec<Name>> {
+    /// Stops the members, all of which exist, as far as they run, and starts them as
+    /// [`Launch::start`] does. What is known to keep them from starting is an error before.
+    pub(crate) async fn restart(self, deadline: Duration) -> Result<(Store, Vec<Vm>)> {
+        let members = self.plan()?;
+        let budget = budget_of(&members)?;
+        let store = open_store(self.home.as_deref()).await?;
+        let (cluster, _share) = self.locate(&store, &members).await?;
+        let mut vms = Vec::new();
+        let mut wants = Vec::new();
+        for Member { plan, .. } in &members {
+            let name = &plan.name;
+            let vm = store.cluster(&cluster).vm(name);
+            let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
+            wants.push(Want::new(
+                cluster.clone(),
+                name.clone(),
+                vm.record()?.memory,
+            ));
+            vms.push(Vm::found(&store, vm)?);
+        }
+        budget.check(&wants)?;
+        for stopped in join_all(vms.iter().map(|vm| vm.stop_within(deadline))).await {
+            match stopped {
+                Err(error) if !error.is_not_running() => return Err(error),
+                _ => {}
+            }
+        }
+        self.start().await
+    }
+
+    /// What is to be started, checked as far as it can be without looking at the state directory.
+    fn plan(&self) -> Result<Vec<Member>> {
         let mut members = Vec::new();
-        for builder in self.members {
-            let plan = builder.plan()?;
+        for builder in &self.members {
             members.push(Member {
-                builder,
-                plan,
+                plan: builder.plan()?,
+                builder: builder.clone(),
                 image: None,
             });
         }
-        let home = match self.home {
-            Some(home) => home,
-            None => Store::default_home()?,
-        };
-        let store = blocking(move || Ok(Store::open(home)?)).await?;
+        Ok(members)
+    }
+
+    /// The cluster that is meant, and a share of it if it exists. With that, what exists is not pruned
+    /// while its start waits for an image or for memory, so it is taken before anything is looked up
+    /// and kept until the handles have shares of their own.
+    async fn locate(&self, store: &Store, members: &[Member]) -> Result<(Name, Option<Lock>)> {
+        loop {
+            let cluster = self.meant(store, members)?;
+            let dir = store.cluster(&cluster);
+            let share = blocking(move || Ok(dir.share_if_there()?)).await?;
+            // Else it was removed meanwhile, or has come to be.
+            if self.meant(store, members)? == cluster {
+                return Ok((cluster, share));
+            }
+        }
+    }
+
+    /// The cluster that is named or, if none is, the one that has the member.
+    fn meant(&self, store: &Store, members: &[Member]) -> Result<Name> {
+        let elsewhere = existing_elsewhere(store, &self.cluster, members, self.lifetime)?;
+        match elsewhere.as_slice() {
+            [] => Ok(self.cluster.clone()),
+            [vm] if self.anywhere => Ok(vm.cluster().clone()),
+            [vm, _, ..] if self.anywhere => Err(Error::Ambiguous {
+                name: vm.name().clone(),
+                clusters: elsewhere.iter().map(|vm| vm.cluster().clone()).collect(),
+            }),
+            [vm, ..] => Err(Error::NameTaken {
+                name: vm.name().clone(),
+                cluster: vm.cluster().clone(),
+            }),
+        }
+    }
+
+    /// Creates the members that do not exist, and starts none. The names of those it has created.
+    pub(crate) async fn create(self) -> Result<Vec<Name>> {
+        let mut members = self.plan()?;
+        let store = open_store(self.home.as_deref()).await?;
         let elsewhere = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
         if let ([_], true) = (elsewhere.as_slice(), self.anywhere) {
             return Ok(Vec::new());
@@ -218,28 +252,16 @@ impl Launch {
     }
 }
 
-/// The cluster that is meant by `cluster`: that one, or where it may be `anywhere` the one that has
-/// the member.
-fn locate(
-    store: &Store,
-    cluster: &Name,
-    anywhere: bool,
-    members: &[Member],
-    lifetime: Lifetime,
-) -> Result<Name> {
-    let elsewhere = existing_elsewhere(store, cluster, members, lifetime)?;
-    match elsewhere.as_slice() {
-        [] => Ok(cluster.clone()),
-        [vm] if anywhere => Ok(vm.cluster().clone()),
-        [vm, _, ..] if anywhere => Err(Error::Ambiguous {
-            name: vm.name().clone(),
-            clusters: elsewhere.iter().map(|vm| vm.cluster().clone()).collect(),
-        }),
-        [vm, ..] => Err(Error::NameTaken {
-            name: vm.name().clone(),
-            cluster: vm.cluster().clone(),
-        }),
+/// The budget of a start. Checks that this host can run the members at all.
+fn budget_of(members: &[Member]) -> Result<Budget> {
+    let budget = match members.iter().find_map(|member| member.builder.budget) {
+        Some(budget) => budget,
+        None => Budget::from_env()?,
+    };
+    if members.iter().any(|member| member.builder.needs_kvm()) {
+        preflight::check()?;
     }
+    Ok(budget)
 }
 
 /// The VMs of a member's name in other clusters, if the member does not exist. A name is that of one

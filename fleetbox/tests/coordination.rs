@@ -287,6 +287,49 @@ fn a_member_is_meant_by_its_clusters_name_and_its_own() {
 }
 
 #[test]
+fn a_cluster_is_restarted_as_one_or_not_at_all() {
+    let host = Host::new("again");
+    let mut up = host.up();
+    succeeded(up.args(["-n", "2", "--memory", "128M"]).output().unwrap());
+    let member = |index| format!("{}-{index}", host.stem);
+    let machines = || [1, 2].map(|index| host.processes("machine", &member(index)));
+    let before = machines();
+    let restart = |budget| {
+        let mut restart = host.command(&["restart", &host.stem, "--json"]);
+        restart.env("FLEETBOX_MEMORY_BUDGET", budget);
+        restart.output().unwrap()
+    };
+    // There is memory for each of them, but not for both.
+    let refused = restart("200M");
+    assert!(!refused.status.success(), "{}", said(&refused));
+    assert!(
+        said(&refused).contains(&format!("cannot start {} and 1 more", member(1))),
+        "{}",
+        said(&refused)
+    );
+    assert_eq!(machines(), before);
+    let restarted = succeeded(restart("256M"));
+    let outcome = |index| {
+        let name = member(index);
+        serde_json::json!({"name": name, "cluster": host.stem, "result": "running"})
+    };
+    assert_eq!(
+        serde_json::from_slice::<Value>(&restarted.stdout).unwrap(),
+        Value::from([1, 2].map(outcome).to_vec())
+    );
+    for (before, after) in before.iter().zip(machines()) {
+        assert!(after.len() == 1 && *before != after, "{before:?} {after:?}");
+    }
+    // One that runs and one that does not.
+    succeeded(host.run(&["down", &member(2)]));
+    succeeded(host.run(&["restart", &host.stem]));
+    let states = [1, 2].map(|index| (member(index), "running".to_owned()));
+    assert_eq!(host.states(), states);
+    succeeded(host.run(&["rm", "--force", &host.stem]));
+    assert!(host.states().is_empty());
+}
+
+#[test]
 fn a_killed_command_leaves_a_vm_that_the_next_one_starts() {
     let host = Host::new("cmd");
     let mut child = host.up().spawn().unwrap();

@@ -117,6 +117,14 @@ impl ClusterBuilder {
     pub fn start(self) -> Result<Cluster> {
         run(self.0.start()).map(Cluster)
     }
+
+    /// As [`crate::ClusterBuilder::restart`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restart(self, deadline: Duration) -> Result<Cluster> {
+        run(self.0.restart(deadline)).map(Cluster)
+    }
 }
 
 /// As [`crate::Cluster`], with methods that block.
@@ -237,6 +245,15 @@ impl Cluster {
     pub fn stop_within(&self, deadline: Duration) -> Result<()> {
         let cluster = self.0.clone();
         run(async move { cluster.stop_within(deadline).await })
+    }
+
+    /// As [`crate::Cluster::restart`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restart(&self) -> Result<()> {
+        let cluster = self.0.clone();
+        run(async move { cluster.restart().await })
     }
 
     /// As [`crate::Cluster::destroy`].

@@ -10,7 +10,10 @@ use crate::names::Name;
 use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::store::Store;
-use crate::{Cluster, Error, Resize, Result, Size, Vm, VmBuilder, VmState, list, prune, resize};
+use crate::{
+    Cluster, Error, Resize, Result, STOP_DEADLINE, Size, Vm, VmBuilder, VmState, list, prune,
+    resize,
+};
 
 /// A state directory with a budget of 1000 MiB.
 struct Fixture {
@@ -82,6 +85,12 @@ impl Fixture {
             .spawn()
             .unwrap()
     }
+}
+
+fn refuses() -> Backend {
+    Backend::Fake(Script::Refuse {
+        error: "no kernel".to_owned(),
+    })
 }
 
 fn wants(name: &str, mib: &[u64]) -> Vec<Want> {
@@ -426,6 +435,71 @@ async fn a_cluster_that_is_started_again_waits_as_one_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_cluster_is_restarted_as_one() {
+    let fixture = Fixture::new();
+    let builder = |heard: &Arc<Heard>| {
+        let progress = Arc::clone(heard) as Arc<dyn Progress>;
+        let builder = Cluster::builder("ca").count(2);
+        builder.each(|_| fixture.vm("", 300).progress(progress))
+    };
+    let heard = Arc::new(Heard::default());
+    let cluster = builder(&heard).start().await.unwrap();
+    let runs = async || {
+        let vms = list(Some(fixture.store.home())).await.unwrap();
+        let running = vms.into_iter().filter(|vm| vm.state == VmState::Running);
+        running.map(|vm| vm.name).collect::<Vec<_>>()
+    };
+    for by_handle in [true, false] {
+        // It has its turn as soon as the cluster has stopped.
+        let other = tokio::spawn(fixture.vm("other", 600).start());
+        fixture.queued(1).await;
+        let restarted = if by_handle {
+            let cluster = cluster.clone();
+            tokio::spawn(async move { cluster.restart().await })
+        } else {
+            let builder = builder(&heard);
+            tokio::spawn(async move { builder.restart(STOP_DEADLINE).await.map(drop) })
+        };
+        let other = other.await.unwrap().unwrap();
+        fixture.queued(1).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(fixture.tickets(), (1, 0));
+        assert_eq!(runs().await, ["other"]);
+        // There is memory for one of the two: neither has it.
+        assert!(prune(Some(fixture.store.home())).await.unwrap().is_empty());
+        other.destroy().await.unwrap();
+        restarted.await.unwrap().unwrap();
+        assert_eq!(runs().await, ["ca-1", "ca-2"]);
+        let said: Vec<_> = heard.0.lock().unwrap().drain(..).collect();
+        assert!(
+            said.len() == 2
+                && said[0].starts_with("ca-1 and 1 more: it needs 600M")
+                && said[1] == "granted",
+            "{said:?}"
+        );
+    }
+    // What could never be started again is not stopped.
+    let tight = Budget::of(Size::mib(599));
+    let tight = builder(&heard).each(|vm| vm.memory_budget(tight));
+    let error = tight.restart(STOP_DEADLINE).await.unwrap_err();
+    assert!(matches!(error, Error::Budget(_)), "{error}");
+    let none = builder(&heard).member("ca-3", |vm| vm);
+    let error = none.restart(STOP_DEADLINE).await.unwrap_err();
+    assert!(matches!(error, Error::NoVm { .. }), "{error}");
+    assert_eq!(runs().await, ["ca-1", "ca-2"]);
+    // All or none.
+    let broken = builder(&heard).member("ca-2", |mut vm| {
+        vm.backend = refuses();
+        vm
+    });
+    let error = broken.restart(STOP_DEADLINE).await.unwrap_err();
+    assert!(error.to_string().contains("no kernel"), "{error}");
+    assert!(runs().await.is_empty());
+    assert_eq!(fixture.tickets(), (0, 0));
+    cluster.destroy().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_waits_for_memory_is_not_pruned() {
     let fixture = Fixture::new();
     let home = fixture.store.home();
@@ -462,9 +536,7 @@ async fn what_waits_for_memory_is_not_pruned() {
 async fn a_start_that_fails_gives_its_memory_back() {
     let fixture = Fixture::new();
     let mut builder = fixture.vm("broken", 900);
-    builder.backend = Backend::Fake(Script::Refuse {
-        error: "no kernel".to_owned(),
-    });
+    builder.backend = refuses();
     assert!(builder.start().await.is_err());
     assert_eq!(fixture.tickets(), (0, 0));
     drop(fixture.ask("next", &[900]).await.unwrap().unwrap());

@@ -1,11 +1,13 @@
 //! Commands about VMs as wholes: `ls`, `show`, `down`, `restart`, `kill`, `set`, `rm`, `prune`.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fleetbox::images::Progress;
 use fleetbox::names::{Name, Reference};
 use fleetbox::store::now;
-use fleetbox::{Error, Result, Stopped, Vm, VmInfo, VmState};
+use fleetbox::{Cluster, Error, Result, Stopped, Vm, VmBuilder, VmInfo, VmState};
 use futures::future::join_all;
 use serde::Serialize;
 
@@ -149,26 +151,26 @@ impl Outcome {
     }
 }
 
-/// Does `work` for all of `names` at once, and reports what became of each as it comes.
-async fn for_each<F: Future<Output = Result<Outcome>>>(
+/// Does `work` for each of `all` at once, and reports what became of the VMs as it comes.
+async fn for_each<T, F: Future<Output = Result<Vec<Outcome>>>>(
     context: &Context,
-    (names, mut status): (Vec<Reference>, u8),
-    work: impl Fn(Reference) -> F,
+    (all, mut status): (Vec<T>, u8),
+    work: impl Fn(T) -> F,
 ) -> Result<u8> {
-    let outcomes = join_all(names.into_iter().map(|name| async {
-        let outcome = work(name).await;
-        match &outcome {
-            Ok(outcome) => context.tell(&outcome.text),
+    let outcomes = join_all(all.into_iter().map(|each| async {
+        let outcomes = work(each).await;
+        match &outcomes {
+            Ok(outcomes) => outcomes.iter().for_each(|vm| context.tell(&vm.text)),
             Err(error) => complain(error),
         }
-        outcome
+        outcomes
     }))
     .await;
     if outcomes.iter().any(Result::is_err) {
         status = FAILURE;
     }
     if context.json {
-        let outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
+        let outcomes: Vec<_> = outcomes.into_iter().flatten().flatten().collect();
         context.say_json(&outcomes)?;
     }
     Ok(status)
@@ -177,7 +179,10 @@ async fn for_each<F: Future<Output = Result<Outcome>>>(
 pub(super) async fn down(context: &Context, down: Down) -> Result<u8> {
     let limit = Duration::from_secs(if down.force { 0 } else { down.timeout });
     let names = which(context, &down.which).await?;
-    for_each(context, names, |name| stop(context, name, limit)).await
+    for_each(context, names, |name| async move {
+        Ok(vec![stop(context, name, limit).await?])
+    })
+    .await
 }
 
 async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Outcome> {
@@ -212,27 +217,25 @@ pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
     } else {
         timeout
     };
-    let names = which(context, &restart.which).await?;
+    let (names, status) = which(context, &restart.which).await?;
+    // Members of one cluster together, so that none has memory which the others wait for.
+    let mut clusters: Vec<Vec<Reference>> = Vec::new();
+    for name in names {
+        match clusters
+            .iter_mut()
+            .find(|all| all[0].cluster() == name.cluster())
+        {
+            Some(cluster) => cluster.push(name),
+            None => clusters.push(vec![name]),
+        }
+    }
     let display = Display::new(context, "restarting");
-    let status = for_each(context, names, |name| {
+    let status = for_each(context, (clusters, status), |names| {
         let progress = display.progress();
         async move {
-            // Kept from a prune as long as this lives. One that does not run is only started.
-            let _held = Vm::open_in(context.home(), name.as_str()).await.ok();
-            fleetbox::stop(context.home(), name.as_str(), stop_limit).await?;
-            let mut builder = Vm::builder(name.as_str())
-                .detached()
-                .boot_timeout(timeout)
-                .progress(progress);
-            if let Some(home) = context.home() {
-                builder = builder.home(home);
-            }
-            builder.start().await?;
-            Ok(Outcome::new(
-                &name,
-                "running",
-                format!("{name} is running again"),
-            ))
+            start_again(context, &names, progress, stop_limit, timeout).await?;
+            let running = |name| Outcome::new(name, "running", format!("{name} is running again"));
+            Ok(names.iter().map(running).collect::<Vec<_>>())
         }
     });
     let status = status.await;
@@ -240,13 +243,49 @@ pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
     status
 }
 
+/// Stops and starts one VM, or several of one cluster.
+async fn start_again(
+    context: &Context,
+    names: &[Reference],
+    progress: Arc<dyn Progress>,
+    stop_limit: Duration,
+    timeout: Duration,
+) -> Result<()> {
+    let configured = |vm: VmBuilder| {
+        let vm = vm.boot_timeout(timeout).progress(Arc::clone(&progress));
+        match context.home() {
+            Some(home) => vm.home(home),
+            None => vm,
+        }
+    };
+    match names {
+        [] => {}
+        [name] => {
+            let vm = Vm::builder(name.as_str()).detached();
+            configured(vm).restart(stop_limit).await?;
+        }
+        [name, ..] => {
+            let cluster = name.cluster().unwrap_or(name.name());
+            let mut builder = Cluster::builder(cluster.as_str())
+                .detached()
+                .each(configured);
+            for name in names {
+                builder = builder.member(name.name().as_str(), |vm| vm);
+            }
+            builder.restart(stop_limit).await?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn kill(context: &Context, kill: Kill) -> Result<u8> {
     let names = which(context, &kill.which).await?;
     for_each(context, names, |name| async move {
-        match kill.signal {
+        let outcome = match kill.signal {
             Signal::Kill => stop(context, name, Duration::ZERO).await,
             Signal::PowerButton => press(context, name).await,
-        }
+        };
+        Ok(vec![outcome?])
     })
     .await
 }

@@ -143,20 +143,41 @@ impl Vm {
         let mut wants = Vec::new();
         for vm in vms {
             if !vm.dir.is_running()? {
-                let cluster = vm.dir.cluster().clone();
-                wants.push(Want::new(cluster, vm.name.clone(), vm.current()?.memory));
+                wants.push(vm.want()?);
             }
         }
         let (Some(first), false) = (vms.first(), wants.is_empty()) else {
             return Ok(None);
         };
-        let budget = match first.budget {
+        let progress = first.progress.as_ref();
+        let lease = budget::acquire(&first.store, first.budget()?, wants, progress).await?;
+        Ok(Some(lease))
+    }
+
+    /// Checks that there would be memory for all of `vms` if nothing else ran.
+    pub(crate) fn check_memory(vms: &[&Self]) -> Result<()> {
+        let wants = vms.iter().map(|vm| vm.want());
+        let wants = wants.collect::<Result<Vec<_>>>()?;
+        match vms.first() {
+            Some(first) => Ok(first.budget()?.check(&wants)?),
+            None => Ok(()),
+        }
+    }
+
+    fn want(&self) -> Result<Want> {
+        let cluster = self.dir.cluster().clone();
+        Ok(Want::new(
+            cluster,
+            self.name.clone(),
+            self.current()?.memory,
+        ))
+    }
+
+    fn budget(&self) -> Result<Budget> {
+        Ok(match self.budget {
             Some(budget) => budget,
             None => Budget::from_env()?,
-        };
-        let progress = first.progress.as_ref();
-        let lease = budget::acquire(&first.store, budget, wants, progress).await?;
-        Ok(Some(lease))
+        })
     }
 
     /// Starts the machine, and the worker if it has ended.
@@ -183,7 +204,8 @@ impl Vm {
         self.wait_until_up(Instant::now() + self.boot_timeout).await
     }
 
-    /// Stops the VM, if it runs, and starts it again.
+    /// Stops the VM, if it runs, and starts it again. It is not stopped if there could never be memory
+    /// for it.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -197,6 +219,7 @@ impl Vm {
     /// # Errors
     /// As [`Vm::stop`] and [`Vm::start`].
     pub async fn restart(&self) -> Result<()> {
+        Self::check_memory(&[self])?;
         match self.stop().await {
             Ok(_) => self.start().await,
             Err(error) if error.is_not_running() => self.start().await,
