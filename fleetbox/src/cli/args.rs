@@ -191,7 +191,7 @@ pub(super) struct Up {
     #[command(flatten)]
     pub(super) machine: Machine,
     /// Create it, but do not start it
-    #[arg(long, conflicts_with = "count")]
+    #[arg(long, conflicts_with_all = ["count", "publish", "wait", "timeout"])]
     pub(super) no_start: bool,
 }
 
@@ -507,6 +507,10 @@ mod tests {
             &["up", "web", "--publish", "0:80"],
             &["up", "web", "--publish", "80:99999"],
             &["up", "web", "--publish", "80:80", "-n", "2"],
+            &["up", "web", "--no-start", "-n", "2"],
+            &["up", "web", "--no-start", "--publish", "80:80"],
+            &["up", "web", "--no-start", "--wait", "cloud-init"],
+            &["up", "web", "--no-start", "--timeout", "300"],
             &["up", "web", "--wait", "port:0"],
             &["up", "web", "--wait", "lunch"],
             &["up", "web", "--wait", "console:"],
@@ -558,6 +562,15 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_default_is_no_option_that_was_given() {
+        let cli = parse(&["up", "web", "--no-start"]).unwrap();
+        let Command::Up(up) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert!(up.no_start);
     }
 
     #[test]
