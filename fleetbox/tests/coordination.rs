@@ -409,6 +409,50 @@ fn a_host_that_cannot_store_a_vm_has_none_of_it() {
     assert_eq!(host.state(), "running");
 }
 
+#[test]
+fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
+    let host = Host::new("late");
+    let taken = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let publish = format!("{}:80", taken.local_addr().unwrap().port());
+    let refused = host.up().args(["--publish", &publish]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert!(host.states().is_empty(), "found out before the boot");
+
+    // One that runs may have the port itself, so that is found out by opening it.
+    succeeded(host.up().output().unwrap());
+    let failed = host.run(&["up", &host.stem, "--publish", &publish]);
+    assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+    for part in [
+        &format!("cannot publish port 80 of {}", host.stem),
+        &format!("{} runs all the same", host.stem),
+    ] {
+        assert!(said(&failed).contains(part), "{}", said(&failed));
+    }
+    assert_eq!(host.state(), "running");
+    drop(taken);
+    for _ in 0..2 {
+        succeeded(host.run(&["up", &host.stem, "--publish", &publish]));
+    }
+    succeeded(host.run(&["rm", "--force", &host.stem]));
+
+    // Nobody answers by SSH, so that no tree can be shipped.
+    let tree = host.dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let git = Command::new("git")
+        .arg("-C")
+        .arg(&tree)
+        .arg("init")
+        .output();
+    assert!(git.unwrap().status.success());
+    let image = host.dir.path().join("disk.raw");
+    let mut run = host.command(&["run", "-d", "--name", &host.stem, "--disk", "8M", "--image"]);
+    let failed = run.arg(image).arg(tree).output().unwrap();
+    assert_eq!(failed.status.code(), Some(255), "{}", said(&failed));
+    let told = format!("{} is deleted again", host.stem);
+    assert!(said(&failed).contains(&told), "{}", said(&failed));
+    assert!(host.states().is_empty());
+}
+
 #[track_caller]
 fn assert_nothing_left(home: &Path) {
     let clusters = std::fs::read_dir(home.join("clusters"));

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -751,6 +752,34 @@ fn a_run_that_cannot_be_leaves_nothing_behind() {
         assert_eq!(output.status.code(), Some(255), "{wrong:?}: {output:?}");
         assert!(error.contains(reason), "{error}");
     }
+    assert!(!host.state().exists(), "something was created");
+    let root = work_tree(&host);
+    let root = root.to_str().expect("UTF-8");
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let taken = taken.local_addr().expect("an address").port().to_string();
+    let publish = format!("{taken}:80");
+    for (wrong, reason) in [
+        (
+            &["--branch", "x", "--from", "no-such"][..],
+            "there is no no-such",
+        ),
+        (&["--branch", "a..b"], "a..b"),
+        (&["--publish", &publish], &taken),
+        (
+            &["--publish", "8080:2", "--publish", "8080:3"],
+            "given twice",
+        ),
+    ] {
+        let output = host.run(&[&["run", root], wrong, &["--", "true"]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(255), "{wrong:?}: {output:?}");
+        assert!(error.contains(reason), "{error}");
+    }
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    fs::write(Path::new(root).join(name), "").expect("a file");
+    let output = host.run(&["run", root, "--include-untracked", "--", "true"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("its name is not UTF-8"), "{error}");
     assert!(!host.state().exists(), "something was created");
     host.vm("web", "web", Path::new("/none"));
     let output = host.run(&["run", "--name", "web", "--rm", "--", "true"]);

@@ -10,9 +10,9 @@ use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
 use fleetbox::{Error, Result, Vm};
 
 use super::args::{Exec, Machine, Run, Shipment};
-use super::output::Context;
+use super::output::{Context, complain};
 use super::progress::Display;
-use super::{ssh, ssh_config, up};
+use super::{GUEST_FAILURE, ssh, ssh_config, up};
 
 pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     let options = options(&run.shipment);
@@ -26,6 +26,11 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
             None => Ok(0),
         };
     }
+    // What is wrong is found out before there is a VM that nobody has asked for any more.
+    if let Some(tree) = &tree {
+        tree.check(&options).await?;
+    }
+    up::check_ports(&run.machine)?;
     let name = match run.name {
         Some(name) => name,
         None => up::made_up(context)?,
@@ -51,25 +56,31 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     drop(display);
     let vm = started?;
     ssh_config::refresh(context);
-    let prepared = prepare(context, &vm, &run.machine, tree.as_ref(), &options).await;
-    // Without its tree it is of no use to anybody. From here on it may hold what the command did.
-    let unusable = prepared.is_err() && tree.is_some() && !run.detach;
-    let status = match prepared {
-        Ok(_) if run.detach => Ok(0),
-        Ok(workspace) => {
-            let command = command(workspace.as_ref(), &run.command);
-            ssh::pass_through(&vm, command.as_deref(), false).await
+    let workspace = match prepare(context, &vm, &run.machine, tree.as_ref(), &options).await {
+        Ok(workspace) => workspace,
+        Err(error) => {
+            complain(error);
+            discard(context, vm).await;
+            return Ok(GUEST_FAILURE);
         }
-        Err(error) => Err(error),
     };
-    if run.rm || unusable {
+    let status = if run.detach {
+        Ok(0)
+    } else {
+        let command = command(workspace.as_ref(), &run.command);
+        ssh::pass_through(&vm, command.as_deref(), false).await
+    };
+    if run.rm {
         let destroyed = vm.destroy().await;
         ssh_config::refresh(context);
         let status = status?;
         destroyed?;
         return Ok(status);
     }
-    let status = status?;
+    let status = status.unwrap_or_else(|error| {
+        complain(error);
+        GUEST_FAILURE
+    });
     if context.json {
         context.say_json(&super::vms::find(context, &name).await?)?;
     } else if run.detach {
@@ -79,6 +90,23 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         "{name} runs on; `fleetbox exec {name} -- COMMAND` runs more in it, `fleetbox rm {name}` deletes it"
     ));
     Ok(status)
+}
+
+/// Deletes a VM in which nothing was run, because it is not what was asked for.
+async fn discard(context: &Context, vm: Vm) {
+    let name = vm.reference();
+    match vm.destroy().await {
+        Ok(()) => complain(format_args!(
+            "{name} is deleted again; nothing was run in it"
+        )),
+        Err(error) => {
+            complain(error);
+            complain(format_args!(
+                "{name} is left, and nothing was run in it; `fleetbox rm {name}` deletes it"
+            ));
+        }
+    }
+    ssh_config::refresh(context);
 }
 
 /// Publishes the VM's ports and ships the tree to it.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use fleetbox::names::Name;
+use fleetbox::names::{Name, Reference};
 use fleetbox::{Cluster, Error, Result, Vm, VmBuilder};
 
 use super::args::{Machine, Up};
 use super::output::{Context, complain};
 use super::progress::Display;
-use super::{REFUSED, ssh_config, vms};
+use super::{FAILURE, REFUSED, ssh_config, vms};
 
 /// How often another name is made up if there is a VM of that name.
 const ATTEMPTS: usize = 100;
@@ -46,6 +46,9 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
             return cluster(context, name, &up.machine, up.count).await;
         }
     }
+    if !up.machine.publish.is_empty() && !runs(context, &name).await? {
+        check_ports(&up.machine)?;
+    }
     let display = Display::new(context, &format!("starting {name}"));
     let builder = builder(context, &name, &up.machine)?
         .detached()
@@ -70,7 +73,14 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
     let name = vm.reference();
     ssh_config::refresh(context);
     remark(context, &vm);
-    publish(context, &vm, &up.machine).await?;
+    if let Err(error) = publish(context, &vm, &up.machine).await {
+        complain(error);
+        complain(format_args!(
+            "{name} runs all the same; `fleetbox up {name} --publish HOST:GUEST` publishes a port of it, \
+             `fleetbox down {name}` stops it"
+        ));
+        return Ok(FAILURE);
+    }
     if context.json {
         context.say_json(&vms::find(context, &name).await?)?;
     } else if vm.was_running() {
@@ -84,6 +94,38 @@ pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
         context.note(vm.timings());
     }
     Ok(0)
+}
+
+/// True for a VM that exists and runs, and so may have these ports itself.
+async fn runs(context: &Context, name: &Reference) -> Result<bool> {
+    match fleetbox::find(context.home(), name.as_str()).await {
+        Ok(vm) => Ok(vm.is_running()?),
+        Err(Error::NoVm { .. } | Error::NoMember { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Finds out, before anything is done, whether the ports of this host can be had: each is to lead to one
+/// port, and nobody has it.
+pub(super) fn check_ports(machine: &Machine) -> Result<()> {
+    let refusal = |host: u16, source: std::io::Error| Error::Io {
+        action: "publish by a port of this host",
+        source: std::io::Error::new(
+            source.kind(),
+            format!("{host}: {source}; choose another by --publish HOST:GUEST"),
+        ),
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for (host, _) in &machine.publish {
+        if !seen.insert(*host) {
+            return Err(refusal(*host, std::io::Error::other("it is given twice")));
+        }
+    }
+    for host in seen {
+        std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, host))
+            .map_err(|source| refusal(host, source))?;
+    }
+    Ok(())
 }
 
 /// Opens the ports that are to lead to the VM.

@@ -62,14 +62,45 @@ impl Tree {
     /// [`Error::Workspace`].
     pub async fn list(&self, options: &super::ShipOptions) -> Result<Vec<PathBuf>> {
         let (tree, options) = (self.clone(), options.clone());
-        blocking(move || match tree.commit(options.from.as_deref())? {
+        blocking(move || Ok(tree.listed(&options)?)).await
+    }
+
+    /// Checks that the tree can be shipped in this way, as far as that can be known without a guest:
+    /// the commit and the branch's name, and that all files have names that can be shipped and may be
+    /// read. Done before a VM is started for it, nothing that is wrong with the tree is found out
+    /// after the boot.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::Vm;
+    /// use fleetbox::workspace::{ShipOptions, Tree, Workspace};
+    ///
+    /// let (tree, options) = (Tree::open(".").await?, ShipOptions::default());
+    /// tree.check(&options).await?;
+    /// let vm = Vm::test().start().await?;
+    /// Workspace::ship(&vm, &tree, &options).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Workspace`] names what is wrong.
+    pub async fn check(&self, options: &super::ShipOptions) -> Result<()> {
+        let (tree, options) = (self.clone(), options.clone());
+        blocking(move || Ok(super::ship::check(&tree, &options)?)).await
+    }
+
+    /// As [`Tree::list`]. Blocks.
+    pub(super) fn listed(
+        &self,
+        options: &super::ShipOptions,
+    ) -> Result<Vec<PathBuf>, WorkspaceError> {
+        match self.commit(options.from.as_deref())? {
             Some(commit) if options.from.is_some() => {
                 let args = ["ls-tree", "-r", "-z", "--name-only", "--full-tree", &commit];
-                Ok(paths(&run(&tree.root, "list a commit's files", &args)?))
+                Ok(paths(&run(&self.root, "list a commit's files", &args)?))
             }
-            _ => Ok(tree.files(options.selection)?),
-        })
-        .await
+            _ => self.files(options.selection),
+        }
     }
 
     /// The files of the work tree that are there.

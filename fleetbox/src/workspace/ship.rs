@@ -66,6 +66,41 @@ pub(super) async fn ship(
     Ok(workspace)
 }
 
+/// What of a shipment can be checked before there is a guest.
+pub(super) fn check(tree: &Tree, options: &ShipOptions) -> Result<(), WorkspaceError> {
+    if let Some(branch) = &options.branch {
+        tree.check_branch(branch)?;
+    }
+    let files = tree.listed(options)?;
+    names(&files)?;
+    if options.from.is_some() {
+        return Ok(()); // git has them.
+    }
+    for file in &files {
+        let path = tree.root().join(file);
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            match fs::File::open(&path) {
+                // Deleted since it was listed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                opened => drop(opened.map_err(WorkspaceError::io("read", &path))?),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The files' names as an archive and a note have them.
+fn names(files: &[PathBuf]) -> Result<Vec<String>, WorkspaceError> {
+    let name = |file: &PathBuf| match file.to_str() {
+        Some(name) if !name.contains('\0') => Ok(name.to_owned()),
+        _ => Err(WorkspaceError::Path {
+            path: file.clone(),
+            why: "its name is not UTF-8; rename it, or have git ignore it",
+        }),
+    };
+    files.iter().map(name).collect()
+}
+
 fn prepare(tree: &Tree, options: &ShipOptions) -> Result<Load, WorkspaceError> {
     if let Some(branch) = &options.branch {
         tree.check_branch(branch)?;
@@ -101,16 +136,7 @@ fn prepare(tree: &Tree, options: &ShipOptions) -> Result<Load, WorkspaceError> {
         Some(_) => Tree::files(&Tree::at(root.clone()), Selection::Everything)?,
         None => tree.files(options.selection)?,
     };
-    let names = files
-        .iter()
-        .map(|file| match file.to_str() {
-            Some(name) if !name.contains('\0') => Ok(name.to_owned()),
-            _ => Err(WorkspaceError::Path {
-                path: file.clone(),
-                why: "its name is not UTF-8",
-            }),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let names = names(&files)?;
     let mise = names.iter().any(|name| MISE_FILES.contains(&name.as_str()));
     Ok(Load {
         workspace: Workspace {
@@ -345,7 +371,13 @@ pub(super) mod tests {
 
     /// True if nothing is sent.
     pub(in super::super) fn refused(tree: &Tree, options: &ShipOptions) -> bool {
-        prepare(tree, options).is_err()
+        let refused = prepare(tree, options).is_err();
+        assert_eq!(
+            check(tree, options).is_err(),
+            refused,
+            "known before the boot"
+        );
+        refused
     }
 
     #[test]
