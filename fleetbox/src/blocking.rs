@@ -355,6 +355,12 @@ impl Vm {
         self.0.ip()
     }
 
+    /// As [`crate::Vm::with_progress`].
+    #[must_use]
+    pub fn with_progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        Self(Arc::new(self.0.another().with_progress(progress)))
+    }
+
     /// As [`crate::Vm::timings`].
     pub fn timings(&self) -> &Timings {
         self.0.timings()

@@ -421,7 +421,7 @@ impl VmBuilder {
     pub(crate) fn equip(&self, vm: Vm) -> Vm {
         vm.run_by(self.backend.clone(), self.boot_timeout, self.budget)
             .awaiting(self.extras.awaited.clone())
-            .telling(Arc::clone(&self.progress))
+            .with_progress(Arc::clone(&self.progress))
     }
 
     /// Checks everything that can be without looking at the host.

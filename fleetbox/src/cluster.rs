@@ -411,6 +411,29 @@ impl Cluster {
         .await
     }
 
+    /// Who is told that members wait for memory when they are started again, and of the download of an
+    /// image for one that is added: that of the builder, and nobody after [`Cluster::open`], where
+    /// nothing is given here.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::images::progress;
+    ///
+    /// let cluster = fleetbox::Cluster::open("node").await?.with_progress(progress::stderr());
+    /// cluster.start().await?; // says what it waits for
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with_progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        let progress = progress.into();
+        for vm in &mut self.members {
+            // Other handles have the same member.
+            *vm = Arc::new(vm.another().with_progress(Arc::clone(&progress)));
+        }
+        self.template = self.template.progress(progress);
+        self
+    }
+
     pub(crate) fn client(&self) -> Client {
         lifecycle::client(&self.store.cluster(&self.name))
     }

@@ -184,6 +184,12 @@ impl Cluster {
         self.0.vm(name).cloned().map(Vm)
     }
 
+    /// As [`crate::Cluster::with_progress`].
+    #[must_use]
+    pub fn with_progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        Self(self.0.with_progress(progress))
+    }
+
     /// As [`crate::Cluster::timings`].
     pub fn timings(&self) -> Timings {
         self.0.timings()

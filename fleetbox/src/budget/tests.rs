@@ -500,6 +500,40 @@ async fn a_cluster_is_restarted_as_one() {
 }
 
 #[tokio::test]
+async fn handles_that_were_opened_say_that_they_wait() {
+    let fixture = Fixture::new();
+    let builder = Cluster::builder("ca").count(2);
+    let cluster = builder.each(|_| fixture.vm("", 300)).start().await.unwrap();
+    cluster.stop().await.unwrap();
+    let heard = [(); 2].map(|()| Arc::new(Heard::default()));
+    let [alone, all] = [0, 1].map(|index| Arc::clone(&heard[index]) as Arc<dyn Progress>);
+    let ca = fixture.store.cluster(&Name::new("ca").unwrap());
+    let found = ca.vm(&Name::new("ca-1").unwrap()).unwrap();
+    let found = Vm::found(&fixture.store, found).unwrap();
+    // As it is opened, but for the machine and the budget, which the environment would tell.
+    let found = found
+        .run_by(fixture.vm("", 0).backend, STOP_DEADLINE, Some(BUDGET))
+        .with_progress(alone);
+    let holder = fixture.vm("holder", 800).start().await.unwrap();
+    let found = tokio::spawn(async move { found.start().await });
+    fixture.queued(1).await;
+    let again = cluster.clone().with_progress(all);
+    let again = tokio::spawn(async move { again.start().await });
+    fixture.queued(2).await;
+    holder.destroy().await.unwrap();
+    found.await.unwrap().unwrap();
+    again.await.unwrap().unwrap();
+    for (heard, who) in heard.iter().zip(["ca-1: ", "ca-1 and 1 more: "]) {
+        let said = heard.0.lock().unwrap();
+        assert!(
+            said.len() == 2 && said[0].starts_with(who) && said[1] == "granted",
+            "{said:?}"
+        );
+    }
+    cluster.destroy().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_waits_for_memory_is_not_pruned() {
     let fixture = Fixture::new();
     let home = fixture.store.home();

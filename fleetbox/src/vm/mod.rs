@@ -259,9 +259,20 @@ impl Vm {
         self
     }
 
-    /// Who is told that it waits for memory when it is started again.
-    pub(crate) fn telling(mut self, progress: Arc<dyn Progress>) -> Self {
-        self.progress = progress;
+    /// Who is told that it waits for memory when it is started again: that of its builder, and
+    /// nobody for a VM found by [`Vm::open`], where nothing is given here.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::images::progress;
+    ///
+    /// let vm = fleetbox::Vm::open("web").await?.with_progress(progress::stderr());
+    /// vm.restart().await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with_progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        self.progress = progress.into();
         self
     }
 
