@@ -41,6 +41,13 @@ impl Context {
         }
     }
 
+    /// The answer alone, with `--quiet`: in place of a line of [`Context::tell`] that has it.
+    pub(super) fn answer(&self, answer: impl Display) {
+        if self.quiet && !self.json {
+            self.say(answer);
+        }
+    }
+
     /// A remark on standard error; not with `--quiet`.
     pub(super) fn note(&self, line: impl Display) {
         if !self.quiet {

@@ -31,6 +31,7 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         tree.check(&options).await?;
     }
     up::check_ports(&run.machine)?;
+    let is_made_up = run.name.is_none();
     let name = match run.name {
         Some(name) => name,
         None => up::made_up(context)?,
@@ -85,6 +86,10 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         context.say_json(&super::vms::find(context, &name).await?)?;
     } else if run.detach {
         context.say(&name);
+    }
+    // Standard output is the command's.
+    if is_made_up && context.quiet && !run.detach {
+        let _ = writeln!(std::io::stderr(), "{name}");
     }
     context.note(format_args!(
         "{name} runs on; `fleetbox exec {name} -- COMMAND` runs more in it, `fleetbox rm {name}` deletes it"

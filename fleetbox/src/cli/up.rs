@@ -13,11 +13,19 @@ use super::{FAILURE, REFUSED, ssh_config, vms};
 /// How often another name is made up if there is a VM of that name.
 const ATTEMPTS: usize = 100;
 
-pub(super) async fn run(context: &Context, up: Up) -> Result<u8> {
-    let name = match up.name {
-        Some(name) => name,
-        None => made_up(context)?.into(),
-    };
+pub(super) async fn run(context: &Context, mut up: Up) -> Result<u8> {
+    if let Some(name) = up.name.take() {
+        return named(context, name, up).await;
+    }
+    let name = made_up(context)?;
+    let status = named(context, name.clone().into(), up).await?;
+    if status == 0 {
+        context.answer(name);
+    }
+    Ok(status)
+}
+
+async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
     let bare = name.cluster().is_none().then(|| name.name());
     if let (Some(_), None) = (up.count, bare) {
         complain(
@@ -188,7 +196,7 @@ async fn cluster(
         remark(context, vm);
         context.tell(format_args!(
             "{} is running, its address is {}",
-            vm.name(),
+            vm.reference(),
             vm.ip()
         ));
     }
