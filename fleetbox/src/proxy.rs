@@ -2,8 +2,8 @@
 //! and plain requests) on one port.
 //!
 //! `curl --proxy socks5h://127.0.0.1:1080 http://web` and a browser reach VMs by it, without root
-//! and without a change of the host's names. Names of running VMs, with or without `.fleetbox`, are
-//! VMs; other names and addresses are reached as from this host, so that a browser can have the
+//! and without a change of the host's names. `NAME` and, where several clusters have a VM of that name,
+//! `NAME.CLUSTER` are running VMs, with or without `.fleetbox` behind; other names and addresses are reached as from this host, so that a browser can have the
 //! proxy for everything.
 
 use std::io;
@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::names::{Name, Reference};
 use crate::{Error, Result, Vm};
 
 /// How long a client may take to say what it wants.
@@ -132,23 +133,36 @@ async fn converse(mut client: TcpStream, home: Option<&Path>) -> io::Result<()> 
     }
 }
 
-/// The VM that a name may mean.
-fn guest_of(host: &str) -> Option<&str> {
+/// The VM that a name may mean: `NAME` or `NAME.CLUSTER`, either with the domain or not.
+fn guest_of(host: &str) -> Option<Reference> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let name = host.strip_suffix(DOMAIN).unwrap_or(host);
-    crate::names::Name::new(name).ok().map(|_| name)
+    // `localhost` is this host (RFC 6761 section 6.3), whatever VMs are called.
+    if host == "localhost" || host.ends_with(".localhost") {
+        return None;
+    }
+    match name.split_once('.') {
+        Some((name, cluster)) => {
+            let cluster = Name::new(cluster).ok()?;
+            Some(Reference::new(cluster, Name::new(name).ok()?))
+        }
+        None => Name::new(name).ok().map(Reference::from),
+    }
 }
 
 async fn connect(home: Option<&Path>, host: &str, port: u16) -> Result<Box<dyn Duplex>, Failure> {
     let shown = crate::process::printable(host.as_bytes());
     let late = || Failure::Refused(format!("{shown} does not answer"));
     let host = host.to_ascii_lowercase();
-    // `localhost` is this host, whatever VMs are called.
-    if let Some(name) = guest_of(&host).filter(|name| *name != "localhost") {
-        let vm = match Vm::open_in(home, name).await {
+    if let Some(name) = guest_of(&host) {
+        let vm = match Vm::open_in(home, name.as_str()).await {
             Ok(vm) => Some(vm),
-            // A name without a dot may still be the host's own network's.
-            Err(Error::NoVm { .. }) if !host.trim_end_matches('.').ends_with(DOMAIN) => None,
+            // Without the domain it may still be a name of the host's own network, or the world's.
+            Err(Error::NoVm { .. } | Error::NoMember { .. })
+                if !host.trim_end_matches('.').ends_with(DOMAIN) =>
+            {
+                None
+            }
             Err(error) => return Err(Failure::Unknown(error.to_string())),
         };
         if let Some(vm) = vm {
@@ -447,16 +461,52 @@ mod tests {
 
     #[test]
     fn guests_have_a_domain() {
-        for (host, name) in [
+        for (host, vm) in [
             ("web", Some("web")),
             ("web.fleetbox", Some("web")),
             ("web.fleetbox.", Some("web")),
-            ("web.example", None),
+            ("node-1.shop", Some("shop/node-1")),
+            ("node-1.shop.fleetbox", Some("shop/node-1")),
+            ("node-1.shop.fleetbox.", Some("shop/node-1")),
+            // The domain is no cluster, but there may be one of that name.
+            ("web.fleetbox.fleetbox", Some("fleetbox/web")),
+            ("node-1.shop.example", None),
+            ("localhost", None),
+            ("x.localhost", None),
             ("127.0.0.1", None),
             ("::1", None),
+            (".fleetbox", None),
             ("", None),
         ] {
-            assert_eq!(guest_of(host), name, "{host}");
+            let found = guest_of(host);
+            assert_eq!(found.as_ref().map(Reference::as_str), vm, "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn clusters_tell_vms_of_one_name_apart() {
+        let (proxy, _, home) = proxy().await;
+        for vm in ["kept/node-1", "shop/node-1"] {
+            let path = home.path().join("clusters").join(vm);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("vm.json"), "{}").unwrap();
+            std::fs::write(path.join("lock"), "").unwrap();
+        }
+        for (host, why) in [
+            ("node-1", "kept/node-1, shop/node-1"),
+            ("node-1.fleetbox", "kept/node-1, shop/node-1"),
+            ("node-1.shop", "shop/node-1 is not running"),
+            ("Node-1.kept.fleetbox", "kept/node-1 is not running"),
+            ("node-2.shop.fleetbox", "shop has no member node-2"),
+            ("node-1.none.fleetbox", "none has no member node-1"),
+        ] {
+            let request = format!("GET http://{host}/ HTTP/1.1\r\n\r\n");
+            let answer = exchange(proxy, request.as_bytes()).await;
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(
+                answer.starts_with("HTTP/1.1 404 ") && answer.contains(why),
+                "{host}: {answer}"
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::lifecycle;
 use crate::store::{Store, StoreError, VmRecord, write_atomic};
 
 /// First line of what is added to a user's configuration.
@@ -16,6 +17,9 @@ const MARK: &str = "# Added by `fleetbox ssh-config --install`, removed by `--un
 /// The same, in a file that was made for it.
 const MARK_NEW: &str =
     "# Added by `fleetbox ssh-config --install`, removed by `--uninstall` with this file";
+
+/// The top-level name of guests.
+const DOMAIN: &str = "fleetbox";
 
 /// Most bytes of a user's configuration that are looked at.
 const LIMIT: u64 = 16 << 20;
@@ -119,7 +123,8 @@ impl SshConfig {
         self.store.home().join("ssh").join("known_hosts")
     }
 
-    /// A `Host` block for each VM, by its name and by `NAME.fleetbox`.
+    /// A `Host` block for each VM, by `NAME.CLUSTER`, and by `NAME` where that means this VM and no
+    /// other; each also with `.fleetbox` behind it.
     ///
     /// ```
     /// use std::path::Path;
@@ -137,40 +142,50 @@ impl SshConfig {
     /// # Errors
     /// A damaged record, the file system, or a path that OpenSSH cannot be told.
     pub fn text(&self) -> Result<String, SshConfigError> {
-        let records = self.records()?;
-        self.blocks(&records)
+        let hosts = self.hosts()?;
+        self.blocks(&hosts)
     }
 
-    fn records(&self) -> Result<Vec<VmRecord>, SshConfigError> {
-        let mut records = Vec::new();
+    fn hosts(&self) -> Result<Vec<Host>, SshConfigError> {
+        let mut hosts = Vec::new();
         for vm in self.store.vms()? {
             match vm.record() {
-                Ok(record) => records.push(record),
+                Ok(record) => hosts.push(Host {
+                    record,
+                    passing: lifecycle::is_ephemeral(&vm),
+                }),
                 // Removed in this moment.
                 Err(_) if !vm.paths().dir().exists() => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(records)
+        Ok(hosts)
     }
 
-    fn blocks(&self, records: &[VmRecord]) -> Result<String, SshConfigError> {
+    fn blocks(&self, hosts: &[Host]) -> Result<String, SshConfigError> {
         let key = argument(&self.store.keys_dir().join("id_ed25519"))?;
         let known_hosts = argument(&self.known_hosts())?;
         let program = command_word(&self.program)?;
         let home = command_word(self.store.home())?;
         let mut text = String::new();
-        for record in records {
-            let (name, user) = (&record.name, &record.ssh_user);
+        for host in hosts {
+            let VmRecord {
+                name,
+                cluster,
+                ssh_user: user,
+                ..
+            } = &host.record;
+            let aliases = host.aliases(hosts).join(" ");
+            let host = host.name();
             text.push_str(&format!(
-                "Host {name} {name}.fleetbox\n\
-                 \x20   HostName {name}.fleetbox\n\
+                "Host {aliases}\n\
+                 \x20   HostName {host}\n\
                  \x20   User {user}\n\
                  \x20   IdentityFile {key}\n\
                  \x20   IdentitiesOnly yes\n\
                  \x20   UserKnownHostsFile {known_hosts}\n\
                  \x20   StrictHostKeyChecking yes\n\
-                 \x20   ProxyCommand {program} --home {home} dial {name} 22\n\n"
+                 \x20   ProxyCommand {program} --home {home} dial {cluster}/{name} 22\n\n"
             ));
         }
         Ok(text)
@@ -185,11 +200,11 @@ impl SshConfig {
         if !create && !included.exists() {
             return Ok(());
         }
-        let records = self.records()?;
-        let text = self.blocks(&records)?;
-        let hosts: String = records
+        let hosts = self.hosts()?;
+        let text = self.blocks(&hosts)?;
+        let hosts: String = hosts
             .iter()
-            .map(|record| format!("{}.fleetbox {}\n", record.name, record.host_key.trim()))
+            .map(|host| format!("{} {}\n", host.name(), host.record.host_key.trim()))
             .collect();
         let dir = self.store.home().join("ssh");
         private_dir(&dir)?;
@@ -255,6 +270,46 @@ impl SshConfig {
             }
             _ => Ok(found),
         }
+    }
+}
+
+/// A VM that OpenSSH is told of.
+struct Host {
+    record: VmRecord,
+    /// It is gone with the test that made it.
+    passing: bool,
+}
+
+impl Host {
+    /// What no other VM is called, and the key of this one is found by.
+    fn name(&self) -> String {
+        let VmRecord { name, cluster, .. } = &self.record;
+        if name == cluster {
+            return format!("{name}.{DOMAIN}");
+        }
+        format!("{name}.{cluster}.{DOMAIN}")
+    }
+
+    /// By what names a user reaches it, among all there are.
+    fn aliases(&self, all: &[Self]) -> Vec<String> {
+        let VmRecord { name, cluster, .. } = &self.record;
+        let namesakes = || all.iter().filter(|host| host.record.name == *name);
+        let lasting = namesakes().filter(|host| !host.passing).count();
+        // As `find` understands a bare name.
+        let meant = match lasting {
+            0 => namesakes().count() == 1,
+            lasting => lasting == 1 && !self.passing,
+        };
+        let mut aliases = Vec::new();
+        if meant {
+            aliases.extend([name.to_string(), format!("{name}.{DOMAIN}")]);
+        }
+        // `web.fleetbox` is a VM `web` of whatever cluster.
+        if cluster.as_str() != DOMAIN {
+            aliases.push(format!("{name}.{cluster}"));
+        }
+        aliases.push(format!("{name}.{cluster}.{DOMAIN}"));
+        aliases
     }
 }
 
@@ -428,38 +483,90 @@ mod tests {
         assert!(argument(Path::new("/a*b")).is_err());
     }
 
+    fn host(cluster: &str, name: &str, passing: bool) -> Host {
+        Host {
+            record: VmRecord {
+                name: name.parse().unwrap(),
+                cluster: cluster.parse().unwrap(),
+                ..sample()
+            },
+            passing,
+        }
+    }
+
+    #[test]
+    fn a_bare_name_is_one_vms_and_the_clusters_tell_others_apart() {
+        let aliases = |hosts: &[Host]| {
+            let each = hosts.iter().map(|host| host.aliases(hosts).join(" "));
+            each.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            aliases(&[host("web", "web", false), host("shop", "db", true)]),
+            [
+                "web web.fleetbox web.web web.web.fleetbox",
+                "db db.fleetbox db.shop db.shop.fleetbox"
+            ]
+        );
+        // Two that last, and one of a test's.
+        let hosts = [
+            host("a", "n", false),
+            host("b", "n", false),
+            host("t", "n", true),
+        ];
+        assert_eq!(
+            aliases(&hosts),
+            ["n.a n.a.fleetbox", "n.b n.b.fleetbox", "n.t n.t.fleetbox"]
+        );
+        // One that lasts.
+        assert_eq!(
+            aliases(&hosts[1..]),
+            ["n n.fleetbox n.b n.b.fleetbox", "n.t n.t.fleetbox"]
+        );
+        // The domain is no cluster.
+        let hosts = [host("fleetbox", "n", false), host("a", "n", false)];
+        assert_eq!(aliases(&hosts), ["n.fleetbox.fleetbox", "n.a n.a.fleetbox"]);
+    }
+
     #[test]
     fn openssh_understands_it() {
         let Home { dir, config, file } = home();
-        let records = [crate::store::VmRecord {
-            name: "web".parse().unwrap(),
-            ..sample()
-        }];
-        let text = config.blocks(&records).unwrap();
+        fs::create_dir(dir.path().join("ssh")).unwrap();
+        let hosts = [
+            host("web", "web", false),
+            host("a", "node-1", false),
+            host("b", "node-1", false),
+        ];
+        let text = config.blocks(&hosts).unwrap();
         assert!(text.contains("ProxyCommand '/opt/my tools/fleetbox' --home "));
-        let Ok(output) = std::process::Command::new("ssh")
-            .arg("-G")
-            .arg("-F")
-            .arg({
-                fs::create_dir(dir.path().join("ssh")).unwrap();
-                fs::write(&file, &text).unwrap();
-                &file
-            })
-            .arg("web")
-            .output()
-        else {
-            // Without OpenSSH there is nothing to ask.
-            return;
-        };
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{output:?}");
-        for line in [
-            "hostname web.fleetbox",
-            "user fleetbox",
-            "stricthostkeychecking true",
-            "identitiesonly yes",
+        fs::write(&file, &text).unwrap();
+        for (alias, name, reference) in [
+            ("web", "web.fleetbox", "web/web"),
+            ("node-1.a", "node-1.a.fleetbox", "a/node-1"),
+            ("node-1.b.fleetbox", "node-1.b.fleetbox", "b/node-1"),
+            ("node-1", "node-1", ""),
         ] {
-            assert!(told.lines().any(|l| l == line), "{line}: {told}");
+            let mut ssh = std::process::Command::new("ssh");
+            let Ok(output) = ssh.arg("-G").arg("-F").arg(&file).arg(alias).output() else {
+                // Without OpenSSH there is nothing to ask.
+                return;
+            };
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{output:?}");
+            let has = |line: &str| told.lines().any(|l| l == line);
+            assert!(has(&format!("hostname {name}")), "{alias}: {told}");
+            let ours = !reference.is_empty();
+            assert_eq!(
+                told.contains(&format!(" dial {reference} 22\n")),
+                ours,
+                "{alias}: {told}"
+            );
+            for line in [
+                "user fleetbox",
+                "stricthostkeychecking true",
+                "identitiesonly yes",
+            ] {
+                assert_eq!(has(line), ours, "{alias}: {line}: {told}");
+            }
         }
     }
 

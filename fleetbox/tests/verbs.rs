@@ -446,6 +446,84 @@ fn prune_removes_stopped_and_keeps_running() {
 }
 
 #[test]
+fn members_of_one_name_are_told_apart_wherever_they_are_shown() {
+    let host = Host::new();
+    for cluster in ["kept", "shop"] {
+        host.vm(cluster, "node-1", Path::new("/none"));
+    }
+    host.vm("web", "web", Path::new("/none"));
+    let list = host.ends(0, &["ls"]);
+    for name in ["kept/node-1 ", "shop/node-1 ", "web "] {
+        assert!(list.lines().any(|line| line.starts_with(name)), "{list}");
+    }
+
+    let config = host.ends(0, &["ssh-config"]);
+    let hosts: Vec<_> = config
+        .lines()
+        .filter(|line| line.starts_with("Host "))
+        .collect();
+    assert_eq!(
+        hosts,
+        [
+            "Host node-1.kept node-1.kept.fleetbox",
+            "Host node-1.shop node-1.shop.fleetbox",
+            "Host web web.fleetbox web.web web.web.fleetbox"
+        ]
+    );
+    for member in ["kept/node-1", "shop/node-1"] {
+        assert!(config.contains(&format!(" dial {member} 22\n")), "{config}");
+        let output = host.run(&["dial", member, "22"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("is not running"), "{error}");
+    }
+    let dir = host.dir.path().join(".ssh");
+    fs::create_dir(&dir).expect("a directory");
+    host.ends(0, &["ssh-config", "--install"]);
+    let keys = fs::read_to_string(host.state().join("ssh/known_hosts")).expect("known hosts");
+    let named: Vec<_> = keys
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(
+        named,
+        [
+            "node-1.kept.fleetbox",
+            "node-1.shop.fleetbox",
+            "web.fleetbox"
+        ]
+    );
+    // With one of them gone the name alone is the other's.
+    host.ends(0, &["rm", "kept"]);
+    let blocks = fs::read_to_string(host.state().join("ssh/config")).expect("a file");
+    assert!(
+        blocks.contains("Host node-1 node-1.fleetbox node-1.shop "),
+        "{blocks}"
+    );
+
+    host.vm("kept", "node-1", Path::new("/none"));
+    assert_eq!(
+        host.ends(0, &["prune", "--dry-run", "-q"]),
+        "kept/node-1 would be deleted\nshop/node-1 would be deleted\nweb would be deleted\n"
+    );
+    let outcomes = |result: &str| {
+        let outcome = |cluster: &str, name: &str| serde_json::json!({"name": name, "cluster": cluster, "result": result});
+        serde_json::json!([
+            outcome("kept", "node-1"),
+            outcome("shop", "node-1"),
+            outcome("web", "web")
+        ])
+    };
+    for (args, result) in [
+        (&["prune", "--dry-run", "--json"][..], "would-be-deleted"),
+        (&["prune", "--json"], "deleted"),
+    ] {
+        let told: serde_json::Value = serde_json::from_str(&host.ends(0, args)).expect("JSON");
+        assert_eq!(told, outcomes(result), "{args:?}");
+    }
+    assert!(host.names().is_empty());
+}
+
+#[test]
 fn ssh_config_twice_in_and_once_out_leaves_every_byte() {
     let host = Host::new();
     host.vm("web", "web", Path::new("/none"));
@@ -470,7 +548,10 @@ fn ssh_config_twice_in_and_once_out_leaves_every_byte() {
     // What OpenSSH makes of it, where it is installed; it looks at the user's real home itself.
     let included = host.state().join("ssh/config");
     let blocks = fs::read_to_string(&included).expect("the included file");
-    assert!(blocks.contains("Host web web.fleetbox\n"), "{blocks}");
+    assert!(
+        blocks.contains("Host web web.fleetbox web.web web.web.fleetbox\n"),
+        "{blocks}"
+    );
     if let Ok(output) = Command::new("ssh")
         .arg("-G")
         .arg("-F")
@@ -480,7 +561,7 @@ fn ssh_config_twice_in_and_once_out_leaves_every_byte() {
     {
         let told = String::from_utf8_lossy(&output.stdout);
         assert!(told.contains("hostname web.fleetbox\n"), "{output:?}");
-        assert!(told.contains(" dial web 22\n"), "{told}");
+        assert!(told.contains(" dial web/web 22\n"), "{told}");
     }
     let hosts = fs::read_to_string(host.state().join("ssh/known_hosts")).expect("known hosts");
     assert_eq!(hosts, "web.fleetbox ssh-ed25519 AAAAweb\n");
@@ -847,6 +928,13 @@ fn a_vm_is_created_without_being_started() {
     let text = host.ends(0, &["up", "--no-start", "--image", image]);
     let name = text.split(' ').next().expect("a name");
     assert!(host.names().contains(&name.to_owned()), "{text}");
+    // That is what was asked for, so that it stays where there are no other remarks.
+    let text = host.ends(0, &["up", "--no-start", "--image", image, "-q"]);
+    assert!(host.names().contains(&text.trim_end().to_owned()), "{text}");
+    assert_eq!(
+        host.ends(0, &["up", "quiet", "--no-start", "--image", image, "-q"]),
+        ""
+    );
     // What is wrong leaves nothing.
     let output = host.run(&["up", "bad", "--no-start", "--image", "/no/such.raw"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");

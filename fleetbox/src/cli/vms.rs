@@ -28,11 +28,12 @@ pub(super) async fn ls(context: &Context) -> Result<u8> {
         context.say_json(&vms)?;
         return Ok(0);
     }
-    let rows: Vec<_> = vms
+    let rows = vms
         .into_iter()
         .map(|vm| {
-            [
-                vm.name,
+            Ok([
+                // So that no other VM is meant by what is shown.
+                reference(&vm)?.to_string(),
                 vm.state.to_string(),
                 vm.image,
                 vm.cpus.to_string(),
@@ -40,9 +41,9 @@ pub(super) async fn ls(context: &Context) -> Result<u8> {
                 vm.disk.to_string(),
                 vm.ip.to_string(),
                 table::age(now().saturating_sub(vm.created)),
-            ]
+            ])
         })
-        .collect();
+        .collect::<Result<Vec<_>>>()?;
     let head = [
         "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "IP", "AGE",
     ];
@@ -361,15 +362,17 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     let mut names = Vec::new();
     for vm in fleetbox::list(context.home()).await? {
         if vm.unused {
-            names.push(Name::new(vm.name)?);
+            names.push(reference(&vm)?);
         }
     }
     if prune.dry_run {
-        for name in &names {
-            context.tell(format_args!("{name} would be deleted"));
-        }
         if context.json {
-            context.say_json(&names)?;
+            let outcome = |name| Outcome::new(name, "would-be-deleted", "");
+            context.say_json(&names.iter().map(outcome).collect::<Vec<_>>())?;
+            return Ok(0);
+        }
+        for name in &names {
+            context.say(format_args!("{name} would be deleted"));
         }
         return Ok(0);
     }
@@ -380,16 +383,22 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
             return Ok(FAILURE);
         }
     }
-    let pruned = fleetbox::prune(context.home()).await?;
-    ssh_config::refresh(context);
-    for name in &pruned {
-        context.tell(format_args!("{name} is deleted"));
+    let mut outcomes = Vec::new();
+    for name in fleetbox::prune(context.home()).await? {
+        let name: Reference = name.parse()?;
+        // One without a cluster is the only member of one of its own name.
+        let cluster = name.cluster().unwrap_or(name.name()).clone();
+        let name = Reference::new(cluster, name.name().clone());
+        let outcome = Outcome::new(&name, "deleted", format!("{name} is deleted"));
+        context.tell(&outcome.text);
+        outcomes.push(outcome);
     }
-    if pruned.is_empty() {
+    ssh_config::refresh(context);
+    if outcomes.is_empty() {
         context.tell("there was nothing to delete");
     }
     if context.json {
-        context.say_json(&pruned)?;
+        context.say_json(&outcomes)?;
     }
     Ok(0)
 }
