@@ -8,4 +8,5 @@ pub mod boot;
 pub mod hypervisor;
 pub mod machine;
 pub mod net;
+pub mod output;
 pub mod preflight;

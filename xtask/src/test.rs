@@ -212,9 +212,14 @@ pub fn payloads() -> Result<PathBuf> {
     Ok(target_dir().join(BARE_METAL).join("release"))
 }
 
-/// Runs the payloads by the tests of their crate, which find them through `FLEETBOX_GUESTS`. Returns where they ran.
+/// Runs the payloads by the tests of their crate, which find them through `FLEETBOX_GUESTS` and `fleetbox-vmm`
+/// through `FLEETBOX_VMM`. Returns where they ran.
 fn guests() -> Result<String> {
     let directory = payloads()?;
+    let program = executables(&["build", "-p", "fleetbox-vmm", "--bins"], "bin")?;
+    let Some((_, program)) = program.first() else {
+        bail!("fleetbox-vmm has no program");
+    };
     let kvm = Kvm::here();
     let tests = executables(&["test", "--no-run", "-p", GUESTS, "--tests"], "test")?;
     if tests.is_empty() {
@@ -225,6 +230,7 @@ fn guests() -> Result<String> {
             Cmd::new(test)
                 .dir(workspace().join("tests/guests"))
                 .env("FLEETBOX_GUESTS", &directory)
+                .env("FLEETBOX_VMM", program)
                 .limit(900)
                 .passthrough()?;
         }
@@ -244,6 +250,10 @@ fn guests() -> Result<String> {
         emulation
             .env
             .push(("FLEETBOX_GUESTS".into(), directory.display().to_string()));
+        emulation.files.push(GuestFile::same(program)?);
+        emulation
+            .env
+            .push(("FLEETBOX_VMM".into(), program.display().to_string()));
         finish(&emulation)?;
     }
     Ok(format!("in an emulated host ({kvm})"))

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use fleetbox_vmm::machine::Event;
+use fleetbox_vmm::output::Backlog;
 
 use super::entry::exit_status;
 use super::protocol::{Backend, MachineCommand, MachineConfig, MachineEvent};
@@ -21,9 +22,6 @@ use super::wire;
 const BATCH: usize = 4096;
 /// How long output waits for more to go with it.
 const BATCH_TIME: Duration = Duration::from_millis(20);
-
-/// Console bytes that may wait for the worker; more than that and the oldest are dropped.
-const CONSOLE_BACKLOG: usize = 1 << 20;
 
 /// Events that may wait for the worker.
 const EVENT_BACKLOG: usize = 1024;
@@ -182,8 +180,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    console: Vec<u8>,
-    dropped: u64,
+    console: Backlog,
     events: Vec<MachineEvent>,
     finished: bool,
 }
@@ -258,7 +255,7 @@ impl Shared {
 
     fn report(&self, control: &mut UnixStream) -> io::Result<()> {
         loop {
-            let queue = {
+            let mut queue = {
                 let mut queue = lock(&self.queue);
                 while queue.console.is_empty() && queue.events.is_empty() && !queue.finished {
                     queue = self
@@ -277,12 +274,13 @@ impl Shared {
                     .0;
                 std::mem::take(&mut *queue)
             };
-            if queue.dropped > 0 {
-                let note = format!("\n[{} bytes of console output lost]\n", queue.dropped);
+            let (lost, output) = queue.console.take(usize::MAX);
+            if lost > 0 {
+                let note = format!("\n[{lost} bytes of console output lost]\n");
                 wire::send_bytes(control, note.as_bytes())?;
             }
             // Output first: what led to an event stands before it.
-            wire::send_bytes(control, &queue.console)?;
+            wire::send_bytes(control, &output)?;
             for event in &queue.events {
                 wire::send(control, event)?;
             }
@@ -300,16 +298,8 @@ impl Write for ConsoleWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut queue = lock(&self.0.queue);
         let before = queue.console.len();
-        queue.console.extend_from_slice(bytes);
+        queue.console.push(bytes);
         let wake = before == 0 || (before < BATCH && queue.console.len() >= BATCH);
-        if let Some(excess) = queue.console.len().checked_sub(CONSOLE_BACKLOG)
-            && excess > 0
-        {
-            // Half of it at once, or a full queue would be moved at each byte.
-            let cut = (excess + CONSOLE_BACKLOG / 2).min(queue.console.len());
-            queue.console.drain(..cut);
-            queue.dropped += cut as u64;
-        }
         drop(queue);
         if wake {
             self.0.changed.notify_one();
@@ -357,8 +347,8 @@ mod tests {
         for _ in 0..64 {
             console.write_all(&[b'x'; 128 * 1024]).unwrap();
         }
-        let queue = lock(&reporter.shared.queue);
-        assert!(queue.console.len() <= CONSOLE_BACKLOG);
-        assert!(queue.dropped > 0);
+        let mut queue = lock(&reporter.shared.queue);
+        assert!(queue.console.len() <= Backlog::CAPACITY);
+        assert!(queue.console.take(1).0 > 0);
     }
 }

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use fleetbox_vmm::machine::Event;
+use fleetbox_vmm::output::BoundedWriter;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -17,18 +17,14 @@ struct Line {
     event: Event,
 }
 
-/// A function that writes each event as one line to `path` ("-" is standard error).
-pub(super) fn writer(
-    path: &Path,
-    start: Instant,
-) -> io::Result<impl Fn(Event) + Send + Sync + 'static> {
-    let out: Box<dyn Write + Send> = if path == Path::new("-") {
-        Box::new(io::stderr())
-    } else {
-        Box::new(File::create(path)?)
-    };
-    let out = Mutex::new(out);
-    Ok(move |event| {
+/// A file for events. Should it be a pipe whose reader stops reading, whole lines are lost.
+pub(super) fn file(path: &Path) -> io::Result<BoundedWriter> {
+    BoundedWriter::start(File::create(path)?, |_| String::new())
+}
+
+/// A function that writes each event as one line.
+pub(super) fn writer(out: BoundedWriter, start: Instant) -> impl Fn(Event) + Send + Sync + 'static {
+    move |event| {
         let line = Line {
             at_us: start.elapsed().as_micros(),
             event,
@@ -37,9 +33,8 @@ pub(super) fn writer(
             return;
         };
         text.push(b'\n');
-        let mut out = out.lock().unwrap_or_else(|e| e.into_inner());
-        if let Err(error) = out.write_all(&text) {
+        if let Err(error) = (&out).write_all(&text) {
             tracing::warn!(%error, "events cannot be written");
         }
-    })
+    }
 }

@@ -7,35 +7,24 @@ mod run;
 mod signals;
 mod terminal;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use fleetbox_vmm::output::BoundedWriter;
 use fleetbox_vmm::preflight;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, RunOptions};
+use signals::Terminations;
 
 /// Runs the command; `start` is when the process began.
 pub(crate) fn main(start: Instant) -> ExitCode {
-    let arguments = Arguments::parse();
-    if let Some(filter) = std::env::var_os("FLEETBOX_LOG") {
-        tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::new(filter.to_string_lossy()))
-            // How long what took, at level debug.
-            .with_span_events(FmtSpan::CLOSE)
-            .with_writer(std::io::stderr)
-            .init();
-    }
-    match arguments.command {
-        Command::Run(options) => match run::run(options, start) {
-            Ok(code) => code,
-            Err(error) => {
-                eprintln!("fleetbox-vmm: {error}");
-                ExitCode::FAILURE
-            }
-        },
+    match Arguments::parse().command {
+        Command::Run(options) => run_guest(options, start),
         Command::Probe => {
+            log_to(io::stderr);
             let probe = preflight::probe();
             println!("{probe}");
             if probe.hardware() {
@@ -45,4 +34,47 @@ pub(crate) fn main(start: Instant) -> ExitCode {
             }
         }
     }
+}
+
+fn run_guest(options: Box<RunOptions>, start: Instant) -> ExitCode {
+    let begun = Terminations::hold().and_then(|terminations| {
+        // All that goes to standard error, from any thread, goes by this: should its reader stop
+        // reading, nothing waits for it.
+        Ok((
+            terminations,
+            BoundedWriter::start(io::stderr(), |_| String::new())?,
+        ))
+    });
+    let (terminations, stderr) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            eprintln!("fleetbox-vmm: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let log = stderr.clone();
+    log_to(move || log.clone());
+    let code = run::run(options, start, &terminations, &stderr).unwrap_or_else(|error| {
+        tell(&stderr, &format!("fleetbox-vmm: {error}\n"));
+        ExitCode::FAILURE
+    });
+    stderr.finish();
+    code
+}
+
+/// Has diagnostics written, if they are asked for.
+fn log_to<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) {
+    if let Some(filter) = std::env::var_os("FLEETBOX_LOG") {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::new(filter.to_string_lossy()))
+            // How long what took, at level debug.
+            .with_span_events(FmtSpan::CLOSE)
+            .with_writer(writer)
+            .init();
+    }
+}
+
+/// Writes to standard error. There is nobody to tell if that fails.
+fn tell(mut stderr: &BoundedWriter, text: &str) {
+    let _ = stderr.write_all(text.as_bytes());
 }

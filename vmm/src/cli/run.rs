@@ -2,7 +2,8 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,17 +19,23 @@ use fleetbox_vmm::machine::{
     BootSource, DiskConfig, Exit, LinkFormat, Machine, MachineConfig, NicConfig,
 };
 use fleetbox_vmm::net::{Network, NetworkConfig, Port};
+use fleetbox_vmm::output::BoundedWriter;
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
 use super::attend::{Keys, attend};
-use super::{events, signals, terminal};
+use super::signals::Terminations;
+use super::{events, terminal};
 
 /// The guest's hardware address: locally administered, unicast.
 const GUEST_MAC: [u8; 6] = [0x02, 0xfb, 0, 0, 0, 1];
 
-/// Runs the guest until it ends.
-pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, Box<dyn Error>> {
-    let terminations = signals::Terminations::hold()?;
+/// Runs the guest until it ends. `stderr` leads to standard error.
+pub(super) fn run(
+    options: Box<RunOptions>,
+    start: Instant,
+    terminations: &Terminations,
+    stderr: &BoundedWriter,
+) -> Result<ExitCode, Box<dyn Error>> {
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(KvmHypervisor::open()?);
     let boot = match (&options.kernel, &options.firmware, &options.image) {
         (Some(kernel), _, _) => BootSource::Kernel {
@@ -64,16 +71,24 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
             format: LinkFormat::Packets,
         });
     }
-    let (serial, terminal): (Box<dyn Write + Send>, bool) = match &options.serial {
-        SerialArgument::Stdio => (Box::new(FlushingStdout), true),
-        SerialArgument::File(path) => (Box::new(File::create(path)?), false),
+    let (sink, terminal) = match &options.serial {
+        SerialArgument::Stdio => (stdout()?, true),
+        SerialArgument::File(path) => (File::create(path)?, false),
     };
+    // Should its reader stop reading, the guest and its end do not wait for it.
+    let console = BoundedWriter::start(sink, |lost| {
+        format!("\r\n[{lost} bytes of console output lost]\r\n")
+    })?;
     let ended = Event::new()?;
     let end = SignalOnDrop(ended.clone());
-    let writer = match &options.events {
-        Some(path) => Some(events::writer(path, start)?),
-        None => None,
+    let events_file = match &options.events {
+        Some(path) if path != Path::new("-") => Some(events::file(path)?),
+        _ => None,
     };
+    let writer = options.events.as_ref().map(|_| {
+        let out = events_file.as_ref().unwrap_or(stderr);
+        events::writer(out.clone(), start)
+    });
     let events = move |event| {
         // The machine drops this function when it has ended, in whatever way.
         let _ = &end;
@@ -101,7 +116,7 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
                 })
                 .collect(),
             nics,
-            serial: Some(serial),
+            serial: Some(Box::new(console.clone())),
             events: Some(Box::new(events)),
         },
     )?;
@@ -110,10 +125,18 @@ pub(super) fn run(options: Box<RunOptions>, start: Instant) -> Result<ExitCode, 
         Some(_) => Keys::Input,
         None => Keys::None,
     };
-    let killed = attend(&machine.handle(), keys, &terminations, &ended)?;
+    let killed = attend(&machine.handle(), keys, terminations, &ended)?;
     let outcome = machine.wait();
+    let unread = console.finish();
+    if let Some(events) = events_file {
+        events.finish();
+    }
     drop(raw);
     drop(network);
+    if unread > 0 {
+        let note = format!("fleetbox-vmm: {unread} bytes of the console's output were not read\n");
+        super::tell(stderr, &note);
+    }
     match outcome? {
         Exit::PowerOff => Ok(ExitCode::SUCCESS),
         Exit::Killed => Ok(ExitCode::from(killed)),
@@ -176,17 +199,6 @@ impl Drop for SignalOnDrop {
 }
 
 /// Standard output without its line buffer: a prompt has no newline.
-struct FlushingStdout;
-
-impl Write for FlushingStdout {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stdout().flush()
-    }
+fn stdout() -> io::Result<File> {
+    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }

@@ -186,6 +186,14 @@ pub(super) fn spin() {
     }
 }
 
+/// Says as many numbered lines as it is told, or says on without end.
+pub(super) fn talk(lines: &str) {
+    let lines = lines.parse().unwrap_or(usize::MAX);
+    for number in 0..lines {
+        println!("{number:07}");
+    }
+}
+
 /// The PM timer advances, and the local APIC's timer interrupts.
 pub(super) fn timer() {
     let start = time::ticks();

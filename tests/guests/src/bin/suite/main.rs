@@ -35,6 +35,7 @@ fn payload(command_line: &str) {
         "rtc" => machine::clock(argument),
         "smp" => machine::smp(argument),
         "spin" => machine::spin(),
+        "talk" => machine::talk(argument),
         "timer" => machine::timer(),
         "triple-fault" => machine::triple_fault(),
         "unclaimed" => machine::unclaimed(),

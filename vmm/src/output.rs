@@ -1,0 +1,482 @@
+//! What a guest says, for readers that may not keep up: output waits in bounded memory, and neither
+//! a vCPU nor the end of a machine waits for a reader that has stopped reading.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// After this long without a byte taken, a reader counts as one that does not read.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes written at once: as many as a pipe takes whole or not at all.
+const CHUNK: usize = 4096;
+/// How long until a sink that cannot take bytes now is asked again.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Output that waits for its reader: the newest [`Self::CAPACITY`] bytes.
+///
+/// ```
+/// use fleetbox_vmm::output::Backlog;
+///
+/// let mut backlog = Backlog::default();
+/// backlog.push(b"login: ");
+/// assert_eq!(backlog.take(5), (0, b"login".to_vec()));
+///
+/// backlog.push(&vec![b'x'; 3 * Backlog::CAPACITY]);
+/// let (lost, bytes) = backlog.take(usize::MAX);
+/// assert!(bytes.len() <= Backlog::CAPACITY);
+/// assert_eq!(lost + bytes.len() as u64, 2 + 3 * Backlog::CAPACITY as u64);
+/// ```
+#[derive(Debug, Default)]
+pub struct Backlog {
+    bytes: VecDeque<u8>,
+    lost: u64,
+}
+
+impl Backlog {
+    /// Bytes that are kept.
+    pub const CAPACITY: usize = 1 << 20;
+    /// How far the end of a line is looked for, so that what is left begins with a whole one.
+    const LINE: usize = 64 << 10;
+
+    /// Adds output. If it does not fit, the older half of all goes, and the rest of a line of
+    /// which a part went.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let len = self.bytes.len() + bytes.len();
+        let Some(excess) = len.checked_sub(Self::CAPACITY).filter(|excess| *excess > 0) else {
+            self.bytes.extend(bytes);
+            return;
+        };
+        // Half of it at once, or the reader would find a gap at each byte.
+        let cut = (excess + Self::CAPACITY / 2).min(len);
+        let old = cut.min(self.bytes.len());
+        self.bytes.drain(..old);
+        self.bytes.extend(bytes.iter().skip(cut - old));
+        let mut begin = self.bytes.iter().take(Self::LINE);
+        let line = begin.position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.bytes.drain(..line);
+        self.lost += (cut + line) as u64;
+    }
+
+    /// How many bytes wait.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The oldest bytes that wait, `most` of them at most, and how many were lost before them since
+    /// the last call.
+    pub fn take(&mut self, most: usize) -> (u64, Vec<u8>) {
+        let len = most.min(self.bytes.len());
+        let bytes = self.bytes.drain(..len).collect();
+        (std::mem::take(&mut self.lost), bytes)
+    }
+}
+
+/// What stands where bytes were lost.
+type Note = fn(u64) -> String;
+
+#[derive(Debug, Default)]
+struct State {
+    backlog: Backlog,
+    /// Bytes that the thread has taken from the backlog and the sink has not.
+    pending: usize,
+    /// Bytes of output that nobody will get.
+    lost: u64,
+    /// Times that the sink has taken something.
+    progress: u64,
+    /// The sink takes nothing: nobody waits for it until it does.
+    stuck: bool,
+    /// Nothing is to be written any more.
+    finished: bool,
+    /// The thread has ended; with the error if that is why.
+    over: bool,
+    failed: Option<io::ErrorKind>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    patience: Duration,
+    note: Note,
+}
+
+/// A writer in front of one that may block: a thread hands over what is written.
+///
+/// While the sink takes bytes, however slowly, none is lost: a full [`Backlog`] makes writers wait.
+/// A sink that takes nothing for a second is left to itself until it takes bytes again; it then
+/// gets what the backlog has, after a note about what it has not. So no write waits longer than
+/// that second for room.
+///
+/// Clones write to the same sink. The thread ends when all of them are gone, or after
+/// [`Self::finish`], and the sink has everything.
+///
+/// ```no_run
+/// use fleetbox_vmm::machine::{Machine, MachineConfig};
+/// use fleetbox_vmm::output::BoundedWriter;
+/// # use std::{error::Error, io, sync::Arc};
+/// # fn example(hypervisor: Arc<dyn fleetbox_vmm::hypervisor::Hypervisor>) -> Result<(), Box<dyn Error>> {
+///
+/// let console = BoundedWriter::start(io::stdout(), |lost| format!("[{lost} bytes lost]\n"))?;
+/// let config = MachineConfig {
+///     serial: Some(Box::new(console.clone())),
+///     ..MachineConfig::default()
+/// };
+/// Machine::start(&hypervisor, config)?.wait()?;
+/// let lost = console.finish();
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct BoundedWriter(Arc<Front>);
+
+impl BoundedWriter {
+    /// Starts the thread. `note` is what the sink gets in place of so many lost bytes; it may be
+    /// empty.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn start(sink: impl Write + Send + 'static, note: fn(u64) -> String) -> io::Result<Self> {
+        Self::with_patience(sink, note, PATIENCE)
+    }
+
+    fn with_patience(
+        sink: impl Write + Send + 'static,
+        note: Note,
+        patience: Duration,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            patience,
+            note,
+        });
+        let thread = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("output".to_owned())
+            .spawn(move || thread.pass_on(sink))?;
+        Ok(Self(Arc::new(Front(shared))))
+    }
+
+    /// Waits until the sink has everything, or has taken nothing for a second. Returns how many
+    /// bytes it had not taken in time; what is written from now on is lost, too. A sink that failed
+    /// has told the writers so and counts for nothing here.
+    pub fn finish(&self) -> u64 {
+        let shared = &*self.0.0;
+        let mut state = shared.lock();
+        state.finished = true;
+        shared.changed.notify_all();
+        let mut waits = true;
+        while waits && !state.over {
+            (state, waits) = shared.wait_for_progress(state);
+        }
+        let unread = state.backlog.len() + state.pending;
+        state.lost + state.backlog.lost + unread as u64
+    }
+}
+
+impl Write for BoundedWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self).flush()
+    }
+}
+
+impl Write for &BoundedWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let shared = &*self.0.0;
+        let mut state = shared.lock();
+        while !state.takes(bytes.len()) {
+            let waits;
+            (state, waits) = shared.wait_for_progress(state);
+            state.stuck = !waits;
+        }
+        if let Some(kind) = state.failed {
+            return Err(kind.into());
+        }
+        if state.finished {
+            state.lost += bytes.len() as u64;
+            return Ok(bytes.len());
+        }
+        let idle = state.backlog.is_empty();
+        state.backlog.push(bytes);
+        if idle {
+            shared.changed.notify_all();
+        }
+        Ok(bytes.len())
+    }
+
+    /// Does nothing: the sink is flushed whenever it got bytes. See [`BoundedWriter::finish`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The writers' side: when it is gone, nothing comes any more.
+#[derive(Debug)]
+struct Front(Arc<Shared>);
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.0.lock().finished = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl State {
+    /// Whether a writer of `len` bytes need not wait for the sink.
+    fn takes(&self, len: usize) -> bool {
+        let room = Backlog::CAPACITY.saturating_sub(self.backlog.len());
+        // However much it is, nothing waits in front of it then.
+        len <= room || self.backlog.is_empty() || self.stuck || self.finished || self.over
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the sink has taken something or the thread has ended; false if neither happened
+    /// in time.
+    fn wait_for_progress<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+    ) -> (MutexGuard<'a, State>, bool) {
+        let before = state.progress;
+        let same = |state: &mut State| state.progress == before && !state.over;
+        let waited = self.changed.wait_timeout_while(state, self.patience, same);
+        let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
+        (state, !result.timed_out())
+    }
+
+    /// The thread.
+    fn pass_on(&self, mut sink: impl Write) {
+        let result = self.pass_all(&mut sink);
+        let mut state = self.lock();
+        state.over = true;
+        if let Err(error) = result {
+            state.failed = Some(error.kind());
+            state.backlog = Backlog::default();
+            state.pending = 0;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn pass_all(&self, sink: &mut impl Write) -> io::Result<()> {
+        loop {
+            let idle = |state: &mut State| state.backlog.is_empty() && !state.finished;
+            let waited = self.changed.wait_while(self.lock(), idle);
+            let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+            if state.backlog.is_empty() {
+                return Ok(());
+            }
+            let (lost, bytes) = state.backlog.take(CHUNK);
+            state.lost += lost;
+            state.pending = bytes.len();
+            drop(state);
+            if lost > 0 {
+                self.hand_over(sink, (self.note)(lost).as_bytes(), bytes.len())?;
+            }
+            self.hand_over(sink, &bytes, 0)?;
+            sink.flush()?;
+        }
+    }
+
+    /// Writes `bytes`, behind which `pending` others wait.
+    fn hand_over(&self, sink: &mut impl Write, bytes: &[u8], pending: usize) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match sink.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => {
+                    rest = rest.get(taken..).unwrap_or_default();
+                    let mut state = self.lock();
+                    state.progress = state.progress.wrapping_add(1);
+                    state.pending = if pending > 0 { pending } else { rest.len() };
+                    state.stuck = false;
+                    drop(state);
+                    self.changed.notify_all();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whoever shares the terminal or pipe with us may have made it so.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(RETRY);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(200);
+
+    fn note(lost: u64) -> String {
+        format!("[{lost}]\n")
+    }
+
+    /// A writer whose sink is one end of a socket pair, and the other end.
+    fn pair(patience: Duration) -> (BoundedWriter, UnixStream) {
+        let (sink, reader) = UnixStream::pair().unwrap();
+        let limit = Some(Duration::from_secs(30));
+        reader.set_read_timeout(limit).unwrap();
+        let writer = BoundedWriter::with_patience(sink, note, patience).unwrap();
+        (writer, reader)
+    }
+
+    /// Lines with numbers, `len` bytes in all.
+    fn lines(len: usize) -> Vec<u8> {
+        let mut lines = Vec::with_capacity(len + 16);
+        for number in 0.. {
+            if lines.len() >= len {
+                break;
+            }
+            lines.extend(format!("{number:07}\n").bytes());
+        }
+        lines
+    }
+
+    #[test]
+    fn a_reader_that_is_slow_gets_everything() {
+        let (mut writer, mut reader) = pair(Duration::from_secs(30));
+        let sent = lines(3 * Backlog::CAPACITY);
+        let expected = sent.clone();
+        let reading = std::thread::spawn(move || {
+            // Longer than it takes to fill the backlog.
+            std::thread::sleep(SHORT);
+            let mut received = Vec::new();
+            let mut buffer = [0; 64 << 10];
+            while let Ok(len @ 1..) = reader.read(&mut buffer) {
+                received.extend_from_slice(&buffer[..len]);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            received
+        });
+        for part in sent.chunks(5000) {
+            writer.write_all(part).unwrap();
+        }
+        assert_eq!(writer.finish(), 0);
+        drop(writer);
+        assert!(reading.join().unwrap() == expected);
+    }
+
+    #[test]
+    fn nobody_waits_long_for_a_reader_that_does_not_read() {
+        let (mut writer, _reader) = pair(SHORT);
+        let start = Instant::now();
+        for _ in 0..64 {
+            writer.write_all(&[b'x'; 128 << 10]).unwrap();
+        }
+        let lost = writer.finish();
+        // Once for all writes, and once at the end.
+        let took = start.elapsed();
+        assert!(took >= SHORT && took < Duration::from_secs(10), "{took:?}");
+        assert!(lost > 6 << 20 && lost < 8 << 20, "{lost}");
+        assert!(writer.0.0.lock().backlog.len() <= Backlog::CAPACITY);
+        assert_eq!(writer.write(b"late").unwrap(), 4);
+        assert_eq!(writer.finish(), lost + 4);
+    }
+
+    #[test]
+    fn a_reader_that_goes_on_gets_the_newest_and_a_note() {
+        let (mut writer, mut reader) = pair(SHORT);
+        let sent = lines(5 * Backlog::CAPACITY);
+        for part in sent.chunks(1000) {
+            writer.write_all(part).unwrap();
+        }
+        let reading = std::thread::spawn(move || {
+            let mut received = Vec::new();
+            reader.read_to_end(&mut received).unwrap();
+            received
+        });
+        let lost = writer.finish();
+        drop(writer);
+        let received = String::from_utf8(reading.join().unwrap()).unwrap();
+        let at = received.find('[').unwrap();
+        let (before, rest) = received.split_at(at);
+        let (noted, after) = rest.split_once('\n').unwrap();
+        assert_eq!(noted, format!("[{lost}]"));
+        assert!(sent.starts_with(before.as_bytes()));
+        assert!(sent.ends_with(after.as_bytes()));
+        // What is left begins with a whole line.
+        assert_eq!(after.len() % 8, 0);
+        assert_eq!(before.len() + lost as usize + after.len(), sent.len());
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_an_error_of_the_writer() {
+        let (mut writer, reader) = pair(Duration::from_secs(30));
+        drop(reader);
+        let end = Instant::now() + Duration::from_secs(10);
+        while writer.write(b"anybody there?").is_ok() {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(
+            writer.write(b"?").unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
+        assert_eq!(writer.finish(), 0);
+    }
+
+    #[test]
+    fn a_sink_that_cannot_take_bytes_now_gets_them_later() {
+        let (sink, mut reader) = UnixStream::pair().unwrap();
+        sink.set_nonblocking(true).unwrap();
+        let mut writer = BoundedWriter::with_patience(sink, note, Duration::from_secs(30)).unwrap();
+        let sent = lines(Backlog::CAPACITY);
+        writer.write_all(&sent).unwrap();
+        // The sink is full by now, or will be.
+        std::thread::sleep(Duration::from_millis(30));
+        let mut received = vec![0; sent.len()];
+        reader.read_exact(&mut received).unwrap();
+        assert!(received == sent);
+        assert_eq!(writer.finish(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #[test]
+        fn a_backlog_keeps_the_end_and_counts_the_rest(
+            parts in prop::collection::vec((0..Backlog::CAPACITY * 2, any::<bool>()), 1..6),
+        ) {
+            let mut backlog = Backlog::default();
+            let mut sent = Vec::new();
+            for (len, broken) in parts {
+                let part = if broken { lines(len) } else { vec![b'x'; len] };
+                sent.extend_from_slice(&part);
+                backlog.push(&part);
+                prop_assert!(backlog.len() <= Backlog::CAPACITY);
+            }
+            let (lost, mut kept) = backlog.take(1000);
+            let (none, rest) = backlog.take(usize::MAX);
+            kept.extend(rest);
+            prop_assert_eq!(none, 0);
+            prop_assert!(sent.ends_with(&kept));
+            prop_assert_eq!(lost as usize + kept.len(), sent.len());
+            if sent.len() <= Backlog::CAPACITY {
+                prop_assert_eq!(lost, 0);
+            }
+            prop_assert!(backlog.is_empty());
+        }
+    }
+}
