@@ -223,13 +223,20 @@ fn a_killed_machine_is_that_members_failure() {
 #[test]
 fn published_ports_are_shown_while_the_vm_runs() {
     let host = Host::new("publ");
-    succeeded(host.up().output().unwrap());
+    let result = |output: Output| {
+        let vms: Value = serde_json::from_slice(&succeeded(output).stdout).unwrap();
+        assert_eq!(vms[0]["state"], "running", "{vms}");
+        vms[0]["result"].clone()
+    };
+    let up = host.up().arg("--json").output().unwrap();
+    assert_eq!(result(up), "running");
     // Any that is free.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
     let publish = format!("{port}:80");
-    succeeded(host.run(&["up", &host.stem, "--publish", &publish]));
+    let up = host.run(&["up", &host.stem, "--publish", &publish, "--json"]);
+    assert_eq!(result(up), "already-running");
     let shown = || {
         let output = succeeded(host.run(&["show", &host.stem, "--json"]));
         let shown: Value = serde_json::from_slice(&output.stdout).unwrap();

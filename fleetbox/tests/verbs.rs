@@ -240,6 +240,13 @@ fn a_stopped_vm_is_changed_and_a_running_one_is_not() {
     let text = host.ends(0, &["set", "web", "--cpus", "3", "--memory", "512M"]);
     assert!(text.contains("3 vCPUs and 512M"), "{text}");
     assert_eq!(host.ends(0, &["set", "web", "--cpus", "4", "-q"]), "");
+    let changed: serde_json::Value =
+        serde_json::from_str(&host.ends(0, &["set", "web", "--cpus", "4", "--json"]))
+            .expect("JSON");
+    assert_eq!(
+        (&changed[0]["result"], &changed[0]["cpus"]),
+        (&"changed".into(), &4.into())
+    );
     let shown: serde_json::Value =
         serde_json::from_str(&host.ends(0, &["show", "web", "--json"])).expect("JSON");
     assert_eq!(
@@ -582,6 +589,116 @@ fn ssh_config_twice_in_and_once_out_leaves_every_byte() {
         host.ends(0, &["ssh-config", "--uninstall"])
             .contains("nothing")
     );
+}
+
+#[test]
+fn json_has_the_documented_shapes() {
+    let host = Host::new();
+    let image = host.dir.path().join("disk.raw");
+    fs::write(&image, vec![0; 1 << 20]).expect("an image");
+    let image = image.to_str().expect("UTF-8");
+    let json = |status, args: &[&str]| {
+        let text = host.ends(status, &[args, &["--json"]].concat());
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
+    };
+    // Verbs that change VMs: a list of what became of each.
+    let up = ["up", "web", "--no-start", "--image", image];
+    for result in ["created", "exists"] {
+        let changed = json(0, &up);
+        assert_eq!(changed.as_array().map(Vec::len), Some(1));
+        assert_eq!(
+            (
+                &changed[0]["name"],
+                &changed[0]["cluster"],
+                &changed[0]["result"]
+            ),
+            (&"web".into(), &"web".into(), &result.into())
+        );
+        assert_eq!(changed[0]["state"], "stopped");
+    }
+    let became =
+        |result: &str| serde_json::json!([{"name": "web", "cluster": "web", "result": result}]);
+    assert_eq!(json(0, &["down", "web"]), became("not-running"));
+    assert_eq!(json(0, &["kill", "web"]), became("not-running"));
+    assert_eq!(json(0, &["rm", "web"]), became("deleted"));
+    for (status, args) in [
+        (1, &["rm", "web"][..]),
+        (1, &["down", "web"]),
+        (0, &["down", "--all"]),
+        (0, &["prune"]),
+        (0, &["prune", "--dry-run"]),
+        (0, &["ls"]),
+        (0, &["stats"]),
+        (0, &["images", "rm", "--all"]),
+    ] {
+        assert_eq!(json(status, args), serde_json::json!([]), "{args:?}");
+    }
+    // What is one thing is an object.
+    assert_eq!(
+        json(0, &["version"]),
+        serde_json::json!({"name": "fleetbox", "version": env!("CARGO_PKG_VERSION")})
+    );
+    fs::create_dir(host.dir.path().join(".ssh")).expect("a directory");
+    for (option, result) in [
+        ("--install", "installed"),
+        ("--install", "unchanged"),
+        ("--uninstall", "uninstalled"),
+        ("--uninstall", "unchanged"),
+    ] {
+        let told = json(0, &["ssh-config", option]);
+        assert_eq!(told["result"], result, "{option}: {told}");
+        assert!(
+            told["file"]
+                .as_str()
+                .is_some_and(|file| file.ends_with(".ssh/config")),
+            "{told}"
+        );
+    }
+    for check in json_list(&host.run(&["doctor", "--json"])) {
+        assert!(check.get("remedy").is_some(), "{check}");
+    }
+}
+
+fn json_list(output: &Output) -> Vec<serde_json::Value> {
+    serde_json::from_slice(&output.stdout).expect("a list as JSON")
+}
+
+#[test]
+fn logs_of_a_command_have_colours_on_terminals_only() {
+    let host = Host::new();
+    let traced = || {
+        // What a killed process has left, which is told of.
+        fs::create_dir_all(host.state().join("clusters/web/web")).expect("a directory");
+        let mut command = host.command(&["prune"]);
+        command
+            .env("FLEETBOX_LOG", "debug")
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR");
+        command
+    };
+    let output = traced().output().expect("the command starts");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("DEBUG"), "{log}");
+    assert!(!log.contains('\x1b'), "{log:?}");
+
+    let on_terminal = |mut command: Command| {
+        let pair = nix::pty::openpty(None, None).expect("a terminal");
+        command.stdout(std::process::Stdio::null());
+        let mut child = command.stderr(pair.slave).spawn().expect("it starts");
+        // Else this process has the other end of the terminal, too, and there is no end to read.
+        drop(command);
+        let mut log = Vec::new();
+        // The end is an error for whoever reads a terminal.
+        let _ = fs::File::from(pair.master).read_to_end(&mut log);
+        assert!(child.wait().expect("its end").success());
+        String::from_utf8_lossy(&log).into_owned()
+    };
+    let log = on_terminal(traced());
+    assert!(log.contains('\x1b'), "{log:?}");
+    let mut plain = traced();
+    plain.env("NO_COLOR", "1");
+    let log = on_terminal(plain);
+    assert!(log.contains("DEBUG") && !log.contains('\x1b'), "{log:?}");
 }
 
 #[test]

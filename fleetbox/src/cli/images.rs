@@ -76,6 +76,9 @@ fn rm(context: &Context, images: &Images, names: &[String], all: bool) -> Result
     if all {
         if !ask::may("Delete all images that no VM is made from?", false) {
             context.note("nothing was deleted");
+            if context.json {
+                context.say_json(&[(); 0])?;
+            }
             return Ok(FAILURE);
         }
         removed = images.remove_unused()?;
@@ -99,7 +102,8 @@ fn rm(context: &Context, images: &Images, names: &[String], all: bool) -> Result
         context.tell(format_args!("{} is deleted", path.display()));
     }
     if context.json {
-        context.say_json(&removed)?;
+        let outcome = |path| serde_json::json!({"path": path, "result": "deleted"});
+        context.say_json(&removed.iter().map(outcome).collect::<Vec<_>>())?;
     }
     Ok(status)
 }

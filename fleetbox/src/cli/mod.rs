@@ -107,7 +107,12 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(dir.as_deref()),
         Command::Version => {
-            context.say(format_args!("fleetbox {}", env!("CARGO_PKG_VERSION")));
+            let version = env!("CARGO_PKG_VERSION");
+            if context.json {
+                context.say_json(&serde_json::json!({"name": "fleetbox", "version": version}))?;
+            } else {
+                context.say(format_args!("fleetbox {version}"));
+            }
             Ok(0)
         }
     }
@@ -117,6 +122,7 @@ fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETBOX_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
     tracing_subscriber::fmt()
+        .with_ansi(output::colours_on(&std::io::stderr()))
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();

@@ -1,7 +1,7 @@
 //! What is written where: results on standard output, everything else on standard error.
 
 use std::fmt::Display;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 
 use fleetbox::store::Store;
@@ -71,9 +71,12 @@ pub(super) fn complain(error: impl Display) {
     let _ = writeln!(std::io::stderr(), "fleetbox: {error}");
 }
 
-/// Whether standard output may have colours: a terminal, and `NO_COLOR` not set
-/// (<https://no-color.org>).
+/// Whether standard output may have colours.
 pub(super) fn colours() -> bool {
-    std::io::stdout().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    colours_on(&std::io::stdout())
+}
+
+/// Whether a stream may have colours: a terminal, and `NO_COLOR` not set (<https://no-color.org>).
+pub(super) fn colours_on(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

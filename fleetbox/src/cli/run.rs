@@ -12,7 +12,7 @@ use fleetbox::{Error, Result, Vm};
 use super::args::{Exec, Machine, Run, Shipment};
 use super::output::{Context, complain};
 use super::progress::Display;
-use super::{GUEST_FAILURE, ssh, ssh_config, up};
+use super::{GUEST_FAILURE, ssh, ssh_config, up, vms};
 
 pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     let options = options(&run.shipment);
@@ -82,8 +82,8 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         complain(error);
         GUEST_FAILURE
     });
-    if context.json {
-        context.say_json(&super::vms::find(context, &name).await?)?;
+    if run.detach && context.json {
+        vms::say_changed(context, &[(name.clone().into(), "running")]).await?;
     } else if run.detach {
         context.say(&name);
     }

@@ -17,20 +17,27 @@ pub(super) async fn run(context: &Context, options: args::SshConfig) -> Result<u
         None => SshConfig::default_file()?,
     };
     let shown = file.display();
-    match (options.install, options.install && config.install(&file)?) {
-        (true, true) => context.tell(format_args!(
-            "{shown} includes {}; `ssh NAME` reaches a VM",
-            config.included().display()
-        )),
-        (true, false) => context.tell(format_args!(
-            "{shown} includes {} already",
-            config.included().display()
-        )),
-        (false, _) if config.uninstall(&file)? => {
-            context.tell(format_args!("{shown} is as it was"));
+    let included = config.included();
+    let (result, text) = if options.install {
+        let includes = format!("{shown} includes {}", included.display());
+        if config.install(&file)? {
+            ("installed", format!("{includes}; `ssh NAME` reaches a VM"))
+        } else {
+            ("unchanged", format!("{includes} already"))
         }
-        (false, _) => context.tell(format_args!("{shown} has nothing of fleetbox's")),
+    } else if config.uninstall(&file)? {
+        ("uninstalled", format!("{shown} is as it was"))
+    } else {
+        ("unchanged", format!("{shown} has nothing of fleetbox's"))
+    };
+    if context.json {
+        context.say_json(&serde_json::json!({
+            "file": file,
+            "included": included,
+            "result": result,
+        }))?;
     }
+    context.tell(text);
     Ok(0)
 }
 

@@ -66,10 +66,12 @@ async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
         drop(display);
         let created = created?;
         ssh_config::refresh(context);
-        if context.json {
-            context.say_json(&vms::find(context, &name).await?)?;
-        }
-        let exists = if created { "exists" } else { "exists already" };
+        let (exists, result) = if created {
+            ("exists", "created")
+        } else {
+            ("exists already", "exists")
+        };
+        vms::say_changed(context, &[(name.clone(), result)]).await?;
         context.tell(format_args!(
             "{name} {exists}; `fleetbox up {name}` starts it"
         ));
@@ -89,9 +91,8 @@ async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
         ));
         return Ok(FAILURE);
     }
-    if context.json {
-        context.say_json(&vms::find(context, &name).await?)?;
-    } else if vm.was_running() {
+    vms::say_changed(context, &[(name.clone(), result(&vm))]).await?;
+    if vm.was_running() {
         context.tell(format_args!(
             "{name} is running already; `fleetbox ssh {name}` logs in"
         ));
@@ -156,6 +157,15 @@ fn user_data(machine: &Machine) -> Result<Vec<String>> {
     machine.user_data.iter().map(read).collect()
 }
 
+/// What a start came to, as JSON has it.
+fn result(vm: &Vm) -> &'static str {
+    if vm.was_running() {
+        "already-running"
+    } else {
+        "running"
+    }
+}
+
 /// Says which options were given in vain.
 fn remark(context: &Context, vm: &Vm) {
     if !vm.ignored_options().is_empty() {
@@ -200,11 +210,11 @@ async fn cluster(
             vm.ip()
         ));
     }
-    if context.json {
-        let mut vms = fleetbox::list(context.home()).await?;
-        vms.retain(|vm| vm.cluster == cluster.name() && cluster.vm(&vm.name).is_ok());
-        context.say_json(&vms)?;
-    }
+    let changed = (&cluster)
+        .into_iter()
+        .map(|vm| (vm.reference(), result(vm)));
+    let changed: Vec<_> = changed.collect();
+    vms::say_changed(context, &changed).await?;
     context.note(cluster.timings());
     Ok(0)
 }

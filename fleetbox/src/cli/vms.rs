@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleetbox::images::Progress;
-use fleetbox::names::{Name, Reference};
+use fleetbox::names::Reference;
 use fleetbox::store::now;
 use fleetbox::{Cluster, Error, Result, Stopped, Vm, VmBuilder, VmInfo, VmState};
 use futures::future::join_all;
@@ -131,11 +131,37 @@ async fn which(context: &Context, which: &Which) -> Result<(Vec<Reference>, u8)>
     Ok((names, 0))
 }
 
+/// What became of a VM that is there, with what `ls` says of it.
+#[derive(Debug, Serialize)]
+struct Changed {
+    #[serde(flatten)]
+    vm: VmInfo,
+    result: &'static str,
+}
+
+/// As JSON, if that was asked for, what became of VMs and how they are now.
+pub(super) async fn say_changed(
+    context: &Context,
+    changed: &[(Reference, &'static str)],
+) -> Result<()> {
+    if !context.json {
+        return Ok(());
+    }
+    let mut vms = Vec::new();
+    for (name, result) in changed {
+        vms.push(Changed {
+            vm: find(context, name).await?,
+            result,
+        });
+    }
+    context.say_json(&vms)
+}
+
 /// What became of a VM.
 #[derive(Debug, Serialize)]
 struct Outcome {
     name: String,
-    cluster: Option<String>,
+    cluster: String,
     result: &'static str,
     #[serde(skip)]
     text: String,
@@ -145,7 +171,7 @@ impl Outcome {
     fn new(vm: &Reference, result: &'static str, text: impl Into<String>) -> Self {
         Self {
             name: vm.name().to_string(),
-            cluster: vm.cluster().map(Name::to_string),
+            cluster: vm.cluster().unwrap_or(vm.name()).to_string(),
             result,
             text: text.into(),
         }
@@ -311,9 +337,7 @@ pub(super) async fn set(context: &Context, set: Set) -> Result<u8> {
     let vm = fleetbox::resize(context.home(), set.name.as_str(), change).await?;
     let (cpus, memory) = (vm.cpus, vm.memory);
     let vm = Reference::new(vm.cluster, vm.name);
-    if context.json {
-        context.say_json(&find(context, &vm).await?)?;
-    }
+    say_changed(context, &[(vm.clone(), "changed")]).await?;
     context.tell(format_args!(
         "{vm} has {cpus} vCPUs and {memory} of memory; start it with `fleetbox up {vm}`"
     ));
@@ -321,14 +345,11 @@ pub(super) async fn set(context: &Context, set: Set) -> Result<u8> {
 }
 
 pub(super) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
-    let (names, mut status) = all_meant(context, &rm.names).await;
-    if names.is_empty() {
-        return Ok(status);
-    }
+    let (mut names, mut status) = all_meant(context, &rm.names).await;
     let what = format!("Delete {} and what is on its disk?", list(&names));
-    if !ask::may(&what, rm.force) {
+    if !names.is_empty() && !ask::may(&what, rm.force) {
         context.note("nothing was deleted");
-        return Ok(FAILURE);
+        (names, status) = (Vec::new(), FAILURE);
     }
     status = status.max(remove(context, &names).await?);
     Ok(status)
@@ -354,7 +375,9 @@ async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
     if context.json {
         context.say_json(&outcomes)?;
     }
-    ssh_config::refresh(context);
+    if !names.is_empty() {
+        ssh_config::refresh(context);
+    }
     Ok(status)
 }
 
@@ -380,6 +403,9 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
         let what = format!("Delete {} and what is on its disk?", list(&names));
         if !ask::may(&what, prune.force) {
             context.note("nothing was deleted");
+            if context.json {
+                context.say_json(&[(); 0])?;
+            }
             return Ok(FAILURE);
         }
     }
@@ -417,6 +443,8 @@ fn list(names: &[impl std::fmt::Display]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fleetbox::names::Name;
+
     use super::*;
 
     #[test]
