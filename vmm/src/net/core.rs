@@ -3,7 +3,6 @@
 //! Everything here runs on the network's own thread, so its state needs no locks.
 
 use std::cell::{Cell, RefCell};
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::Ipv4Addr;
@@ -36,8 +35,9 @@ const TURN: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
 /// Frames that arrive from impaired links before others have their turn.
 const ARRIVALS: usize = 256;
-/// Learned hardware addresses; more are flooded to, as on a switch whose table is full.
-const MAX_LEARNED: usize = 1024;
+/// Learned hardware addresses of one member; frames to more are flooded, as by a switch whose table
+/// is full.
+const MAX_LEARNED: usize = 256;
 /// How long a learned hardware address is good for.
 const LEARNED_AGE: Duration = Duration::from_secs(300);
 
@@ -50,7 +50,6 @@ pub(super) struct Core {
     addresses: RefCell<HashMap<String, Ipv4Addr>>,
     /// Names that are answered whether or not a member has them now, in lower case.
     pub(super) names: RefCell<BTreeMap<String, Ipv4Addr>>,
-    learned: RefCell<HashMap<Mac, (u32, Instant)>>,
     next_port: Cell<u32>,
     pub(super) tcp: TcpTable,
     pub(super) udp: UdpTable,
@@ -97,7 +96,6 @@ impl Core {
             ports: RefCell::default(),
             addresses: RefCell::default(),
             names: RefCell::default(),
-            learned: RefCell::default(),
             next_port: Cell::new(1),
             tcp: TcpTable::default(),
             udp: UdpTable::default(),
@@ -159,7 +157,9 @@ impl Core {
             self.links.join(id, port.name.as_str().into());
             self.addresses.borrow_mut().insert(joining.name, ip);
         }
-        self.learned.borrow_mut().remove(&port.mac);
+        for other in self.ports.borrow().iter() {
+            other.learned.borrow_mut().remove(&port.mac);
+        }
         self.ports.borrow_mut().push(port.clone());
         tokio::task::spawn_local(serve(self.clone(), port));
         Ok(ip)
@@ -213,9 +213,7 @@ impl Core {
         self.links.leave(port.id);
         self.tcp.end_port(port.id);
         self.udp.end_port(port.id);
-        self.learned
-            .borrow_mut()
-            .retain(|_, (id, _)| *id != port.id);
+        port.learned.borrow_mut().clear();
     }
 
     pub(super) fn member(&self, name: &str) -> Option<Rc<Port>> {
@@ -382,26 +380,31 @@ impl Core {
         }
     }
 
-    /// Notes that `mac` is behind `port`; `None` if it is another member's own.
+    /// Notes that `mac` is behind `port`; `None` if it is another member's own. Each member has
+    /// room of its own for such addresses: one that makes them up takes it from no other.
     fn learn(&self, port: &Port, mac: Mac) -> Option<()> {
         if mac == port.mac {
             return Some(());
         }
-        if self.ports.borrow().iter().any(|other| other.mac == mac) {
+        let ports = self.ports.borrow();
+        if ports.iter().any(|other| other.mac == mac) {
             return None;
         }
         let now = Instant::now();
-        let mut learned = self.learned.borrow_mut();
-        if learned.len() >= MAX_LEARNED {
-            learned.retain(|_, (_, since)| now.duration_since(*since) < LEARNED_AGE);
+        let mut learned = port.learned.borrow_mut();
+        if let Some(since) = learned.get_mut(&mac) {
+            *since = now;
+            return Some(());
         }
-        let full = learned.len() >= MAX_LEARNED;
-        match learned.entry(mac) {
-            Entry::Occupied(mut entry) => *entry.get_mut() = (port.id, now),
-            Entry::Vacant(entry) if !full => {
-                entry.insert((port.id, now));
+        if learned.len() >= MAX_LEARNED {
+            learned.retain(|_, since| now.duration_since(*since) < LEARNED_AGE);
+        }
+        if learned.len() < MAX_LEARNED {
+            learned.insert(mac, now);
+            // It has moved, if it was elsewhere before.
+            for other in ports.iter().filter(|other| other.id != port.id) {
+                other.learned.borrow_mut().remove(&mac);
             }
-            Entry::Vacant(_) => {}
         }
         Some(())
     }
@@ -411,8 +414,10 @@ impl Core {
         if let Some(port) = ports.iter().find(|port| port.mac == mac) {
             return Some(port.clone());
         }
-        let id = self.learned.borrow().get(&mac)?.0;
-        ports.iter().find(|port| port.id == id).cloned()
+        let mut behind = ports.iter();
+        behind
+            .find(|port| port.learned.borrow().contains_key(&mac))
+            .cloned()
     }
 
     /// Refuses the gateway's address and other members' as a source.

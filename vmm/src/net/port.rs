@@ -179,6 +179,8 @@ pub(super) struct Port {
     pub(super) flows: Cell<usize>,
     /// Before this moment none of them is idle for long enough to give way to a new one.
     pub(super) no_eviction_before: Cell<Option<Instant>>,
+    /// Hardware addresses that were seen behind the guest's, and when.
+    pub(super) learned: RefCell<HashMap<Mac, Instant>>,
     /// Broadcasts the guest may still send, and when that was counted.
     flood: Cell<(u32, Instant)>,
     socket: AsyncFd<OwnedFd>,
@@ -236,6 +238,7 @@ impl Port {
             asked: Cell::new(None),
             flows: Cell::new(0),
             no_eviction_before: Cell::new(None),
+            learned: RefCell::default(),
             flood: Cell::new((FLOOD_RATE, Instant::now())),
             socket,
             ring: RefCell::new(Ring::new()),

@@ -232,6 +232,43 @@ fn a_broadcast_reaches_all_others_and_a_learned_address_one() {
 }
 
 #[test]
+fn made_up_addresses_take_no_others_room() {
+    let network = Network::start(config()).unwrap();
+    let wires: Vec<_> = (1..=3)
+        .map(|number| Wire::new(attach(&network, &format!("m{number}"), number).link))
+        .collect();
+    const COUNT: u16 = 3000;
+    for number in 0..COUNT {
+        let [high, low] = number.to_be_bytes();
+        let made_up = frame(mac(2), [2, 9, 9, 9, high, low], 0x88b5, b"noise");
+        while wires[0].send(&made_up).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    settle(&network, "m1", COUNT.into());
+    // A container behind the second member speaks, is found, and nobody else hears it.
+    wires[1]
+        .send(&frame(mac(3), mac(77), 0x88b5, b"here"))
+        .unwrap();
+    wires[2].expect(|frame| frame.ends_with(b"here"));
+    wires[2]
+        .send(&frame(mac(77), mac(3), 0x88b5, b"found"))
+        .unwrap();
+    wires[1].expect(|frame| frame.ends_with(b"found"));
+    assert_eq!(wires[0].receive(), None);
+    // It moves behind the third.
+    wires[2]
+        .send(&frame(mac(2), mac(77), 0x88b5, b"moved"))
+        .unwrap();
+    wires[1].expect(|frame| frame.ends_with(b"moved"));
+    wires[1]
+        .send(&frame(mac(77), mac(2), 0x88b5, b"again"))
+        .unwrap();
+    wires[2].expect(|frame| frame.ends_with(b"again"));
+    assert_eq!(wires[0].receive(), None);
+}
+
+#[test]
 fn forged_and_malformed_frames_go_nowhere() {
     let network = Network::start(config()).unwrap();
     let a = attach(&network, "a", 1);
