@@ -363,7 +363,7 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoVm`] if it has no members.
+    /// [`Error::NoCluster`] if it has no members.
     pub async fn open(name: &str) -> Result<Self> {
         Self::open_in(None, name).await
     }
@@ -390,7 +390,7 @@ impl Cluster {
         blocking(move || {
             let vms = store.cluster(&name).vms()?;
             let Some(first) = vms.first() else {
-                return Err(Error::NoVm { name });
+                return Err(Error::NoCluster { name });
             };
             let lifetime = if lifecycle::is_ephemeral(first) {
                 Lifetime::Ephemeral

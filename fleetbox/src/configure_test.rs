@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use crate::fake_home::Home;
+use crate::fake_home::{Home, eventually};
+use crate::names::Reference;
 use crate::process::fake::Script;
 use crate::store::Store;
-use crate::{Error, ExtraDisk, Ready, Size, Vm, VmBuilder};
+use crate::{Error, ExtraDisk, Left, Ready, Size, Vm, VmBuilder};
 
 impl Home {
     fn quick(&self, script: Script) -> VmBuilder {
@@ -40,6 +41,56 @@ async fn a_console_is_waited_for() {
     let error = error.to_string();
     assert!(error.contains("/four/ on the console"), "{error}");
     assert!(error.contains("two 42\nthree"), "the tail: {error}");
+}
+
+/// What an error says is left, and its text.
+fn left(error: Error) -> (Left, String) {
+    let text = error.to_string();
+    match error {
+        Error::NotReady { left, .. } => (left, text),
+        error => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
+    let home = Home::new();
+    let never = || Ready::Console("never".into());
+    let web = Reference::new("web".parse().unwrap(), "web".parse().unwrap());
+    let builder = home.prints("login: ").wait_for(never());
+    // It ends with its last handle, and there is none.
+    let (what, text) = left(builder.clone().start().await.unwrap_err());
+    assert_eq!(what, Left::Stopped(web.clone()));
+    assert!(text.ends_with("`fleetbox rm web` deletes it"), "{text}");
+    let dir = crate::find(Some(&home.path()), "web").await.unwrap();
+    eventually("it is stopped", || !dir.is_running().unwrap());
+    let held = home.prints("login: ").start().await.unwrap();
+    let limit = Duration::from_millis(200);
+    let (what, _) = left(held.wait_for(never(), limit).await.unwrap_err());
+    assert_eq!(what, Left::Held);
+    assert!(dir.is_running().unwrap());
+    drop(held);
+    eventually("it is stopped", || !dir.is_running().unwrap());
+
+    let started = builder.clone().detached().start().await;
+    let (what, text) = left(started.unwrap_err());
+    assert_eq!(what, Left::Running(web.clone()));
+    assert!(text.contains("web runs on and keeps its memory"), "{text}");
+    assert!(dir.is_running().unwrap());
+    crate::remove(Some(&home.path()), "web").await.unwrap();
+
+    let (what, text) = left(builder.ephemeral().start().await.unwrap_err());
+    assert_eq!(what, Left::Deleted);
+    assert!(text.ends_with("it is deleted with its disk"), "{text}");
+    eventually("nothing is left", || home.clusters() == 0);
+
+    let cluster = home.cluster(crate::Cluster::builder("node").count(2));
+    let cluster = cluster.member("node-2", |vm| {
+        vm.wait_for_within(Ready::Console("never".into()), Duration::from_millis(200))
+    });
+    let (what, _) = left(cluster.start().await.unwrap_err());
+    assert_eq!(what, Left::Deleted);
+    assert_eq!(home.clusters(), 0);
 }
 
 #[tokio::test]

@@ -137,6 +137,14 @@ pub enum Error {
         /// The members it has.
         members: Vec<String>,
     },
+    /// There is no such cluster.
+    #[error(
+        "there is no cluster {name}; `fleetbox ls` shows the VMs there are, `fleetbox up {name} -n 3` makes one of three"
+    )]
+    NoCluster {
+        /// The name.
+        name: Name,
+    },
     /// The VM is not running.
     #[error("{name} is not running; start it with `fleetbox up {name}`")]
     NotRunning {
@@ -154,7 +162,7 @@ pub enum Error {
         waited: Duration,
     },
     /// The guest did not come up.
-    #[error("{name} did not come up: {why}{}", console_part(console))]
+    #[error("{name} did not come up: {why}{}{left}", console_part(console))]
     NotReady {
         /// The VM's name.
         name: Name,
@@ -162,11 +170,13 @@ pub enum Error {
         why: String,
         /// The console's last lines.
         console: String,
+        /// What has become of the VM, and so what to do.
+        left: Left,
     },
     /// A guest that answers by SSH could not do what was asked.
-    #[error("{name} cannot {what}: {why}")]
+    #[error("{name} cannot {what}: {}; `fleetbox ssh {name}` looks into it", why.trim_end())]
     Guest {
-        /// The VM's name.
+        /// The VM's name, with its cluster's where that is another.
         name: String,
         /// What was asked for.
         what: &'static str,
@@ -197,8 +207,64 @@ impl Error {
         )
     }
 
+    /// The same after `left` is known of a VM that did not come up.
+    pub(crate) fn leaving(mut self, become_of: impl FnOnce(&Name) -> Left) -> Self {
+        if let Self::NotReady { name, left, .. } = &mut self {
+            *left = become_of(name);
+        }
+        self
+    }
+
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
+    }
+}
+
+/// What has become of a VM that did not come up. As text it says what can be done about it.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{Error, Left, Vm};
+///
+/// match Vm::builder("web").detached().start().await {
+///     // Slow, perhaps: it is given more time.
+///     Err(Error::NotReady { left: Left::Running(vm), .. }) => {
+///         Vm::open(vm.as_str()).await?.wait_ready(fleetbox::DEFAULT_BOOT_TIMEOUT).await
+///     }
+///     started => started.map(drop),
+/// }
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Left {
+    /// It runs on and has its memory.
+    Running(Reference),
+    /// It exists with its disk and does not run.
+    Stopped(Reference),
+    /// This program holds it, running or not: what becomes of it is told when that drops it.
+    Held,
+    /// It is deleted with its disk.
+    Deleted,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Running(vm) => write!(
+                f,
+                "\n{vm} runs on and keeps its memory: `fleetbox logs {vm}` shows all of its console, \
+                 `fleetbox console {vm}` attaches to it, `fleetbox up {vm}` waits for it again, \
+                 `fleetbox rm {vm}` deletes it"
+            ),
+            Self::Stopped(vm) => write!(
+                f,
+                "\n{vm} does not run any more, and its disk is left: `fleetbox logs {vm}` shows all of its \
+                 console, `fleetbox up {vm}` starts it again, `fleetbox rm {vm}` deletes it"
+            ),
+            Self::Held => Ok(()),
+            Self::Deleted => f.write_str("\nit is deleted with its disk"),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::resources::There;
 use crate::store::{Lock, Store, StoreError, VmDir};
 use crate::timing::{Clock, Phase};
 use crate::vm::Vm;
-use crate::{Error, Result, preflight};
+use crate::{Error, Left, Result, preflight};
 
 /// How often a worker is looked for that goes away when it is found.
 const ATTEMPTS: u32 = 3;
@@ -129,10 +129,13 @@ impl Launch {
             match ready {
                 Ok(()) => break vms,
                 Err(error) => {
-                    if !self.alone {
+                    let held = vms.iter().any(Vm::is_held);
+                    if self.alone {
+                        drop(vms);
+                    } else {
                         undo(vms, &created).await;
                     }
-                    return Err(error);
+                    return Err(error.leaving(|name| left(&store, &cluster, name, held)));
                 }
             }
         };
@@ -453,6 +456,24 @@ fn make(
         Ok(_) => Ok(true),
         Err(Error::Store(StoreError::Exists { .. })) if !member.builder.create_new => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// What is left of a member whose start has failed and is undone as far as it is. `held` is whether
+/// this process was its owner then.
+fn left(store: &Store, cluster: &Name, name: &Name, held: bool) -> Left {
+    let cluster = store.cluster(cluster);
+    let Some(vm) = cluster.vm(name) else {
+        return Left::Deleted;
+    };
+    // Unless the process has other handles, its worker ends the machine.
+    match held && lifecycle::owned(&cluster).is_none() {
+        true if lifecycle::is_ephemeral(&vm) => Left::Deleted,
+        true => Left::Stopped(vm.reference()),
+        false => match vm.is_running() {
+            Ok(false) => Left::Stopped(vm.reference()),
+            _ => Left::Running(vm.reference()),
+        },
     }
 }
 

@@ -59,7 +59,7 @@ pub mod workspace;
 pub use bridge::{BridgeError, InvalidNetwork, Network};
 pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
 pub use cluster::{Cluster, ClusterBuilder};
-pub use error::{Error, Result};
+pub use error::{Error, Left, Result};
 pub use event::{Event, Events, TimedEvent};
 pub use extra_disk::{ExtraDisk, MAX_EXTRA_DISKS};
 pub use fleetbox_macros::test;

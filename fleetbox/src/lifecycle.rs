@@ -127,7 +127,8 @@ fn own(cluster: &ClusterDir, lifeline: Lifeline) -> Arc<Lifeline> {
     lifeline
 }
 
-fn owned(cluster: &ClusterDir) -> Option<Arc<Lifeline>> {
+/// The lifeline of this process, if it owns the cluster's worker.
+pub(crate) fn owned(cluster: &ClusterDir) -> Option<Arc<Lifeline>> {
     let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
     owned.get(cluster.path())?.upgrade()
 }

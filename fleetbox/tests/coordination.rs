@@ -442,6 +442,25 @@ fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
     }
     succeeded(host.run(&["rm", "--force", &host.stem]));
 
+    // Found wanting by what is waited for, it runs on; failed, it is left.
+    let wait = ["--wait", "console:never", "--timeout", "1"];
+    for (script, told) in [
+        (RUNS, "runs on and keeps its memory"),
+        (
+            r#"{"Fail": {"console": "", "error": "the CPU has caught fire"}}"#,
+            "is left with its disk: `fleetbox logs",
+        ),
+    ] {
+        let mut up = host.up();
+        let failed = up.args(wait).env("FLEETBOX_FAKE", script).output().unwrap();
+        assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+        let told = format!("{} {told}", host.stem);
+        assert!(said(&failed).contains(&told), "{}", said(&failed));
+        let state = if script == RUNS { "running" } else { "failed" };
+        assert_eq!(host.state(), state);
+        succeeded(host.run(&["rm", "--force", &host.stem]));
+    }
+
     // Nobody answers by SSH, so that no tree can be shipped.
     let tree = host.dir.path().join("tree");
     std::fs::create_dir(&tree).unwrap();

@@ -46,7 +46,7 @@ pub enum BridgeError {
     NoneFree,
     /// The members of a cluster share one network.
     #[error(
-        "{name} cannot have a {asked} network: the other members of cluster {cluster} have a {has} network"
+        "{name} cannot have a {asked} network: the other members of cluster {cluster} have a {has} network; ask for none, or make it a member of another cluster"
     )]
     Mixed {
         /// The member.
@@ -59,7 +59,9 @@ pub enum BridgeError {
         has: Network,
     },
     /// Another process changes the host's network and does not come to an end.
-    #[error("another fleetbox process is changing this host's network and does not finish")]
+    #[error(
+        "another fleetbox process is changing this host's network and does not finish; find it with `pgrep -af fleetbox`, end it if it hangs, and try again"
+    )]
     Busy,
     /// What is written down of a bridge.
     #[error("cannot {action} {path}: {source}")]
@@ -72,7 +74,9 @@ pub enum BridgeError {
         source: io::Error,
     },
     /// The host refuses something.
-    #[error("cannot {action}: {source}")]
+    #[error(
+        "cannot {action}: {source}; `fleetbox doctor`, run as the same user, says what a bridge network needs of this host"
+    )]
     Host {
         /// What was tried.
         action: &'static str,

@@ -55,7 +55,11 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
     };
     let started = builder.start().await;
     drop(display);
-    let vm = started?;
+    let vm = match started {
+        Ok(vm) => vm,
+        Err(error) if run.rm => return Err(error),
+        Err(error) => return up::failed(context, &name.into(), error, GUEST_FAILURE).await,
+    };
     ssh_config::refresh(context);
     let workspace = match prepare(context, &vm, &run.machine, tree.as_ref(), &options).await {
         Ok(workspace) => workspace,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fleetbox::names::{Name, Reference};
-use fleetbox::{Cluster, Error, Result, Vm, VmBuilder};
+use fleetbox::{Cluster, Error, ProcessError, Result, Vm, VmBuilder};
 
 use super::args::{Machine, Up};
 use super::output::{Context, complain};
@@ -79,7 +79,10 @@ async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
     }
     let started = builder.start().await;
     drop(display);
-    let vm = started?;
+    let vm = match started {
+        Ok(vm) => vm,
+        Err(error) => return failed(context, &name, error, FAILURE).await,
+    };
     let name = vm.reference();
     ssh_config::refresh(context);
     remark(context, &vm);
@@ -103,6 +106,26 @@ async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
         context.note(vm.timings());
     }
     Ok(0)
+}
+
+/// The end of a start that has failed: where it was the machine that did, what is left of the VM is said
+/// after the error, which says so itself else.
+pub(super) async fn failed(
+    context: &Context,
+    name: &Reference,
+    error: Error,
+    status: u8,
+) -> Result<u8> {
+    let machine = matches!(error, Error::Process(ProcessError::Failed(_)));
+    if !machine || fleetbox::find(context.home(), name.as_str()).await.is_err() {
+        return Err(error);
+    }
+    complain(error);
+    complain(format_args!(
+        "{name} is left with its disk: `fleetbox logs {name}` shows all of its console, `fleetbox up {name}` \
+         starts it again, `fleetbox rm {name}` deletes it"
+    ));
+    Ok(status)
 }
 
 /// True for a VM that exists and runs, and so may have these ports itself.

@@ -40,7 +40,7 @@ async fn ask(vm: &Vm, what: &'static str, script: &str) -> Result<String> {
     let output: Output = child.output(ANSWER_LIMIT).await?;
     if output.status != ExitStatus::Code(0) {
         return Err(Error::Guest {
-            name: vm.name().to_owned(),
+            name: vm.reference().to_string(),
             what,
             why: crate::process::printable(&output.stderr),
         });

@@ -226,6 +226,11 @@ impl Vm {
         }
     }
 
+    /// True if its worker is this process's and ends with its last handle.
+    pub(crate) fn is_held(&self) -> bool {
+        lock(&self.lifeline).is_some()
+    }
+
     /// What the VM is called among those of all clusters.
     ///
     /// ```no_run

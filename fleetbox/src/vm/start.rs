@@ -14,7 +14,7 @@ use crate::lifecycle::{self, Lifetime};
 use crate::process::{MachineSpec, ProcessError, last_lines};
 use crate::ssh;
 use crate::store::VmRecord;
-use crate::{Error, Result};
+use crate::{Error, Left, Result};
 
 /// Lines of the console that an error carries.
 const CONSOLE_LINES: usize = 40;
@@ -62,10 +62,16 @@ impl Vm {
     /// The error of a VM that does not come up, with what its console showed last.
     pub(crate) async fn not_ready(&self, why: String) -> Error {
         let console = self.console_tail().await.unwrap_or_default();
+        let left = match self.dir.is_running() {
+            _ if self.is_held() => Left::Held,
+            Ok(false) => Left::Stopped(self.reference()),
+            _ => Left::Running(self.reference()),
+        };
         Error::NotReady {
             name: self.name.clone(),
             why,
             console: last_lines(&console, CONSOLE_LINES).to_owned(),
+            left,
         }
     }
 

@@ -74,7 +74,7 @@ async fn fetch(workspace: &Workspace, vm: &Vm, tree: &Tree, files: &Path) -> Res
     // An archive that lacks files would make a patch that deletes them.
     if complaint.status != ExitStatus::Code(0) {
         return Err(Error::Guest {
-            name: vm.name().to_owned(),
+            name: vm.reference().to_string(),
             what: "send its work tree",
             why: crate::process::printable(&complaint.stderr)
                 .trim()

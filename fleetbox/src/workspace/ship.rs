@@ -322,7 +322,7 @@ async fn send(vm: &Vm, load: Load) -> Result<()> {
     let output = output?;
     if output.status != ExitStatus::Code(0) {
         return Err(Error::Guest {
-            name: vm.name().to_owned(),
+            name: vm.reference().to_string(),
             what: "unpack the work tree",
             why: crate::process::printable(&output.stderr).trim().to_owned(),
         });
