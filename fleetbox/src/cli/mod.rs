@@ -27,7 +27,7 @@ mod vms;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use fleetbox::{BridgeError, Error, Result};
+use fleetbox::Result;
 
 use self::args::{Cli, Command};
 use self::output::{Context, complain};
@@ -59,13 +59,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let home = cli.home.clone();
     let status = runtime.block_on(run(cli)).unwrap_or_else(|error| {
-        complain(&error);
-        if matches!(error, Error::Bridge(BridgeError::NotPermitted)) {
-            complain(format_args!(
-                "as root it is:\n  {}",
-                sudo::command(home.as_deref(), std::env::args_os())
-            ));
-        }
+        sudo::complain(home.as_deref(), &error);
         failure
     });
     // A thread may still be waiting for standard input, which nobody needs any more.

@@ -2,13 +2,55 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
+use fleetbox::budget::BUDGET_VARIABLE;
 use fleetbox::guest::quote;
+use fleetbox::images::CATALOGUE_VARIABLE;
+use fleetbox::{BridgeError, Error};
 
-/// This very command line by sudo, with the state directory that the environment named, which sudo
-/// does not pass on.
-pub(super) fn command(home: Option<&Path>, args: impl Iterator<Item = OsString>) -> String {
-    let mut args = args;
+use super::output;
+
+/// Variables that say what a command does, and which sudo does not pass on.
+const OURS: [&str; 3] = [CATALOGUE_VARIABLE, BUDGET_VARIABLE, "FLEETBOX_LOG"];
+
+/// Variables that downloads go by. Their values may hold passwords, so they are named and not shown.
+const OF_DOWNLOADS: [&str; 10] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+/// An error's text on standard error, and once, where it is root's rights that are lacking, the command to
+/// type.
+pub(super) fn complain(home: Option<&Path>, error: &Error) {
+    static SAID: Once = Once::new();
+    output::complain(error);
+    if matches!(error, Error::Bridge(BridgeError::NotPermitted)) {
+        SAID.call_once(|| {
+            let variable = |name: &str| std::env::var_os(name);
+            output::complain(format_args!(
+                "as root it is:\n  {}",
+                command(home, variable, std::env::args_os())
+            ));
+        });
+    }
+}
+
+/// This very command line by sudo, with what the environment says to it: the state directory, the
+/// catalogue and the like.
+fn command(
+    home: Option<&Path>,
+    variable: impl Fn(&str) -> Option<OsString>,
+    mut args: impl Iterator<Item = OsString>,
+) -> String {
     let called = args.next().unwrap_or_else(|| "fleetbox".into());
     // Where root looks for programs is not where this user does.
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(called));
@@ -17,7 +59,24 @@ pub(super) fn command(home: Option<&Path>, args: impl Iterator<Item = OsString>)
         .iter()
         .take_while(|arg| *arg != "--")
         .any(|arg| arg == "--home" || arg.starts_with("--home="));
-    let mut words = vec!["sudo".to_owned(), program.display().to_string()];
+    let value = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let mut words = vec!["sudo".to_owned()];
+    let passed: Vec<_> = OF_DOWNLOADS
+        .into_iter()
+        .filter(|name| value(name).is_some())
+        .collect();
+    if !passed.is_empty() {
+        words.push(format!("--preserve-env={}", passed.join(",")));
+    }
+    let set: Vec<_> = OURS
+        .into_iter()
+        .filter_map(|name| Some(format!("{name}={}", value(name)?.to_string_lossy())))
+        .collect();
+    if !set.is_empty() {
+        words.push("env".to_owned());
+        words.extend(set);
+    }
+    words.push(program.display().to_string());
     if let Some(home) = home.filter(|_| !named) {
         words.extend(["--home".to_owned(), home.display().to_string()]);
     }
@@ -31,8 +90,16 @@ mod tests {
     use super::*;
 
     fn of(home: Option<&str>, args: &[&str]) -> String {
+        with(&[], home, args)
+    }
+
+    fn with(variables: &[(&str, &str)], home: Option<&str>, args: &[&str]) -> String {
         let args = ["fleetbox"].iter().chain(args).map(OsString::from);
-        let command = command(home.map(Path::new), args);
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        let command = command(home.map(Path::new), variable, args);
         let program = quote(&std::env::current_exe().unwrap().display().to_string());
         command.replace(&program, "PROGRAM")
     }
@@ -58,6 +125,23 @@ mod tests {
         assert_eq!(
             of(Some("/srv/vms"), &["up", "--home=/srv/vms"]),
             "sudo PROGRAM up '--home=/srv/vms'"
+        );
+    }
+
+    #[test]
+    fn what_the_environment_says_is_passed_on_and_no_password_shown() {
+        let variables = [
+            ("FLEETBOX_CATALOGUE", "my catalogue.json"),
+            ("FLEETBOX_MEMORY_BUDGET", "8GiB"),
+            ("FLEETBOX_LOG", ""),
+            ("https_proxy", "http://me:secret@proxy"),
+            ("NO_PROXY", "localhost"),
+            ("PATH", "/bin"),
+        ];
+        assert_eq!(
+            with(&variables, Some("/srv/vms"), &["up"]),
+            "sudo '--preserve-env=https_proxy,NO_PROXY' env 'FLEETBOX_CATALOGUE=my catalogue.json' \
+             'FLEETBOX_MEMORY_BUDGET=8GiB' PROGRAM --home /srv/vms up"
         );
     }
 }
