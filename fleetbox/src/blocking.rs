@@ -30,6 +30,7 @@ use tokio::runtime::Runtime;
 use crate::budget::Budget;
 use crate::files::{Copied, FileOptions};
 use crate::images::Progress;
+use crate::names::Reference;
 use crate::{
     Error, ExtraDisk, Output, Published, Ready, Result, Size, Stopped, TimedEvent, Timings, VmInfo,
 };
@@ -96,6 +97,21 @@ pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 pub fn prune(home: Option<&Path>) -> Result<Vec<String>> {
     let home = home.map(Path::to_owned);
     run(async move { crate::prune(home.as_deref()).await })
+}
+
+/// As [`crate::prune_only`].
+///
+/// ```no_run
+/// let old = "shop/node-1".parse()?;
+/// println!("deleted: {:?}", fleetbox::blocking::prune_only(None, &[old])?);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
+///
+/// # Errors
+/// As there.
+pub fn prune_only(home: Option<&Path>, vms: &[Reference]) -> Result<Vec<String>> {
+    let (home, vms) = (home.map(Path::to_owned), vms.to_vec());
+    run(async move { crate::prune_only(home.as_deref(), &vms).await })
 }
 
 /// As [`crate::remove`].

@@ -401,6 +401,23 @@ impl VmBuilder {
         Ok(!launch.create().await?.is_empty())
     }
 
+    /// Checks everything that [`VmBuilder::start`] would refuse whatever there is on this host: names, sizes,
+    /// fixtures' places, user data, what is waited for. Nothing is created.
+    ///
+    /// ```
+    /// use fleetbox::{Ready, Vm};
+    ///
+    /// let vm = Vm::builder("web").wait_for(Ready::Console("login: [".into()));
+    /// println!("{}", vm.check().unwrap_err()); // says where the pattern is wrong
+    /// assert!(Vm::builder("web").cpus(2).check().is_ok());
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Fixture`], [`Error::Seed`] or [`Error::Ready`].
+    pub fn check(&self) -> Result<()> {
+        self.plan().map(drop)
+    }
+
     /// The same for a VM of another name.
     pub(crate) fn named(mut self, name: &Name) -> Self {
         name.as_str().clone_into(&mut self.name);

@@ -53,6 +53,21 @@ fn machines(name: &str) -> Vec<Pid> {
 }
 
 #[tokio::test]
+async fn only_those_are_pruned_that_were_shown() {
+    let home = Home::new();
+    for name in ["old", "other"] {
+        home.vm(Vm::builder(name)).create().await.unwrap();
+    }
+    let shown = "old/old".parse().unwrap();
+    let pruned = crate::prune_only(Some(&home.path()), &[shown])
+        .await
+        .unwrap();
+    assert_eq!(pruned, ["old"]);
+    let pruned = crate::prune(Some(&home.path())).await.unwrap();
+    assert_eq!(pruned, ["other"]);
+}
+
+#[tokio::test]
 async fn members_have_names_addresses_and_options_of_their_own() {
     let home = Home::new();
     let cluster = home

@@ -73,7 +73,8 @@ pub use ssh::{ExitStatus, Output};
 pub use stream::Stream;
 pub use timing::{Phase, Timings};
 pub use vm::{
-    Published, STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune, remove, stop,
+    Published, STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune, prune_only, remove,
+    stop,
 };
 
 // The expansion of the attribute, which tests in here use too, names the crate.

@@ -109,6 +109,10 @@ fn wrong_arguments_leave_nothing_behind() {
         &["up", "box", "--no-start", "--publish", "8080:80"],
         &["up", "box", "--no-start", "--wait", "cloud-init"],
         &["up", "box", "--no-start", "--timeout", "9"],
+        &["up", "box", "--wait", "console:["],
+        &["up", "box", "--user-data", "/no/such/file"],
+        &["up", "box", "--publish", "8080:2", "--publish", "8080:3"],
+        &["run", "--wait", "console:[", "--", "true"],
         &["exec", "box"],
         &["down"],
         &["set", "box"],
@@ -119,6 +123,42 @@ fn wrong_arguments_leave_nothing_behind() {
         assert!(!output.stderr.is_empty(), "{wrong:?}");
     }
     assert!(!host.state().exists(), "something was created");
+}
+
+#[test]
+fn wrong_user_data_is_a_wrong_argument() {
+    let host = Host::new();
+    for (text, why) in [("- a\n", "no mapping"), ("hostname: x\n", "hostname")] {
+        let file = host.dir.path().join("setup.yaml");
+        fs::write(&file, text).expect("a file");
+        let file = file.to_str().expect("UTF-8");
+        for command in [&["up", "web"][..], &["up"], &["run", "--rm"]] {
+            let output = host.run(&[command, &["--user-data", file]].concat());
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+            assert!(
+                error.contains("setup.yaml: ") && error.contains(why),
+                "{error}"
+            );
+        }
+    }
+    assert!(!host.state().exists(), "something was created");
+}
+
+#[test]
+fn all_does_not_mean_those_of_running_tests() {
+    let host = Host::new();
+    host.vm("test", "test", Path::new("/none"));
+    let vm = host.store().vms().expect("VMs").remove(0);
+    fs::write(vm.paths().dir().join("ephemeral"), "").expect("a marker");
+    let lock = Lock::acquire(&vm.paths().lock()).expect("a lock");
+    for verb in ["down", "restart", "kill"] {
+        let output = host.run(&[verb, "--all"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(error.contains("left alone (1)"), "{error}");
+    }
+    drop(lock);
 }
 
 #[test]
@@ -963,10 +1003,6 @@ fn a_run_that_cannot_be_leaves_nothing_behind() {
         ),
         (&["--branch", "a..b"], "a..b"),
         (&["--publish", &publish], &taken),
-        (
-            &["--publish", "8080:2", "--publish", "8080:3"],
-            "given twice",
-        ),
     ] {
         let output = host.run(&[&["run", root], wrong, &["--", "true"]].concat());
         let error = String::from_utf8_lossy(&output.stderr);

@@ -295,7 +295,7 @@ pub(super) struct Which {
     /// The VMs, or clusters for all of their members
     #[arg(value_name = "NAME")]
     pub(super) names: Vec<Reference>,
-    /// All VMs that run
+    /// All VMs that run, but for those of running tests and `run --rm`
     #[arg(long, conflicts_with = "names")]
     pub(super) all: bool,
 }
@@ -316,7 +316,7 @@ pub(super) struct Down {
 pub(super) struct Restart {
     #[command(flatten)]
     pub(super) which: Which,
-    /// Seconds the guest may take to power off, and again until it answers by SSH
+    /// Seconds until the guest answers by SSH again; it gets 60 to power off
     #[arg(
         long,
         default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),

@@ -12,9 +12,13 @@ use fleetbox::{Error, Result, Vm};
 use super::args::{Exec, Machine, Run, Shipment};
 use super::output::{Context, complain};
 use super::progress::Display;
-use super::{GUEST_FAILURE, ssh, ssh_config, up, vms};
+use super::{GUEST_FAILURE, REFUSED, ssh, ssh_config, up, vms};
 
 pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
+    if let Err(error) = up::check(&run.machine) {
+        complain(error);
+        return Ok(REFUSED);
+    }
     let options = options(&run.shipment);
     let tree = match &run.path {
         Some(path) => Some(Tree::open(path).await?),

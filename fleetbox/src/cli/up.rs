@@ -1,19 +1,28 @@
 //! `up`.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fleetbox::names::{Name, Reference};
+use fleetbox::seed::SeedError;
 use fleetbox::{Cluster, Error, ProcessError, Result, Vm, VmBuilder};
 
 use super::args::{Machine, Up};
 use super::output::{Context, complain};
-use super::progress::Display;
+use super::progress;
 use super::{FAILURE, REFUSED, ssh_config, vms};
 
 /// How often another name is made up if there is a VM of that name.
 const ATTEMPTS: usize = 100;
 
 pub(super) async fn run(context: &Context, mut up: Up) -> Result<u8> {
+    if let Err(error) = check(&up.machine) {
+        complain(error);
+        return Ok(REFUSED);
+    }
     if let Some(name) = up.name.take() {
         return named(context, name, up).await;
     }
@@ -57,7 +66,7 @@ async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
     if !up.machine.publish.is_empty() && !runs(context, &name).await? {
         check_ports(&up.machine)?;
     }
-    let display = Display::new(context, &format!("starting {name}"));
+    let display = progress::Display::new(context, &format!("starting {name}"));
     let builder = builder(context, &name, &up.machine)?
         .detached()
         .progress(display.progress());
@@ -137,25 +146,11 @@ async fn runs(context: &Context, name: &Reference) -> Result<bool> {
     }
 }
 
-/// Finds out, before anything is done, whether the ports of this host can be had: each is to lead to one
-/// port, and nobody has it.
+/// Finds out, before anything is done, whether the ports of this host can be had.
 pub(super) fn check_ports(machine: &Machine) -> Result<()> {
-    let refusal = |host: u16, source: std::io::Error| Error::Io {
-        action: "publish by a port of this host",
-        source: std::io::Error::new(
-            source.kind(),
-            format!("{host}: {source}; choose another by --publish HOST:GUEST"),
-        ),
-    };
-    let mut seen = std::collections::BTreeSet::new();
     for (host, _) in &machine.publish {
-        if !seen.insert(*host) {
-            return Err(refusal(*host, std::io::Error::other("it is given twice")));
-        }
-    }
-    for host in seen {
-        std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, host))
-            .map_err(|source| refusal(host, source))?;
+        TcpListener::bind((Ipv4Addr::LOCALHOST, *host))
+            .map_err(|error| unpublishable(*host, error))?;
     }
     Ok(())
 }
@@ -171,11 +166,8 @@ pub(super) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Re
 
 /// Reads the documents that are given to cloud-init.
 fn user_data(machine: &Machine) -> Result<Vec<String>> {
-    let read = |path: &std::path::PathBuf| {
-        std::fs::read_to_string(path).map_err(|source| Error::Io {
-            action: "read the user data",
-            source: std::io::Error::new(source.kind(), format!("{}: {source}", path.display())),
-        })
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|error| in_file(path, error.to_string()))
     };
     machine.user_data.iter().map(read).collect()
 }
@@ -186,6 +178,43 @@ fn result(vm: &Vm) -> &'static str {
         "already-running"
     } else {
         "running"
+    }
+}
+
+/// What is wrong with a document, and which it is.
+fn in_file(path: &Path, why: impl Display) -> Error {
+    let why = format!("{}: {why}", path.display());
+    SeedError::UserData { why }.into()
+}
+
+/// Checks the options beyond what the parser of the command line does, before anything is created: what
+/// is wrong is a usage error.
+pub(super) fn check(machine: &Machine) -> Result<()> {
+    let documents = user_data(machine)?;
+    for (path, document) in machine.user_data.iter().zip(&documents) {
+        let checked = Vm::builder("any").user_data(document).check();
+        checked.map_err(|error| match error {
+            Error::Seed(SeedError::UserData { why }) => in_file(path, why),
+            error => in_file(path, error),
+        })?;
+    }
+    let mut hosts = BTreeSet::new();
+    if let Some((host, _)) = machine
+        .publish
+        .iter()
+        .find(|(host, _)| !hosts.insert(*host))
+    {
+        return Err(unpublishable(*host, "it is given twice"));
+    }
+    configured(Vm::builder("any"), machine, &documents).check()
+}
+
+fn unpublishable(host: u16, why: impl Display) -> Error {
+    Error::Io {
+        action: "publish by a port of this host",
+        source: std::io::Error::other(format!(
+            "{host}: {why}; choose another by --publish HOST:GUEST"
+        )),
     }
 }
 
@@ -210,7 +239,7 @@ async fn cluster(
     count: Option<u32>,
 ) -> Result<u8> {
     let user_data = user_data(machine)?;
-    let display = Display::new(context, &format!("starting cluster {name}"));
+    let display = progress::Display::new(context, &format!("starting cluster {name}"));
     let mut builder = Cluster::builder(name.as_str())
         .detached()
         .each(|vm| configured(vm, machine, &user_data))

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::args::{Down, Kill, Prune, Restart, Rm, Set, Signal, Which};
 use super::output::{Context, colours, complain};
 use super::progress::Display;
-use super::{FAILURE, ask, ssh_config, table};
+use super::{FAILURE, ask, ssh_config, sudo, table};
 
 /// How long a press of the power button stays for a guest that is quick, or a worker that objects.
 const PRESSED: Duration = Duration::from_millis(500);
@@ -123,10 +123,18 @@ async fn which(context: &Context, which: &Which) -> Result<(Vec<Reference>, u8)>
         return Ok(all_meant(context, &which.names).await);
     }
     let mut names = Vec::new();
+    let mut of_tests = 0;
     for vm in fleetbox::list(context.home()).await? {
-        if vm.state == VmState::Running {
-            names.push(reference(&vm)?);
+        match vm.state {
+            VmState::Running if vm.ephemeral => of_tests += 1,
+            VmState::Running => names.push(reference(&vm)?),
+            _ => {}
         }
+    }
+    if of_tests > 0 {
+        context.note(format_args!(
+            "VMs of running tests and of `run --rm` are left alone ({of_tests}); name them if you mean them"
+        ));
     }
     Ok((names, 0))
 }
@@ -188,7 +196,7 @@ async fn for_each<T, F: Future<Output = Result<Vec<Outcome>>>>(
         let outcomes = work(each).await;
         match &outcomes {
             Ok(outcomes) => outcomes.iter().for_each(|vm| context.tell(&vm.text)),
-            Err(error) => complain(error),
+            Err(error) => sudo::complain(context.home(), error),
         }
         outcomes
     }))
@@ -242,7 +250,7 @@ pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
     let stop_limit = if restart.force {
         Duration::ZERO
     } else {
-        timeout
+        fleetbox::STOP_DEADLINE
     };
     let (names, status) = which(context, &restart.which).await?;
     // Members of one cluster together, so that none has memory which the others wait for.
@@ -410,7 +418,8 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
         }
     }
     let mut outcomes = Vec::new();
-    for name in fleetbox::prune(context.home()).await? {
+    // What has stopped since is not what was shown.
+    for name in fleetbox::prune_only(context.home(), &names).await? {
         let name: Reference = name.parse()?;
         // One without a cluster is the only member of one of its own name.
         let cluster = name.cluster().unwrap_or(name.name()).clone();

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use self::list::meant;
 pub use self::list::{VmInfo, VmState, find, list};
 pub use self::remote::Published;
-pub use self::remove::{prune, remove};
+pub use self::remove::{prune, prune_only, remove};
 pub use self::stop::{STOP_DEADLINE, Stopped, stop};
 use crate::budget::Budget;
 use crate::builder::{blocking, test_name};

@@ -8,6 +8,7 @@ use super::{Vm, lock};
 use crate::Result;
 use crate::builder::{blocking, open_store};
 use crate::lifecycle;
+use crate::names::Reference;
 use crate::process::{Client, Lifeline, ProcessError};
 use crate::store::{Lock, Store, StoreError, VmDir};
 
@@ -95,11 +96,45 @@ pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
 /// # Errors
 /// The file system. What was deleted until then stays deleted.
 pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
+    prune_those(home, |_| true).await
+}
+
+/// As [`prune`], of these VMs only: those that somebody was shown and has agreed to, for example. What
+/// killed processes have left is removed all the same.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::names::Reference;
+///
+/// let old: Reference = "shop/node-1".parse()?;
+/// fleetbox::prune_only(None, &[old]).await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`prune`].
+pub async fn prune_only(home: Option<&Path>, vms: &[Reference]) -> Result<Vec<String>> {
+    let vms = vms.to_vec();
+    prune_those(home, move |vm| {
+        vms.iter().any(|named| {
+            let cluster = named
+                .cluster()
+                .is_none_or(|cluster| cluster == vm.cluster());
+            cluster && named.name() == vm.name()
+        })
+    })
+    .await
+}
+
+async fn prune_those(
+    home: Option<&Path>,
+    meant: impl Fn(&VmDir) -> bool + Send + 'static,
+) -> Result<Vec<String>> {
     let store = open_store(home).await?;
     blocking(move || {
         lifecycle::sweep(&store)?;
         let mut pruned = Vec::new();
-        for vm in store.vms()? {
+        for vm in store.vms()?.into_iter().filter(|vm| meant(vm)) {
             let serving = store.cluster(vm.cluster()).is_running()?;
             // Its first start is under way as long as there is no console log.
             let in_use = lifecycle::is_ephemeral(&vm) || !vm.paths().console_log().exists();
