@@ -5,9 +5,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fake_home::{Home, eventually};
-use crate::process::Backend;
+use crate::fake_home::{Home, eventually, processes, refuses};
 use crate::process::fake::Script;
+use crate::process::{Backend, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -23,6 +23,12 @@ impl Home {
             .map(|vm| (format!("{}/{}", vm.cluster, vm.name), vm.state))
             .collect()
     }
+
+    /// Two clusters of tests, which both have a `node-1`.
+    async fn two_tests(&self) -> [Cluster; 2] {
+        let test = || self.cluster(Cluster::test().count(1)).start();
+        [test().await.unwrap(), test().await.unwrap()]
+    }
 }
 
 fn run_by(script: Script) -> impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'static {
@@ -32,24 +38,8 @@ fn run_by(script: Script) -> impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'st
     }
 }
 
-/// A script that cannot be started.
-fn refuses() -> Script {
-    Script::Refuse {
-        error: "no such kernel".to_owned(),
-    }
-}
-
-/// The processes of members of this name; other tests of this process' name theirs differently.
 fn machines(name: &str) -> Vec<Pid> {
-    let wanted = format!("fleetbox-machine: {name}\0");
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &i32| {
-        std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| line.starts_with(wanted.as_bytes()))
-    })
-    .map(Pid::from_raw)
-    .collect()
+    processes(Role::Machine, name)
 }
 
 #[tokio::test]
@@ -296,16 +286,7 @@ async fn members_come_and_go_while_others_run() {
 #[tokio::test]
 async fn a_name_means_one_vm() {
     let home = Home::new();
-    let tests = [
-        home.cluster(Cluster::test().count(1))
-            .start()
-            .await
-            .unwrap(),
-        home.cluster(Cluster::test().count(1))
-            .start()
-            .await
-            .unwrap(),
-    ];
+    let tests = home.two_tests().await;
     let open = async |name: &str| Vm::open_in(Some(&home.path()), name).await;
     assert!(matches!(open("node-1").await, Err(Error::Ambiguous { .. })));
     let full = format!("{}/node-1", tests[1].name());
@@ -326,16 +307,7 @@ async fn a_name_means_one_vm() {
 #[tokio::test]
 async fn a_member_is_started_by_its_clusters_name_and_its_own() {
     let home = Home::new();
-    let clusters = [
-        home.cluster(Cluster::test().count(1))
-            .start()
-            .await
-            .unwrap(),
-        home.cluster(Cluster::test().count(1))
-            .start()
-            .await
-            .unwrap(),
-    ];
+    let clusters = home.two_tests().await;
     for cluster in &clusters {
         // As a test's is that is to be kept.
         for vm in cluster {

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 use crate::process::Backend;
+use crate::process::Role;
 use crate::process::fake::Script;
 use crate::{ClusterBuilder, Size, VmBuilder};
 
@@ -58,11 +61,31 @@ pub(crate) fn runs() -> Script {
     }
 }
 
+/// A machine that cannot be started.
+pub(crate) fn refuses() -> Script {
+    Script::Refuse {
+        error: "no such kernel".to_owned(),
+    }
+}
+
+/// The processes of that role, of a VM or a cluster whose name no other test has.
+pub(crate) fn processes(role: Role, name: &str) -> Vec<Pid> {
+    let wanted = format!("fleetbox-{}: {name}\0", role.name());
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with(wanted.as_bytes()))
+    })
+    .map(Pid::from_raw)
+    .collect()
+}
+
 /// Waits until the condition holds.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
+        assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

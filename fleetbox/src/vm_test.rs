@@ -4,9 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
-use crate::fake_home::{Home, eventually};
+use crate::fake_home::{Home, eventually, refuses};
 use crate::process::Backend;
-use crate::process::fake::Script;
 use crate::store::StoreError;
 use crate::{Error, Size, Stopped, Vm, VmState, blocking, list, remove};
 
@@ -211,11 +210,9 @@ async fn a_fixture_that_cannot_be_copied_creates_nothing() {
 async fn a_machine_that_cannot_start_says_why_and_leaves_nothing_running() {
     let home = Home::new();
     let mut builder = home.vm(Vm::test());
-    builder.backend = Backend::Fake(Script::Refuse {
-        error: "the kernel is missing".to_owned(),
-    });
+    builder.backend = Backend::Fake(refuses());
     let error = builder.start().await.unwrap_err().to_string();
-    assert!(error.contains("the kernel is missing"), "{error}");
+    assert!(error.contains("no such kernel"), "{error}");
     eventually("nothing is left", || home.clusters() == 0);
 }
 

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Budget, BudgetError, Lease, Want, acquire};
+use crate::fake_home::{Home, refuses};
 use crate::images::progress::Silent;
 use crate::images::{Progress, ProgressEvent};
 use crate::names::Name;
 use crate::process::Backend;
-use crate::process::fake::Script;
 use crate::store::Store;
 use crate::{
     Cluster, Error, Resize, Result, STOP_DEADLINE, Size, Vm, VmBuilder, VmState, list, prune,
@@ -17,7 +17,7 @@ use crate::{
 
 /// A state directory with a budget of 1000 MiB.
 struct Fixture {
-    dir: tempfile::TempDir,
+    home: Home,
     store: Store,
 }
 
@@ -25,10 +25,9 @@ const BUDGET: Budget = Budget::of(Size::mib(1000));
 
 impl Fixture {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
-        let store = Store::open(dir.path().join("state")).unwrap();
-        Self { dir, store }
+        let home = Home::new();
+        let store = Store::open(home.path()).unwrap();
+        Self { home, store }
     }
 
     /// Asks for memory in mebibytes, in the background.
@@ -40,14 +39,8 @@ impl Fixture {
 
     /// A builder of a VM that is only a script.
     fn vm(&self, name: &str, mib: u64) -> VmBuilder {
-        let mut builder = Vm::builder(name);
-        builder.backend = Backend::Fake(Script::Run {
-            console: "login: ".to_owned(),
-        });
-        builder
-            .home(self.store.home())
-            .image(self.dir.path().join("disk.raw").to_str().unwrap())
-            .disk(Size::mib(8))
+        self.home
+            .vm(Vm::builder(name))
             .memory(Size::mib(mib))
             .memory_budget(BUDGET)
     }
@@ -85,12 +78,6 @@ impl Fixture {
             .spawn()
             .unwrap()
     }
-}
-
-fn refuses() -> Backend {
-    Backend::Fake(Script::Refuse {
-        error: "no kernel".to_owned(),
-    })
 }
 
 fn wants(name: &str, mib: &[u64]) -> Vec<Want> {
@@ -489,11 +476,11 @@ async fn a_cluster_is_restarted_as_one() {
     assert_eq!(runs().await, ["ca-1", "ca-2"]);
     // All or none.
     let broken = builder(&heard).member("ca-2", |mut vm| {
-        vm.backend = refuses();
+        vm.backend = Backend::Fake(refuses());
         vm
     });
     let error = broken.restart(STOP_DEADLINE).await.unwrap_err();
-    assert!(error.to_string().contains("no kernel"), "{error}");
+    assert!(error.to_string().contains("no such kernel"), "{error}");
     assert!(runs().await.is_empty());
     assert_eq!(fixture.tickets(), (0, 0));
     cluster.destroy().await.unwrap();
@@ -570,7 +557,7 @@ async fn what_waits_for_memory_is_not_pruned() {
 async fn a_start_that_fails_gives_its_memory_back() {
     let fixture = Fixture::new();
     let mut builder = fixture.vm("broken", 900);
-    builder.backend = refuses();
+    builder.backend = Backend::Fake(refuses());
     assert!(builder.start().await.is_err());
     assert_eq!(fixture.tickets(), (0, 0));
     drop(fixture.ask("next", &[900]).await.unwrap().unwrap());

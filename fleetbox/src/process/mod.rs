@@ -27,6 +27,9 @@ mod vmm;
 mod wire;
 mod worker;
 
+#[cfg(test)]
+pub(crate) use spawn::Role;
+
 pub(crate) use client::{Client, EventStream, Lifeline, start_worker};
 pub(crate) use console::{last_lines, printable};
 

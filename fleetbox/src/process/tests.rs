@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +17,7 @@ use super::fake::Script;
 use super::protocol::{Backend, BootSpec, MachineSpec};
 use super::spawn::{self, Role};
 use super::{ProcessError, wire};
+use crate::fake_home::{eventually, processes, refuses, runs};
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
 use crate::size::Size;
@@ -69,22 +70,7 @@ impl Fixture {
 
     /// Processes of this fixture's VM in a role.
     fn processes(&self, role: Role) -> Vec<Pid> {
-        let wanted = format!("fleetbox-{}: {}\0", role.name(), self.name);
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
-                continue;
-            };
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if line.starts_with(wanted.as_bytes()) {
-                found.push(Pid::from_raw(pid));
-            }
-        }
-        found
+        processes(role, self.name.as_str())
     }
 
     fn kill(&self, role: Role) {
@@ -125,14 +111,6 @@ impl Drop for Fixture {
                 let _ = kill(pid, Signal::SIGKILL);
             }
         }
-    }
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SECONDS;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in {SECONDS:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -217,12 +195,6 @@ fn start(
     let vm = store.cluster(name).vm(name).unwrap();
     let started = runtime.block_on(attached.client.start(spec(&vm, script)));
     (attached, started.map(|(already, _)| already))
-}
-
-fn runs() -> Script {
-    Script::Run {
-        console: "booting\nlogin: ".to_owned(),
-    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -315,7 +287,7 @@ fn a_detached_vm_outlives_its_owner_until_it_is_stopped() {
     let tail = runtime
         .block_on(attached.client.console(fixture.name.as_str()))
         .unwrap();
-    assert_eq!(tail, "booting\nlogin: ");
+    assert_eq!(tail, "login: ");
     let forced = runtime
         .block_on(attached.client.stop(fixture.name.as_str(), SECONDS))
         .unwrap();
@@ -323,7 +295,7 @@ fn a_detached_vm_outlives_its_owner_until_it_is_stopped() {
     fixture.assert_quiet();
     assert!(fixture.vm().is_some());
     let log = std::fs::read_to_string(fixture.vm().unwrap().paths().console_log()).unwrap();
-    assert_eq!(log, "booting\nlogin: Power down.\n");
+    assert_eq!(log, "login: Power down.\n");
 }
 
 #[test]
@@ -432,12 +404,9 @@ fn a_killed_machine_is_that_vms_failure() {
 #[test]
 fn failures_carry_the_reason_and_the_console() {
     let fixture = Fixture::new();
-    let refuse = Script::Refuse {
-        error: "no KVM here".to_owned(),
-    };
-    let (attached, refused) = fixture.start(Lifetime::Bound, refuse);
+    let (attached, refused) = fixture.start(Lifetime::Bound, refuses());
     let refused = refused.unwrap_err().to_string();
-    assert!(refused.contains("no KVM here"), "{refused}");
+    assert!(refused.contains("no such kernel"), "{refused}");
 
     let runtime = runtime();
     let name = fixture.name.as_str();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::expansion::Call;
 use super::settings::Settings;
 use super::{End, Verdict, drive};
+use crate::fake_home::refuses;
 use crate::process::Backend;
 use crate::process::fake::Script;
 use crate::{Cluster, ClusterBuilder, Size, Vm, VmBuilder, VmState, blocking, list, remove};
@@ -256,12 +257,10 @@ async fn the_console_of_a_machine_that_has_died_is_shown() {
 #[tokio::test]
 async fn a_vm_that_does_not_start_fails_the_test() {
     let mut builder = fake(Vm::test());
-    builder.backend = Backend::Fake(Script::Refuse {
-        error: "the kernel is missing".to_owned(),
-    });
+    builder.backend = Backend::Fake(refuses());
     let body = async |_vm: Vm| -> () { unreachable!("there is no VM") };
     let end = drive(&CALL, keeping(), builder, body).await;
-    assert!(failure(&end).contains("the kernel is missing"));
+    assert!(failure(&end).contains("no such kernel"));
 }
 
 #[tokio::test]
