@@ -85,6 +85,18 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
 }
 
 #[tokio::test]
+async fn a_vm_that_is_let_go_and_started_at_once_runs() {
+    let home = Home::new();
+    for round in 0..15 {
+        let vm = home.vm(Vm::builder("web")).start().await.unwrap();
+        // The worker of the one before may be ending, and must not take this one along.
+        assert!(!vm.was_running(), "round {round}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        vm.console_tail().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_detached_vm_is_found_by_name_and_removed_while_it_runs() {
     let home = Home::new();
     drop(

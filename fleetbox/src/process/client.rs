@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,15 @@ impl Lifeline {
     /// The worker is gone.
     pub(crate) fn let_go(&self) -> io::Result<()> {
         (&self.0).write_all(b".")
+    }
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        // Closing would not do as long as a child that is about to execute something has it, too.
+        if let Err(error) = self.0.shutdown(Shutdown::Both) {
+            tracing::debug!(%error, "the worker is gone already");
+        }
     }
 }
 

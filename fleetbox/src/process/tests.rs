@@ -402,6 +402,57 @@ fn a_killed_machine_is_that_vms_failure() {
 }
 
 #[test]
+fn a_worker_whose_owner_is_gone_starts_nothing_any_more() {
+    let runtime = runtime();
+    for script in [runs(), Script::Deaf] {
+        let fixture = Fixture::new();
+        let (attached, started) = fixture.start(Lifetime::Bound, script);
+        started.unwrap();
+        let worker = fixture.processes(Role::Worker)[0];
+        kill(worker, Signal::SIGSTOP).unwrap();
+        drop(attached.lifeline);
+        // It hears of both in the same moment.
+        let client = attached.client.clone();
+        let list = runtime.spawn(async move { client.list().await });
+        let (client, spec) = (
+            attached.client.clone(),
+            spec(&fixture.vm().unwrap(), runs()),
+        );
+        let start = runtime.spawn(async move { client.start(spec).await });
+        std::thread::sleep(Duration::from_millis(100));
+        kill(worker, Signal::SIGCONT).unwrap();
+        let gone = |error| {
+            matches!(
+                error,
+                ProcessError::NoWorker { .. } | ProcessError::Lost { .. }
+            )
+        };
+        let listed = runtime.block_on(list).unwrap();
+        assert!(listed.is_err_and(gone));
+        let started = runtime.block_on(start).unwrap();
+        assert!(started.is_err_and(gone));
+        fixture.assert_quiet();
+    }
+}
+
+#[test]
+fn a_worker_that_was_let_go_starts_machines_without_its_owner() {
+    let fixture = Fixture::new();
+    let (attached, started) = fixture.start(Lifetime::Bound, runs());
+    started.unwrap();
+    attached.lifeline.as_ref().unwrap().let_go().unwrap();
+    drop(attached.lifeline);
+    let runtime = runtime();
+    let name = fixture.name.as_str();
+    let (client, vm) = (&attached.client, fixture.vm().unwrap());
+    let (already, _) = runtime.block_on(client.start(spec(&vm, runs()))).unwrap();
+    assert!(already);
+    assert_eq!(runtime.block_on(client.list()).unwrap().len(), 1);
+    runtime.block_on(client.stop(name, SECONDS)).unwrap();
+    fixture.assert_quiet();
+}
+
+#[test]
 fn failures_carry_the_reason_and_the_console() {
     let fixture = Fixture::new();
     let (attached, refused) = fixture.start(Lifetime::Bound, refuses());

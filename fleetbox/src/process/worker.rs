@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use fleetbox_vmm::net::GuestStream;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -124,8 +127,17 @@ async fn serve_cluster(
             Err(error) => tracing::warn!(vm = %vm.name(), %error, "not known by name"),
         }
     }
+    let owned = if config.detached {
+        None
+    } else {
+        let watched = owner.try_clone();
+        Some(watched.map_err(|e| format!("cannot watch the owner: {e}"))?)
+    };
     let worker = Arc::new(Worker {
         network,
+        owner: owned,
+        let_go: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
         members: Mutex::new(BTreeMap::new()),
         activity: watch::Sender::new(Activity {
             running: 0,
@@ -232,6 +244,12 @@ impl Drop for Connection {
 
 struct Worker {
     network: ClusterNetwork,
+    /// The socket to the owner of a bound worker.
+    owner: Option<StdUnixStream>,
+    /// The owner has said farewell, and its end means nothing any more.
+    let_go: AtomicBool,
+    /// No machine is started any more. It is set with `members` locked.
+    closed: AtomicBool,
     members: Mutex<BTreeMap<String, Arc<Member>>>,
     activity: watch::Sender<Activity>,
     shutdown: watch::Sender<bool>,
@@ -245,7 +263,10 @@ impl Worker {
             let mut byte = [0];
             match owner.read(&mut byte).await {
                 // What it sends after the configuration is its farewell.
-                Ok(1..) => tracing::info!("the owner lets its machines run on"),
+                Ok(1..) => {
+                    self.let_go.store(true, Ordering::Release);
+                    tracing::info!("the owner lets its machines run on");
+                }
                 _ => return "the owner is gone",
             }
         }
@@ -268,18 +289,50 @@ impl Worker {
                 }
                 continue;
             }
-            if started {
+            if started && self.close_if_idle().await {
                 return;
             }
+            if started {
+                continue;
+            }
             tokio::select! {
-                () = sleep_until(deadline) => return,
+                () = sleep_until(deadline) => if self.close_if_idle().await { return },
                 changed = activity.changed() => if changed.is_err() { return },
             }
         }
     }
 
+    /// Starts no machine any more, unless somebody may just want that.
+    async fn close_if_idle(&self) -> bool {
+        let _members = self.members.lock().await;
+        let now = *self.activity.borrow();
+        let idle = now.running == 0 && now.connections == 0;
+        if idle {
+            self.closed.store(true, Ordering::Release);
+        }
+        idle
+    }
+
+    /// True if what is started now would be killed at once. That the owner is gone is seen here as
+    /// soon as it is, whenever [`Worker::needless`] has its turn.
+    fn is_ending(&self) -> bool {
+        let orphaned = || {
+            let owner = self.owner.as_ref().map(StdUnixStream::as_raw_fd);
+            let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            match owner.map(|owner| recv(owner, &mut [0], peek)) {
+                None | Some(Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR)) => false,
+                Some(Ok(0) | Err(_)) => !self.let_go.load(Ordering::Acquire),
+            }
+        };
+        self.closed.load(Ordering::Acquire) || orphaned()
+    }
+
     async fn kill_all(&self) {
-        let members = std::mem::take(&mut *self.members.lock().await);
+        let members = {
+            let mut members = self.members.lock().await;
+            self.closed.store(true, Ordering::Release);
+            std::mem::take(&mut *members)
+        };
         for member in members.values() {
             member.kill();
         }
@@ -316,6 +369,12 @@ impl Worker {
                     _ = read.read(&mut byte) => Ok(()),
                 }
             }
+            // Whoever asks this wants to start a machine, and finds or starts another worker.
+            Some(Request::List | Request::Start(_)) if self.is_ending() => Err(ending()),
+            Some(Request::Start(spec)) => {
+                let reply = self.start(*spec).await.ok_or_else(ending)?;
+                wire::send_async(&mut stream, &reply).await
+            }
             Some(request) => {
                 // Carried out to its end even if the client goes away in between.
                 let end = matches!(request, Request::Shutdown);
@@ -331,7 +390,6 @@ impl Worker {
 
     async fn answer(self: &Arc<Self>, request: Request) -> Reply {
         match request {
-            Request::Start(spec) => self.start(*spec).await,
             Request::List => Reply::Machines(self.list().await),
             Request::Console { vm } => match self.member(&vm).await {
                 Ok(member) => Reply::Console(member.console_tail()),
@@ -358,12 +416,13 @@ impl Worker {
                 self.kill_all().await;
                 Reply::Done
             }
-            Request::Dial { .. }
+            Request::Start(_)
+            | Request::Dial { .. }
             | Request::Wait { .. }
             | Request::Serial { .. }
             | Request::Events { .. } => failed(
                 Reason::Other,
-                "not a request with a single answer".to_owned(),
+                "not a request that is answered here".to_owned(),
             ),
         }
     }
@@ -378,20 +437,23 @@ impl Worker {
             .ok_or_else(|| not_running(vm))
     }
 
-    async fn start(self: &Arc<Self>, spec: MachineSpec) -> Reply {
+    /// Starts a machine; no answer if the worker is ending. Carried out to its end even if the client
+    /// goes away in between.
+    async fn start(self: &Arc<Self>, spec: MachineSpec) -> Option<Reply> {
         let name = spec.name.clone();
+        let refused = |why| Some(failed(Reason::Other, why));
         let (member, already) = {
             let mut members = self.members.lock().await;
+            if self.is_ending() {
+                return None;
+            }
             match members.get(&name) {
                 Some(member) if !member.has_ended() => (Arc::clone(member), true),
                 old => {
                     if old.is_none() && members.len() >= MAX_MACHINES {
-                        return failed(
-                            Reason::Other,
-                            format!(
-                                "cannot start {name}: a cluster has at most {MAX_MACHINES} VMs"
-                            ),
-                        );
+                        return refused(format!(
+                            "cannot start {name}: a cluster has at most {MAX_MACHINES} VMs"
+                        ));
                     }
                     if old.is_some() {
                         self.network.detach(&name);
@@ -399,10 +461,9 @@ impl Worker {
                     let link = match self.network.attach(&name, spec.mac, spec.ip) {
                         Ok(link) => link,
                         Err(error) => {
-                            return failed(
-                                Reason::Other,
-                                format!("cannot attach {name} to its network: {error}"),
-                            );
+                            return refused(format!(
+                                "cannot attach {name} to its network: {error}"
+                            ));
                         }
                     };
                     match Member::spawn(spec, link).await {
@@ -412,26 +473,22 @@ impl Worker {
                             (member, false)
                         }
                         Err(error) => {
-                            return failed(
-                                Reason::Other,
-                                format!("cannot start a process for {name}: {error}"),
-                            );
+                            return refused(format!("cannot start a process for {name}: {error}"));
                         }
                     }
                 }
             }
         };
         match member.settled().await {
-            State::Ended(report) => failed(
-                Reason::Other,
+            State::Ended(report) => refused(
                 report
                     .failure
                     .unwrap_or_else(|| format!("{name} powered off at once")),
             ),
-            State::Starting | State::Running => Reply::Started {
+            State::Starting | State::Running => Some(Reply::Started {
                 already,
                 ip: Some(member.ip()),
-            },
+            }),
         }
     }
 
@@ -629,6 +686,11 @@ impl Worker {
             ),
         }
     }
+}
+
+/// Closes a connection without an answer.
+fn ending() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "this worker is ending")
 }
 
 fn failed(reason: Reason, message: String) -> Reply {
