@@ -10,7 +10,7 @@ use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
 use fleetbox_vmm::net::Subnet;
 
 use crate::bridge::{self, BridgeError, Network};
-use crate::budget::Budget;
+use crate::budget::{Budget, Claim, Want};
 use crate::configure::Extras;
 use crate::extra_disk::ExtraDisk;
 use crate::fixture::{self, Fixture};
@@ -251,7 +251,7 @@ impl VmBuilder {
         self
     }
 
-    /// The memory that all VMs of the state directory may have together ([`Budget::from_env`] if
+    /// The memory that all VMs of the host may have together ([`Budget::from_env`] if
     /// not given); a start that does not fit waits its turn, see [`budget`](crate::budget).
     ///
     /// ```
@@ -550,6 +550,7 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
         ));
     }
     disks.extend(fixture::disks(&record.fixtures, vm.paths()));
+    let want = Want::new(vm.cluster().clone(), vm.name().clone(), record.memory);
     MachineSpec {
         name: record.name.to_string(),
         cpus: record.cpus,
@@ -561,6 +562,7 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
         console_log: vm.paths().console_log(),
         failure_note: vm.paths().failure(),
         lock: vm.paths().lock(),
+        claim: Some(Claim::new(vm.home(), want)),
         backend,
     }
 }

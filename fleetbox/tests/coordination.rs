@@ -1,6 +1,7 @@
 //! Programs that use the same VMs at the same time, and what is left when one of them is killed: the command line with
 //! a script in place of the VMM. What the library leaves when its owner is killed is tested beside it.
 
+use std::io::BufRead as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -41,6 +42,7 @@ impl Host {
             .env("FLEETBOX_HOME", self.home())
             .env("HOME", self.dir.path())
             .env("FLEETBOX_MEMORY_BUDGET", "unlimited")
+            .env("FLEETBOX_BUDGET_DIR", self.dir.path().join("budget"))
             .env("FLEETBOX_FAKE", RUNS)
             .env_remove("FLEETBOX_FAKE_PROTOCOL")
             .stdin(Stdio::null())
@@ -348,6 +350,67 @@ fn a_killed_command_leaves_a_vm_that_the_next_one_starts() {
     assert_eq!(host.state(), "running");
     succeeded(host.run(&["rm", "--force", &host.stem]));
     assert!(host.states().is_empty());
+}
+
+#[test]
+fn memory_is_shared_by_all_state_directories_of_the_host() {
+    let (one, two) = (Host::new("shareone"), Host::new("sharetwo"));
+    let up = |host: &Host| {
+        let mut command = host.up();
+        command
+            .args(["--memory", "400M"])
+            .env("FLEETBOX_BUDGET_DIR", one.dir.path().join("budget"))
+            .env("FLEETBOX_MEMORY_BUDGET", "600M");
+        command
+    };
+    succeeded(up(&one).output().unwrap());
+    let mut waiting = up(&two).spawn().unwrap();
+    let mut stderr = std::io::BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let wanted = format!(
+        "400M of 600M are in use by {} (400M, of another state",
+        one.stem
+    );
+    let line = stderr.find(|line| line.as_ref().unwrap().contains("waits for memory"));
+    let line = line.unwrap().unwrap();
+    assert!(line.contains(&wanted), "{line}");
+    assert!(waiting.try_wait().unwrap().is_none());
+
+    // What a killed machine had is free at once, and what a killed worker's had.
+    one.kill("machine", &one.stem);
+    let rest: Vec<_> = stderr.map(Result::unwrap).collect();
+    assert!(waiting.wait().unwrap().success(), "{rest:?}");
+    let mut waiting = up(&one).spawn().unwrap();
+    let queue = one.dir.path().join("budget");
+    let waits = || {
+        let mut files = std::fs::read_dir(&queue).unwrap().flatten();
+        files.any(|file| {
+            file.path()
+                .extension()
+                .is_some_and(|kind| kind == "waiting")
+        })
+    };
+    eventually("the start waits", waits);
+    two.kill("worker", &two.stem);
+    assert!(waiting.wait().unwrap().success());
+    succeeded(one.run(&["down", &one.stem]));
+    // A worker removes what it has written; what is left of a killed one counts for nothing.
+    succeeded(up(&two).output().unwrap());
+    succeeded(two.run(&["down", &two.stem]));
+    assert_eq!(std::fs::read_dir(&queue).unwrap().count(), 0);
+}
+
+#[test]
+fn a_queue_that_cannot_be_is_an_error_that_says_so() {
+    let host = Host::new("noqueue");
+    let mut command = host.up();
+    command.env("FLEETBOX_BUDGET_DIR", host.dir.path().join("disk.raw"));
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    let said = said(&output);
+    assert!(
+        said.contains("disk.raw") && said.contains("FLEETBOX_BUDGET_DIR"),
+        "{said}"
+    );
 }
 
 #[test]

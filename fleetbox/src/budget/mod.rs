@@ -1,15 +1,19 @@
-//! The memory that all VMs of a state directory may have together, and the queue for it.
+//! The memory that all VMs of a host may have together, and the queue for it.
 //!
 //! A start that finds too little left waits until other VMs have ended, rather than driving the
-//! host into swap or its OOM killer. This holds between all processes that use the same state
-//! directory: tests of one binary, test binaries, `fleetbox up`.
+//! host into swap or its OOM killer. This holds between all processes of the host, whoever's they
+//! are and whatever state directory they use: tests of one binary, test binaries, `fleetbox up`,
+//! `sudo fleetbox up`.
 //!
 //! - **How much**: three quarters of the host's memory (of what the process's control group may
 //!   have, if that is less), or what `FLEETBOX_MEMORY_BUDGET` says: a size such as `8GiB`, a share
 //!   of the host such as `50%`, or `unlimited`. Each start goes by the value of its own process.
 //! - **What counts**: the memory of every VM that runs, and of every start that was granted and is
-//!   under way. The first is told by the VM's lock, the second by a locked file in `budget/`, so
-//!   what a killed process had is free at once.
+//!   under way. Both are told by files that their processes keep locked, so what a killed process
+//!   had is free at once.
+//! - **Where**: the files are in `/tmp/fleetbox-memory`, or in the directory that
+//!   `FLEETBOX_BUDGET_DIR` names. Processes with another directory have another queue: containers
+//!   that do not share `/tmp`, and whoever wants one of their own.
 //! - **Order**: first come, first served. Nobody overtakes a start that waits, however small it
 //!   is, so every start has its turn once those before it have ended.
 //! - **All at once**: the members of a cluster are granted together or wait together.
@@ -17,8 +21,10 @@
 //! - Who holds a VM and waits for a second one may wait for somebody who does the same: start what
 //!   belongs together as one cluster. A start gives up when nothing has moved for half an hour.
 
+mod claim;
 mod host;
 mod queue;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -27,8 +33,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use self::claim::{Claim, Held};
 pub(crate) use self::queue::{Lease, Want};
-use self::queue::{Scene, Ticket, Verdict};
+use self::queue::{Queue, Scene, Ticket, Verdict};
+pub use self::shared::QUEUE_VARIABLE;
 use crate::builder::blocking;
 use crate::images::{Progress, ProgressEvent};
 use crate::store::Store;
@@ -47,7 +55,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long nothing may move before a start gives up.
 const STALL: Duration = Duration::from_secs(30 * 60);
 
-/// How much memory all VMs of a state directory may have together.
+/// How much memory all VMs of the host may have together.
 ///
 /// ```
 /// use fleetbox::Size;
@@ -220,9 +228,12 @@ pub enum BudgetError {
         why: String,
     },
     /// The queue's files.
-    #[error("cannot write to the queue for memory in {}: {source}", path.display())]
+    #[error(
+        "cannot use the queue for memory in {}: {source}; it is a directory that every user of this \
+         host may write to (mode 1777), and FLEETBOX_BUDGET_DIR names another one", path.display()
+    )]
     Queue {
-        /// The file.
+        /// The directory.
         path: std::path::PathBuf,
         /// Why.
         source: io::Error,
@@ -230,7 +241,7 @@ pub enum BudgetError {
 }
 
 /// Waits until there is memory for `wants`, all of them at once. The lease is to be held until
-/// the VMs run: their own locks count from then on.
+/// the VMs run: their own locks and claims count from then on.
 ///
 /// Dropping the future leaves the queue.
 ///
@@ -242,20 +253,23 @@ pub(crate) async fn acquire(
     wants: Vec<Want>,
     progress: &dyn Progress,
 ) -> Result<Lease> {
+    budget.check(&wants)?;
+    acquire_in(Queue::of(store)?, budget, wants, progress).await
+}
+
+async fn acquire_in(
+    queue: Queue,
+    budget: Budget,
+    wants: Vec<Want>,
+    progress: &dyn Progress,
+) -> Result<Lease> {
     let who = describe(&wants);
     let wanted = queue::sum(&wants);
-    budget.check(&wants)?;
-    let mut ticket = {
-        let store = store.clone();
-        blocking(move || Ticket::draw(&store, wants)).await?
-    };
+    let mut ticket = blocking(move || Ticket::draw(queue, wants)).await?;
     let mut seen: Option<Scene> = None;
     let mut moved = Instant::now();
     loop {
-        let verdict = {
-            let store = store.clone();
-            blocking(move || ticket.ask(&store, budget.limit)).await?
-        };
+        let verdict = blocking(move || ticket.ask(budget.limit)).await?;
         let scene = match verdict {
             Verdict::Granted(lease) => {
                 if seen.is_some() {

@@ -1,28 +1,24 @@
-//! The queue in the state directory.
+//! The queue of the host.
 //!
-//! A start draws a ticket: a file `budget/NUMBER.waiting` that says what it wants and that its
-//! process keeps locked. When it is granted the file becomes `NUMBER.granted`, until the VMs run
-//! and count by their own locks. A file that nobody has locked is what a kill has left and is
-//! removed by whoever looks next. All looks and changes are made under `budget/lock`, which is
-//! held for moments.
+//! A start draws a ticket: a file `NUMBER-RANDOM.waiting` that says what it wants and that its
+//! process keeps locked. When it is granted the file becomes `….granted`, until the VMs run. Those
+//! that run have a file `….running` each, held by their machine processes; in one's own state
+//! directory they are told by their locks and records. A file that nobody has locked is what a kill
+//! has left. All looks and changes are made with the directory locked, for moments.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::BudgetError;
+use super::shared::{self, Entry, FileName, Guard, Kind, Seen};
 use crate::names::Name;
-use crate::store::{Lock, Store, create_private_dir, read_limited};
+use crate::store::Store;
 use crate::{Result, Size};
-
-/// A ticket has a line for each VM; anything larger is not ours.
-const TICKET_LIMIT: u64 = 1 << 20;
-
-const WAITING: &str = "waiting";
-const GRANTED: &str = "granted";
 
 /// VMs that a message names.
 const NAMED: usize = 8;
@@ -47,10 +43,6 @@ impl Want {
     pub(super) fn name(&self) -> &Name {
         &self.name
     }
-
-    fn key(&self) -> Key {
-        (self.cluster.clone(), self.name.clone())
-    }
 }
 
 /// What VMs want together.
@@ -59,8 +51,138 @@ pub(super) fn sum(wants: &[Want]) -> Size {
     Size::from_bytes(bytes.fold(0, u64::saturating_add))
 }
 
-/// Cluster and name of a VM.
-type Key = (Name, Name);
+/// Which state directory, whatever it is called here or there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Home {
+    device: u64,
+    inode: u64,
+}
+
+impl Home {
+    pub(super) fn of(path: &Path) -> Result<Self, BudgetError> {
+        let found = std::fs::metadata(path).map_err(|source| BudgetError::Queue {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+        })
+    }
+}
+
+/// What a file of the queue says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Text {
+    home: Home,
+    vms: Vec<Want>,
+}
+
+/// The content of a file of the queue.
+pub(super) fn text(queue: &Path, home: Home, wants: &[Want]) -> Result<Vec<u8>, BudgetError> {
+    let text = Text {
+        home,
+        vms: wants.to_vec(),
+    };
+    serde_json::to_vec(&text).map_err(|error| BudgetError::Queue {
+        path: queue.to_owned(),
+        source: error.into(),
+    })
+}
+
+/// Whose a VM is. What another user says is never about a VM of this state directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// Of this state directory.
+    Here,
+    /// Of another state directory.
+    Home(Home),
+    /// Of another user.
+    User(u32, Home),
+}
+
+/// State directory, cluster and name of a VM.
+type Key = (Whose, Name, Name);
+
+/// The queue as processes with one state directory see it.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    path: PathBuf,
+    store: Store,
+    home: Home,
+    user: u32,
+}
+
+impl Queue {
+    /// The one of the host, or the one that the environment names.
+    pub(super) fn of(store: &Store) -> Result<Self, BudgetError> {
+        Self::at(shared::path(store.home()), store)
+    }
+
+    pub(super) fn at(path: PathBuf, store: &Store) -> Result<Self, BudgetError> {
+        Ok(Self {
+            path,
+            store: store.clone(),
+            home: Home::of(store.home())?,
+            user: geteuid().as_raw(),
+        })
+    }
+
+    fn whose(&self, user: u32, home: Home) -> Whose {
+        match (user == self.user, home == self.home) {
+            (true, true) => Whose::Here,
+            (true, false) => Whose::Home(home),
+            (false, _) => Whose::User(user, home),
+        }
+    }
+
+    /// The VMs of this state directory that run.
+    fn running(&self) -> Result<BTreeMap<Key, Size>> {
+        let mut running = BTreeMap::new();
+        for vm in self.store.vms()? {
+            if !vm.is_running()? {
+                continue;
+            }
+            match vm.record() {
+                Ok(record) => {
+                    let key = (Whose::Here, vm.cluster().clone(), vm.name().clone());
+                    running.insert(key, record.memory);
+                }
+                // Removed in this moment, or damaged: what it has cannot be known.
+                Err(error) => tracing::debug!(vm = %vm.name(), %error, "not counted"),
+            }
+        }
+        Ok(running)
+    }
+
+    /// Adds what a file of the queue claims to what is known to run here.
+    fn add(&self, seen: &Seen, holders: &mut BTreeMap<Key, Size>) {
+        let text: Text = match serde_json::from_slice(&seen.content) {
+            Ok(text) => text,
+            Err(error) => {
+                tracing::debug!(name = %seen.name, %error, "cannot be read");
+                return;
+            }
+        };
+        let whose = self.whose(seen.user, text.home);
+        for want in text.vms {
+            let Want {
+                cluster,
+                name,
+                memory,
+            } = want;
+            let here = (Whose::Here, cluster.clone(), name.clone());
+            // The superuser runs VMs in the state directories of others: these count once.
+            if text.home == self.home && holders.contains_key(&here) {
+                continue;
+            }
+            let held = holders
+                .entry((whose.clone(), cluster, name))
+                .or_insert(memory);
+            *held = memory.max(*held);
+        }
+    }
+}
 
 /// Granted memory of a start that is under way.
 #[derive(Debug)]
@@ -69,19 +191,9 @@ pub(crate) struct Lease(#[expect(dead_code, reason = "held until it is dropped")
 /// A place in the queue. Dropping it leaves the queue.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    number: u64,
+    queue: Queue,
     wants: Vec<Want>,
-    // `None` only while it is dropped.
-    lock: Option<Lock>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.lock.take().map(Lock::remove) {
-            // Nobody has it locked from now on, so it does not count.
-            tracing::debug!(%error, "a ticket of the memory queue is left");
-        }
-    }
+    entry: Entry,
 }
 
 /// The answer to a ticket.
@@ -95,7 +207,7 @@ pub(super) enum Verdict {
 pub(super) struct Scene {
     limit: Option<Size>,
     holders: BTreeMap<Key, Size>,
-    before: Vec<u64>,
+    before: Vec<FileName>,
 }
 
 impl fmt::Display for Scene {
@@ -105,9 +217,14 @@ impl fmt::Display for Scene {
             Some(limit) => write!(f, "{used} of {limit} are in use")?,
             None => write!(f, "{used} are in use")?,
         }
-        for (index, ((_, name), memory)) in self.holders.iter().take(NAMED).enumerate() {
+        for (index, ((whose, _, name), memory)) in self.holders.iter().take(NAMED).enumerate() {
             let separator = if index == 0 { " by " } else { ", " };
-            write!(f, "{separator}{name} ({memory})")?;
+            write!(f, "{separator}{name} ({memory}")?;
+            match whose {
+                Whose::Here => f.write_str(")")?,
+                Whose::Home(_) => f.write_str(", of another state directory)")?,
+                Whose::User(user, _) => write!(f, ", of the user with id {user})")?,
+            }
         }
         if let Some(more @ 1..) = self.holders.len().checked_sub(NAMED) {
             write!(f, " and {more} more")?;
@@ -127,59 +244,45 @@ fn total(holders: &BTreeMap<Key, Size>) -> Size {
 
 impl Ticket {
     /// Joins the queue at its end.
-    pub(super) fn draw(store: &Store, wants: Vec<Want>) -> Result<Self> {
-        let dir = dir(store);
-        create_private_dir(&dir).map_err(failed(&dir))?;
-        let _guard = guard(store)?;
-        let tickets = look(store)?;
-        let number = tickets
-            .last()
-            .map_or(1, |last| last.number.saturating_add(1));
-        let path = dir.join(format!("{number:020}.{WAITING}"));
-        let text = serde_json::to_vec(&wants).map_err(|error| failed(&path)(error.into()))?;
-        // Nobody else has this number: a file of that name is one that could not be removed.
-        let Some(lock) = Lock::try_acquire(&path)? else {
-            return Err(failed(&path)(std::io::ErrorKind::AlreadyExists.into()).into());
-        };
-        let ticket = Self {
-            number,
+    pub(super) fn draw(queue: Queue, wants: Vec<Want>) -> Result<Self> {
+        let text = text(&queue.path, queue.home, &wants)?;
+        let guard = Guard::enter(&queue.path)?;
+        let last = guard.look()?.last().map_or(0, |last| last.name.number);
+        let entry = guard.create(last.saturating_add(1), Kind::Waiting, &text)?;
+        Ok(Self {
+            queue,
             wants,
-            lock: Some(lock),
-        };
-        let write = |path: &Path| -> std::io::Result<()> {
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .truncate(true)
-                .open(path)?;
-            file.write_all(&text)
-        };
-        write(&path).map_err(failed(&path))?;
-        Ok(ticket)
+            entry,
+        })
     }
 
     /// Asks for what the ticket is for. It is granted if it fits and nobody waits before it; a
     /// start without a limit waits for nobody.
-    pub(super) fn ask(mut self, store: &Store, limit: Option<Size>) -> Result<Verdict> {
-        let _guard = guard(store)?;
+    pub(super) fn ask(mut self, limit: Option<Size>) -> Result<Verdict> {
+        // Before the queue is locked: what comes to run meanwhile claims its memory there, too.
         let mut scene = Scene {
             limit,
-            holders: running(store)?,
+            holders: self.queue.running()?,
             before: Vec::new(),
         };
         // Somebody else may have started some of these meanwhile.
-        let missing = self
-            .wants
-            .iter()
-            .filter(|want| !scene.holders.contains_key(&want.key()))
-            .cloned()
-            .collect::<Vec<_>>();
-        for other in look(store)? {
-            if other.granted {
-                for want in &other.wants {
-                    scene.holders.entry(want.key()).or_insert(want.memory);
-                }
-            } else if other.number < self.number {
-                scene.before.push(other.number);
+        let missing = self.wants.iter().filter(|want| {
+            let key = (Whose::Here, want.cluster.clone(), want.name.clone());
+            !scene.holders.contains_key(&key)
+        });
+        let missing: Vec<Want> = missing.cloned().collect();
+        let guard = Guard::enter(&self.queue.path)?;
+        let mine = self.entry.name();
+        if !guard.has(&self.entry) {
+            // Somebody has cleaned up. The place stays the same.
+            let text = text(&self.queue.path, self.queue.home, &self.wants)?;
+            self.entry = guard.create(mine.number, Kind::Waiting, &text)?;
+        }
+        for seen in guard.look()? {
+            if seen.name.kind != Kind::Waiting {
+                self.queue.add(&seen, &mut scene.holders);
+            } else if seen.name.is_before(&mine) && seen.name != self.entry.name() {
+                scene.before.push(seen.name);
             }
         }
         let fits = limit.is_none_or(|limit| {
@@ -189,96 +292,7 @@ impl Ticket {
         if !fits && !missing.is_empty() {
             return Ok(Verdict::Wait(self, scene));
         }
-        if let Some(lock) = &mut self.lock {
-            let granted = lock.path().with_extension(GRANTED);
-            std::fs::rename(lock.path(), &granted).map_err(failed(&granted))?;
-            lock.moved_to(granted);
-        }
+        guard.change(&mut self.entry, Kind::Granted)?;
         Ok(Verdict::Granted(Lease(self)))
     }
-}
-
-/// A ticket as others see it.
-struct Seen {
-    number: u64,
-    granted: bool,
-    wants: Vec<Want>,
-}
-
-/// All tickets whose holders live, by number. Called with the guard held.
-fn look(store: &Store) -> Result<Vec<Seen>> {
-    let dir = dir(store);
-    let mut tickets = Vec::new();
-    for entry in std::fs::read_dir(&dir).map_err(failed(&dir))? {
-        let path = entry.map_err(failed(&dir))?.path();
-        let Some((number, granted)) = parse(&path) else {
-            continue;
-        };
-        if !Lock::is_held(&path)? {
-            // Its holder may be leaving the queue this moment and remove it itself.
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "cannot remove an old ticket");
-                }
-                _ => {}
-            }
-            continue;
-        }
-        let wants = match read_limited(&path, TICKET_LIMIT) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                // Its place in the queue counts all the same.
-                tracing::warn!(path = %path.display(), %error, "a ticket that cannot be read");
-                Vec::new()
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed(&path)(error).into()),
-        };
-        tickets.push(Seen {
-            number,
-            granted,
-            wants,
-        });
-    }
-    tickets.sort_by_key(|ticket| ticket.number);
-    Ok(tickets)
-}
-
-fn parse(path: &Path) -> Option<(u64, bool)> {
-    let granted = match path.extension()?.to_str()? {
-        WAITING => false,
-        GRANTED => true,
-        _ => return None,
-    };
-    Some((path.file_stem()?.to_str()?.parse().ok()?, granted))
-}
-
-/// The VMs that run.
-fn running(store: &Store) -> Result<BTreeMap<Key, Size>> {
-    let mut running = BTreeMap::new();
-    for vm in store.vms()? {
-        if !vm.is_running()? {
-            continue;
-        }
-        match vm.record() {
-            Ok(record) => {
-                running.insert((vm.cluster().clone(), vm.name().clone()), record.memory);
-            }
-            // Removed in this moment, or damaged: what it has cannot be known.
-            Err(error) => tracing::debug!(vm = %vm.name(), %error, "not counted"),
-        }
-    }
-    Ok(running)
-}
-
-fn dir(store: &Store) -> PathBuf {
-    store.home().join("budget")
-}
-
-fn guard(store: &Store) -> Result<Lock> {
-    Ok(Lock::acquire(&dir(store).join("lock"))?)
-}
-
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> BudgetError {
-    let path = path.to_owned();
-    move |source| BudgetError::Queue { path, source }
 }

@@ -1,15 +1,20 @@
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Budget, BudgetError, Lease, Want, acquire};
+use tokio::task::JoinHandle;
+
+use super::queue::Queue;
+use super::{Budget, BudgetError, Lease, Want, acquire, acquire_in};
 use crate::fake_home::{Home, refuses};
 use crate::images::progress::Silent;
 use crate::images::{Progress, ProgressEvent};
 use crate::names::Name;
 use crate::process::Backend;
-use crate::store::Store;
+use crate::store::{Lock, Store};
 use crate::{
     Cluster, Error, Resize, Result, STOP_DEADLINE, Size, Vm, VmBuilder, VmState, list, prune,
     resize,
@@ -31,10 +36,22 @@ impl Fixture {
     }
 
     /// Asks for memory in mebibytes, in the background.
-    fn ask(&self, name: &str, mib: &[u64]) -> tokio::task::JoinHandle<Result<Lease>> {
+    fn ask(&self, name: &str, mib: &[u64]) -> JoinHandle<Result<Lease>> {
         let store = self.store.clone();
         let wants = wants(name, mib);
         tokio::spawn(async move { acquire(&store, BUDGET, wants, &Silent).await })
+    }
+
+    /// Asks as a process with the state directory of `other` and this one's queue.
+    fn ask_from(&self, other: &Self, name: &str, mib: &[u64]) -> JoinHandle<Result<Lease>> {
+        let queue = Queue::at(self.queue(), &other.store).unwrap();
+        let wants = wants(name, mib);
+        tokio::spawn(async move { acquire_in(queue, BUDGET, wants, &Silent).await })
+    }
+
+    /// The directory of the queue.
+    fn queue(&self) -> PathBuf {
+        self.store.home().join("budget")
     }
 
     /// A builder of a VM that is only a script.
@@ -47,7 +64,7 @@ impl Fixture {
 
     /// Tickets in the queue: waiting and granted.
     fn tickets(&self) -> (usize, usize) {
-        let Ok(entries) = std::fs::read_dir(self.store.home().join("budget")) else {
+        let Ok(entries) = std::fs::read_dir(self.queue()) else {
             return (0, 0);
         };
         let paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -68,15 +85,21 @@ impl Fixture {
 
     /// Another process that asks for memory, and prints a line when it has it.
     fn other_process(&self, mib: u64) -> Child {
-        Command::new("/proc/self/exe")
+        self.process_of(self.store.home(), mib).spawn().unwrap()
+    }
+
+    /// A process that asks for memory for a VM of another state directory.
+    fn process_of(&self, home: &Path, mib: u64) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command
             .args(["--exact", "budget::tests::other_process", "--ignored"])
             .arg("--nocapture")
-            .env("FLEETBOX_TEST_BUDGET_HOME", self.store.home())
+            .env("FLEETBOX_TEST_BUDGET_HOME", home)
+            .env("FLEETBOX_TEST_BUDGET_QUEUE", self.queue())
             .env("FLEETBOX_TEST_BUDGET_MIB", mib.to_string())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
+            .stdout(Stdio::piped());
+        command
     }
 }
 
@@ -111,7 +134,9 @@ async fn other_process() {
     let mib = std::env::var("FLEETBOX_TEST_BUDGET_MIB").unwrap();
     let store = Store::open(home).unwrap();
     let wants = wants("other", &[mib.parse().unwrap()]);
-    let _lease = acquire(&store, BUDGET, wants, &Silent).await.unwrap();
+    let queue = std::env::var_os("FLEETBOX_TEST_BUDGET_QUEUE").unwrap();
+    let queue = Queue::at(queue.into(), &store).unwrap();
+    let _lease = acquire_in(queue, BUDGET, wants, &Silent).await.unwrap();
     println!("has memory");
     std::thread::sleep(Duration::from_secs(600));
 }
@@ -142,7 +167,7 @@ async fn what_never_fits_is_an_error_at_once() {
         text.contains("web-1 and 1 more") && text.contains("1001M") && text.contains("1000M"),
         "{text}"
     );
-    assert!(!fixture.store.home().join("budget").exists());
+    assert!(!fixture.queue().exists());
 
     let error = fixture.vm("web", 1001).start().await.unwrap_err();
     assert!(error.to_string().contains("web"), "{error}");
@@ -241,6 +266,135 @@ async fn a_killed_holder_and_a_killed_waiter_make_room() {
     kill(holder);
     drop((mine, next.await.unwrap().unwrap()));
     assert_eq!(fixture.tickets(), (0, 0));
+}
+
+#[tokio::test]
+async fn state_directories_share_one_budget() {
+    let [one, two] = [Fixture::new(), Fixture::new()];
+    // Of the same name: they are two all the same.
+    let first = one.ask("web", &[600]).await.unwrap().unwrap();
+    let second = one.ask_from(&two, "web", &[500]);
+    one.queued(1).await;
+    let third = one.ask("small", &[100]);
+    one.queued(2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished() && !third.is_finished());
+    drop(first);
+    drop((
+        second.await.unwrap().unwrap(),
+        third.await.unwrap().unwrap(),
+    ));
+
+    // A VM that runs counts, too, until it ends; a kill is an end.
+    let web = one.vm("web", 600).start().await.unwrap();
+    let budget = BUDGET.stalled_after(Duration::from_millis(200));
+    let queue = Queue::at(one.queue(), &two.store).unwrap();
+    let error = acquire_in(queue, budget, wants("db", &[500]), &Silent).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("600M of 1000M are in use by web (600M, of another state directory)"),
+        "{error}"
+    );
+    let second = one.ask_from(&two, "db", &[500]);
+    one.queued(1).await;
+    web.kill().await.unwrap();
+    drop(second.await.unwrap().unwrap());
+    assert_eq!(std::fs::read_dir(one.queue()).unwrap().count(), 0);
+    web.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn another_user_shares_the_budget() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Only root can be somebody else.
+    }
+    const NOBODY: u32 = 65534;
+    let fixture = Fixture::new();
+    let theirs = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(theirs.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    for dir in [fixture.home.dir.path(), fixture.store.home(), theirs.path()] {
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir, everybody).unwrap();
+    }
+    let mine = fixture.ask("mine", &[700]).await.unwrap().unwrap();
+    let mut other = fixture.process_of(&theirs.path().join("state"), 600);
+    let mut other = other.uid(NOBODY).gid(NOBODY).spawn().unwrap();
+    fixture.queued(1).await;
+    drop(mine);
+    wait_for_line(&mut other, "has memory");
+    let budget = BUDGET.stalled_after(Duration::from_millis(200));
+    let error = acquire(&fixture.store, budget, wants("mine", &[500]), &Silent).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("other-1 (600M, of the user with id 65534)"),
+        "{error}"
+    );
+    let mine = fixture.ask("mine", &[500]);
+    fixture.queued(1).await;
+    kill(other);
+    drop(mine.await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn what_others_write_counts_and_breaks_nothing() {
+    let fixture = Fixture::new();
+    drop(fixture.ask("first", &[600]).await.unwrap().unwrap());
+    let write = |name: &str, text: &str| {
+        let path = fixture.queue().join(name);
+        std::fs::write(&path, text).unwrap();
+        Lock::try_acquire(&path).unwrap().unwrap()
+    };
+    let vm = |name: &str, memory: u64| {
+        format!(r#"{{"cluster": "x", "name": "{name}", "memory": {memory}}}"#)
+    };
+    let text = |vms: &[String]| {
+        let vms = vms.join(", ");
+        format!(r#"{{"home": {{"device": 1, "inode": 2}}, "vms": [{vms}]}}"#)
+    };
+    // Nonsense is no claim, whatever it says.
+    let nonsense = [
+        write("1-1.granted", "?"),
+        write("1-2.running", &text(&[vm("../x", 5000 << 20)])),
+        write(
+            "1-3.running",
+            &text(&[vm("x", 5000 << 20)]).replace("20}", "20"),
+        ),
+        write("x.granted", &text(&[vm("x", 5000 << 20)])),
+    ];
+    drop(fixture.ask("first", &[1000]).await.unwrap().unwrap());
+    drop(nonsense);
+    // More than there can be.
+    let most = [vm("a", u64::MAX), vm("b", u64::MAX)];
+    let greedy = write(
+        "18446744073709551615-ffffffffffffffff.granted",
+        &text(&most),
+    );
+    let mine = fixture.ask("mine", &[1]);
+    fixture.queued(1).await;
+    let other = fixture.ask("other", &[1]);
+    fixture.queued(2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!mine.is_finished() && !other.is_finished());
+    drop(greedy);
+    drop((mine.await.unwrap().unwrap(), other.await.unwrap().unwrap()));
+}
+
+#[tokio::test]
+async fn who_waits_keeps_its_place_when_somebody_cleans_up() {
+    let fixture = Fixture::new();
+    let first = fixture.vm("first", 600).start().await.unwrap();
+    let large = fixture.ask("large", &[900]);
+    fixture.queued(1).await;
+    let small = fixture.ask("small", &[200]);
+    fixture.queued(2).await;
+    std::fs::rename(fixture.queue(), fixture.home.dir.path().join("gone")).unwrap();
+    fixture.queued(2).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The first one runs, by its own lock.
+    assert!(!large.is_finished() && !small.is_finished());
+    first.destroy().await.unwrap();
+    drop(large.await.unwrap().unwrap());
+    drop(small.await.unwrap().unwrap());
 }
 
 #[tokio::test]

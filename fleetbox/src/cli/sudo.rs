@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use fleetbox::budget::BUDGET_VARIABLE;
+use fleetbox::budget::{BUDGET_VARIABLE, QUEUE_VARIABLE};
 use fleetbox::guest::quote;
 use fleetbox::images::CATALOGUE_VARIABLE;
 use fleetbox::{BridgeError, Error};
@@ -12,7 +12,12 @@ use fleetbox::{BridgeError, Error};
 use super::output;
 
 /// Variables that say what a command does, and which sudo does not pass on.
-const OURS: [&str; 3] = [CATALOGUE_VARIABLE, BUDGET_VARIABLE, "FLEETBOX_LOG"];
+const OURS: [&str; 4] = [
+    CATALOGUE_VARIABLE,
+    BUDGET_VARIABLE,
+    QUEUE_VARIABLE,
+    "FLEETBOX_LOG",
+];
 
 /// Variables that downloads go by. Their values may hold passwords, so they are named and not shown.
 const OF_DOWNLOADS: [&str; 10] = [

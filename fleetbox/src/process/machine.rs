@@ -75,6 +75,8 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     let Some(nic) = fds.next() else {
         return exit_status::USAGE;
     };
+    // So it is with its memory, where there is a queue for that.
+    let _claim = fds.next();
     let reporter = Reporter::start(control);
     let button = Arc::new(Mutex::new(Button::Free));
     {

@@ -25,6 +25,7 @@ use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, M
 use super::spawn::{self, Role};
 use super::wire::{self, Frame};
 use super::worker::lock;
+use crate::budget::Held;
 use crate::event::{Event, TimedEvent};
 use crate::store::{Lock, remove_file_if_there, write_atomic};
 
@@ -46,6 +47,9 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How long the VM's lock may be held by a process that is on its way out.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often what claims a VM's memory is shown to be in use.
+const TOUCH: Duration = Duration::from_secs(60 * 60);
 
 /// Where a machine is in its life.
 #[derive(Debug, Clone)]
@@ -107,17 +111,25 @@ impl Member {
     /// Starts a process for the machine; [`Member::settled`] tells whether the machine runs.
     pub(super) async fn spawn(spec: MachineSpec, link: Attachment) -> io::Result<Arc<Self>> {
         let lock = lock_vm(&spec.lock).await?.into_file();
+        let claim = match spec.claim.clone() {
+            Some(claim) => {
+                let hold = move || claim.hold().map_err(io::Error::other);
+                Some(tokio::task::spawn_blocking(hold).await??)
+            }
+            None => None,
+        };
         let (ours, theirs) = StdUnixStream::pair()?;
         let console = Console::with_log(&spec.console_log)?;
         let failure_note = spec.failure_note.clone();
         remove_file_if_there(&failure_note)?;
-        let inherited = [theirs.as_fd(), lock.as_fd(), link.link.as_fd()];
+        let mut inherited = vec![theirs.as_fd(), lock.as_fd(), link.link.as_fd()];
+        inherited.extend(claim.as_ref().map(Held::as_fd));
         let command = spawn::command(Role::Machine, &spec.name, &inherited)?;
         let mut command = Command::from(command);
         // What it logs goes where the worker's goes.
         command.stderr(Stdio::inherit()).kill_on_drop(true);
         let child = command.spawn()?;
-        // The machine process has these now, and nobody else.
+        // The machine process has these now, and nobody else. The claim's file is removed here, too.
         drop((theirs, lock, link.link));
 
         let name = spec.name.clone();
@@ -137,7 +149,7 @@ impl Member {
             failure_note,
             events: Mutex::new(History::new()),
         });
-        tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver));
+        tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver, claim));
         Ok(member)
     }
 
@@ -244,14 +256,19 @@ impl Member {
         mut child: Child,
         stream: UnixStream,
         mut orders: mpsc::UnboundedReceiver<Order>,
+        claim: Option<Held>,
     ) {
         let (read, write) = stream.into_split();
         let commands = commands_to(write);
         let mut reading = tokio::spawn(Arc::clone(&self).read_events(read));
         let mut last_words = None;
         let mut killed = false;
+        let mut touch = tokio::time::interval(TOUCH);
         let status = loop {
             tokio::select! {
+                _ = touch.tick() => if let Some(Err(error)) = claim.as_ref().map(Held::touch) {
+                    tracing::debug!(vm = self.name, %error, "cannot touch what claims its memory");
+                },
                 status = child.wait() => break status,
                 ended = &mut reading, if last_words.is_none() => {
                     last_words = Some(ended.unwrap_or(None));
@@ -299,6 +316,8 @@ impl Member {
             .unwrap_or_default()
             .to_owned();
         lock(&self.forwards).clear();
+        // Before anybody is told, who may start another one.
+        drop(claim);
         lock(&self.events).add(match &failure {
             Some(reason) => Event::Failed {
                 reason: reason.clone(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use fleetbox_vmm::net::{LinkConditions, LinkEnd};
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Claim;
 use crate::names::Name;
 
 /// Version of the protocol between a client and a worker. Workers outlive the program that
@@ -84,6 +85,9 @@ pub(crate) struct MachineSpec {
     pub(crate) failure_note: PathBuf,
     /// The VM's lock, held by its machine process for as long as that lives.
     pub(crate) lock: PathBuf,
+    /// What it says of its memory to the host's other users, held as the lock is.
+    #[serde(default)]
+    pub(crate) claim: Option<Claim>,
     /// What runs it.
     pub(crate) backend: Backend,
 }

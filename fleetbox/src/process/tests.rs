@@ -167,6 +167,7 @@ fn spec(vm: &VmDir, script: Script) -> MachineSpec {
         console_log: vm.paths().console_log(),
         lock: vm.paths().lock(),
         failure_note: vm.paths().failure(),
+        claim: None,
         backend: Backend::Fake(script),
     }
 }

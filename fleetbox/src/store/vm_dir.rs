@@ -250,6 +250,11 @@ impl VmDir {
         &self.cluster
     }
 
+    /// The state directory.
+    pub(crate) fn home(&self) -> &Path {
+        self.store.home()
+    }
+
     /// What the VM is called among those of all clusters.
     pub fn reference(&self) -> Reference {
         Reference::new(self.cluster.clone(), self.name.clone())

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::time::Duration;
 
+use fleetbox::budget::QUEUE_VARIABLE;
 use fleetbox::images::CATALOGUE_VARIABLE;
 use fleetbox::{Output, Size, Vm, VmBuilder, VmState};
 use serde_json::json;
@@ -63,6 +64,8 @@ impl Suite {
             .map_err(|e| format!("cannot create a directory: {e}"))?;
         for (name, path) in [
             ("FLEETBOX_HOME", dir.path().join("home")),
+            // What else runs on this host is none of the cases' business.
+            (QUEUE_VARIABLE, dir.path().join("memory")),
             (CATALOGUE_VARIABLE, catalogue_in(dir.path())),
         ] {
             // SAFETY: no other thread runs yet that could read the environment.

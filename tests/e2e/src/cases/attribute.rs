@@ -5,6 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fleetbox::Vm;
+use fleetbox::budget::QUEUE_VARIABLE;
 
 use crate::host;
 use crate::report::{Must, uses};
@@ -136,11 +137,13 @@ pub(crate) fn passing(suite: &Suite) {
         symlink(images, link).must("cannot link the images");
     }
     let path = home.display().to_string();
-    let variables = [
+    let queue = home.join("memory").display().to_string();
+    let own = [
         ("FLEETBOX_HOME", path.as_str()),
-        ("FLEETBOX_MEMORY_BUDGET", "600M"),
+        (QUEUE_VARIABLE, queue.as_str()),
     ];
-    let (output, text) = run("passes", &variables);
+    let with = |budget| [own[0], own[1], ("FLEETBOX_MEMORY_BUDGET", budget)];
+    let (output, text) = run("passes", &with("600M"));
     assert!(output.status.success(), "{text}");
     assert!(
         text.contains("2 passed") && text.contains("waits for memory: it needs"),
@@ -157,10 +160,7 @@ pub(crate) fn passing(suite: &Suite) {
     })
     .must("after the tests");
 
-    let (output, text) = run(
-        "passes_with_a_cluster",
-        &[variables[0], ("FLEETBOX_MEMORY_BUDGET", "500M")],
-    );
+    let (output, text) = run("passes_with_a_cluster", &with("500M"));
     assert_eq!(output.status.code(), Some(101), "{text}");
     assert!(text.contains("it needs 512M of memory"), "{text}");
 }

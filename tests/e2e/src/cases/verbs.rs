@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use fleetbox::budget::QUEUE_VARIABLE;
 use fleetbox::names::Name;
 use fleetbox::store::{Store, VmRecord, now};
 use fleetbox::{Event, Vm};
@@ -304,6 +305,7 @@ pub(crate) fn two_runs(suite: &Suite) {
             command.args(SMALL).args(["--", "sh", "-c", script]);
             command
                 .env("FLEETBOX_HOME", &home)
+                .env(QUEUE_VARIABLE, home.join("memory"))
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
@@ -337,7 +339,9 @@ pub(crate) fn work_tree(suite: &Suite) {
     let home = own_home(suite, "work-tree");
     let fleetbox = |arguments: &[&str], status: i32, limit: Duration| {
         let mut command = suite.fleetbox(arguments);
-        command.env("FLEETBOX_HOME", &home);
+        command
+            .env("FLEETBOX_HOME", &home)
+            .env(QUEUE_VARIABLE, home.join("memory"));
         let output = host::run(command, limit);
         let shown = host::both(&output);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {shown}");
