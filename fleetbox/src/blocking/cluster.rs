@@ -1,6 +1,6 @@
 //! The façade of [`crate::Cluster`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,16 +42,34 @@ impl From<ClusterBuilder> for crate::ClusterBuilder {
 
 impl ClusterBuilder {
     /// As [`crate::ClusterBuilder::network`].
+    ///
+    /// ```
+    /// use fleetbox::{Network, blocking::Cluster};
+    ///
+    /// let cluster = Cluster::builder("node").count(2).network(Network::Bridge);
+    /// ```
     pub fn network(self, network: crate::Network) -> Self {
         Self(self.0.network(network))
     }
 
     /// As [`crate::ClusterBuilder::count`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(3).start()?;
+    /// assert_eq!(cluster.members()[2].name(), "node-3");
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn count(self, count: u32) -> Self {
         Self(self.0.count(count))
     }
 
     /// As [`crate::ClusterBuilder::member`].
+    ///
+    /// ```
+    /// # use fleetbox::{Size, blocking::Cluster};
+    /// let cluster = Cluster::builder("shop").count(2).member("db", |vm| vm.disk(Size::gib(50)));
+    /// ```
     pub fn member(
         self,
         name: impl Into<String>,
@@ -61,56 +79,118 @@ impl ClusterBuilder {
     }
 
     /// As [`crate::ClusterBuilder::each`].
+    ///
+    /// ```
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(3).each(|vm| vm.package("etcd-server"));
+    /// ```
     pub fn each(self, configure: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
         Self(self.0.each(|vm| configure(VmBuilder(vm)).0))
     }
 
     /// As [`crate::ClusterBuilder::image`].
+    ///
+    /// ```
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(2).image("ubuntu-24.04");
+    /// ```
     pub fn image(self, image: impl Into<String>) -> Self {
         Self(self.0.image(image))
     }
 
     /// As [`crate::ClusterBuilder::cpus`].
+    ///
+    /// ```
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(2).cpus(1);
+    /// ```
     pub fn cpus(self, cpus: u32) -> Self {
         Self(self.0.cpus(cpus))
     }
 
     /// As [`crate::ClusterBuilder::memory`].
+    ///
+    /// ```
+    /// # use fleetbox::{Size, blocking::Cluster};
+    /// let cluster = Cluster::test().count(2).memory(Size::mib(768)); // each has that
+    /// ```
     pub fn memory(self, memory: Size) -> Self {
         Self(self.0.memory(memory))
     }
 
     /// As [`crate::ClusterBuilder::disk`].
+    ///
+    /// ```
+    /// # use fleetbox::{Size, blocking::Cluster};
+    /// let cluster = Cluster::test().count(2).disk(Size::gib(40));
+    /// ```
     pub fn disk(self, disk: Size) -> Self {
         Self(self.0.disk(disk))
     }
 
     /// As [`crate::ClusterBuilder::user`].
+    ///
+    /// ```
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(2).user("admin");
+    /// ```
     pub fn user(self, user: impl Into<String>) -> Self {
         Self(self.0.user(user))
     }
 
     /// As [`crate::ClusterBuilder::home`].
+    ///
+    /// ```
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::builder("node").count(2).home("/srv/vms");
+    /// ```
     pub fn home(self, home: impl Into<PathBuf>) -> Self {
         Self(self.0.home(home))
     }
 
     /// As [`crate::ClusterBuilder::boot_timeout`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(2).boot_timeout(Duration::from_secs(60));
+    /// ```
     pub fn boot_timeout(self, timeout: Duration) -> Self {
         Self(self.0.boot_timeout(timeout))
     }
 
     /// As [`crate::ClusterBuilder::progress`].
+    ///
+    /// ```
+    /// use fleetbox::{blocking::Cluster, images::progress};
+    ///
+    /// let cluster = Cluster::test().count(2).progress(progress::stderr());
+    /// ```
     pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         Self(self.0.progress(progress))
     }
 
     /// As [`crate::ClusterBuilder::detached`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// Cluster::builder("node").count(3).detached().start()?; // and this program may end
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn detached(self) -> Self {
         Self(self.0.detached())
     }
 
     /// As [`crate::ClusterBuilder::start`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::builder("node").count(3).start()?; // all three, or none
+    /// for vm in cluster.members() {
+    ///     println!("{} has {}", vm.name(), vm.ip());
+    /// }
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -119,6 +199,13 @@ impl ClusterBuilder {
     }
 
     /// As [`crate::ClusterBuilder::restart`].
+    ///
+    /// ```no_run
+    /// use fleetbox::{STOP_DEADLINE, blocking::Cluster};
+    ///
+    /// let cluster = Cluster::builder("node").detached().restart(STOP_DEADLINE)?;
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -148,35 +235,90 @@ impl From<crate::Cluster> for Cluster {
 
 impl Cluster {
     /// As [`crate::Cluster::builder`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::builder("node").count(2).start()?;
+    /// cluster.stop()?; // `Cluster::builder("node").start()` boots the same two again
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn builder(name: impl Into<String>) -> ClusterBuilder {
         ClusterBuilder(crate::Cluster::builder(name))
     }
 
     /// As [`crate::Cluster::test`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::test().count(2).start()?;
+    /// drop(cluster); // nothing is left of it
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn test() -> ClusterBuilder {
         ClusterBuilder(crate::Cluster::test())
     }
 
     /// As [`crate::Cluster::open`].
     ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// Cluster::open("node")?.start()?;
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn open(name: &str) -> Result<Self> {
-        let name = name.to_owned();
-        run(async move { crate::Cluster::open(&name).await }).map(Self)
+        Self::open_in(None, name)
+    }
+
+    /// As [`crate::Cluster::open_in`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// let cluster = Cluster::open_in(Some("/srv/vms".as_ref()), "node")?;
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
+        let (home, name) = (home.map(Path::to_owned), name.to_owned());
+        run(async move { crate::Cluster::open_in(home.as_deref(), &name).await }).map(Self)
     }
 
     /// As [`crate::Cluster::name`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// println!("fleetbox rm {}", cluster.name()); // removes all of its members
+    /// # Ok(()) }
+    /// ```
     pub fn name(&self) -> &str {
         self.0.name()
     }
 
     /// As [`crate::Cluster::members`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// for vm in cluster.members() {
+    ///     vm.write("peers", "node-1\nnode-2\nnode-3\n")?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn members(&self) -> Vec<Vm> {
         self.0.members().iter().cloned().map(Vm).collect()
     }
 
     /// As [`crate::Cluster::vm`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// let leader = cluster.vm("node-1")?;
+    /// assert!(leader.ssh("ping -c 1 node-2")?.success());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -191,11 +333,25 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::timings`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// println!("{}", cluster.timings());
+    /// # Ok(()) }
+    /// ```
     pub fn timings(&self) -> Timings {
         self.0.timings()
     }
 
     /// As [`crate::Cluster::add`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// let mut cluster = Cluster::open("node")?;
+    /// let late = cluster.add("node-4", |vm| vm.cpus(1))?;
+    /// assert!(late.ssh("ping -c 1 node-1")?.success());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -215,6 +371,12 @@ impl Cluster {
 
     /// As [`crate::Cluster::remove`].
     ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// Cluster::open("node")?.remove("node-4")?; // with its disk
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn remove(&mut self, name: &str) -> Result<()> {
@@ -228,6 +390,13 @@ impl Cluster {
 
     /// As [`crate::Cluster::start`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.vm("node-2")?.kill()?;
+    /// cluster.start()?; // boots what does not run, which is node-2
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn start(&self) -> Result<()> {
@@ -236,6 +405,12 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::stop`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.stop()?; // all at once; their disks stay
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -246,6 +421,12 @@ impl Cluster {
 
     /// As [`crate::Cluster::stop_within`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.stop_within(std::time::Duration::from_secs(10))?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn stop_within(&self, deadline: Duration) -> Result<()> {
@@ -254,6 +435,12 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::restart`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.restart()?; // members keep their addresses
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -264,6 +451,12 @@ impl Cluster {
 
     /// As [`crate::Cluster::destroy`].
     ///
+    /// ```no_run
+    /// # use fleetbox::blocking::Cluster;
+    /// Cluster::open("node")?.destroy()?;
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn destroy(self) -> Result<()> {
@@ -271,6 +464,13 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::partition`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.partition(&["node-1"], &["node-2", "node-3"])?;
+    /// assert!(!cluster.vm("node-1")?.ssh("ping -c 1 -W 2 node-2")?.success());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -287,6 +487,14 @@ impl Cluster {
 
     /// As [`crate::Cluster::heal`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.partition(&["node-1"], &["node-2"])?;
+    /// cluster.heal()?;
+    /// assert!(cluster.vm("node-1")?.ssh("ping -c 1 node-2")?.success());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn heal(&self) -> Result<()> {
@@ -295,6 +503,14 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::latency`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// cluster.latency("node-1", "node-2", Duration::from_millis(100))?; // each way
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -311,6 +527,12 @@ impl Cluster {
 
     /// As [`crate::Cluster::loss`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.loss("node-1", "node-2", 0.25)?; // every fourth packet, on average
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn loss(&self, a: impl Into<LinkEnd>, b: impl Into<LinkEnd>, loss: f64) -> Result<()> {
@@ -320,6 +542,13 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::bandwidth`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.bandwidth("node-1", "node-2", Some(10_000_000))?; // 10 Mbit/s
+    /// cluster.bandwidth("node-1", "node-2", None)?; // as fast as it goes
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.
@@ -336,6 +565,17 @@ impl Cluster {
 
     /// As [`crate::Cluster::set_link`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// use fleetbox::LinkConditions;
+    /// use std::time::Duration;
+    ///
+    /// let far = Duration::from_millis(300);
+    /// let satellite = LinkConditions { latency: far, loss: 0.01, ..LinkConditions::default() };
+    /// cluster.set_link("node-1", "node-2", satellite)?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn set_link(
@@ -351,6 +591,15 @@ impl Cluster {
 
     /// As [`crate::Cluster::set_links_of`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// use fleetbox::LinkConditions;
+    ///
+    /// let bad = LinkConditions { loss: 0.1, ..LinkConditions::default() };
+    /// cluster.set_links_of("node-3", bad)?; // whomever it talks to
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn set_links_of(&self, end: impl Into<LinkEnd>, conditions: LinkConditions) -> Result<()> {
@@ -361,6 +610,13 @@ impl Cluster {
 
     /// As [`crate::Cluster::clear_links`].
     ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.loss("node-1", "node-2", 0.5)?;
+    /// cluster.clear_links()?; // all links are good again
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn clear_links(&self) -> Result<()> {
@@ -369,6 +625,13 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::seed_links`].
+    ///
+    /// ```no_run
+    /// # fn example(cluster: fleetbox::blocking::Cluster) -> fleetbox::Result<()> {
+    /// cluster.seed_links(42)?;
+    /// cluster.loss("node-1", "node-2", 0.1)?; // loses the same packets in each run
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As there.

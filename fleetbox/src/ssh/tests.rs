@@ -271,6 +271,59 @@ async fn streams_go_both_ways() {
     assert!(child.wait().await.unwrap().success());
 }
 
+#[test]
+fn streams_of_the_blocking_facade_go_both_ways() {
+    use std::io::{Read as _, Write as _};
+
+    use crate::blocking;
+
+    let spawn = |command: &'static str| {
+        let child = blocking::block_on(async move {
+            let client = Setup::new().client().await;
+            // The connection outlives the command, as that of a VM does.
+            client.spawn(command).await.map(|child| (client, child))
+        });
+        let (client, child) = child.unwrap();
+        (client, blocking::Child::new(child))
+    };
+    let (_client, mut child) = spawn("cat");
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let sent = vec![7; 3 << 20];
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || stdin.write_all(&sent).and_then(|()| stdin.flush())
+    });
+    let mut read = Vec::new();
+    stdout.read_to_end(&mut read).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(read == sent);
+    assert!(child.wait().unwrap().success());
+
+    let (_client, child) = spawn("fail");
+    let output = child.output(10).unwrap();
+    assert_eq!(
+        (output.stdout_text(), output.stderr_text()),
+        ("out".into(), "err".into())
+    );
+    assert_eq!(output.status.code(), Some(3));
+    let (_client, mut child) = spawn("hang");
+    child.signal("TERM").unwrap();
+    drop(child);
+}
+
+#[test]
+fn what_panics_in_the_blocking_facade_panics_in_its_caller() {
+    let work = async {
+        if true {
+            panic!("as it should")
+        } else {
+            Ok::<(), SshError>(())
+        }
+    };
+    let panic = std::panic::catch_unwind(|| crate::blocking::block_on(work)).unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"as it should"));
+}
+
 #[tokio::test]
 async fn unread_output_is_discarded_and_too_much_is_refused() {
     let client = Setup::new().client().await;
