@@ -236,7 +236,8 @@ impl VmBuilder {
         self
     }
 
-    /// Who is told of an image's download and of waiting for memory (nobody if not given); see
+    /// Who is told of an image's download, of waiting for memory and of the phases of a start (nobody if
+    /// not given); see
     /// [`progress::stderr`](crate::images::progress::stderr).
     ///
     /// ```no_run

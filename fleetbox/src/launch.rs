@@ -121,7 +121,7 @@ impl Launch {
                 None => {
                     let ready = vms.iter().zip(members.iter()).map(|(vm, member)| {
                         let deadline = Instant::now() + member.builder.boot_timeout;
-                        vm.wait_until_up(deadline)
+                        vm.wait_until_up(deadline, !vm.was_running())
                     });
                     try_join_all(ready).await.map(drop)
                 }
@@ -160,7 +160,7 @@ impl Launch {
         let (cluster, _share) = self.locate(&store, &members).await?;
         let mut vms = Vec::new();
         let mut wants = Vec::new();
-        for Member { plan, .. } in &members {
+        for Member { plan, builder, .. } in &members {
             let name = &plan.name;
             let vm = store.cluster(&cluster).vm(name);
             let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
@@ -169,7 +169,7 @@ impl Launch {
                 name.clone(),
                 vm.record()?.memory,
             ));
-            vms.push(Vm::found(&store, vm)?);
+            vms.push(Vm::found(&store, vm)?.with_progress(Arc::clone(&builder.progress)));
         }
         budget.check(&wants)?;
         for stopped in join_all(vms.iter().map(|vm| vm.stop_within(deadline))).await {

@@ -259,6 +259,42 @@ fn published_ports_are_shown_while_the_vm_runs() {
 }
 
 #[test]
+fn each_phase_is_a_line_where_there_is_no_terminal() {
+    let host = Host::new("phase");
+    let name = &host.stem;
+    let lines = |output: Output| {
+        let output = succeeded(output);
+        let text = String::from_utf8(output.stderr).unwrap();
+        // What is told of the times is another thing.
+        let lines = text.lines().filter(|line| !line.starts_with("preflight"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let awaited = ["--wait", "console:login"];
+    let up = || host.up().args(awaited).args(["-n", "2"]).output().unwrap();
+    let starting = format!("starting cluster {name}");
+    let waiting = "waiting for /login/ on the console";
+    let expected = [starting.clone(), format!("{starting}: {waiting}")];
+    assert_eq!(lines(up()), expected);
+    // They run already.
+    assert_eq!(lines(up()), [""; 0]);
+    let restarting = format!("restarting {name}/{name}-1");
+    assert_eq!(
+        lines(host.run(&["restart", &format!("{name}-1")])),
+        [
+            format!("{restarting}: stopping"),
+            format!("{restarting}: starting")
+        ]
+    );
+    assert_eq!(
+        lines(host.run(&["down", name])),
+        [format!("stopping {name}/{name}-1 and {name}/{name}-2")]
+    );
+    assert_eq!(lines(host.run(&["down", name])), [""; 0]);
+    let quiet = host.up().args(["-q", "-n", "2"]).output().unwrap();
+    assert!(succeeded(quiet).stderr.is_empty());
+}
+
+#[test]
 fn a_member_is_meant_by_its_clusters_name_and_its_own() {
     let host = Host::new("memb");
     succeeded(host.up().args(["-n", "2"]).output().unwrap());

@@ -437,6 +437,9 @@ impl Progress for Heard {
         let text = match event {
             ProgressEvent::WaitingForMemory { vm, why } => format!("{vm}: {why}"),
             ProgressEvent::MemoryGranted => "granted".to_owned(),
+            ProgressEvent::Stopping { .. }
+            | ProgressEvent::Starting { .. }
+            | ProgressEvent::WaitingFor { .. } => return,
             other => format!("{other:?}"),
         };
         self.0.lock().unwrap().push(text);

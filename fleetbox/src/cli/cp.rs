@@ -21,6 +21,15 @@ pub(super) enum Place {
     Guest(Reference, String),
 }
 
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Host(path) => path.display().fmt(f),
+            Self::Guest(vm, path) => write!(f, "{vm}:{path}"),
+        }
+    }
+}
+
 impl std::str::FromStr for Place {
     type Err = fleetbox::names::InvalidValue;
 
@@ -46,7 +55,7 @@ pub(super) async fn run(context: &Context, cp: Cp) -> Result<u8> {
     let several = cp.sources.len() > 1;
     let mut total = Copied::default();
     for source in &cp.sources {
-        let display = Display::new(context, "copying");
+        let display = Display::begin(context, &format!("copying {source} to {}", cp.destination));
         let tell = display.teller();
         let mut options = FileOptions::new().progress(move |progress| {
             tell(format!("{} ({})", progress.path, size(progress.bytes)));

@@ -1,7 +1,8 @@
-//! The one line that moves while a VM comes up.
+//! What shows how far something has come: a line that moves on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal as _;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleetbox::images::{Progress, ProgressEvent, progress};
@@ -9,27 +10,44 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::Context;
 
-/// What shows how far a start has come: a moving line on a terminal, plain lines of downloads
-/// elsewhere, nothing with `--quiet`. The line is gone when this is dropped.
-pub(super) struct Display {
-    line: Option<Arc<Line>>,
-    quiet: bool,
+/// A moving line on a terminal, plain lines elsewhere, one for each phase, nothing with `--quiet`. The
+/// moving line is gone when this is dropped.
+pub(super) struct Display(Shown);
+
+enum Shown {
+    Nothing,
+    Line(Arc<Line>),
+    Plain(Arc<Plain<std::io::Stderr>>),
 }
 
 impl Display {
-    /// Begins with `what`.
+    /// Shows that `what` is done, such as `starting web`; without a terminal only once there is a phase
+    /// of it, since what is there already takes no time.
     pub(super) fn new(context: &Context, what: &str) -> Self {
-        let moving = !context.quiet && std::io::stderr().is_terminal();
-        let line = moving.then(|| Arc::new(Line::new(what)));
-        Self {
-            line,
-            quiet: context.quiet,
+        Self(if context.quiet {
+            Shown::Nothing
+        } else if std::io::stderr().is_terminal() {
+            Shown::Line(Arc::new(Line::new(what)))
+        } else {
+            Shown::Plain(Arc::new(Plain::new(what, std::io::stderr())))
+        })
+    }
+
+    /// As [`Display::new`], of what begins now in any case.
+    pub(super) fn begin(context: &Context, what: &str) -> Self {
+        let display = Self::new(context, what);
+        if let Shown::Plain(plain) = &display.0 {
+            plain.tell(what.to_owned());
         }
+        display
     }
 
     /// Changes what the line says; nothing where there is no line.
     pub(super) fn teller(&self) -> impl Fn(String) + Send + Sync + 'static {
-        let line = self.line.clone();
+        let line = match &self.0 {
+            Shown::Line(line) => Some(Arc::clone(line)),
+            Shown::Nothing | Shown::Plain(_) => None,
+        };
         move |text| {
             if let Some(line) = &line {
                 line.bar.set_message(text);
@@ -37,20 +55,76 @@ impl Display {
         }
     }
 
-    /// What is told of a download.
+    /// What is told of phases and downloads.
     pub(super) fn progress(&self) -> Arc<dyn Progress> {
-        match &self.line {
-            Some(line) => Arc::clone(line) as _,
-            None if self.quiet => Arc::new(progress::Silent),
-            None => Arc::from(progress::stderr()),
+        match &self.0 {
+            Shown::Nothing => Arc::new(progress::Silent),
+            Shown::Line(line) => Arc::clone(line) as _,
+            Shown::Plain(plain) => Arc::clone(plain) as _,
+        }
+    }
+
+    /// Does what prints something, with the moving line out of its way.
+    pub(super) fn aside(&self, print: impl FnOnce()) {
+        match &self.0 {
+            Shown::Line(line) => line.bar.suspend(print),
+            Shown::Nothing | Shown::Plain(_) => print(),
         }
     }
 }
 
 impl Drop for Display {
     fn drop(&mut self) {
-        if let Some(line) = &self.line {
+        if let Shown::Line(line) = &self.0 {
             line.bar.finish_and_clear();
+        }
+    }
+}
+
+/// What is said of a phase while `what` is done; `None` for an event of something else.
+fn phase(what: &str, event: ProgressEvent<'_>) -> Option<String> {
+    Some(match event {
+        ProgressEvent::Starting { .. } if what.starts_with("starting") => what.to_owned(),
+        ProgressEvent::Starting { .. } => format!("{what}: starting"),
+        ProgressEvent::Stopping { .. } => format!("{what}: stopping"),
+        ProgressEvent::CopyingFixtures { .. } => format!("{what}: copying fixtures"),
+        ProgressEvent::WaitingFor { what: awaited, .. } => {
+            format!("{what}: waiting for {awaited}")
+        }
+        _ => return None,
+    })
+}
+
+/// Lines for logs: one for each phase, however many VMs go through it.
+struct Plain<W> {
+    what: String,
+    told: Mutex<(BTreeSet<String>, W)>,
+    downloads: progress::Lines<std::io::Stderr>,
+}
+
+impl<W: Write + Send> Plain<W> {
+    fn new(what: &str, out: W) -> Self {
+        Self {
+            what: what.to_owned(),
+            told: Mutex::new((BTreeSet::new(), out)),
+            downloads: progress::Lines::new(std::io::stderr()),
+        }
+    }
+
+    fn tell(&self, text: String) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (told, out) = &mut *told;
+        if told.insert(text.clone()) {
+            let _ = writeln!(out, "{text}");
+        }
+    }
+}
+
+impl<W: Write + Send> Progress for Plain<W> {
+    fn event(&self, event: ProgressEvent<'_>) {
+        match phase(&self.what, event) {
+            Some(text) => self.tell(text),
+            None => self.downloads.event(event),
         }
     }
 }
@@ -85,6 +159,9 @@ fn style(template: &str) -> ProgressStyle {
 
 impl Progress for Line {
     fn event(&self, event: ProgressEvent<'_>) {
+        if let Some(text) = phase(&self.what, event) {
+            return self.wait(&text);
+        }
         match event {
             ProgressEvent::Waiting { image } => {
                 self.wait(&format!("waiting for another download of {image}"));
@@ -118,5 +195,44 @@ impl Progress for Line {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_phase_has_one_line_however_many_vms_there_are() {
+        let plain = Plain::new("starting cluster node", Vec::new());
+        for vm in ["node-1", "node-2"] {
+            plain.event(ProgressEvent::Starting { vm });
+            plain.event(ProgressEvent::CopyingFixtures { vm });
+        }
+        for what in ["SSH", "TCP port 80"] {
+            for vm in ["node-1", "node-2"] {
+                plain.event(ProgressEvent::WaitingFor { vm, what });
+            }
+        }
+        let (_, out) = plain.told.into_inner().unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "starting cluster node\n\
+             starting cluster node: copying fixtures\n\
+             starting cluster node: waiting for SSH\n\
+             starting cluster node: waiting for TCP port 80\n"
+        );
+    }
+
+    #[test]
+    fn a_restart_has_an_end_and_a_beginning() {
+        let plain = Plain::new("restarting web", Vec::new());
+        plain.event(ProgressEvent::Stopping { vm: "web" });
+        plain.event(ProgressEvent::Starting { vm: "web" });
+        let (_, out) = plain.told.into_inner().unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "restarting web: stopping\nrestarting web: starting\n"
+        );
     }
 }

@@ -132,7 +132,7 @@ async fn prepare(
 ) -> Result<Option<Workspace>> {
     up::publish(context, vm, machine).await?;
     let Some(tree) = tree else { return Ok(None) };
-    let display = Display::new(context, &format!("shipping {}", tree.root().display()));
+    let display = Display::begin(context, &format!("shipping {}", tree.root().display()));
     let shipped = Workspace::ship(vm, tree, options).await;
     drop(display);
     Ok(Some(shipped?))
@@ -216,7 +216,7 @@ pub(super) async fn pull_diff(
         return Err(no_workspace(name));
     };
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
-    let display = Display::new(context, &format!("fetching the changes of {name}"));
+    let display = Display::begin(context, &format!("fetching the changes of {name}"));
     let patch = workspace.diff(&vm).await;
     drop(display);
     let patch = patch?;

@@ -189,14 +189,19 @@ impl Outcome {
 /// Does `work` for each of `all` at once, and reports what became of the VMs as it comes.
 async fn for_each<T, F: Future<Output = Result<Vec<Outcome>>>>(
     context: &Context,
+    display: Option<&Display>,
     (all, mut status): (Vec<T>, u8),
     work: impl Fn(T) -> F,
 ) -> Result<u8> {
     let outcomes = join_all(all.into_iter().map(|each| async {
         let outcomes = work(each).await;
-        match &outcomes {
+        let print = || match &outcomes {
             Ok(outcomes) => outcomes.iter().for_each(|vm| context.tell(&vm.text)),
             Err(error) => sudo::complain(context.home(), error),
+        };
+        match display {
+            Some(display) => display.aside(print),
+            None => print(),
         }
         outcomes
     }))
@@ -214,10 +219,20 @@ async fn for_each<T, F: Future<Output = Result<Vec<Outcome>>>>(
 pub(super) async fn down(context: &Context, down: Down) -> Result<u8> {
     let limit = Duration::from_secs(if down.force { 0 } else { down.timeout });
     let names = which(context, &down.which).await?;
-    for_each(context, names, |name| async move {
+    // Nothing is waited for else.
+    let mut running = Vec::new();
+    for name in names.0.iter().filter(|_| !limit.is_zero()) {
+        let vm = fleetbox::find(context.home(), name.as_str()).await;
+        if vm.is_ok_and(|vm| vm.is_running().unwrap_or(false)) {
+            running.push(name.clone());
+        }
+    }
+    let display = (!running.is_empty())
+        .then(|| Display::begin(context, &format!("stopping {}", these(&running))));
+    let stopped = for_each(context, display.as_ref(), names, |name| async move {
         Ok(vec![stop(context, name, limit).await?])
-    })
-    .await
+    });
+    stopped.await
 }
 
 async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Outcome> {
@@ -255,7 +270,7 @@ pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
     let (names, status) = which(context, &restart.which).await?;
     // Members of one cluster together, so that none has memory which the others wait for.
     let mut clusters: Vec<Vec<Reference>> = Vec::new();
-    for name in names {
+    for name in names.iter().cloned() {
         match clusters
             .iter_mut()
             .find(|all| all[0].cluster() == name.cluster())
@@ -264,8 +279,9 @@ pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
             None => clusters.push(vec![name]),
         }
     }
-    let display = Display::new(context, "restarting");
-    let status = for_each(context, (clusters, status), |names| {
+    let restarting = format!("restarting {}", these(&names));
+    let display = Display::new(context, &restarting);
+    let status = for_each(context, Some(&display), (clusters, status), |names| {
         let progress = display.progress();
         async move {
             start_again(context, &names, progress, stop_limit, timeout).await?;
@@ -315,7 +331,7 @@ async fn start_again(
 
 pub(super) async fn kill(context: &Context, kill: Kill) -> Result<u8> {
     let names = which(context, &kill.which).await?;
-    for_each(context, names, |name| async move {
+    for_each(context, None, names, |name| async move {
         let outcome = match kill.signal {
             Signal::Kill => stop(context, name, Duration::ZERO).await,
             Signal::PowerButton => press(context, name).await,
@@ -436,6 +452,14 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
         context.say_json(&outcomes)?;
     }
     Ok(0)
+}
+
+/// Names for a line, unless they are too many for it.
+fn these(names: &[Reference]) -> String {
+    match names.len() {
+        0..=3 => list(names),
+        many => format!("{many} VMs"),
+    }
 }
 
 /// `a`, `a and b`, `a, b and c`.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What happens while an image is pulled, and what a start waits for.
+/// What happens while an image is pulled and while VMs are started, restarted and waited for.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum ProgressEvent<'a> {
@@ -53,6 +53,28 @@ pub enum ProgressEvent<'a> {
     },
     /// The start that waited has its turn.
     MemoryGranted,
+    /// A VM is to power off, so that it can be started again.
+    Stopping {
+        /// The VM.
+        vm: &'a str,
+    },
+    /// A VM's machine is started.
+    Starting {
+        /// The VM.
+        vm: &'a str,
+    },
+    /// Before that its fixtures are copied.
+    CopyingFixtures {
+        /// The VM.
+        vm: &'a str,
+    },
+    /// A VM's machine runs, and its guest is waited for.
+    WaitingFor {
+        /// The VM.
+        vm: &'a str,
+        /// For what: `SSH`, or what a [`Ready`](crate::Ready) is shown as.
+        what: &'a str,
+    },
 }
 
 /// Told what happens during a download and while a start waits. Calls are quick and come from any thread.
@@ -101,7 +123,7 @@ impl Progress for Silent {
     fn event(&self, _: ProgressEvent<'_>) {}
 }
 
-/// The right display for standard error: a bar on a terminal, plain lines elsewhere.
+/// The right display of downloads and of waiting for memory for standard error: a bar on a terminal, plain lines elsewhere.
 ///
 /// ```
 /// let vm = fleetbox::Vm::test().progress(fleetbox::images::progress::stderr());
@@ -183,6 +205,10 @@ impl Progress for Bar {
             | ProgressEvent::MemoryGranted => {
                 self.bar.finish_and_clear();
             }
+            ProgressEvent::Stopping { .. }
+            | ProgressEvent::Starting { .. }
+            | ProgressEvent::CopyingFixtures { .. }
+            | ProgressEvent::WaitingFor { .. } => {}
         }
     }
 }
@@ -286,7 +312,12 @@ impl<W: Write + Send> Progress for Lines<W> {
             ProgressEvent::WaitingForMemory { vm, why } => {
                 format!("{vm} waits for memory: {why}")
             }
-            ProgressEvent::Failed | ProgressEvent::MemoryGranted => return,
+            ProgressEvent::Failed
+            | ProgressEvent::MemoryGranted
+            | ProgressEvent::Stopping { .. }
+            | ProgressEvent::Starting { .. }
+            | ProgressEvent::CopyingFixtures { .. }
+            | ProgressEvent::WaitingFor { .. } => return,
         };
         let _ = writeln!(state.out, "{line}");
     }

@@ -264,8 +264,8 @@ impl Vm {
         self
     }
 
-    /// Who is told that it waits for memory when it is started again: that of its builder, and
-    /// nobody for a VM found by [`Vm::open`], where nothing is given here.
+    /// Who is told that it waits for memory when it is started again, and of the phases of that and of
+    /// stopping it: that of its builder, and nobody for a VM found by [`Vm::open`], where nothing is given here.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {

@@ -10,11 +10,12 @@ use super::{SSH_PORT, Vm, lock};
 use crate::budget::{self, Budget, Lease, Want};
 use crate::builder::{blocking, machine_spec};
 use crate::fixture;
+use crate::images::ProgressEvent;
 use crate::lifecycle::{self, Lifetime};
 use crate::process::{MachineSpec, ProcessError, last_lines};
 use crate::ssh;
 use crate::store::VmRecord;
-use crate::{Error, Left, Result};
+use crate::{Error, Left, Ready, Result};
 
 /// Lines of the console that an error carries.
 const CONSOLE_LINES: usize = 40;
@@ -22,9 +23,14 @@ const CONSOLE_LINES: usize = 40;
 impl Vm {
     /// Has the worker start the machine, with what is in the fixtures now; true if it runs already.
     pub(crate) async fn start_machine(&self) -> Result<bool> {
-        if !self.record.fixtures.is_empty() && !self.dir.is_running()? {
-            let (fixtures, paths) = (self.record.fixtures.clone(), self.dir.paths().clone());
-            blocking(move || Ok(fixture::build(&fixtures, &paths)?)).await?;
+        if !self.dir.is_running()? {
+            let vm = self.name.as_str();
+            self.progress.event(ProgressEvent::Starting { vm });
+            if !self.record.fixtures.is_empty() {
+                self.progress.event(ProgressEvent::CopyingFixtures { vm });
+                let (fixtures, paths) = (self.record.fixtures.clone(), self.dir.paths().clone());
+                blocking(move || Ok(fixture::build(&fixtures, &paths)?)).await?;
+            }
         }
         Ok(self.client.start(self.machine()?).await?.0)
     }
@@ -46,13 +52,21 @@ impl Vm {
     }
 
     /// Waits for what its builder was told to wait for, or until the guest answers by SSH, where
-    /// there is one.
-    pub(crate) async fn wait_until_up(&self, deadline: Instant) -> Result<()> {
+    /// there is one. A machine that is `new` takes long enough for its user to be told.
+    pub(crate) async fn wait_until_up(&self, deadline: Instant, new: bool) -> Result<()> {
+        let tell = |what: &Ready| {
+            if new {
+                let (vm, what) = (self.name.as_str(), &what.to_string());
+                self.progress.event(ProgressEvent::WaitingFor { vm, what });
+            }
+        };
         if self.awaited.is_empty() && self.backend.has_guest() {
+            tell(&Ready::Ssh);
             self.wait_for_ssh(deadline).await?;
         }
         let begun = Instant::now();
         for awaited in &self.awaited {
+            tell(&awaited.what);
             let deadline = awaited.within.map_or(deadline, |within| begun + within);
             self.wait_until(&awaited.what, deadline).await?;
         }
@@ -207,7 +221,8 @@ impl Vm {
 
     /// Waits, as long as its builder allows, until a VM that was booted is up.
     pub(crate) async fn come_up(&self) -> Result<()> {
-        self.wait_until_up(Instant::now() + self.boot_timeout).await
+        let deadline = Instant::now() + self.boot_timeout;
+        self.wait_until_up(deadline, true).await
     }
 
     /// Stops the VM, if it runs, and starts it again. It is not stopped if there could never be memory

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::Vm;
 use crate::builder::{blocking, open_store};
+use crate::images::ProgressEvent;
 use crate::lifecycle;
 use crate::process::ProcessError;
 use crate::{Error, Result};
@@ -69,6 +70,10 @@ impl Vm {
     /// As [`Vm::stop`].
     pub async fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
         *self.session.lock().await = None;
+        if !deadline.is_zero() && self.dir.is_running()? {
+            let vm = self.name.as_str();
+            self.progress.event(ProgressEvent::Stopping { vm });
+        }
         let forced = self.client.stop(self.name.as_str(), deadline).await?;
         self.await_unlocked().await?;
         Ok(if forced {
