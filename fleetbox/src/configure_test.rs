@@ -60,7 +60,7 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
     let builder = home.prints("login: ").wait_for(never());
     // It ends with its last handle, and there is none.
     let (what, text) = left(builder.clone().start().await.unwrap_err());
-    assert_eq!(what, Left::Stopped(web.clone()));
+    assert_eq!(what, Left::Stopped(Box::new(web.clone())));
     assert!(text.ends_with("`fleetbox rm web` deletes it"), "{text}");
     let dir = crate::find(Some(&home.path()), "web").await.unwrap();
     eventually("it is stopped", || !dir.is_running().unwrap());
@@ -74,7 +74,7 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
 
     let started = builder.clone().detached().start().await;
     let (what, text) = left(started.unwrap_err());
-    assert_eq!(what, Left::Running(web.clone()));
+    assert_eq!(what, Left::Running(Box::new(web.clone())));
     assert!(text.contains("web runs on and keeps its memory"), "{text}");
     assert!(dir.is_running().unwrap());
     crate::remove(Some(&home.path()), "web").await.unwrap();

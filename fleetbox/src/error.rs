@@ -239,9 +239,9 @@ impl Error {
 #[non_exhaustive]
 pub enum Left {
     /// It runs on and has its memory.
-    Running(Reference),
+    Running(Box<Reference>),
     /// It exists with its disk and does not run.
-    Stopped(Reference),
+    Stopped(Box<Reference>),
     /// This program holds it, running or not: what becomes of it is told when that drops it.
     Held,
     /// It is deleted with its disk.

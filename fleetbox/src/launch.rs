@@ -469,10 +469,10 @@ fn left(store: &Store, cluster: &Name, name: &Name, held: bool) -> Left {
     // Unless the process has other handles, its worker ends the machine.
     match held && lifecycle::owned(&cluster).is_none() {
         true if lifecycle::is_ephemeral(&vm) => Left::Deleted,
-        true => Left::Stopped(vm.reference()),
+        true => Left::Stopped(Box::new(vm.reference())),
         false => match vm.is_running() {
-            Ok(false) => Left::Stopped(vm.reference()),
-            _ => Left::Running(vm.reference()),
+            Ok(false) => Left::Stopped(Box::new(vm.reference())),
+            _ => Left::Running(Box::new(vm.reference())),
         },
     }
 }

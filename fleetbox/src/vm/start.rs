@@ -78,8 +78,8 @@ impl Vm {
         let console = self.console_tail().await.unwrap_or_default();
         let left = match self.dir.is_running() {
             _ if self.is_held() => Left::Held,
-            Ok(false) => Left::Stopped(self.reference()),
-            _ => Left::Running(self.reference()),
+            Ok(false) => Left::Stopped(Box::new(self.reference())),
+            _ => Left::Running(Box::new(self.reference())),
         };
         Error::NotReady {
             name: self.name.clone(),
