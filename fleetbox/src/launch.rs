@@ -54,6 +54,7 @@ impl Launch {
     pub(crate) async fn start(self) -> Result<(Store, Vec<Vm>)> {
         let mut clock = Clock::start();
         let mut members = self.plan()?;
+        self.refuse_existing(&members).await?;
         let budget = budget_of(&members)?;
         clock.done(Phase::Preflight);
         let store = open_store(self.home.as_deref()).await?;
@@ -70,7 +71,6 @@ impl Launch {
         }
         let (cluster, _share) = self.locate(&store, &members).await?;
         check_network(&store, &cluster, &members)?;
-        refuse_existing(&store, &cluster, &members)?;
         let wants = wants(&store, &cluster, &members)?;
         budget.check(&wants)?;
         check_resources(&store, &cluster, &members)?;
@@ -194,6 +194,31 @@ impl Launch {
         Ok(members)
     }
 
+    /// Refuses members that exist and must not, before it is known whether this host can run them.
+    /// [`make`] does so for one that comes to be later.
+    async fn refuse_existing(&self, members: &[Member]) -> Result<()> {
+        let home = match &self.home {
+            Some(home) => home.clone(),
+            None => Store::default_home()?,
+        };
+        // Where nothing has ever been made, nothing is made by looking for it.
+        if !home.is_dir() || !members.iter().any(|member| member.builder.create_new) {
+            return Ok(());
+        }
+        let store = open_store(Some(&home)).await?;
+        let cluster = store.cluster(&self.cluster);
+        for Member { plan, .. } in members.iter().filter(|member| member.builder.create_new) {
+            let mut found: Vec<_> = cluster.vm(&plan.name).into_iter().collect();
+            if self.anywhere {
+                found.extend(others(&store, &plan.name)?);
+            }
+            if let Some(vm) = found.first() {
+                return Err(exists(vm));
+            }
+        }
+        Ok(())
+    }
+
     /// The cluster that is meant, and a share of it if it exists. With that, what exists is not pruned
     /// while its start waits for an image or for memory, so it is taken before anything is looked up
     /// and kept until the handles have shares of their own.
@@ -229,6 +254,7 @@ impl Launch {
     /// Creates the members that do not exist, and starts none. The names of those it has created.
     pub(crate) async fn create(self) -> Result<Vec<Name>> {
         let mut members = self.plan()?;
+        self.refuse_existing(&members).await?;
         let store = open_store(self.home.as_deref()).await?;
         let elsewhere = existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
         if let ([_], true) = (elsewhere.as_slice(), self.anywhere) {
@@ -240,7 +266,6 @@ impl Launch {
                 cluster: vm.cluster().clone(),
             });
         }
-        refuse_existing(&store, &self.cluster, &members)?;
         find_images(&store, &self.cluster, &mut members).await?;
         blocking(move || {
             let mut created = Vec::new();
@@ -281,14 +306,20 @@ fn existing_elsewhere(
     for member in members {
         let name = &member.plan.name;
         if store.cluster(cluster).vm(name).is_none() {
-            let mut found = store.find(name)?;
-            found.retain(|vm| !lifecycle::is_ephemeral(vm));
+            let found = others(store, name)?;
             if !found.is_empty() {
                 return Ok(found);
             }
         }
     }
     Ok(Vec::new())
+}
+
+/// The VMs of that name in all clusters, but those that are deleted with their owners.
+fn others(store: &Store, name: &Name) -> Result<Vec<VmDir>> {
+    let mut found = store.find(name)?;
+    found.retain(|vm| !lifecycle::is_ephemeral(vm));
+    Ok(found)
 }
 
 /// Checks that the host's network may be changed, if the cluster is or is to be joined to it and has
@@ -415,16 +446,6 @@ async fn attach(
         }
     })
     .await
-}
-
-/// Refuses members that exist and must not.
-fn refuse_existing(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
-    let cluster = store.cluster(cluster);
-    let mut vms = members.iter().filter_map(|member| {
-        let vm = cluster.vm(&member.plan.name);
-        vm.filter(|_| member.builder.create_new)
-    });
-    vms.next().map_or(Ok(()), |vm| Err(exists(&vm)))
 }
 
 fn exists(vm: &VmDir) -> Error {

@@ -7,7 +7,7 @@ use crate::budget::Budget;
 use crate::fake_home::{Home, eventually, refuses};
 use crate::process::Backend;
 use crate::store::StoreError;
-use crate::{Error, Size, Stopped, Vm, VmState, blocking, list, remove};
+use crate::{Cluster, Error, Size, Stopped, Vm, VmState, blocking, list, remove};
 
 impl Home {
     async fn states(&self) -> Vec<(String, VmState)> {
@@ -287,6 +287,25 @@ async fn a_new_vm_never_is_one_that_exists() {
         matches!(&refused, Err(Error::Store(StoreError::Exists { .. }))),
         "{refused:?}"
     );
+    // Nor one of another cluster, however long either is to live, unless it is that of a test.
+    let node = home.vm(Vm::builder("shop/node-1")).detached();
+    let node = node.start().await.unwrap();
+    for builder in [Vm::builder("node-1"), Vm::builder("node-1").ephemeral()] {
+        let refused = home.vm(builder.create_new()).start().await;
+        assert!(
+            matches!(&refused, Err(Error::Store(StoreError::Exists { cluster, .. }))
+                if cluster.as_str() == "shop"),
+            "{refused:?}"
+        );
+    }
+    let refused = home.vm(Vm::builder("node-1")).create_new().create().await;
+    assert!(refused.is_err());
+    node.destroy().await.unwrap();
+    let test = home.cluster(Cluster::test().count(1)).start();
+    let test = test.await.unwrap();
+    let node = home.vm(Vm::builder("node-1")).create_new().start();
+    node.await.unwrap().destroy().await.unwrap();
+    test.destroy().await.unwrap();
     // Nor when it comes to be while the start waits for memory.
     let budget = Budget::of(Size::mib(256));
     let builder = |name| {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use fleetbox::guest::quote;
 use fleetbox::names::Reference;
-use fleetbox::store::StoreError;
 use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
 use fleetbox::{Error, Result, Vm};
 
@@ -40,17 +39,9 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         Some(name) => name,
         None => up::made_up(context)?,
     };
-    // One that exists, in whatever cluster, may hold what its user wants to keep. It may also come to be
-    // while the start waits, which is why the builder is told, too.
-    if !context.store()?.find(&name)?.is_empty() {
-        return Err(StoreError::Exists {
-            cluster: name.clone(),
-            name,
-        }
-        .into());
-    }
     let display = Display::new(context, &format!("starting {name}"));
     let builder = up::builder(context, &name, &run.machine)?.progress(display.progress());
+    // One that exists may hold what its user wants to keep.
     let builder = builder.create_new();
     let builder = if run.rm {
         builder.ephemeral()
