@@ -4,7 +4,7 @@ use std::path::Path;
 
 pub use fleetbox_vmm::preflight::{Probe, probe};
 
-use crate::{Error, Result};
+use crate::{BridgeError, Error, Result};
 
 /// Checks that this host can boot a distribution's image.
 ///
@@ -47,6 +47,26 @@ pub fn unavailable() -> Option<String> {
 /// ```
 pub fn nested_virt_supported() -> bool {
     probe().hardware() && nested_in(Path::new("/sys/module"))
+}
+
+/// Checks that this process may join guests to the host's network: [`Network::Bridge`](crate::Network::Bridge)
+/// needs CAP_NET_ADMIN and the kernel's tap devices.
+///
+/// ```
+/// if let Err(error) = fleetbox::preflight::bridge() {
+///     eprintln!("no bridge network: {error}");
+/// }
+/// ```
+///
+/// # Errors
+/// [`Error::Bridge`] says what is missing.
+pub fn bridge() -> Result<()> {
+    crate::bridge::permitted()?;
+    std::fs::metadata("/dev/net/tun").map_err(|source| BridgeError::Host {
+        action: "find /dev/net/tun (module tun)",
+        source,
+    })?;
+    Ok(())
 }
 
 /// What the KVM modules below `modules` say.

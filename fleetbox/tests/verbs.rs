@@ -837,11 +837,20 @@ fn doctor_names_each_precondition() {
         "images",
         "vms",
         "git",
+        "budget",
+        "openssh",
+        "ping",
+        "bridge",
+        "nested",
     ] {
         assert!(
             checks.iter().any(|check| check["name"] == name),
             "{name}: {checks:?}"
         );
+    }
+    for check in checks {
+        let (bad, remedy) = (check["verdict"] != "ok", &check["remedy"]);
+        assert_eq!(remedy.is_string(), bad, "{check}");
     }
     let failed = checks.iter().any(|check| check["verdict"] == "fail");
     assert_eq!(output.status.code(), Some(i32::from(failed)));

@@ -57,50 +57,95 @@ impl Probe {
     }
 }
 
-impl fmt::Display for Probe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Probe {
+    /// What was found, without what to do.
+    ///
+    /// ```
+    /// use fleetbox_vmm::preflight::Probe;
+    ///
+    /// let found = Probe::Missing { cpu_capable: true }.found();
+    /// assert!(found.contains("/dev/kvm is missing"), "{found}");
+    /// ```
+    pub fn found(&self) -> String {
         match self {
-            Self::Hardware => f.write_str("/dev/kvm is there and uses virtualisation hardware"),
-            Self::Software { module } => write!(
-                f,
+            Self::Hardware => "/dev/kvm is there and uses virtualisation hardware".to_owned(),
+            Self::Software { module } => format!(
                 "/dev/kvm is software only{}: it interprets guest kernels one instruction at a \
-                 time and cannot boot a distribution's; use a host with VT-x or AMD-V, or enable \
-                 nested virtualisation for this machine",
+                 time and cannot boot a distribution's",
                 match module {
                     Some(module) => format!(" (module {module}, no vmx or svm in /proc/cpuinfo)"),
                     None => " (no vmx or svm in /proc/cpuinfo)".to_owned(),
                 }
             ),
-            Self::Missing { cpu_capable: true } => f.write_str(
-                "/dev/kvm is missing although the CPU can virtualise: load the module with \
-                 `modprobe kvm_intel` or `modprobe kvm_amd`",
-            ),
-            Self::Missing { cpu_capable: false } => f.write_str(
-                "/dev/kvm is missing and the CPU shows neither vmx nor svm: enable virtualisation \
-                 in the firmware setup, or nested virtualisation if this is itself a VM",
-            ),
+            Self::Missing { cpu_capable: true } => {
+                "/dev/kvm is missing although the CPU can virtualise".to_owned()
+            }
+            Self::Missing { cpu_capable: false } => {
+                "/dev/kvm is missing and the CPU shows neither vmx nor svm".to_owned()
+            }
             Self::Denied {
-                group,
-                group_may: true,
-            } => write!(
-                f,
-                "/dev/kvm cannot be opened by this user: join the group that owns it with \
-                 `sudo usermod -aG {group} $USER` and log in again"
-            ),
+                group_may: true, ..
+            } => "/dev/kvm cannot be opened by this user".to_owned(),
             Self::Denied {
                 group,
                 group_may: false,
-            } => write!(
-                f,
-                "/dev/kvm cannot be opened by this user, and its group {group} has no access \
-                 either: let the group in with `sudo chmod g+rw /dev/kvm`"
+            } => format!(
+                "/dev/kvm cannot be opened by this user, and its group {group} has no access either"
             ),
-            Self::Broken { error } => {
-                write!(
-                    f,
-                    "/dev/kvm cannot be opened: {error}; see `dmesg | grep kvm`"
-                )
+            Self::Broken { error } => format!("/dev/kvm cannot be opened: {error}"),
+        }
+    }
+
+    /// What to do about it; `None` where everything runs.
+    ///
+    /// ```
+    /// use fleetbox_vmm::preflight::Probe;
+    ///
+    /// let remedy = Probe::Missing { cpu_capable: true }.remedy().unwrap();
+    /// assert!(remedy.contains("modprobe"), "{remedy}");
+    /// assert_eq!(Probe::Hardware.remedy(), None);
+    /// ```
+    pub fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::Hardware => return None,
+            Self::Software { .. } => {
+                "use a host with VT-x or AMD-V, or enable nested virtualisation \
+                                      for this machine"
+                    .to_owned()
             }
+            Self::Missing { cpu_capable: true } => {
+                "load the module with `modprobe kvm_intel` or `modprobe kvm_amd`".to_owned()
+            }
+            Self::Missing { cpu_capable: false } => {
+                "enable virtualisation in the firmware setup, or \
+                                                     nested virtualisation if this is itself a VM"
+                    .to_owned()
+            }
+            Self::Denied {
+                group,
+                group_may: true,
+            } => format!(
+                "join the group that owns it with `sudo usermod -aG {group} $USER` and log in again"
+            ),
+            Self::Denied {
+                group_may: false, ..
+            } => "let the group in with `sudo chmod g+rw /dev/kvm`".to_owned(),
+            Self::Broken { .. } => "see `dmesg | grep kvm`".to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.found())?;
+        // What was found has a colon in it in these two.
+        let mark = match self {
+            Self::Software { .. } | Self::Broken { .. } => "; ",
+            _ => ": ",
+        };
+        match self.remedy() {
+            Some(remedy) => write!(f, "{mark}{remedy}"),
+            None => Ok(()),
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
+use fleetbox::budget::Budget;
 use fleetbox::images::{CATALOGUE_VARIABLE, Images};
 use fleetbox::store::Store;
-use fleetbox::{DEFAULT_MEMORY, Result, Size, VmState, preflight};
+use fleetbox::{BridgeError, DEFAULT_MEMORY, Error, Result, Size, VmState, preflight};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
@@ -63,7 +65,7 @@ fn bad(
 }
 
 pub(super) async fn run(context: &Context) -> Result<u8> {
-    let mut checks = vec![kvm(), memory(), descriptors()];
+    let mut checks = vec![kvm(), memory(), budget(Budget::from_env()), descriptors()];
     match context.store() {
         Ok(store) => {
             checks.push(good("state", store.home().display().to_string()));
@@ -78,7 +80,13 @@ pub(super) async fn run(context: &Context) -> Result<u8> {
             "name a directory that you may write to by FLEETBOX_HOME or --home",
         )),
     }
-    checks.push(git());
+    checks.extend([
+        git(),
+        openssh(),
+        ping(),
+        bridge(preflight::bridge()),
+        nested(),
+    ]);
     if context.json {
         context.say_json(&checks)?;
     } else {
@@ -103,22 +111,19 @@ pub(super) async fn run(context: &Context) -> Result<u8> {
 
 fn kvm() -> Check {
     let probe = preflight::probe();
-    if probe.hardware() {
-        good("kvm", probe.to_string())
-    } else {
-        // Its text says what to do.
-        Check {
-            name: "kvm",
-            verdict: Verdict::Fail,
-            found: probe.to_string(),
-            remedy: None,
-        }
+    match probe.remedy() {
+        None => good("kvm", probe.found()),
+        Some(remedy) => bad("kvm", Verdict::Fail, probe.found(), remedy),
     }
 }
 
 fn memory() -> Check {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let Some(available) = available_memory(&text) else {
+    // All that this process may have at all: its control group may have less than the host.
+    let all = "100%".parse::<Budget>().ok().and_then(|all| all.limit());
+    let available = available_memory(&text)
+        .map(|available| all.map_or(available, |all| all.bytes().min(available)));
+    let Some(available) = available else {
         return bad(
             "memory",
             Verdict::Warn,
@@ -138,6 +143,31 @@ fn memory() -> Check {
                 "a VM is given {DEFAULT_MEMORY} unless told otherwise: end programs, or give it less by --memory"
             ),
         )
+    }
+}
+
+/// What all VMs together may have.
+fn budget(budget: Result<Budget, impl std::fmt::Display>) -> Check {
+    match budget.map(|budget| budget.limit()) {
+        Ok(None) => good("budget", "no limit for the memory of all VMs together"),
+        Ok(Some(limit)) if limit >= DEFAULT_MEMORY => {
+            good("budget", format!("{limit} of memory for all VMs together"))
+        }
+        Ok(Some(limit)) => bad(
+            "budget",
+            Verdict::Warn,
+            format!("{limit} of memory for all VMs together"),
+            format!(
+                "a VM is given {DEFAULT_MEMORY} unless told otherwise: give it less by --memory, or raise \
+                 FLEETBOX_MEMORY_BUDGET"
+            ),
+        ),
+        Err(error) => bad(
+            "budget",
+            Verdict::Fail,
+            error.to_string(),
+            "mend or unset FLEETBOX_MEMORY_BUDGET",
+        ),
     }
 }
 
@@ -183,7 +213,7 @@ fn space(home: &Path) -> Option<Check> {
     } else {
         bad(
             "space",
-            Verdict::Fail,
+            Verdict::Warn,
             found,
             format!(
                 "free {} MiB: `fleetbox prune` deletes stopped VMs, `fleetbox images rm --all` unused images; \
@@ -223,7 +253,7 @@ async fn vms(store: &Store) -> Check {
         }
         Err(error) => bad(
             "vms",
-            Verdict::Fail,
+            Verdict::Warn,
             error.to_string(),
             "delete the VM that is named by `fleetbox rm`, or use another state directory",
         ),
@@ -246,6 +276,77 @@ fn git() -> Check {
     }
 }
 
+/// Needed by those who use `ssh-config`.
+fn openssh() -> Check {
+    match std::process::Command::new("ssh").arg("-V").output() {
+        // It tells its version on standard error.
+        Ok(output) if output.status.success() => good(
+            "openssh",
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        ),
+        _ => bad(
+            "openssh",
+            Verdict::Warn,
+            "not found",
+            "install an OpenSSH client for plain `ssh`, scp and rsync by `fleetbox ssh-config`; `fleetbox ssh` \
+             and `cp` need none",
+        ),
+    }
+}
+
+/// Needed by guests that ping more than each other.
+fn ping() -> Check {
+    let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_CLOEXEC);
+    match socket(AddressFamily::Inet, kind, flags, SockProtocol::Icmp) {
+        Ok(_) => good("ping", "guests can ping the world"),
+        Err(error) => bad(
+            "ping",
+            Verdict::Warn,
+            format!("guests cannot ping the world: {error}"),
+            "`sudo sysctl net.ipv4.ping_group_range='0 2147483647'` lets every user of this host ping",
+        ),
+    }
+}
+
+/// Needed by `--network bridge`.
+fn bridge(may: Result<()>) -> Check {
+    match may {
+        Ok(()) => good("bridge", "this process may make bridge networks"),
+        Err(error) => bad(
+            "bridge",
+            Verdict::Warn,
+            match &error {
+                Error::Bridge(BridgeError::NotPermitted) => {
+                    "this user may not change this host's network (CAP_NET_ADMIN)".to_owned()
+                }
+                error => error.to_string(),
+            },
+            match &error {
+                Error::Bridge(BridgeError::NotPermitted) => {
+                    "`fleetbox up --network bridge` prints the command to run with sudo; the user network needs no rights"
+                }
+                _ => {
+                    "`sudo modprobe tun` for `--network bridge`; the user network needs none of it"
+                }
+            },
+        ),
+    }
+}
+
+/// Needed by guests that run VMs themselves.
+fn nested() -> Check {
+    if fleetbox::nested_virt_supported() {
+        return good("nested", "guests have a /dev/kvm of their own");
+    }
+    bad(
+        "nested",
+        Verdict::Warn,
+        "guests have no /dev/kvm of their own",
+        "for VMs in guests, load the KVM module with nested virtualisation: `sudo modprobe -r kvm_intel && sudo \
+         modprobe kvm_intel nested=1` (kvm_amd on AMD)",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,12 +363,49 @@ mod tests {
     fn what_fails_has_a_remedy() {
         let here = tempfile::tempdir().unwrap();
         let store = Store::open(here.path()).unwrap();
-        for check in [memory(), descriptors(), images(&store), git()] {
+        let refused = BridgeError::Busy;
+        let checks = [
+            kvm(),
+            memory(),
+            budget("1G".parse::<Budget>()),
+            budget("lots".parse::<Budget>()),
+            budget("unlimited".parse::<Budget>()),
+            descriptors(),
+            images(&store),
+            git(),
+            openssh(),
+            ping(),
+            bridge(preflight::bridge()),
+            bridge(Err(refused.into())),
+            nested(),
+        ];
+        for check in checks {
             assert_eq!(
                 check.remedy.is_some(),
                 check.verdict != Verdict::Ok,
                 "{check:?}"
             );
         }
+    }
+
+    #[test]
+    fn only_what_no_vm_runs_without_fails() {
+        let verdict = |text: &str| budget(text.parse::<Budget>()).verdict;
+        assert_eq!(verdict("unlimited"), Verdict::Ok);
+        assert_eq!(verdict("8G"), Verdict::Ok);
+        assert_eq!(verdict("1G"), Verdict::Warn);
+        assert_eq!(verdict("lots"), Verdict::Fail);
+        for check in [
+            memory(),
+            git(),
+            openssh(),
+            ping(),
+            nested(),
+            bridge(preflight::bridge()),
+        ] {
+            assert_ne!(check.verdict, Verdict::Fail, "{check:?}");
+        }
+        let here = tempfile::tempdir().unwrap();
+        assert_ne!(space(here.path()).unwrap().verdict, Verdict::Fail);
     }
 }
