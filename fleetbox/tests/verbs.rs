@@ -1036,6 +1036,36 @@ fn a_run_that_cannot_be_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_tree_is_shipped_to_a_vm_that_runs_only() {
+    let host = Host::new();
+    let root = work_tree(&host);
+    let root = root.to_str().expect("UTF-8");
+    assert_eq!(
+        host.ends(0, &["ship", "web", root, "--dry-run"]),
+        ".gitignore\ntracked\n"
+    );
+    assert!(!host.state().exists(), "something was created");
+    host.vm("web", "web", Path::new("/none"));
+    for (args, reason) in [
+        (&["none", root][..], "there is no VM none"),
+        (&["web", root], "`fleetbox up web`"),
+        (&["web", "/no/such/place"], "/no/such/place"),
+        (
+            &["web", root, "--branch", "x", "--from", "gone"],
+            "there is no gone",
+        ),
+    ] {
+        let output = host.run(&[&["ship"], args].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        assert!(error.contains(reason), "{error}");
+    }
+    let output = host.run(&["pull-diff", "web"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("`fleetbox ship web PATH`"), "{error}");
+}
+
+#[test]
 fn a_dry_run_lists_what_would_be_shipped() {
     let host = Host::new();
     let root = work_tree(&host);

@@ -49,6 +49,8 @@ pub(super) enum Command {
     Exec(Exec),
     /// Run a program or log in, in a new VM, with a git work tree if one is named
     Run(Run),
+    /// Ship a git work tree to a VM that runs, as `run PATH` does to a new one
+    Ship(Ship),
     /// Print what was changed in a VM's workspace, as a patch against the commit that was shipped
     PullDiff {
         /// The VM
@@ -217,6 +219,9 @@ pub(super) struct Exec {
     /// Ship the workspace's files again first; the guest's changes to them are lost
     #[arg(long)]
     pub(super) sync: bool,
+    /// The guest's directory to run in: below the workspace, or the home if there is none, or absolute
+    #[arg(long, value_name = "DIR", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(super) dir: Option<String>,
     /// The program and its arguments, which the guest's shell does not change
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
@@ -242,6 +247,16 @@ pub(super) struct Run {
     /// The program and its arguments, which the guest's shell does not change; a log-in if none
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ship {
+    /// The VM
+    pub(super) name: Reference,
+    /// A directory in a git work tree
+    pub(super) path: PathBuf,
+    #[command(flatten)]
+    pub(super) shipment: Shipment,
 }
 
 /// What of a work tree is shipped.
@@ -557,6 +572,10 @@ mod tests {
             &["run", ".", "--from", "HEAD"],
             &["run", "a", "b"],
             &["pull-diff"],
+            &["ship", "web"],
+            &["ship", "web", ".", "--from", "HEAD"],
+            &["ship", "web", ".", "--full-copy", "--include-untracked"],
+            &["exec", "web", "--dir", "", "--", "true"],
             &["images", "rm", "x", "--all"],
             &["completions", "no-shell"],
         ] {

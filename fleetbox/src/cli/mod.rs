@@ -79,6 +79,7 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::Ssh(ssh) => ssh::run(context, ssh).await,
         Command::Exec(exec) => run::exec(context, exec).await,
         Command::Run(run) => run::run(context, run).await,
+        Command::Ship(ship) => run::ship(context, ship).await,
         Command::PullDiff { name, output } => run::pull_diff(context, &name, output).await,
         Command::Ls => vms::ls(context).await,
         Command::Show { name } => show::run(context, &name).await,

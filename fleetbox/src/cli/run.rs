@@ -8,7 +8,7 @@ use fleetbox::names::Reference;
 use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
 use fleetbox::{Error, Result, Vm};
 
-use super::args::{Exec, Machine, Run, Shipment};
+use super::args::{Exec, Machine, Run, Ship, Shipment};
 use super::output::{Context, complain};
 use super::progress::Display;
 use super::{GUEST_FAILURE, REFUSED, ssh, ssh_config, up, vms};
@@ -174,7 +174,12 @@ async fn list(context: &Context, tree: &Tree, options: &ShipOptions) -> Result<u
 
 pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
     let vm = Vm::open_in(context.home(), exec.name.as_str()).await?;
-    let mut workspace = Workspace::of(context.home(), exec.name.as_str()).await?;
+    let elsewhere = exec.dir.as_ref().is_some_and(|dir| dir.starts_with('/'));
+    let mut workspace = if elsewhere && !exec.sync {
+        None
+    } else {
+        Workspace::of(context.home(), exec.name.as_str()).await?
+    };
     if exec.sync && workspace.is_none() {
         return Err(no_workspace(&exec.name));
     }
@@ -194,8 +199,45 @@ pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
             }
         }
     }
-    let command = command(workspace.as_ref(), &exec.command);
+    let command = match (&workspace, exec.dir) {
+        (workspace, None) => command(workspace.as_ref(), &exec.command),
+        (Some(workspace), Some(dir)) if !elsewhere => {
+            Some(workspace.command_in(&dir, &exec.command))
+        }
+        (_, Some(dir)) => command(None, &exec.command)
+            .map(|command| format!("cd -- {} && {command}", quote(&dir))),
+    };
     ssh::pass_through(&vm, command.as_deref(), exec.tty).await
+}
+
+pub(super) async fn ship(context: &Context, ship: Ship) -> Result<u8> {
+    let options = options(&ship.shipment);
+    let tree = Tree::open(&ship.path).await?;
+    if ship.shipment.dry_run {
+        return list(context, &tree, &options).await;
+    }
+    tree.check(&options).await?;
+    let vm = Vm::open_in(context.home(), ship.name.as_str()).await?;
+    let name = vm.reference();
+    let earlier = Workspace::of(context.home(), name.as_str()).await?;
+    let display = Display::new(context, &format!("shipping {}", tree.root().display()));
+    let shipped = Workspace::ship(&vm, &tree, &options).await;
+    drop(display);
+    let directory = shipped?.directory;
+    if let Some(earlier) = earlier.filter(|earlier| earlier.directory != directory) {
+        context.note(format_args!(
+            "the work tree that {name} had stays in ~/{}, and is not its workspace any more",
+            earlier.directory
+        ));
+    }
+    context.tell(format_args!(
+        "{} is in ~/{directory} of {name}; `fleetbox exec {name} -- COMMAND` runs there",
+        tree.root().display()
+    ));
+    if context.json {
+        vms::say_changed(context, &[(name, "shipped")]).await?;
+    }
+    Ok(0)
 }
 
 pub(super) async fn pull_diff(

@@ -91,7 +91,9 @@ pub enum WorkspaceError {
         why: String,
     },
     /// The VM has no workspace.
-    #[error("{name} has no workspace; `fleetbox run PATH` makes a VM with one")]
+    #[error(
+        "{name} has no workspace; `fleetbox ship {name} PATH` gives it one, `fleetbox run PATH` makes a VM with one"
+    )]
     None {
         /// The VM.
         name: String,
@@ -271,23 +273,43 @@ impl Workspace {
     }
 
     /// A command line for the guest's shell that runs a program in the workspace, through mise
-    /// where the tree says so and the guest has it; without words, the login shell.
+    /// where the tree says so and the guest has it; without words, a shell of the user's.
     pub fn command(&self, words: &[String]) -> String {
-        let enter = self.enter();
-        if words.is_empty() {
-            return format!("{enter} && exec \"${{SHELL:-/bin/sh}}\" -l");
+        self.command_in(".", words)
+    }
+
+    /// As [`Workspace::command`], in a directory of the workspace.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm, workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
+    /// let test = workspace.command_in("crates/core", &["cargo".into(), "test".into()]);
+    /// assert!(vm.ssh(&test).await?.success());
+    /// # Ok(()) }
+    /// ```
+    pub fn command_in(&self, directory: &str, words: &[String]) -> String {
+        let mut enter = self.enter();
+        // What is below the workspace is found from there, whatever its name begins with.
+        if directory != "." {
+            enter = format!("{enter} && cd -- {}", quote(&format!("./{directory}")));
         }
-        let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
-        let words = words.join(" ");
+        let (plain, through_mise) = if words.is_empty() {
+            // A login shell would put the system's directories before those of mise.
+            let shell = "\"${SHELL:-/bin/sh}\"";
+            (format!("{shell} -l"), shell.to_owned())
+        } else {
+            let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
+            (words.join(" "), words.join(" "))
+        };
         if !self.mise {
-            return format!("{enter} && exec {words}");
+            return format!("{enter} && exec {plain}");
         }
         // The tree is the user's own, who ran this: mise need not ask whether it is trusted.
         format!(
             "{enter} && PATH=$PATH:$HOME/.local/bin && if command -v mise >/dev/null 2>&1; then \
-             MISE_YES=1 MISE_TRUSTED_CONFIG_PATHS=$PWD exec mise exec -- {words}; else \
-             echo 'fleetbox: this workspace declares its tools by mise, which the guest does not have' >&2; \
-             exec {words}; fi"
+             MISE_YES=1 MISE_TRUSTED_CONFIG_PATHS=\"$HOME\"/{} exec mise exec -- {through_mise}; else \
+             echo 'fleetbox: this workspace declares its tools by mise, which the guest does not have; \
+             docs/cli.md has user data that installs it' >&2; exec {plain}; fi",
+            quote(&self.directory)
         )
     }
 

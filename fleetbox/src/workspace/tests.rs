@@ -377,6 +377,13 @@ fn commands_run_in_the_workspace_and_through_mise() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "a b|$HOME|");
     let output = run(&workspace, &["cat".to_owned(), "src/main.c".to_owned()]);
     assert_eq!(output.stdout, b"int main;\n");
+    let command = workspace.command_in("src", &["cat".to_owned(), "main.c".to_owned()]);
+    let output = std::process::Command::new("sh")
+        .args(["-c", &command])
+        .env("HOME", dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"int main;\n");
     // Without mise it is said and run all the same; with it, it is run through it.
     workspace.mise = true;
     let bin = dir.path().join(".local/bin");
@@ -390,6 +397,17 @@ fn commands_run_in_the_workspace_and_through_mise() {
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "mise exec -- printf %s| a b $HOME\n"
+    );
+    // A log-in has the tools, too.
+    let output = std::process::Command::new("sh")
+        .args(["-c", &workspace.command(&[])])
+        .env("HOME", dir.path())
+        .env("SHELL", "/bin/some shell")
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "mise exec -- /bin/some shell\n"
     );
 }
 

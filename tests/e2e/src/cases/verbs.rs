@@ -399,6 +399,15 @@ pub(crate) fn work_tree(suite: &Suite) {
     let output = fleetbox(&["exec", "tree", "--", "true"], 0, QUICK);
     assert!(output.stderr.is_empty(), "{}", host::both(&output));
 
+    // Another directory, and a tree for a VM that is there.
+    let output = fleetbox(&["exec", "tree", "--dir", "/", "--", "pwd"], 0, QUICK);
+    assert_eq!(text(&output), "/");
+    let output = fleetbox(&["exec", "tree", "--dir", ".git", "--", "pwd"], 0, QUICK);
+    assert!(text(&output).ends_with("/my-repo/.git"));
+    fleetbox(&["ship", "tree", &path, "--branch", "topic"], 0, QUICK);
+    let output = fleetbox(&["exec", "tree", "--", "cat", ".git/HEAD"], 0, QUICK);
+    assert_eq!(text(&output), "ref: refs/heads/topic");
+
     stopped_vm(&home, "old");
     assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "old is deleted");
     let list = text(&fleetbox(&["ls"], 0, QUICK));
