@@ -220,7 +220,7 @@ pub(super) async fn ship(context: &Context, ship: Ship) -> Result<u8> {
     let vm = Vm::open_in(context.home(), ship.name.as_str()).await?;
     let name = vm.reference();
     let earlier = Workspace::of(context.home(), name.as_str()).await?;
-    let display = Display::new(context, &format!("shipping {}", tree.root().display()));
+    let display = Display::begin(context, &format!("shipping {}", tree.root().display()));
     let shipped = Workspace::ship(&vm, &tree, &options).await;
     drop(display);
     let directory = shipped?.directory;
