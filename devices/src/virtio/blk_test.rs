@@ -2,6 +2,8 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use proptest::prelude::*;
+
 use super::super::testing::{Driver, INDIRECT, WRITE};
 use super::super::{F_EVENT_IDX, VirtioPciState};
 use super::*;
@@ -495,4 +497,51 @@ fn several_queues_are_saved_with_their_positions() {
     // Nor does it fit a device of another number of queues.
     let single = Driver::new(Blk::new("blk0", disk, "", 1));
     assert!(single.function.restore(&state).is_err());
+}
+
+/// Data buffers: mostly in memory, of any length that there is.
+fn hostile_buffers() -> impl Strategy<Value = Vec<(u64, u32)>> {
+    let addr = prop_oneof![
+        6 => DATA_AT..0x70_0000,
+        1 => 0x7f_0000u64..0x90_0000,
+        1 => any::<u64>(),
+    ];
+    let len = prop_oneof![
+        4 => prop::sample::select(vec![0u32, 1, 8, 16, 20, 511, 512, 4096]),
+        2 => 0u32..100_000,
+        // All of a chain are less than 4 GiB, or it is none.
+        1 => any::<u32>().prop_map(|len| len / 16),
+    ];
+    prop::collection::vec((addr, len), 0..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// A request that has a header and room for a status has an answer, whatever else it says.
+    #[test]
+    fn any_request_has_a_status(
+        requests in prop::collection::vec(
+            (
+                prop_oneof![4 => 0u32..16, 1 => any::<u32>()],
+                prop_oneof![3 => 0u64..(LEN as u64 / 512 + 2), 1 => any::<u64>()],
+                hostile_buffers(),
+                hostile_buffers(),
+                prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 64),
+            ),
+            1..6,
+        ),
+    ) {
+        let (disk, driver) = setup(false);
+        for (kind, sector, readable, writable, data) in requests {
+            driver.fill(DATA_AT, &data);
+            let mut buffers: Vec<_> = readable.iter().map(|(at, len)| (*at, *len, 0)).collect();
+            buffers.extend(writable.iter().map(|(at, len)| (*at, *len, WRITE)));
+            let (status, _) = request(&driver, kind, sector, &buffers);
+            prop_assert!(matches!(status, OK | IOERR | UNSUPP), "{status}");
+            // A panic of the device's thread would end here, too.
+            prop_assert_eq!(driver.status() & 0x40, 0);
+        }
+        prop_assert_eq!(lock(&disk.data).len(), LEN);
+    }
 }

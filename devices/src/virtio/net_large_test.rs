@@ -1,5 +1,7 @@
 //! Links that carry packets with headers: what passes whole, and for whom it is cut.
 
+use proptest::prelude::*;
+
 use super::super::offload::tests::{check, large};
 use super::super::testing::{Driver, WRITE, eventually};
 use super::tests::*;
@@ -304,4 +306,134 @@ fn what_is_pending_does_not_hinder_a_reset() {
     send_frame(&peer, &with_header(&frame(60, 9)));
     let (got, _) = received(&driver, 0);
     assert_eq!(got[12..], frame(60, 9));
+}
+
+/// Bytes of payload in the largest packet that [`large`] makes.
+const MOST: usize = 65535 - 52;
+const CASES: u32 = 100;
+
+/// Headers near to those of honest drivers, and bytes.
+fn hostile_header() -> impl Strategy<Value = Vec<u8>> {
+    let near = (
+        prop::sample::select(vec![0u8, 1, 1, 2, 0xff]),
+        prop::sample::select(vec![0u8, 1, 1, 3, 4, 0x81]),
+        prop_oneof![Just(1448u16), 0u16..20, any::<u16>()],
+        prop_oneof![Just(34u16), Just(38), any::<u16>()],
+        prop_oneof![Just(16u16), Just(6), any::<u16>()],
+    );
+    let near = near.prop_map(|(flags, kind, segment, start, offset)| {
+        let mut header = vec![0; HEADER];
+        header[0] = flags;
+        header[1] = kind;
+        header[4..6].copy_from_slice(&segment.to_le_bytes());
+        header[6..8].copy_from_slice(&start.to_le_bytes());
+        header[8..10].copy_from_slice(&offset.to_le_bytes());
+        header
+    });
+    prop_oneof![4 => near, 1 => prop::collection::vec(any::<u8>(), HEADER)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, ..ProptestConfig::default() })]
+
+    /// Whatever a driver sends, the device goes on, and on the link is only what belongs there.
+    #[test]
+    fn anything_may_be_sent(
+        format in prop::sample::select(vec![LinkFormat::Frames, LinkFormat::Packets]),
+        sent in prop::collection::vec(
+            (
+                hostile_header(),
+                prop_oneof![0usize..60, 1000usize..1600, 0usize..65_600],
+                prop::collection::vec((0usize..80, any::<u8>()), 0..3),
+                any::<bool>(),
+                any::<bool>(),
+            ),
+            1..8,
+        ),
+    ) {
+        let (ours, peer) = pair();
+        let driver = Driver::new(Net::new("net0", MAC, ours, format, 1));
+        driver.start(0);
+        for (header, len, damage, vlan, cut) in sent {
+            let mut bytes = [header, large(&vec![7; len.saturating_sub(52).min(MOST)], 0, vlan).1].concat();
+            for (at, byte) in damage {
+                if let Some(place) = bytes.get_mut(HEADER + at) {
+                    *place = byte;
+                }
+            }
+            if cut {
+                bytes.resize(HEADER + len, 0);
+            }
+            driver.fill(TX_AT, &bytes);
+            let (first, rest) = (bytes.len() as u32 / 2, bytes.len() as u32);
+            let rest = rest - first;
+            let at = TX_AT + u64::from(first);
+            let done = driver.used_idx(TX as u16);
+            driver.send(TX as u16, 0, &[(TX_AT, first, 0), (at, rest, 0)]);
+            driver.notify(TX as u16);
+            let mut data = vec![0; 70_000];
+            // The socket may be full before the device is done with a packet.
+            eventually("a used buffer", || {
+                while let Ok(len) = recv(peer.as_raw_fd(), &mut data, MsgFlags::MSG_DONTWAIT) {
+                    match format {
+                        LinkFormat::Frames => assert!((MIN_FRAME..=MAX_FRAME).contains(&len)),
+                        LinkFormat::Packets => assert!(Packet::parse(&data[..len]).is_some()),
+                    }
+                }
+                driver.used_idx(TX as u16) != done
+            });
+            // A panic of the device's thread would end here, too.
+            prop_assert_eq!(driver.status() & 0x40, 0);
+        }
+    }
+
+    /// Whatever comes by the link, and however small the driver's buffers are, the device goes on.
+    #[test]
+    fn anything_may_be_received(
+        format in prop::sample::select(vec![LinkFormat::Frames, LinkFormat::Packets]),
+        without in prop::sample::select(vec![0, MERGEABLE, 1 << VIRTIO_NET_F_GUEST_TSO4]),
+        buffers in prop::collection::vec(12u32..3000, 1..16),
+        came in prop::collection::vec(
+            (
+                hostile_header(),
+                prop_oneof![1usize..60, 1000usize..1600, 0usize..65_600],
+                prop::collection::vec((0usize..80, any::<u8>()), 0..2),
+                any::<bool>(),
+            ),
+            1..8,
+        ),
+    ) {
+        let (ours, peer) = pair();
+        let driver = Driver::new(Net::new("net0", MAC, ours, format, 1));
+        driver.start(without);
+        for (header, len, damage, whole) in came {
+            let (good, frame) = large(&vec![7; len.min(MOST)], 1448, false);
+            let mut bytes = [if whole { good } else { header }, frame].concat();
+            for (at, byte) in damage {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            // What does not fit is lost, as on any link.
+            let _ = send(peer.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT);
+        }
+        for (i, len) in (0..).zip(&buffers) {
+            offer_buffer(&driver, i, *len);
+        }
+        let mut quiet = 0;
+        let mut before = driver.used_idx(RX as u16);
+        eventually("an end of it", || {
+            let now = driver.used_idx(RX as u16);
+            quiet = if now == before { quiet + 1 } else { 0 };
+            before = now;
+            quiet >= 3
+        });
+        let mut used = 0;
+        while used < before {
+            let (head, len) = driver.used(RX as u16, used);
+            prop_assert!(len <= buffers[head as usize], "{len} bytes in buffer {head}");
+            used += 1;
+        }
+        prop_assert_eq!(driver.status() & 0x40, 0);
+    }
 }

@@ -194,15 +194,19 @@ fn le(bytes: &[u8], at: usize, len: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::boot::testing::{self, MemoryDisk};
 
-    fn table(data: Vec<u8>) -> Result<Vec<Partition>, BootError> {
+    fn read(data: Vec<u8>) -> Result<Vec<Partition>, BootError> {
         partitions(&testing::window(MemoryDisk::disk(data)))
     }
 
     fn names(data: Vec<u8>) -> Vec<(String, bool, u64)> {
-        let found = table(data).unwrap();
+        let found = read(data).unwrap();
         found
             .into_iter()
             .map(|p| (p.name, p.esp, p.window.len()))
@@ -235,7 +239,7 @@ mod tests {
         data[520] ^= 1;
         let last = data.len() - 500;
         data[last] ^= 1;
-        let error = table(data).err().unwrap();
+        let error = read(data).err().unwrap();
         assert!(error.to_string().contains("checksum"), "{error}");
     }
 
@@ -244,6 +248,65 @@ mod tests {
         let data = testing::sfdisk(16 << 20, "label: dos\nstart=2048, size=4096, type=83\n");
         assert_eq!(names(data), [("msdos1".to_string(), false, 4096 * 512)]);
         assert_eq!(names(vec![0; 4096]), [(String::new(), false, 4096)]);
-        assert!(table(Vec::new()).is_err());
+        assert!(read(Vec::new()).is_err());
+    }
+
+    /// Values at the edges of what a table can say, and any.
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            4 => 0u64..40_000,
+            1 => (0u64..4).prop_map(|less| u64::MAX - less),
+            1 => (0u32..64).prop_map(|bit| 1 << bit),
+            1 => any::<u64>(),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+        /// Checksums are no proof of honesty: tables that have them right have an answer, too, and
+        /// no partition is anywhere but on the disk.
+        #[test]
+        fn tables_with_good_checksums_have_an_answer(
+            entries in prop::collection::vec((0usize..40, number(), number()), 0..6),
+            count in prop_oneof![Just(128u32), 0u32..2000, any::<u32>()],
+            size in prop_oneof![4 => Just(128u32), 1 => Just(4096), 1 => 0u32..5000, 1 => any::<u32>()],
+            table_at in prop_oneof![4 => Just(2u64), 1 => number()],
+            header_len in prop_oneof![4 => Just(92u32), 1 => 0u32..600, 1 => any::<u32>()],
+        ) {
+            // As much of the disk as a table may be in: the rest is only long.
+            static INTACT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+                let mut disk = gpt_disk();
+                disk.truncate(1 << 20);
+                disk
+            });
+            let mut data = INTACT.clone();
+            for (index, first, last) in entries {
+                let entry = 1024 + index * 128;
+                data[entry] |= 1;
+                data[entry + 32..entry + 40].copy_from_slice(&first.to_le_bytes());
+                data[entry + 40..entry + 48].copy_from_slice(&last.to_le_bytes());
+            }
+            let start = usize::try_from(table_at).ok().and_then(|at| at.checked_mul(512));
+            let len = (count as usize).checked_mul(size as usize);
+            let table = start.zip(len).and_then(|(start, len)| {
+                data.get(start..start.checked_add(len)?)
+            });
+            let table_sum = table.map_or(0, crc32);
+            let header = &mut data[512..1024];
+            header[12..16].copy_from_slice(&header_len.to_le_bytes());
+            header[72..80].copy_from_slice(&table_at.to_le_bytes());
+            header[80..84].copy_from_slice(&count.to_le_bytes());
+            header[84..88].copy_from_slice(&size.to_le_bytes());
+            header[88..92].copy_from_slice(&table_sum.to_le_bytes());
+            header[16..20].fill(0);
+            let sum = header.get(..header_len as usize).map_or(0, crc32);
+            header[16..20].copy_from_slice(&sum.to_le_bytes());
+            // The backup is cut off, so that what is said here counts.
+            let len = data.len() as u64;
+            if let Ok(found) = read(data) {
+                prop_assert!(found.iter().all(|part| part.window.len() <= len));
+            }
+        }
     }
 }

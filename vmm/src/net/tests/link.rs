@@ -410,6 +410,82 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// A segment of the connection from port 4000 to `port` of the host.
+fn segment(from: Ipv4Addr, port: u16, numbers: (u32, u32), flags: u8, rest: &[u8]) -> Vec<u8> {
+    let mut tcp = vec![0; frame::TCP];
+    let header = frame::Tcp {
+        source: 4000,
+        to: port,
+        sequence: numbers.0,
+        acknowledgement: numbers.1,
+        flags,
+        payload: 0,
+    };
+    header.write(&mut tcp, from, HOST);
+    tcp.extend_from_slice(rest);
+    let body = packet(from, HOST, 6, &tcp);
+    frame(GATEWAY_MAC, mac(1), frame::TYPE_IPV4, &body)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// A guest that has opened a connection and then sends what it likes harms that connection at
+    /// most.
+    #[test]
+    fn an_open_connection_survives_any_segments(
+        segments in prop::collection::vec(
+            (
+                prop_oneof![4 => -3i32..3000, 1 => any::<i32>()],
+                prop_oneof![4 => -3i32..3000, 1 => any::<i32>()],
+                prop_oneof![4 => Just(frame::ACK), 1 => any::<u8>()],
+                // Window and options, if the header says that there are any.
+                prop_oneof![4 => Just(5u8), 1 => 0u8..16],
+                any::<u16>(),
+                prop::collection::vec(any::<u8>(), 0..100),
+            ),
+            1..60,
+        ),
+    ) {
+        use std::io::Write;
+        let network = Network::start(config()).unwrap();
+        let attachment = attach(&network, "fuzz", 1);
+        let (wire, ip) = (Wire::new(attachment.link), attachment.ip);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        wire.send(&segment(ip, port, (999, 0), frame::SYN, &[])).unwrap();
+        let answer = wire.expect(|frame| frame[12..14] == [8, 0]);
+        let answer = frame::Tcp::parse(&answer[ETHERNET + IPV4..]).unwrap();
+        prop_assert!(answer.has(frame::SYN | frame::ACK));
+        let ours = answer.sequence.wrapping_add(1);
+        wire.send(&segment(ip, port, (1000, ours), frame::ACK, &[])).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut sent = 2;
+        for (sequence, acknowledgement, flags, header, window, rest) in segments {
+            // Something to acknowledge.
+            let _ = server.write(&[7; 50]);
+            let numbers = (
+                1000u32.wrapping_add_signed(sequence),
+                ours.wrapping_add_signed(acknowledgement),
+            );
+            let mut bytes = segment(ip, port, numbers, flags, &rest);
+            frame::put(&mut bytes, ETHERNET + IPV4 + 12, &[header << 4]);
+            frame::put(&mut bytes, ETHERNET + IPV4 + 14, &window.to_be_bytes());
+            if wire.send(&bytes).is_ok() {
+                sent += 1;
+            }
+            while wire.receive().is_some() {}
+        }
+        settle(&network, "fuzz", sent);
+        prop_assert!(network.status().unwrap().ports[0].up);
+        // Others are served as before.
+        let other = listener.local_addr().unwrap().port();
+        let mut guest = Guest::join(&network, "other", 2);
+        prop_assert!(guest.connect((HOST, other).into()).is_some());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
     #[test]
