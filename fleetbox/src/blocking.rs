@@ -707,6 +707,14 @@ impl Vm {
     }
 
     /// As [`crate::Vm::with_progress`].
+    ///
+    /// ```no_run
+    /// use fleetbox::{blocking::Vm, images::progress};
+    ///
+    /// let vm = Vm::open("web")?.with_progress(progress::stderr());
+    /// vm.restart()?; // says so if it has to wait for memory
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     #[must_use]
     pub fn with_progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         Self(Arc::new(self.0.another().with_progress(progress)))

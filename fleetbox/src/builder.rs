@@ -37,10 +37,26 @@ use crate::{Error, Result, Size, testing};
 /// ```
 pub const DEFAULT_CPUS: u32 = 2;
 /// Memory of a VM for which no size is given. The host gives what the guest touches.
+///
+/// ```
+/// use fleetbox::{DEFAULT_MEMORY, Vm};
+///
+/// let twice = Vm::test().memory(fleetbox::Size::from_bytes(2 * DEFAULT_MEMORY.bytes()));
+/// ```
 pub const DEFAULT_MEMORY: Size = Size::gib(2);
 /// Disk of a VM for which no size is given. The host stores what the guest writes.
+///
+/// ```
+/// assert_eq!(fleetbox::DEFAULT_DISK, fleetbox::Size::gib(20));
+/// ```
 pub const DEFAULT_DISK: Size = Size::gib(20);
 /// How long a guest may take from its first instruction to an SSH log-in.
+///
+/// ```
+/// use fleetbox::{DEFAULT_BOOT_TIMEOUT, Vm};
+///
+/// let emulated = Vm::test().boot_timeout(3 * DEFAULT_BOOT_TIMEOUT);
+/// ```
 pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A VM that is to be started. Made by [`Vm::builder`] and [`Vm::test`].
@@ -160,12 +176,22 @@ impl VmBuilder {
     }
 
     /// Number of virtual CPUs ([`DEFAULT_CPUS`] if not given).
+    ///
+    /// ```
+    /// # use fleetbox::Vm;
+    /// let vm = Vm::test().cpus(4);
+    /// ```
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = Some(cpus);
         self
     }
 
     /// Memory ([`DEFAULT_MEMORY`] if not given); the host gives only what the guest touches.
+    ///
+    /// ```
+    /// # use fleetbox::{Size, Vm};
+    /// let vm = Vm::test().memory(Size::gib(4));
+    /// ```
     pub fn memory(mut self, memory: Size) -> Self {
         self.memory = Some(memory);
         self
@@ -173,12 +199,25 @@ impl VmBuilder {
 
     /// Size of the disk ([`DEFAULT_DISK`] if not given), no less than the image's. The host
     /// stores only what the guest writes.
+    ///
+    /// ```
+    /// # use fleetbox::{Size, Vm};
+    /// let vm = Vm::test().disk(Size::gib(40));
+    /// ```
     pub fn disk(mut self, disk: Size) -> Self {
         self.disk = Some(disk);
         self
     }
 
     /// The user that is created in the guest, with password-less sudo (`fleetbox` if not given).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// # use fleetbox::Vm;
+    /// let vm = Vm::test().user("admin").start().await?;
+    /// assert_eq!(vm.ssh("whoami").await?.stdout_text(), "admin\n");
+    /// # Ok(()) }
+    /// ```
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
@@ -224,6 +263,11 @@ impl VmBuilder {
     }
 
     /// The state directory (`$FLEETBOX_HOME`, else `~/.fleetbox`, if not given).
+    ///
+    /// ```
+    /// # use fleetbox::Vm;
+    /// let vm = Vm::builder("web").home("/srv/vms");
+    /// ```
     pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
         self.home = Some(home.into());
         self
@@ -231,6 +275,12 @@ impl VmBuilder {
 
     /// How long the guest may take until it answers by SSH ([`DEFAULT_BOOT_TIMEOUT`] if not
     /// given).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use fleetbox::Vm;
+    /// let vm = Vm::test().boot_timeout(Duration::from_secs(60));
+    /// ```
     pub fn boot_timeout(mut self, timeout: Duration) -> Self {
         self.boot_timeout = timeout;
         self

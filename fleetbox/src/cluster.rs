@@ -155,47 +155,96 @@ impl ClusterBuilder {
     }
 
     /// The image of all members; see [`VmBuilder::image`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).image("ubuntu-24.04");
+    /// ```
     pub fn image(self, image: impl Into<String>) -> Self {
         self.each(|vm| vm.image(image))
     }
 
     /// Number of virtual CPUs of each member; see [`VmBuilder::cpus`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).cpus(1).member("node-1", |vm| vm.cpus(4));
+    /// ```
     pub fn cpus(self, cpus: u32) -> Self {
         self.each(|vm| vm.cpus(cpus))
     }
 
     /// Memory of each member; see [`VmBuilder::memory`].
+    ///
+    /// ```
+    /// # use fleetbox::{Cluster, Size};
+    /// let cluster = Cluster::test().count(2).memory(Size::mib(768)); // each has that
+    /// ```
     pub fn memory(self, memory: Size) -> Self {
         self.each(|vm| vm.memory(memory))
     }
 
     /// Size of each member's disk; see [`VmBuilder::disk`].
+    ///
+    /// ```
+    /// # use fleetbox::{Cluster, Size};
+    /// let cluster = Cluster::test().count(2).disk(Size::gib(40));
+    /// ```
     pub fn disk(self, disk: Size) -> Self {
         self.each(|vm| vm.disk(disk))
     }
 
     /// The user that is created in each guest; see [`VmBuilder::user`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).user("admin");
+    /// ```
     pub fn user(self, user: impl Into<String>) -> Self {
         self.each(|vm| vm.user(user))
     }
 
     /// The state directory; see [`VmBuilder::home`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::builder("node").count(2).home("/srv/vms");
+    /// ```
     pub fn home(self, home: impl Into<PathBuf>) -> Self {
         self.each(|vm| vm.home(home))
     }
 
     /// How long each guest may take until it answers by SSH; see [`VmBuilder::boot_timeout`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).boot_timeout(Duration::from_secs(60));
+    /// ```
     pub fn boot_timeout(self, timeout: Duration) -> Self {
         self.each(|vm| vm.boot_timeout(timeout))
     }
 
     /// Who is told of an image's download; see [`VmBuilder::progress`].
+    ///
+    /// ```
+    /// use fleetbox::{Cluster, images::progress};
+    ///
+    /// let cluster = Cluster::test().count(2).progress(progress::stderr());
+    /// ```
     pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         self.each(|vm| vm.progress(progress))
     }
 
     /// The members go on running when this process ends, until they are stopped; see
     /// [`VmBuilder::detached`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// # use fleetbox::Cluster;
+    /// Cluster::builder("node").count(3).detached().start().await?; // and this program may end
+    /// # Ok(()) }
+    /// ```
     pub fn detached(mut self) -> Self {
         self.lifetime = Lifetime::Detached;
         self
@@ -439,6 +488,12 @@ impl Cluster {
     }
 
     /// The cluster's name.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// println!("fleetbox rm {}", cluster.name()); // removes all of its members
+    /// # Ok(()) }
+    /// ```
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
@@ -480,6 +535,12 @@ impl Cluster {
     }
 
     /// How long the steps of [`ClusterBuilder::start`] took.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// println!("{}", cluster.timings());
+    /// # Ok(()) }
+    /// ```
     pub fn timings(&self) -> Timings {
         self.members
             .first()
@@ -545,6 +606,13 @@ impl Cluster {
     /// Starts the members that do not run, in parallel, and waits until all answer by SSH. They
     /// have the same addresses. They wait for memory together, as when the cluster was made; see
     /// [`budget`](crate::budget).
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.vm("node-2")?.kill().await?;
+    /// cluster.start().await?; // boots what does not run, which is node-2
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// That of the first member that fails; the others are started all the same.

@@ -64,6 +64,13 @@ pub enum Event {
 
 impl Event {
     /// True if the VM has ended by this.
+    ///
+    /// ```
+    /// use fleetbox::Event;
+    ///
+    /// assert!(Event::PoweredOff.is_end());
+    /// assert!(!Event::Reset.is_end()); // the guest boots again
+    /// ```
     pub fn is_end(&self) -> bool {
         matches!(self, Self::PoweredOff | Self::Killed | Self::Failed { .. })
     }
@@ -149,6 +156,15 @@ impl Events {
 
     /// The next event, once it has happened; `None` after the run's last. Not cancel safe: after
     /// a call that was given up the events are not usable.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let mut events = vm.events().await?;
+    /// while let Some(event) = events.next().await? {
+    ///     println!("{} ms: {:?}", event.at, event.event);
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the worker went away.

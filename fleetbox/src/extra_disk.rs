@@ -54,6 +54,12 @@ impl std::fmt::Display for ExtraDisk {
 
 impl ExtraDisk {
     /// A disk that reads as zeroes. The host stores only what the guest writes.
+    ///
+    /// ```
+    /// use fleetbox::{ExtraDisk, Size, Vm};
+    ///
+    /// let vm = Vm::test().extra_disk(ExtraDisk::empty(Size::gib(10)));
+    /// ```
     pub fn empty(size: Size) -> Self {
         Self {
             source: Source::Empty(size),
@@ -63,6 +69,12 @@ impl ExtraDisk {
 
     /// A disk with the content of a raw or qcow2 file, which stays as it is: what the guest writes
     /// goes to a layer over it. The file must not change or go while the VM exists.
+    ///
+    /// ```
+    /// use fleetbox::{ExtraDisk, Vm};
+    ///
+    /// let vm = Vm::test().extra_disk(ExtraDisk::file("tests/data/old-format.qcow2"));
+    /// ```
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self {
             source: Source::File(path.into()),
@@ -71,6 +83,13 @@ impl ExtraDisk {
     }
 
     /// The guest cannot write to it.
+    ///
+    /// ```
+    /// use fleetbox::ExtraDisk;
+    ///
+    /// let disk = ExtraDisk::file("data.raw").read_only();
+    /// assert_eq!(disk.to_string(), "data.raw, read-only");
+    /// ```
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;

@@ -47,6 +47,15 @@ struct Open {
 impl ConsoleLog {
     /// The log of the VM of that name.
     ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::logs::ConsoleLog;
+    ///
+    /// let mut log = ConsoleLog::open(None, "web").await?; // running or not
+    /// println!("{}", log.existing(Some(20))?);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`find`](crate::find).
     pub async fn open(home: Option<&Path>, name: &str) -> Result<Self> {
@@ -64,6 +73,15 @@ impl ConsoleLog {
 
     /// True while the VM runs.
     ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::logs::ConsoleLog;
+    ///
+    /// let log = ConsoleLog::open(None, "web").await?;
+    /// println!("{}", if log.is_running()? { "more may come" } else { "this is all" });
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// The file system.
     pub fn is_running(&self) -> Result<bool> {
@@ -72,6 +90,15 @@ impl ConsoleLog {
 
     /// What is in the log, or its last `lines`. What comes after that is read by
     /// [`ConsoleLog::next`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::logs::ConsoleLog;
+    ///
+    /// let mut log = ConsoleLog::open(None, "web").await?;
+    /// assert!(!log.existing(None)?.contains("Kernel panic"));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The file system.

@@ -9,12 +9,29 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Longest name in bytes: a DNS label's limit, which Linux hostnames share.
+///
+/// ```
+/// use fleetbox::names::{MAX_NAME, Name};
+///
+/// assert!(Name::new("x".repeat(MAX_NAME)).is_ok());
+/// assert!(Name::new("x".repeat(MAX_NAME + 1)).is_err());
+/// ```
 pub const MAX_NAME: usize = 63;
 
 /// Most virtual CPUs of one VM: what a machine may have.
+///
+/// ```
+/// assert!(fleetbox::DEFAULT_CPUS <= fleetbox::names::MAX_CPUS);
+/// ```
 pub const MAX_CPUS: u32 = fleetbox_vmm::machine::MAX_CPUS as u32;
 
 /// Most VMs of one cluster: what a /24 network holds beside gateway and broadcast, with a margin.
+///
+/// ```
+/// use fleetbox::{Cluster, names::MAX_COUNT};
+///
+/// let largest = Cluster::test().count(MAX_COUNT);
+/// ```
 pub const MAX_COUNT: u32 = 200;
 
 /// First words of made-up names.
@@ -151,6 +168,13 @@ impl Name {
     }
 
     /// The name as text.
+    ///
+    /// ```
+    /// use fleetbox::names::Name;
+    ///
+    /// let path = std::path::Path::new("clusters").join(Name::new("web")?.as_str());
+    /// # Ok::<(), fleetbox::names::InvalidValue>(())
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -246,16 +270,37 @@ impl Reference {
     }
 
     /// The cluster, if one was given.
+    ///
+    /// ```
+    /// use fleetbox::names::Reference;
+    ///
+    /// assert!("shop/db".parse::<Reference>().is_ok_and(|vm| vm.cluster().is_some()));
+    /// assert!("db".parse::<Reference>().is_ok_and(|vm| vm.cluster().is_none()));
+    /// ```
     pub fn cluster(&self) -> Option<&Name> {
         self.cluster.as_ref()
     }
 
     /// The VM's name.
+    ///
+    /// ```
+    /// use fleetbox::names::Reference;
+    ///
+    /// assert_eq!("shop/db".parse::<Reference>()?.name().as_str(), "db");
+    /// # Ok::<(), fleetbox::names::InvalidValue>(())
+    /// ```
     pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// The reference as text, which reads back as the same.
+    ///
+    /// ```
+    /// use fleetbox::names::Reference;
+    ///
+    /// assert_eq!("web/web".parse::<Reference>()?.as_str(), "web/web");
+    /// # Ok::<(), fleetbox::names::InvalidValue>(())
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.text
     }

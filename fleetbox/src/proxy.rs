@@ -53,6 +53,15 @@ impl Proxy {
     /// Listens on `address`, which is one of loopback: anybody who can connect reaches all VMs of
     /// the state directory `home`. Port 0 is one that is free.
     ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::proxy::Proxy;
+    ///
+    /// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 0).into()).await?;
+    /// assert!(Proxy::bind(None, ([0, 0, 0, 0], 0).into()).await.is_err()); // not of loopback
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Io`] if the address is not of loopback or not free.
     pub async fn bind(home: Option<&Path>, address: SocketAddr) -> Result<Self> {
@@ -76,11 +85,31 @@ impl Proxy {
     }
 
     /// Where it listens.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::proxy::Proxy;
+    ///
+    /// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 0).into()).await?;
+    /// println!("curl --proxy socks5h://{} http://web", proxy.address());
+    /// # Ok(()) }
+    /// ```
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Serves connections until the future is dropped.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::proxy::Proxy;
+    ///
+    /// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 1080).into()).await?;
+    /// let serving = tokio::spawn(proxy.serve());
+    /// // … a browser has its proxy at port 1080 …
+    /// serving.abort();
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// None at present: a connection that fails fails alone.

@@ -38,11 +38,24 @@ impl Size {
     }
 
     /// A size in mebibytes; more than fit are `u64::MAX` bytes, which every limit refuses.
+    ///
+    /// ```
+    /// use fleetbox::Size;
+    ///
+    /// assert_eq!(Size::mib(1536).to_string(), "1536M");
+    /// ```
     pub const fn mib(n: u64) -> Self {
         Self(n.saturating_mul(MIB))
     }
 
     /// A size in gibibytes; more than fit are `u64::MAX` bytes, which every limit refuses.
+    ///
+    /// ```
+    /// use fleetbox::Size;
+    ///
+    /// assert_eq!(Size::gib(2), Size::mib(2048));
+    /// assert!(Size::gib(u64::MAX).check_memory().is_err());
+    /// ```
     pub const fn gib(n: u64) -> Self {
         Self(n.saturating_mul(GIB))
     }
@@ -73,6 +86,12 @@ impl Size {
     }
 
     /// The size in bytes.
+    ///
+    /// ```
+    /// use fleetbox::Size;
+    ///
+    /// assert_eq!(Size::mib(1).bytes(), 1_048_576);
+    /// ```
     pub const fn bytes(self) -> u64 {
         self.0
     }

@@ -96,6 +96,17 @@ pub struct SshConfig {
 
 impl SshConfig {
     /// For the VMs in `store`, which are reached through the `fleetbox` command at `program`.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// print!("{}", config.text()?);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn new(store: &Store, program: &Path) -> Self {
         Self {
             store: store.clone(),
@@ -104,6 +115,13 @@ impl SshConfig {
     }
 
     /// Where the configuration of the user is: `~/.ssh/config`.
+    ///
+    /// ```no_run
+    /// use fleetbox::ssh_config::SshConfig;
+    ///
+    /// println!("{}", SshConfig::default_file()?.display()); // /home/me/.ssh/config
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`SshConfigError::NoHome`].
@@ -115,6 +133,17 @@ impl SshConfig {
     }
 
     /// The file in the state directory that a user's configuration includes.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// println!("ssh -F {} web", config.included().display());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn included(&self) -> PathBuf {
         self.store.home().join("ssh").join("config")
     }
@@ -193,6 +222,20 @@ impl SshConfig {
 
     /// Writes the included file as the VMs are now, if it is there or `create` says so.
     ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// config.refresh(false)?; // nobody has asked for it
+    /// assert!(!config.included().exists());
+    /// config.refresh(true)?;
+    /// assert!(config.included().exists());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`SshConfig::text`].
     pub fn refresh(&self, create: bool) -> Result<(), SshConfigError> {
@@ -216,6 +259,18 @@ impl SshConfig {
 
     /// Has the configuration `file` include ours; false if it did already. A file that is a
     /// symbolic link stays one.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// assert!(config.install(&home.join("config"))?);
+    /// assert!(!config.install(&home.join("config"))?); // it is there already
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// The file system, or a path that OpenSSH cannot be told.
@@ -241,6 +296,19 @@ impl SshConfig {
 
     /// Takes out of `file` what [`SshConfig::install`] has added, and nothing else; false if there
     /// is nothing of ours. A file that was made for it and has nothing else is removed.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// config.install(&home.join("config"))?;
+    /// assert!(config.uninstall(&home.join("config"))?);
+    /// assert!(!home.join("config").exists()); // it was made for this
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// The file system, or a path that OpenSSH cannot be told.

@@ -57,11 +57,25 @@ pub struct Timings(Vec<(Phase, Duration)>);
 
 impl Timings {
     /// The steps in their order.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// for (phase, duration) in vm.timings().iter() {
+    ///     println!("{phase}: {duration:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = (Phase, Duration)> {
         self.0.iter().copied()
     }
 
     /// How long a step took, if it was taken.
+    ///
+    /// ```
+    /// use fleetbox::{Phase, Timings};
+    ///
+    /// assert_eq!(Timings::default().get(Phase::Boot), None); // nothing was started
+    /// ```
     pub fn get(&self, phase: Phase) -> Option<Duration> {
         self.0
             .iter()
@@ -70,6 +84,12 @@ impl Timings {
     }
 
     /// The sum of all steps.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// println!("{} was up after {:?}", vm.name(), vm.timings().total());
+    /// # Ok(()) }
+    /// ```
     pub fn total(&self) -> Duration {
         self.0.iter().map(|(_, duration)| *duration).sum()
     }

@@ -327,6 +327,14 @@ impl Cluster {
     }
 
     /// As [`crate::Cluster::with_progress`].
+    ///
+    /// ```no_run
+    /// use fleetbox::{blocking::Cluster, images::progress};
+    ///
+    /// let cluster = Cluster::open("node")?.with_progress(progress::stderr());
+    /// cluster.start()?; // says so if it has to wait for memory
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     #[must_use]
     pub fn with_progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         Self(self.0.with_progress(progress))

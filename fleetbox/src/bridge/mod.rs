@@ -63,6 +63,13 @@ impl fmt::Display for Network {
 }
 
 /// A text that names no [`Network`].
+///
+/// ```
+/// use fleetbox::{InvalidNetwork, Network};
+///
+/// let error: InvalidNetwork = "nat".parse::<Network>().unwrap_err();
+/// assert_eq!(error.to_string(), r#"there is no network "nat"; there are user and bridge"#);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no network {0:?}; there are user and bridge")]
 pub struct InvalidNetwork(String);

@@ -43,10 +43,20 @@ use crate::store::Store;
 use crate::{Result, Size};
 
 /// Environment variable with the budget: a size, a share of the host in percent, or `unlimited`.
+///
+/// ```no_run
+/// use fleetbox::budget::BUDGET_VARIABLE;
+///
+/// let tests = std::process::Command::new("cargo").arg("test").env(BUDGET_VARIABLE, "50%").status();
+/// ```
 pub const BUDGET_VARIABLE: &str = "FLEETBOX_MEMORY_BUDGET";
 
 /// The share of the host's memory that is the budget where none is given, in percent. The rest is
 /// for the host itself and for what it keeps in its page cache of the VMs' disks.
+///
+/// ```
+/// assert!(fleetbox::budget::DEFAULT_PERCENT < 100);
+/// ```
 pub const DEFAULT_PERCENT: u64 = 75;
 
 /// How often a start that waits looks again.
@@ -73,12 +83,24 @@ pub struct Budget {
 
 impl Budget {
     /// No limit: no start waits.
+    ///
+    /// ```
+    /// use fleetbox::{Vm, budget::Budget};
+    ///
+    /// let vm = Vm::test().memory_budget(Budget::UNLIMITED); // it waits for nobody
+    /// ```
     pub const UNLIMITED: Self = Self {
         limit: None,
         stall: STALL,
     };
 
     /// A budget of so much memory.
+    ///
+    /// ```
+    /// use fleetbox::{Size, Vm, budget::Budget};
+    ///
+    /// let vm = Vm::test().memory_budget(Budget::of(Size::gib(8)));
+    /// ```
     pub const fn of(limit: Size) -> Self {
         Self {
             limit: Some(limit),
@@ -108,6 +130,14 @@ impl Budget {
     }
 
     /// The memory in bytes; `None` without a limit.
+    ///
+    /// ```
+    /// use fleetbox::{Size, budget::Budget};
+    ///
+    /// assert_eq!("2GiB".parse::<Budget>()?.limit(), Some(Size::gib(2)));
+    /// assert_eq!(Budget::UNLIMITED.limit(), None);
+    /// # Ok::<(), fleetbox::budget::BudgetError>(())
+    /// ```
     pub fn limit(&self) -> Option<Size> {
         self.limit
     }

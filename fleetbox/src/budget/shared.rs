@@ -25,6 +25,13 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use super::BudgetError;
 
 /// Environment variable that names another directory for the queue.
+///
+/// ```no_run
+/// use fleetbox::budget::QUEUE_VARIABLE;
+///
+/// // In a container whose /tmp is its own: the directory is one that it shares with the host.
+/// let tests = std::process::Command::new("cargo").arg("test").env(QUEUE_VARIABLE, "/run/budget").status();
+/// ```
 pub const QUEUE_VARIABLE: &str = "FLEETBOX_BUDGET_DIR";
 
 /// The queue of the host. Not `$TMPDIR`, which may be another one for each user.

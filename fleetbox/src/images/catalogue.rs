@@ -11,6 +11,15 @@ use crate::store::read_limited;
 
 /// Environment variable that names a file in the catalogue's form, whose entries are added to
 /// the built-in ones or replace them.
+///
+/// ```
+/// use fleetbox::images::CATALOGUE_VARIABLE;
+///
+/// match std::env::var_os(CATALOGUE_VARIABLE) {
+///     Some(file) => println!("own aliases are in {}", file.display()),
+///     None => println!("there are the built-in aliases only"),
+/// }
+/// ```
 pub const CATALOGUE_VARIABLE: &str = "FLEETBOX_CATALOGUE";
 
 /// The built-in catalogue.
@@ -39,6 +48,16 @@ pub enum Arch {
 
 impl Arch {
     /// The architecture that this program runs on, and so that of its guests.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue};
+    ///
+    /// let arch = Arch::host()?;
+    /// let catalogue = Catalogue::built_in()?;
+    /// let mine = catalogue.iter().filter(|(_, entry)| entry.pinned(arch).is_some());
+    /// assert!(mine.count() > 0);
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::Host`] for any that has no images.
@@ -130,6 +149,17 @@ impl From<Sha256> for String {
 }
 
 /// Where an image is and what its content must be.
+///
+/// ```
+/// use fleetbox::images::Pinned;
+///
+/// let pinned: Pinned = serde_json::from_str(
+///     r#"{"url": "file:///srv/appliance.raw",
+///         "sha256": "9e8f5e8092e23dd9ea2fd5d90d712b788c523923ad20e134a0c1ad9f93376d2f"}"#,
+/// )?;
+/// assert!(pinned.sha256.to_string().starts_with("9e8f5e80"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pinned {
@@ -168,6 +198,15 @@ pub struct CatalogueEntry {
 
 impl CatalogueEntry {
     /// The image for `arch`, if there is one.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue};
+    ///
+    /// let catalogue = Catalogue::built_in()?;
+    /// let debian = catalogue.get("debian-12").expect("it is built in");
+    /// assert!(debian.pinned(Arch::Arm64).is_some_and(|image| image.url.contains("arm64")));
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
     pub fn pinned(&self, arch: Arch) -> Option<&Pinned> {
         match arch {
             Arch::Amd64 => self.amd64.as_ref(),
@@ -201,6 +240,13 @@ pub struct Catalogue {
 impl Catalogue {
     /// The built-in catalogue alone.
     ///
+    /// ```
+    /// use fleetbox::images::Catalogue;
+    ///
+    /// assert!(Catalogue::built_in()?.get("debian-12").is_some());
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
+    ///
     /// # Errors
     /// None in practice: the tests read the embedded text.
     pub fn built_in() -> Result<Self, ImageError> {
@@ -212,6 +258,15 @@ impl Catalogue {
     }
 
     /// The built-in catalogue with the entries of the file named by `FLEETBOX_CATALOGUE`.
+    ///
+    /// ```no_run
+    /// use fleetbox::images::Catalogue;
+    ///
+    /// for (alias, entry) in Catalogue::load()?.iter() {
+    ///     println!("{alias} {}", entry.snapshot.as_deref().unwrap_or("-"));
+    /// }
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::Catalogue`] when that file cannot be read or understood.
@@ -271,11 +326,30 @@ impl Catalogue {
     }
 
     /// What `alias` stands for.
+    ///
+    /// ```
+    /// use fleetbox::images::Catalogue;
+    ///
+    /// let catalogue = Catalogue::built_in()?;
+    /// assert!(catalogue.get("ubuntu-24.04").is_some_and(|entry| entry.amd64.is_some()));
+    /// assert!(catalogue.get("windows").is_none());
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
     pub fn get(&self, alias: &str) -> Option<&CatalogueEntry> {
         self.entries.get(alias)
     }
 
     /// All aliases in order, with what they stand for.
+    ///
+    /// ```
+    /// use fleetbox::images::Catalogue;
+    ///
+    /// let catalogue = Catalogue::built_in()?;
+    /// let debians: Vec<_> =
+    ///     catalogue.iter().map(|(alias, _)| alias).filter(|alias| alias.starts_with("debian")).collect();
+    /// assert!(debians.is_sorted());
+    /// # Ok::<(), fleetbox::images::ImageError>(())
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = (&str, &CatalogueEntry)> {
         self.entries.iter().map(|(k, v)| (k.as_str(), v))
     }

@@ -70,6 +70,19 @@ impl Images {
 
     /// Deletes all downloaded images that no VM is made from, and returns their paths.
     ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+    /// for path in images.remove_unused()? {
+    ///     println!("{} is deleted", path.display());
+    /// }
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// The file system, or a damaged record of a VM.
     pub fn remove_unused(&self) -> Result<Vec<PathBuf>, ImageError> {
@@ -143,6 +156,18 @@ impl Images {
 
     /// Asks the server of a catalogue's image which snapshots it has. Nothing is downloaded, and
     /// the catalogue stays as it is: another image needs another checksum.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::images::Images;
+    /// use fleetbox::store::Store;
+    ///
+    /// let images = Images::new(&Store::open_default()?)?;
+    /// if let Some(url) = images.freshness("debian-12").await?.url {
+    ///     println!("the newest is at {url}");
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::UnknownAlias`], and as for a download.

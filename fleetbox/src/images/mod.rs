@@ -299,11 +299,32 @@ pub struct Resolved {
 
 impl Resolved {
     /// The image, as the user named it.
+    ///
+    /// ```no_run
+    /// use fleetbox::images::Images;
+    /// use fleetbox::store::Store;
+    ///
+    /// let images = Images::new(&Store::open_default()?)?;
+    /// assert_eq!(images.resolve(&"debian-12".parse()?)?.reference(), "debian-12");
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn reference(&self) -> &str {
         &self.reference
     }
 
     /// Where it is downloaded from; `None` for a local file.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+    /// let image = images.resolve(&"https://example.org/a.raw".parse()?)?;
+    /// assert_eq!(image.url(), Some("https://example.org/a.raw"));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn url(&self) -> Option<&str> {
         match &self.source {
             Source::Path(_) => None,
@@ -312,6 +333,18 @@ impl Resolved {
     }
 
     /// The sum that a download is verified against, if there is one.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+    /// let unverified = images.resolve(&"https://example.org/a.raw".parse()?)?;
+    /// assert_eq!(unverified.sha256(), None); // only the catalogue knows sums
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn sha256(&self) -> Option<Sha256> {
         match &self.source {
             Source::Path(_) => None,
@@ -351,6 +384,19 @@ pub struct Image {
 }
 
 /// One line of a listing of the catalogue.
+///
+/// ```
+/// use fleetbox::images::{Arch, Catalogue, Images};
+/// use fleetbox::store::Store;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+///
+/// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+/// for image in images.list()? {
+///     println!("{} {}", image.alias, if image.path.is_some() { "is here" } else { "is not" });
+/// }
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listed {
     /// The alias.
@@ -399,6 +445,15 @@ pub struct Images {
 impl Images {
     /// The images in `store`, by the catalogue of [`Catalogue::load`], for this host.
     ///
+    /// ```no_run
+    /// use fleetbox::images::Images;
+    /// use fleetbox::store::Store;
+    ///
+    /// let images = Images::new(&Store::open_default()?)?;
+    /// println!("{} images to choose from", images.list()?.len());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ImageError::Catalogue`], [`ImageError::Host`].
     pub fn new(store: &Store) -> Result<Self, ImageError> {
@@ -430,6 +485,18 @@ impl Images {
     }
 
     /// Looks up `reference`, without network and without reading a file's content.
+    ///
+    /// ```
+    /// use fleetbox::images::{Arch, Catalogue, Images};
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
+    /// assert!(images.resolve(&"debian-12".parse()?).is_ok());
+    /// assert!(images.resolve(&"./no-such-file.raw".parse()?).is_err());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`ImageError::UnknownAlias`], [`ImageError::NoArch`], [`ImageError::Catalogue`];
@@ -500,6 +567,18 @@ impl Images {
 
     /// The image, if it is here already and needs no download.
     ///
+    /// ```no_run
+    /// use fleetbox::images::Images;
+    /// use fleetbox::store::Store;
+    ///
+    /// let images = Images::new(&Store::open_default()?)?;
+    /// let debian = images.resolve(&"debian-12".parse()?)?;
+    /// if images.cached(&debian)?.is_none() {
+    ///     println!("{:?} has to be downloaded", debian.url());
+    /// }
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ImageError::Io`] for the file system; for a local file also [`ImageError::NotAnImage`].
     pub fn cached(&self, image: &Resolved) -> Result<Option<Image>, ImageError> {
@@ -551,6 +630,18 @@ impl Images {
     /// and the others wait for it. A download that was interrupted is continued.
     ///
     /// Dropping the future stops the download; what has arrived is kept for the next.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::images::{Images, progress};
+    /// use fleetbox::store::Store;
+    ///
+    /// let images = Images::new(&Store::open_default()?)?;
+    /// let debian = images.resolve(&"debian-12".parse()?)?;
+    /// let image = images.pull(&debian, progress::stderr().as_ref()).await?;
+    /// println!("{} bytes at {}", image.bytes, image.path.display());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`ImageError`] says what went wrong; a wrong checksum leaves nothing behind.

@@ -8,6 +8,19 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What happens while an image is pulled and while VMs are started, restarted and waited for.
+///
+/// ```
+/// use fleetbox::images::ProgressEvent;
+///
+/// fn line(event: &ProgressEvent<'_>) -> Option<String> {
+///     match event {
+///         ProgressEvent::Started { image, url, .. } => Some(format!("{image} comes from {url}")),
+///         ProgressEvent::Retrying { why } => Some(format!("{why}; trying again")),
+///         _ => None,
+///     }
+/// }
+/// assert!(line(&ProgressEvent::Retrying { why: "reset" }).is_some());
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum ProgressEvent<'a> {
@@ -151,6 +164,14 @@ pub struct Bar {
 
 impl Bar {
     /// A bar on standard error, drawn once something happens.
+    ///
+    /// ```
+    /// use fleetbox::images::{Progress, ProgressEvent, progress::Bar};
+    ///
+    /// let bar = Bar::stderr();
+    /// bar.event(ProgressEvent::Advanced { bytes: 4096 });
+    /// bar.event(ProgressEvent::Finished { bytes: 4096 });
+    /// ```
     pub fn stderr() -> Self {
         Self {
             bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
@@ -241,6 +262,14 @@ struct LinesState<W> {
 
 impl<W: Write + Send> Lines<W> {
     /// Lines to `out`; failures to write are ignored.
+    ///
+    /// ```
+    /// use fleetbox::images::{Progress, ProgressEvent, progress::Lines};
+    ///
+    /// let mut log = Vec::new();
+    /// Lines::new(&mut log).event(ProgressEvent::Waiting { image: "debian-12" });
+    /// assert!(String::from_utf8_lossy(&log).starts_with("debian-12: waiting"));
+    /// ```
     pub fn new(out: W) -> Self {
         let now = Instant::now();
         Self {

@@ -46,11 +46,28 @@ pub struct GuestConfig {
 
 impl GuestConfig {
     /// True if there is nothing in it.
+    ///
+    /// ```
+    /// use fleetbox::seed::GuestConfig;
+    ///
+    /// let config = GuestConfig { packages: vec!["jq".to_owned()], ..GuestConfig::default() };
+    /// assert!(!config.is_empty());
+    /// ```
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
     /// Adds a cloud-config document.
+    ///
+    /// ```
+    /// use fleetbox::seed::{GuestConfig, SeedError};
+    ///
+    /// let mut config = GuestConfig::default();
+    /// config.add_user_data("timezone: Europe/Berlin\n")?;
+    /// let refused = config.add_user_data("hostname: other\n"); // that is fleetbox's to set
+    /// assert!(matches!(refused, Err(SeedError::ProtectedKey { .. })));
+    /// # Ok::<(), fleetbox::seed::SeedError>(())
+    /// ```
     ///
     /// # Errors
     /// [`SeedError::UserData`], [`SeedError::ProtectedKey`].
@@ -60,6 +77,13 @@ impl GuestConfig {
     }
 
     /// Checks all but the user data, which is checked when it is added.
+    ///
+    /// ```
+    /// use fleetbox::seed::GuestConfig;
+    ///
+    /// let config = GuestConfig { packages: vec!["jq --help".to_owned()], ..GuestConfig::default() };
+    /// assert!(config.check().is_err()); // that is no package
+    /// ```
     ///
     /// # Errors
     /// [`SeedError::Value`] names what is wrong.

@@ -46,11 +46,24 @@ pub enum ExitStatus {
 
 impl ExitStatus {
     /// True for exit code 0.
+    ///
+    /// ```
+    /// use fleetbox::ExitStatus;
+    ///
+    /// assert!(ExitStatus::Code(0).success());
+    /// assert!(!ExitStatus::Code(1).success());
+    /// ```
     pub fn success(&self) -> bool {
         matches!(self, Self::Code(0))
     }
 
     /// The exit code, or `None` for a command that was killed.
+    ///
+    /// ```
+    /// use fleetbox::ExitStatus;
+    ///
+    /// assert_eq!(ExitStatus::Code(42).code(), Some(42));
+    /// ```
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Code(code) => Some(*code),
@@ -93,30 +106,87 @@ pub struct Output {
 
 impl Output {
     /// True for exit code 0.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let out = vm.ssh("make test").await?;
+    /// assert!(out.success(), "{}", out.stderr_text());
+    /// # Ok(()) }
+    /// ```
     pub fn success(&self) -> bool {
         self.status.success()
     }
 
     /// Standard output as text, with what is not UTF-8 replaced.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let kernel = vm.ssh("uname -r").await?.stdout_text();
+    /// println!("Linux {}", kernel.trim());
+    /// # Ok(()) }
+    /// ```
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
     /// Standard error as text, with what is not UTF-8 replaced.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let out = vm.ssh("cat /no/such/file").await?;
+    /// assert!(out.stderr_text().contains("No such file"));
+    /// # Ok(()) }
+    /// ```
     pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 }
 
 /// Standard input of a [`Child`]. Dropping it, or shutting it down, is end of file there.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use tokio::io::AsyncWriteExt;
+///
+/// let mut child = vm.ssh_spawn("sudo tee /etc/motd").await?;
+/// if let Some(mut stdin) = child.stdin.take() {
+///     stdin.write_all(b"welcome\n").await.ok();
+/// } // dropped: the command reads its end
+/// assert!(child.wait().await?.success());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Stdin(DuplexStream);
 
 /// Standard output of a [`Child`]. Dropping it discards what the command writes.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use tokio::io::{AsyncBufReadExt, BufReader};
+///
+/// let mut child = vm.ssh_spawn("journalctl --follow --no-tail").await?;
+/// if let Some(stdout) = child.stdout.take() {
+///     let mut lines = BufReader::new(stdout).lines();
+///     while let Ok(Some(line)) = lines.next_line().await {
+///         println!("{line}");
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Stdout(DuplexStream);
 
 /// Standard error of a [`Child`]. Dropping it discards what the command writes.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// let mut child = vm.ssh_spawn("make --silent").await?;
+/// child.stdout = None; // of no interest
+/// if let Some(mut stderr) = child.stderr.take() {
+///     tokio::io::copy(&mut stderr, &mut tokio::io::stderr()).await.ok();
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Stderr(DuplexStream);
 
@@ -219,6 +289,14 @@ impl Drop for Child {
 impl Child {
     /// Tells the guest that the terminal has another size, in characters.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// # let pty = fleetbox::ssh::PtyRequest { term: "xterm".to_owned(), columns: 80, rows: 24 };
+    /// let editor = vm.ssh_pty(&pty, Some("vi /etc/hosts")).await?;
+    /// editor.resize(132, 50).await?; // the terminal it is shown on has grown
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`SshError::Lost`].
     pub async fn resize(&self, columns: u32, rows: u32) -> Result<(), SshError> {
@@ -253,6 +331,13 @@ impl Child {
     /// Closes the streams that were not taken and waits for the command to end. Cancel-safe:
     /// it may be called again.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let mut child = vm.ssh_spawn("exit 42").await?;
+    /// assert_eq!(child.wait().await?.code(), Some(42));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`SshError::Lost`] when the connection ends first.
     pub async fn wait(&mut self) -> Result<ExitStatus, SshError> {
@@ -266,6 +351,13 @@ impl Child {
     }
 
     /// Closes standard input, collects both outputs and waits for the end.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let child = vm.ssh_spawn("cat /var/log/syslog").await?;
+    /// let log = child.output(1 << 20).await?; // no more than a mebibyte of it
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`SshError::Lost`]; [`SshError::OutputTooLarge`] beyond `limit` bytes of either output.

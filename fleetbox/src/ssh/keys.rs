@@ -34,6 +34,13 @@ impl PublicKey {
     }
 
     /// The SHA-256 fingerprint, as `ssh-keygen -l` shows it.
+    ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    ///
+    /// println!("{}", Keypair::generate("me")?.public().fingerprint()); // SHA256:…
+    /// # Ok::<(), fleetbox::ssh::SshError>(())
+    /// ```
     pub fn fingerprint(&self) -> String {
         self.0.fingerprint(HashAlg::Sha256).to_string()
     }
@@ -94,6 +101,14 @@ impl fmt::Debug for Keypair {
 impl Keypair {
     /// A new random key.
     ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    ///
+    /// let (one, other) = (Keypair::generate("me")?, Keypair::generate("me")?);
+    /// assert_ne!(one.public(), other.public());
+    /// # Ok::<(), fleetbox::ssh::SshError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`SshError::Key`] for a comment that cannot be stored.
     pub fn generate(comment: &str) -> Result<Self, SshError> {
@@ -108,6 +123,14 @@ impl Keypair {
     }
 
     /// Reads a private key in OpenSSH's format.
+    ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    ///
+    /// let text = Keypair::generate("me")?.to_openssh()?;
+    /// assert_eq!(Keypair::from_openssh(&text)?.to_openssh()?, text);
+    /// # Ok::<(), fleetbox::ssh::SshError>(())
+    /// ```
     ///
     /// # Errors
     /// [`SshError::Key`] for anything else, and for a key with a passphrase.
@@ -125,6 +148,14 @@ impl Keypair {
 
     /// The private key in OpenSSH's format.
     ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    ///
+    /// let text = Keypair::generate("me")?.to_openssh()?;
+    /// assert!(text.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"));
+    /// # Ok::<(), fleetbox::ssh::SshError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`SshError::Key`] when it cannot be encoded.
     pub fn to_openssh(&self) -> Result<String, SshError> {
@@ -138,11 +169,27 @@ impl Keypair {
     }
 
     /// The public key.
+    ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    ///
+    /// let line = Keypair::generate("me")?.public().to_string(); // for authorized_keys
+    /// assert!(line.starts_with("ssh-ed25519 "));
+    /// # Ok::<(), fleetbox::ssh::SshError>(())
+    /// ```
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.public_key().clone())
     }
 
     /// Reads a private key from a file.
+    ///
+    /// ```
+    /// use fleetbox::ssh::{Keypair, SshError};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// assert!(matches!(Keypair::load(&home.join("none")), Err(SshError::KeyFile { .. })));
+    /// ```
     ///
     /// # Errors
     /// [`SshError::KeyFile`] when it cannot be read, [`SshError::Key`] when it is none.
@@ -163,6 +210,16 @@ impl Keypair {
 
     /// Writes the private key to a file of mode 0600, atomically.
     ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// Keypair::generate("me")?.save(&home.join("id_ed25519"))?;
+    /// assert!(Keypair::load(&home.join("id_ed25519")).is_ok());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`SshError::KeyFile`] when it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), SshError> {
@@ -171,6 +228,17 @@ impl Keypair {
 
     /// The key that logs in to all VMs of `store`: `keys/id_ed25519`, generated once. Its public
     /// half is beside it for other programs.
+    ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let store = Store::open(home)?;
+    /// assert_eq!(Keypair::of_store(&store)?.public(), Keypair::of_store(&store)?.public());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`SshError::KeyFile`], [`SshError::Key`] for a file that is no key, [`SshError::Store`].

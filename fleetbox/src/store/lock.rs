@@ -40,6 +40,17 @@ impl Lock {
     /// Takes the lock on `path` if nobody holds it, creating the file when it is missing;
     /// `None` when another holder lives. Does not wait.
     ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let ours = Lock::try_acquire(&home.join("lock"))?;
+    /// assert!(ours.is_some());
+    /// assert!(Lock::try_acquire(&home.join("lock"))?.is_none()); // does not wait
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be opened or locked.
     pub fn try_acquire(path: &Path) -> Result<Option<Self>, StoreError> {
@@ -154,6 +165,19 @@ impl Lock {
 
     /// True if a living process holds the lock on `path`. A missing file is held by nobody.
     ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let path = home.join("lock");
+    /// let lock = Lock::acquire(&path)?;
+    /// assert!(Lock::is_held(&path)?);
+    /// drop(lock);
+    /// assert!(!Lock::is_held(&path)?); // the file is still there, and says nothing
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
     pub fn is_held(path: &Path) -> Result<bool, StoreError> {
@@ -168,6 +192,15 @@ impl Lock {
     }
 
     /// The locked file's path.
+    ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// assert_eq!(Lock::acquire(&home.join("lock"))?.path(), home.join("lock"));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -179,6 +212,16 @@ impl Lock {
 
     /// Removes the file and gives up the lock. Who opened the file before notices that it is gone.
     ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// Lock::acquire(&home.join("lock"))?.remove()?;
+    /// assert!(!home.join("lock").exists());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be removed.
     pub fn remove(self) -> Result<(), StoreError> {
@@ -187,6 +230,16 @@ impl Lock {
 
     /// The locked file. A descriptor that is inherited by or sent to another process keeps the
     /// lock for as long as that process has it open.
+    ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let file = Lock::acquire(&home.join("lock"))?.into_file();
+    /// assert!(Lock::is_held(&home.join("lock"))?); // as long as `file` is open, here or elsewhere
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn into_file(self) -> File {
         self.file
     }

@@ -31,6 +31,13 @@ pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
     /// A random unicast address from the locally administered space (IEEE 802 clause 8.2).
+    ///
+    /// ```
+    /// use fleetbox::store::MacAddr;
+    ///
+    /// let mac = MacAddr::random();
+    /// assert_eq!(mac.0[0] & 3, 2); // locally administered, and of one card
+    /// ```
     pub fn random() -> Self {
         let mut bytes: [u8; 6] = rand::random();
         bytes[0] = (bytes[0] & !0x01) | 0x02;
@@ -46,6 +53,13 @@ impl fmt::Display for MacAddr {
 }
 
 /// A text that is no Ethernet address.
+///
+/// ```
+/// use fleetbox::store::{InvalidMac, MacAddr};
+///
+/// let error: InvalidMac = "52:54".parse::<MacAddr>().unwrap_err();
+/// assert_eq!(error.to_string(), r#""52:54" is not an Ethernet address such as 02:00:00:00:00:01"#);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an Ethernet address such as 02:00:00:00:00:01")]
 pub struct InvalidMac(String);
@@ -87,6 +101,20 @@ impl From<MacAddr> for String {
 }
 
 /// The image a VM was created from.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let home = dir.path();
+/// # let image = home.join("disk.raw");
+/// # std::fs::write(&image, [0; 4096]).unwrap();
+/// # let image = image.display().to_string();
+/// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+/// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+/// let image = vm.record()?.image;
+/// assert_eq!(image.path, home.join("disk.raw"));
+/// assert_eq!(image.sha256, None); // a file of the user's is not read whole
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// What the user asked for: alias, path or URL.

@@ -35,51 +35,180 @@ pub struct VmPaths {
 
 impl VmPaths {
     /// The directory itself.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert_eq!(vm.paths().dir(), home.join("clusters/web/web"));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The record, written last.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// let json = std::fs::read_to_string(vm.paths().record()).unwrap();
+    /// assert!(json.contains("\"cpus\""));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn record(&self) -> PathBuf {
         self.dir.join("vm.json")
     }
 
     /// The copy-on-write layer over the image.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// let bytes = std::fs::metadata(vm.paths().disk_layer()).unwrap().len();
+    /// println!("the guest has written no more than {bytes} bytes");
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn disk_layer(&self) -> PathBuf {
         self.dir.join("disk.layer")
     }
 
     /// The layer of an extra disk, counted from 1.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert!(!vm.paths().extra_disk(1).exists()); // it has none
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn extra_disk(&self, number: usize) -> PathBuf {
         self.dir.join(format!("extra-{number}.layer"))
     }
 
     /// The cloud-init seed, a FAT image.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert!(vm.paths().seed().is_file());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn seed(&self) -> PathBuf {
         self.dir.join("seed.img")
     }
 
     /// The disk of a fixture, made anew at each start.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert!(!vm.paths().fixture(0).exists()); // before the first start, and without fixtures
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn fixture(&self, index: usize) -> PathBuf {
         self.dir.join(format!("fixture-{index:02}.img"))
     }
 
     /// The guest's private SSH host key, in OpenSSH's format.
+    ///
+    /// ```
+    /// use fleetbox::ssh::Keypair;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    ///
+    /// let key = Keypair::load(&vm.paths().host_key())?;
+    /// assert_eq!(key.public(), vm.record()?.host_key.parse()?);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn host_key(&self) -> PathBuf {
         self.dir.join("host_key")
     }
 
     /// What the guest wrote to its serial console.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// if let Ok(log) = std::fs::read(vm.paths().console_log()) {
+    ///     println!("{}", String::from_utf8_lossy(&log));
+    /// }
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn console_log(&self) -> PathBuf {
         self.dir.join("console.log")
     }
 
     /// Why the VM ended last; not there unless it failed.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert!(!vm.paths().failure().exists()); // it has not failed
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn failure(&self) -> PathBuf {
         self.dir.join("failure")
     }
 
     /// The lock that is held while the VM runs or is changed.
+    ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    ///
+    /// assert!(!Lock::is_held(&vm.paths().lock())?); // it does not run
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
     }
@@ -141,6 +270,17 @@ impl VmDraft {
 
     /// Where to put the VM's files. The directory is renamed by [`VmDraft::commit`], so these
     /// paths must not be stored in the files.
+    ///
+    /// ```
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let name = "web".parse()?;
+    /// let draft = Store::open(home)?.create_vm(&name, &name)?;
+    /// std::fs::write(draft.paths().seed(), "not yet").unwrap();
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn paths(&self) -> &VmPaths {
         &self.paths
     }
@@ -150,6 +290,25 @@ impl VmDraft {
     ///
     /// If another member of the cluster has the record's address, or none can have it, the VM
     /// gets the first of the user network that is free.
+    ///
+    /// ```
+    /// use fleetbox::store::{Store, VmRecord};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    ///
+    /// let name: fleetbox::names::Name = "copy".parse()?;
+    /// let draft = Store::open(home)?.create_vm(&name, &name)?;
+    /// let record = VmRecord { name: name.clone(), cluster: name, ..vm.record()? };
+    /// let (copy, lock) = draft.commit(&record)?;
+    /// drop(lock); // now it may be started, if it has its files
+    /// assert_eq!(copy.record()?.cpus, record.cpus);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Exists`] when another process has created a VM of this name meanwhile,
@@ -241,11 +400,35 @@ pub struct VmDir {
 
 impl VmDir {
     /// The VM's name.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert_eq!(vm.name().as_str(), "web");
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// The cluster it is a member of.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert_eq!(vm.cluster(), vm.name()); // it was made alone
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn cluster(&self) -> &Name {
         &self.cluster
     }
@@ -256,16 +439,54 @@ impl VmDir {
     }
 
     /// What the VM is called among those of all clusters.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert_eq!(vm.reference().as_str(), "web/web");
+    /// assert_eq!(vm.reference().to_string(), "web"); // as people are shown it
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn reference(&self) -> Reference {
         Reference::new(self.cluster.clone(), self.name.clone())
     }
 
     /// The VM's files.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert!(vm.paths().disk_layer().is_file());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn paths(&self) -> &VmPaths {
         &self.paths
     }
 
     /// Reads the record.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// let record = vm.record()?;
+    /// assert_eq!((record.cpus, record.ssh_user.as_str()), (2, "fleetbox"));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when it is not what this version writes, [`StoreError::Io`].
@@ -281,6 +502,23 @@ impl VmDir {
 
     /// Replaces the record; the caller holds the VM's lock.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// if let Some(_lock) = vm.try_lock()? {
+    ///     let mut record = vm.record()?;
+    ///     record.cpus = 4;
+    ///     vm.save_record(&record)?; // from its next start
+    /// }
+    /// assert_eq!(vm.record()?.cpus, 4);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system; the old record is then still there.
     pub fn save_record(&self, record: &VmRecord) -> Result<(), StoreError> {
@@ -288,6 +526,21 @@ impl VmDir {
     }
 
     /// Why the VM failed when it ran last; `None` if it did not.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// if let Some(why) = vm.failure()? {
+    ///     println!("{} failed: {why}", vm.name());
+    /// }
+    /// # assert_eq!(vm.failure()?, None);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -302,6 +555,19 @@ impl VmDir {
 
     /// Takes the lock that means "running"; `None` when another process holds it.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// let lock = vm.try_lock()?.expect("it does not run");
+    /// assert!(vm.is_running()?); // nobody starts or removes it as long as the lock is held
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system, with `NotFound` when the VM is gone.
     pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
@@ -309,6 +575,18 @@ impl VmDir {
     }
 
     /// True while a process holds the VM's lock.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// assert!(!vm.is_running()?);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -318,6 +596,20 @@ impl VmDir {
 
     /// Removes the VM and its disk for good, and its cluster's directory with the last one.
     /// Does nothing for a VM that is already gone.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// vm.destroy()?;
+    /// assert!(!vm.paths().dir().exists());
+    /// vm.destroy()?; // it is gone, which is all that was asked for
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Running`] while a process holds its lock, [`StoreError::Io`].
@@ -380,32 +672,115 @@ impl ClusterDir {
     }
 
     /// The cluster's name.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// assert_eq!(cluster.name(), vm.cluster());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// The directory.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// assert_eq!(cluster.path(), home.join("clusters/web"));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The worker's control socket. The path may exceed what a socket address holds (107 bytes),
     /// so bind and connect relative to an open directory.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// assert!(!cluster.socket().exists()); // no worker has run yet
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn socket(&self) -> PathBuf {
         self.path.join("worker.sock")
     }
 
     /// The worker's diagnostics.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// if let Ok(log) = std::fs::read_to_string(cluster.log()) {
+    ///     println!("what the worker of {} says:\n{log}", cluster.name());
+    /// }
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn log(&self) -> PathBuf {
         self.path.join("worker.log")
     }
 
     /// The file whose lock the worker holds.
+    ///
+    /// ```
+    /// use fleetbox::store::Lock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    ///
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// assert_eq!(Lock::is_held(&cluster.lock_path())?, cluster.is_running()?);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn lock_path(&self) -> PathBuf {
         self.path.join("worker.lock")
     }
 
     /// Takes the worker's lock, creating the directory when missing; `None` when a worker lives.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// let lock = cluster.try_lock()?.expect("no worker runs");
+    /// assert!(cluster.try_lock()?.is_none());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -475,6 +850,19 @@ impl ClusterDir {
 
     /// True while a worker holds the cluster's lock.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// assert!(!cluster.is_running()?);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn is_running(&self) -> Result<bool, StoreError> {
@@ -482,6 +870,20 @@ impl ClusterDir {
     }
 
     /// The member `vm`, if it exists.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// assert!(cluster.vm(&"web".parse()?).is_some());
+    /// assert!(cluster.vm(&"db".parse()?).is_none());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     pub fn vm(&self, vm: &Name) -> Option<VmDir> {
         let dir = self.vm_path(vm);
         dir.join("vm.json").is_file().then(|| VmDir {
@@ -493,6 +895,22 @@ impl ClusterDir {
     }
 
     /// All members, by name.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// for member in cluster.vms()? {
+    ///     println!("{} has {}", member.name(), member.record()?.ip);
+    /// }
+    /// # assert_eq!(cluster.vms()?.len(), 1);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -524,6 +942,20 @@ impl ClusterDir {
     }
 
     /// Removes the directory if it has no VM and no worker.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    /// # let image = home.join("disk.raw");
+    /// # std::fs::write(&image, [0; 4096]).unwrap();
+    /// # let image = image.display().to_string();
+    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
+    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
+    /// cluster.remove_if_unused()?;
+    /// assert!(cluster.path().exists()); // it has a VM
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.

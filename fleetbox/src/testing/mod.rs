@@ -55,6 +55,20 @@ use crate::Vm;
 /// A name that was given by [`Vm::builder`](crate::Vm::builder) stays; one of
 /// [`Vm::test`](crate::Vm::test) is made of the path of the function that `body` is written in.
 ///
+/// ```no_run
+/// # use fleetbox::{Cluster, testing};
+/// # /*
+/// #[test]
+/// # */
+/// fn members_reach_each_other() {
+///     testing::run(Cluster::test().count(2), async |cluster| -> fleetbox::Result<()> {
+///         assert!(cluster.vm("node-1")?.ssh("ping -c 1 node-2").await?.success());
+///         Ok(())
+///     });
+/// }
+/// # members_reach_each_other();
+/// ```
+///
 /// # Panics
 /// If the test fails: that is how a test says so.
 pub fn run<B, F, T>(builder: B, body: F)

@@ -12,9 +12,21 @@
 pub const SHORT_VARIABLE: &str = "FLEETBOX_SHORT";
 
 /// Lets tests fail, rather than skip them, where VMs cannot run.
+///
+/// ```
+/// use fleetbox::testing::REQUIRE_VARIABLE;
+///
+/// let strict = std::env::var(REQUIRE_VARIABLE).is_ok(); // as CI has it
+/// ```
 pub const REQUIRE_VARIABLE: &str = "FLEETBOX_REQUIRE";
 
 /// Keeps the VMs of a test that has failed.
+///
+/// ```no_run
+/// use fleetbox::testing::KEEP_VARIABLE;
+///
+/// let again = std::process::Command::new("cargo").args(["test", "broken"]).env(KEEP_VARIABLE, "1").status();
+/// ```
 pub const KEEP_VARIABLE: &str = "FLEETBOX_KEEP";
 
 /// The environment's part in what is done with a test.

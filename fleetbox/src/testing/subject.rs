@@ -83,6 +83,15 @@ impl Fixture for ClusterBuilder {
 }
 
 /// The parameter of an asynchronous `#[fleetbox::test]`: [`Vm`] or [`Cluster`].
+///
+/// ```
+/// use fleetbox::testing::Subject;
+///
+/// fn is_subject<T: Subject>() {}
+///
+/// is_subject::<fleetbox::Vm>();
+/// is_subject::<fleetbox::Cluster>();
+/// ```
 #[diagnostic::on_unimplemented(
     message = "an `async` test is given a `fleetbox::Vm` or a `fleetbox::Cluster`",
     label = "not what fleetbox starts for it",
@@ -177,6 +186,15 @@ impl BlockingFixture for blocking::ClusterBuilder {
 }
 
 /// The parameter of a blocking `#[fleetbox::test]`: [`blocking::Vm`] or [`blocking::Cluster`].
+///
+/// ```
+/// use fleetbox::{blocking, testing::BlockingSubject};
+///
+/// fn is_subject<T: BlockingSubject>() {}
+///
+/// is_subject::<blocking::Vm>();
+/// is_subject::<blocking::Cluster>();
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a test that is not `async` is given a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
     label = "not what fleetbox starts for it",

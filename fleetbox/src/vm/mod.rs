@@ -307,17 +307,39 @@ impl Vm {
     }
 
     /// The cluster that the VM is a member of; a VM that was made alone has one of its own.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// println!("{} of {}", vm.name(), vm.cluster());
+    /// # Ok(()) }
+    /// ```
     pub fn cluster(&self) -> &str {
         self.dir.cluster().as_str()
     }
 
-    /// The guest's address in its cluster's network, which it keeps for good. That network exists in the worker process
-    /// only: use [`Vm::connect`] and [`Vm::forward`] to reach the guest from this host.
+    /// The guest's address in its cluster's network, which it keeps for good.
+    ///
+    /// Other members reach it by that. This host does with
+    /// [`Network::Bridge`](crate::Network::Bridge) only: [`Network::User`](crate::Network::User) exists
+    /// within the worker process, and there [`Vm::connect`] and [`Vm::forward`] reach the guest.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let address = cluster.vm("node-2")?.ip();
+    /// assert!(cluster.vm("node-1")?.ssh(&format!("ping -c 1 {address}")).await?.success());
+    /// # Ok(()) }
+    /// ```
     pub fn ip(&self) -> Ipv4Addr {
         self.record.ip
     }
 
     /// The image that the VM was made from, as it was named then.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// println!("{} was made from {}", vm.name(), vm.image());
+    /// # Ok(()) }
+    /// ```
     pub fn image(&self) -> &str {
         &self.record.image.reference
     }
@@ -359,6 +381,13 @@ impl Vm {
 
     /// Options given to [`VmBuilder::start`] that differ from what the VM, which existed, was
     /// created with. They were ignored.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Vm::builder("web").cpus(4).start().await?;
+    /// assert!(vm.ignored_options().is_empty(), "it exists, with another number of CPUs");
+    /// # Ok(()) }
+    /// ```
     pub fn ignored_options(&self) -> &[&'static str] {
         &self.ignored
     }

@@ -29,6 +29,15 @@ pub struct Tree {
 impl Tree {
     /// The work tree that `path` is in.
     ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::Tree;
+    ///
+    /// let tree = Tree::open("src").await?; // from anywhere in it
+    /// assert!(tree.root().join(".git").exists());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Workspace`] if it is in none, or there is no git.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -52,11 +61,28 @@ impl Tree {
     }
 
     /// Its top directory.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::Tree;
+    ///
+    /// println!("{}", Tree::open(".").await?.root().display());
+    /// # Ok(()) }
+    /// ```
     pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// The files that would be shipped, relative to [`Tree::root`], in order.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::{Selection, ShipOptions, Tree};
+    ///
+    /// let options = ShipOptions { selection: Selection::WithUntracked, ..ShipOptions::default() };
+    /// println!("{} files", Tree::open(".").await?.list(&options).await?.len());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Workspace`].

@@ -178,6 +178,16 @@ impl Workspace {
     /// Ships a work tree to a guest, into a directory of the tree's name in the user's home. What
     /// is there already is overwritten; what an earlier shipment had and this has not is deleted.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::{ShipOptions, Tree, Workspace};
+    ///
+    /// let options = ShipOptions { from: Some("v1.0".to_owned()), ..ShipOptions::default() };
+    /// let workspace = Workspace::ship(&vm, &Tree::open(".").await?, &options).await?;
+    /// println!("{} is in ~/{}", workspace.host.display(), workspace.directory);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Workspace`](crate::Error::Workspace), or a guest that cannot be reached or written to.
     pub async fn ship(vm: &Vm, tree: &Tree, options: &ShipOptions) -> Result<Self> {
@@ -192,6 +202,17 @@ impl Workspace {
     }
 
     /// The work tree that a VM has, if it has one.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::Workspace;
+    ///
+    /// match Workspace::of(None, "web").await? {
+    ///     Some(workspace) => println!("{}", workspace.host.display()),
+    ///     None => println!("nothing was shipped to it"),
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// Those of [`find`](crate::find), a damaged note, the file system.
@@ -227,6 +248,14 @@ impl Workspace {
 
     /// How the host's tree has moved on since it was shipped; `None` if it has not.
     ///
+    /// ```no_run
+    /// # async fn example(workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
+    /// if let Some(how) = workspace.moved_on().await? {
+    ///     eprintln!("the guest has an older tree: {how}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Workspace`](crate::Error::Workspace) if the tree cannot be looked at.
     pub async fn moved_on(&self) -> Result<Option<String>> {
@@ -261,6 +290,13 @@ impl Workspace {
     /// Files that git ignores are left out, and so are submodules. Changes that the host's files
     /// had when they were shipped are part of it.
     ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm, workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
+    /// vm.ssh(&workspace.command(&["cargo".into(), "fmt".into()])).await?;
+    /// let patch = workspace.diff(&vm).await?; // for `git apply`
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Workspace`](crate::Error::Workspace), or a guest that cannot be reached or read.
     pub async fn diff(&self, vm: &Vm) -> Result<Vec<u8>> {
@@ -268,12 +304,27 @@ impl Workspace {
     }
 
     /// True if the host's files had changes that are in no commit when they were shipped.
+    ///
+    /// ```no_run
+    /// # async fn example(workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
+    /// if workspace.is_dirty() {
+    ///     eprintln!("the patch will have changes of the host's that are in no commit");
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn is_dirty(&self) -> bool {
         self.dirty
     }
 
     /// A command line for the guest's shell that runs a program in the workspace, through mise
     /// where the tree says so and the guest has it; without words, a shell of the user's.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm, workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
+    /// let test = workspace.command(&["make".to_owned(), "test".to_owned()]);
+    /// assert!(vm.ssh(&test).await?.success());
+    /// # Ok(()) }
+    /// ```
     pub fn command(&self, words: &[String]) -> String {
         self.command_in(".", words)
     }
