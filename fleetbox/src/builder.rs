@@ -445,7 +445,8 @@ impl VmBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`VmBuilder::start`], but for what has to do with running it.
+    /// As [`VmBuilder::start`], but for what has to do with running it; [`Error::Lacking`] all the same
+    /// if this host has less than what is asked for.
     pub async fn create(self) -> Result<bool> {
         let (_, mut launch) = self.launch()?;
         launch.lifetime = Lifetime::Detached;
@@ -524,7 +525,7 @@ impl VmBuilder {
         Asked {
             cpus: self.cpus.map(|_| plan.cpus),
             memory: self.memory,
-            disks: disks.reduce(|a, b| Size::from_bytes(a.bytes().saturating_add(b.bytes()))),
+            disks: disks.reduce(Size::plus),
         }
     }
 

@@ -681,7 +681,7 @@ impl Cluster {
     /// As [`Cluster::stop`], and then nothing is started; as [`Cluster::start`].
     pub async fn restart(&self) -> Result<()> {
         let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
-        Vm::check_memory(&members)?;
+        Vm::check_resources(&members)?;
         self.stop().await?;
         self.start().await
     }

@@ -62,7 +62,7 @@ async fn members_have_names_addresses_and_options_of_their_own() {
     let home = Home::new();
     let cluster = home
         .cluster(Cluster::test().count(3).cpus(1))
-        .member("node-2", |vm| vm.cpus(4))
+        .member("node-2", |vm| vm.cpus(2))
         .member("db", |vm| vm.memory(Size::gib(1)))
         .start()
         .await
@@ -79,7 +79,7 @@ async fn members_have_names_addresses_and_options_of_their_own() {
     let cpus: Vec<_> = infos.iter().map(|vm| (vm.name.as_str(), vm.cpus)).collect();
     assert_eq!(
         cpus,
-        [("db", 1), ("node-1", 1), ("node-2", 4), ("node-3", 1)]
+        [("db", 1), ("node-1", 1), ("node-2", 2), ("node-3", 1)]
     );
     assert!(
         infos
@@ -318,7 +318,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
     let path = home.path();
     let home_dir = Some(path.as_path());
     let change = crate::Resize {
-        cpus: Some(3),
+        cpus: Some(1),
         memory: None,
     };
     let builder = |name: &str| home.vm(Vm::builder(name)).detached();
@@ -338,7 +338,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
     let member = format!("{}/node-1", clusters[1].name());
     assert_eq!(
         crate::resize(home_dir, &member, change).await.unwrap().cpus,
-        3
+        1
     );
     let vm = builder(&member).start().await.unwrap();
     assert_eq!(vm.reference().as_str(), member);

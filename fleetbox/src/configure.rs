@@ -46,7 +46,7 @@ impl Extras {
     /// Size of the empty disks together, if there are any.
     pub(crate) fn empty_disks(&self) -> Option<Size> {
         let sizes = self.disks.iter().filter_map(ExtraDisk::empty_size);
-        sizes.reduce(|a, b| Size::from_bytes(a.bytes().saturating_add(b.bytes())))
+        sizes.reduce(Size::plus)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::images::{Image, ImageRef, Images};
 use crate::lifecycle::{self, Lifetime};
 use crate::names::Name;
 use crate::process::ProcessError;
-use crate::resources::There;
+use crate::resources::{Asked, There};
 use crate::store::{Lock, Store, StoreError, VmDir};
 use crate::timing::{Clock, Phase};
 use crate::vm::Vm;
@@ -73,7 +73,7 @@ impl Launch {
         check_network(&store, &cluster, &members)?;
         let wants = wants(&store, &cluster, &members)?;
         budget.check(&wants)?;
-        check_resources(&store, &cluster, &members)?;
+        check_resources(&store, &cluster, &members, true)?;
         find_images(&store, &cluster, &mut members).await?;
         clock.done(Phase::Image);
 
@@ -164,11 +164,9 @@ impl Launch {
             let name = &plan.name;
             let vm = store.cluster(&cluster).vm(name);
             let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
-            wants.push(Want::new(
-                cluster.clone(),
-                name.clone(),
-                vm.record()?.memory,
-            ));
+            let record = vm.record()?;
+            There::of_host(store.home()).check(&Asked::of(&record))?;
+            wants.push(Want::new(cluster.clone(), name.clone(), record.memory));
             vms.push(Vm::found(&store, vm)?.with_progress(Arc::clone(&builder.progress)));
         }
         budget.check(&wants)?;
@@ -266,6 +264,7 @@ impl Launch {
                 cluster: vm.cluster().clone(),
             });
         }
+        check_resources(&store, &self.cluster, &members, false)?;
         find_images(&store, &self.cluster, &mut members).await?;
         blocking(move || {
             let mut created = Vec::new();
@@ -350,14 +349,24 @@ fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result<Vec<Want>>
     Ok(wants)
 }
 
-/// Checks that this host has what each member that is to be created asks for.
-fn check_resources(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
+/// Checks that this host has what each member that is to be created asks for, and if they are to be
+/// started what those need that exist and do not run.
+fn check_resources(
+    store: &Store,
+    cluster: &Name,
+    members: &[Member],
+    starting: bool,
+) -> Result<()> {
     let there = There::of_host(store.home());
     let cluster = store.cluster(cluster);
-    members
-        .iter()
-        .filter(|member| member.builder.needs_kvm() && cluster.vm(&member.plan.name).is_none())
-        .try_for_each(|member| there.check(&member.builder.asked(&member.plan)))
+    for Member { builder, plan, .. } in members {
+        match cluster.vm(&plan.name) {
+            None => there.check(&builder.asked(plan))?,
+            Some(vm) if starting && !vm.is_running()? => there.check(&Asked::of(&vm.record()?))?,
+            Some(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Downloads the images of the members that do not exist, each once.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::builder::blocking;
 use crate::names::check_cpus;
+use crate::resources::{Asked, There};
 use crate::store::{StoreError, VmRecord};
 use crate::{Result, Size};
 
@@ -26,8 +27,8 @@ pub struct Resize {
 /// Changes what a stopped VM is booted with, and returns its new record.
 ///
 /// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid) before anything is changed, those of [`find`](crate::find),
-/// and [`Error::Store`](crate::Error::Store) if the VM runs.
+/// [`Error::Invalid`](crate::Error::Invalid), and [`Error::Lacking`](crate::Error::Lacking) if this host
+/// has less, before anything is changed; those of [`find`](crate::find), and [`Error::Store`](crate::Error::Store) if the VM runs.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -43,6 +44,7 @@ pub async fn resize(home: Option<&Path>, name: &str, change: Resize) -> Result<V
     let memory = change.memory.map(Size::check_memory).transpose()?;
     let vm = crate::find(home, name).await?;
     blocking(move || {
+        There::of_host(vm.home()).check(&Asked::changed(cpus, memory))?;
         let Some(_lock) = vm.try_lock()? else {
             let name = vm.name().clone();
             return Err(StoreError::Running { name }.into());

@@ -3,16 +3,40 @@
 use std::fs;
 use std::path::Path;
 
-use crate::{Error, Result, Size};
+use crate::extra_disk::ExtraDisk;
+use crate::store::VmRecord;
+use crate::{DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, Error, Result, Size};
 
-/// What is asked for of a VM that is to be created. What was not given is not checked: the
-/// defaults are small, and the host gives only what the guest touches.
+/// What is asked for of a VM. What was not given is not checked: the defaults are small, and the
+/// host gives only what the guest touches.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Asked {
     pub(crate) cpus: Option<u8>,
     pub(crate) memory: Option<Size>,
     /// Sizes of all disks together.
     pub(crate) disks: Option<Size>,
+}
+
+impl Asked {
+    /// What a VM that exists needs. It does not say what was given, so what is no more than the
+    /// defaults is not checked.
+    pub(crate) fn of(record: &VmRecord) -> Self {
+        let empty = record.extra_disks.iter().filter_map(ExtraDisk::empty_size);
+        let own = Some(record.disk).filter(|disk| *disk > DEFAULT_DISK);
+        Self {
+            disks: own.into_iter().chain(empty).reduce(Size::plus),
+            ..Self::changed(Some(record.cpus), Some(record.memory))
+        }
+    }
+
+    /// What a VM that exists is to be given; no more than the defaults is not checked here, either.
+    pub(crate) fn changed(cpus: Option<u8>, memory: Option<Size>) -> Self {
+        Self {
+            cpus: cpus.filter(|cpus| u32::from(*cpus) > DEFAULT_CPUS),
+            memory: memory.filter(|memory| *memory > DEFAULT_MEMORY),
+            disks: None,
+        }
+    }
 }
 
 /// What there is; `None` where the operating system does not tell.

@@ -96,6 +96,11 @@ impl Size {
         self.0
     }
 
+    /// Both together, or the most there is.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
     /// Checks a VM's memory: 32 MiB to 1 TiB, in whole mebibytes.
     ///
     /// ```

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::budget::Budget;
 use crate::fake_home::{Home, eventually, refuses};
 use crate::process::Backend;
-use crate::store::StoreError;
+use crate::store::{StoreError, VmRecord};
 use crate::{Cluster, Error, Size, Stopped, Vm, VmState, blocking, list, remove};
 
 impl Home {
@@ -271,6 +271,80 @@ fn the_state_is_private() {
         }
     }
     vm.destroy().unwrap();
+}
+
+#[tokio::test]
+async fn what_this_host_does_not_have_is_neither_created_nor_set_nor_started() {
+    fn lacking<T>(result: crate::Result<T>, what: &str) {
+        match result.map(drop) {
+            Err(error @ Error::Lacking { .. }) => {
+                let text = error.to_string();
+                assert!(text.contains(what) && text.contains(" has "), "{text}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    let home = Home::new();
+    let path = home.path();
+    let (most, pib) = (crate::names::MAX_CPUS, Size::gib(1 << 10));
+    let builder = || home.vm(Vm::builder("web")).memory_budget(Budget::UNLIMITED);
+    lacking(builder().cpus(most).start().await, "128 CPUs");
+    lacking(builder().cpus(most).create().await, "128 CPUs");
+    lacking(builder().memory(pib).create().await, "1T of memory");
+    lacking(
+        builder().disk(Size::gib(64 << 10)).create().await,
+        "64T of disk",
+    );
+    assert_eq!(home.clusters(), 0, "nothing is left");
+
+    // Those that exist, whoever has given it to them.
+    let vm = builder().start().await.unwrap();
+    let running = vm.machine().unwrap();
+    let change = |cpus, memory| crate::resize(Some(&path), "web", crate::Resize { cpus, memory });
+    lacking(change(Some(most), None).await, "128 CPUs");
+    lacking(change(None, Some(pib)).await, "1T of memory");
+    assert_eq!(vm.machine().unwrap().cpus, running.cpus);
+    let dir = crate::find(Some(&path), "web").await.unwrap();
+    let good = dir.record().unwrap();
+    let records = [
+        (
+            VmRecord {
+                cpus: 128,
+                ..good.clone()
+            },
+            "128 CPUs",
+        ),
+        (
+            VmRecord {
+                memory: pib,
+                ..good.clone()
+            },
+            "1T of memory",
+        ),
+        (
+            VmRecord {
+                disk: Size::gib(64 << 10),
+                ..good.clone()
+            },
+            "64T of disk",
+        ),
+    ];
+    for (record, what) in &records {
+        dir.save_record(record).unwrap();
+        lacking(vm.restart().await, what);
+        lacking(builder().restart(crate::STOP_DEADLINE).await, what);
+        assert!(dir.is_running().unwrap(), "it was not stopped");
+    }
+    vm.stop().await.unwrap();
+    for (record, what) in &records {
+        dir.save_record(record).unwrap();
+        lacking(vm.start().await, what);
+        lacking(builder().start().await, what);
+        assert!(!builder().create().await.unwrap(), "it exists");
+    }
+    dir.save_record(&good).unwrap();
+    vm.start().await.unwrap();
+    vm.destroy().await.unwrap();
 }
 
 #[tokio::test]

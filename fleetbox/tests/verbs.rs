@@ -277,24 +277,33 @@ fn what_a_vm_has_and_why_it_failed_is_shown() {
 fn a_stopped_vm_is_changed_and_a_running_one_is_not() {
     let host = Host::new();
     host.vm("web", "web", Path::new("/none"));
-    let text = host.ends(0, &["set", "web", "--cpus", "3", "--memory", "512M"]);
-    assert!(text.contains("3 vCPUs and 512M"), "{text}");
-    assert_eq!(host.ends(0, &["set", "web", "--cpus", "4", "-q"]), "");
+    let text = host.ends(0, &["set", "web", "--cpus", "1", "--memory", "512M"]);
+    assert!(text.contains("1 vCPUs and 512M"), "{text}");
+    assert_eq!(host.ends(0, &["set", "web", "--cpus", "2", "-q"]), "");
     let changed: serde_json::Value =
-        serde_json::from_str(&host.ends(0, &["set", "web", "--cpus", "4", "--json"]))
+        serde_json::from_str(&host.ends(0, &["set", "web", "--cpus", "2", "--json"]))
             .expect("JSON");
     assert_eq!(
         (&changed[0]["result"], &changed[0]["cpus"]),
-        (&"changed".into(), &4.into())
+        (&"changed".into(), &2.into())
     );
     let shown: serde_json::Value =
         serde_json::from_str(&host.ends(0, &["show", "web", "--json"])).expect("JSON");
     assert_eq!(
         (&shown["cpus"], &shown["memory"]),
-        (&4.into(), &(512 << 20).into())
+        (&2.into(), &(512 << 20).into())
+    );
+
+    let output = host.run(&["set", "web", "--cpus", "128"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("cannot have 128 CPUs: this host has"),
+        "{error}"
     );
 
     let vm = host.store().vms().expect("VMs").remove(0);
+    assert_eq!(vm.record().expect("a record").cpus, 2);
     let lock = Lock::try_acquire(&vm.paths().lock())
         .expect("a lock")
         .expect("free");
@@ -374,7 +383,7 @@ fn a_clusters_name_means_its_own_members() {
 #[test]
 fn a_name_that_several_clusters_have_is_refused_and_a_reference_is_not() {
     let host = Host::new();
-    for (cluster, cpus) in [("kept", "3"), ("node", "4")] {
+    for (cluster, cpus) in [("kept", "1"), ("node", "2")] {
         for name in ["node-1", "node-2"] {
             host.vm(cluster, name, Path::new("/none"));
         }
@@ -408,7 +417,7 @@ fn a_name_that_several_clusters_have_is_refused_and_a_reference_is_not() {
             "{args:?}: {error}"
         );
     }
-    for (cluster, cpus) in [("kept", 3), ("node", 4)] {
+    for (cluster, cpus) in [("kept", 1), ("node", 2)] {
         let member = format!("{cluster}/node-1");
         let shown: serde_json::Value =
             serde_json::from_str(&host.ends(0, &["show", &member, "--json"])).expect("JSON");
@@ -1107,14 +1116,14 @@ fn a_vm_is_created_without_being_started() {
     let image = host.dir.path().join("disk.raw");
     fs::write(&image, vec![0; 1 << 20]).expect("an image");
     let image = image.to_str().expect("UTF-8");
-    let up = ["up", "web", "--no-start", "--image", image, "--cpus", "3"];
+    let up = ["up", "web", "--no-start", "--image", image, "--cpus", "1"];
     assert!(host.ends(0, &up).starts_with("web exists;"));
     assert!(host.ends(0, &up).starts_with("web exists already;"));
     let list: serde_json::Value =
         serde_json::from_str(&host.ends(0, &["ls", "--json"])).expect("JSON");
     assert_eq!(
         (&list[0]["state"], &list[0]["cpus"]),
-        (&"stopped".into(), &3.into())
+        (&"stopped".into(), &1.into())
     );
     // Without a name one is made up.
     let text = host.ends(0, &["up", "--no-start", "--image", image]);

@@ -349,7 +349,7 @@ async fn an_asynchronous_test_has_its_own_function() {
     assert!(message.contains("run_async"), "{message}");
 }
 
-#[fleetbox::test(configure = fake, cpus = 3, memory = "64MiB")]
+#[fleetbox::test(configure = fake, cpus = 1, memory = "64MiB")]
 async fn the_attribute_gives_a_vm(vm: Vm) -> crate::Result<()> {
     assert!(
         vm.name().contains("the-attribute-gives-a-vm"),
@@ -358,7 +358,7 @@ async fn the_attribute_gives_a_vm(vm: Vm) -> crate::Result<()> {
     );
     let vms = list(Some(&home().join("state"))).await?;
     let info = vms.into_iter().find(|info| info.name == vm.name()).unwrap();
-    assert_eq!(info.cpus, 3);
+    assert_eq!(info.cpus, 1);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use crate::fixture;
 use crate::images::ProgressEvent;
 use crate::lifecycle::{self, Lifetime};
 use crate::process::{MachineSpec, ProcessError, last_lines};
+use crate::resources::{Asked, There};
 use crate::ssh;
 use crate::store::VmRecord;
 use crate::{Error, Left, Ready, Result};
@@ -157,8 +158,8 @@ impl Vm {
         self.come_up().await
     }
 
-    /// Waits until there is memory for those of `vms` that do not run, for all of them at once. The
-    /// lease is to be held until they are booted; `None` if all run.
+    /// Waits until there is memory for those of `vms` that do not run, for all of them at once, if
+    /// this host has what they need at all. The lease is to be held until they are booted; `None` if all run.
     pub(crate) async fn await_memory(vms: &[&Self]) -> Result<Option<Lease>> {
         let mut wants = Vec::new();
         for vm in vms {
@@ -174,8 +175,8 @@ impl Vm {
         Ok(Some(lease))
     }
 
-    /// Checks that there would be memory for all of `vms` if nothing else ran.
-    pub(crate) fn check_memory(vms: &[&Self]) -> Result<()> {
+    /// Checks that this host would have what all of `vms` need if nothing else ran.
+    pub(crate) fn check_resources(vms: &[&Self]) -> Result<()> {
         let wants = vms.iter().map(|vm| vm.want());
         let wants = wants.collect::<Result<Vec<_>>>()?;
         match vms.first() {
@@ -184,13 +185,12 @@ impl Vm {
         }
     }
 
+    /// The memory it needs. Checks that this host has what it needs.
     fn want(&self) -> Result<Want> {
+        let record = self.current()?;
+        There::of_host(self.store.home()).check(&Asked::of(&record))?;
         let cluster = self.dir.cluster().clone();
-        Ok(Want::new(
-            cluster,
-            self.name.clone(),
-            self.current()?.memory,
-        ))
+        Ok(Want::new(cluster, self.name.clone(), record.memory))
     }
 
     fn budget(&self) -> Result<Budget> {
@@ -225,8 +225,8 @@ impl Vm {
         self.wait_until_up(deadline, true).await
     }
 
-    /// Stops the VM, if it runs, and starts it again. It is not stopped if there could never be memory
-    /// for it.
+    /// Stops the VM, if it runs, and starts it again. It is not stopped if this host could never
+    /// have what it needs.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -240,7 +240,7 @@ impl Vm {
     /// # Errors
     /// As [`Vm::stop`] and [`Vm::start`].
     pub async fn restart(&self) -> Result<()> {
-        Self::check_memory(&[self])?;
+        Self::check_resources(&[self])?;
         match self.stop().await {
             Ok(_) => self.start().await,
             Err(error) if error.is_not_running() => self.start().await,
