@@ -159,7 +159,10 @@ pub(super) fn check_ports(machine: &Machine) -> Result<()> {
 pub(super) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Result<()> {
     for (host, guest) in &machine.publish {
         let address = vm.publish(*host, *guest).await?;
-        context.note(format_args!("{address} is port {guest} of {}", vm.name()));
+        context.note(format_args!(
+            "{address} is port {guest} of {}",
+            vm.reference()
+        ));
     }
     Ok(())
 }
@@ -224,7 +227,7 @@ fn remark(context: &Context, vm: &Vm) {
         context.note(format_args!(
             "{} exists and keeps its {}; `fleetbox set` changes a stopped VM, `fleetbox rm {}` \
              deletes it so that it can be created anew",
-            vm.name(),
+            vm.reference(),
             vm.ignored_options().join(", "),
             vm.reference()
         ));
