@@ -70,6 +70,12 @@ pub(crate) fn life_cycle(suite: &Suite) {
         "{}",
         host::both(&output)
     );
+    // There is no terminal, so each phase is a line.
+    let phases = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        phases.contains("starting cli\nstarting cli: waiting for SSH\n"),
+        "{phases}"
+    );
     assert!(text(&run(suite, &up, 0, QUICK)).contains("is running already"));
 
     let vm = listed(suite, name).must_be("listed");

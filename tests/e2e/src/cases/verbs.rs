@@ -102,6 +102,15 @@ fn published(suite: &Suite, name: &str) {
         .read_exact(&mut banner)
         .must("cannot read the banner");
     assert_eq!(&banner, b"SSH-2.0-");
+    let shown: serde_json::Value =
+        serde_json::from_slice(&run(suite, &["show", name, "--json"], 0, QUICK).stdout)
+            .must("show --json is no JSON");
+    let expected = serde_json::json!({"address": format!("127.0.0.1:{port}"), "port": 22});
+    let published = shown["published"].as_array();
+    assert!(
+        published.is_some_and(|all| all.contains(&expected)),
+        "{shown}"
+    );
 }
 
 /// The console shows what it did last, and what is typed reaches the log-in prompt.
@@ -155,7 +164,12 @@ fn proxied(suite: &Suite, name: &str) {
     let mut lines = BufReader::new(out).lines();
     for _ in 0..2 {
         let address = lines.next().expect("an address").must("cannot read");
-        for host in [name.to_owned(), format!("{name}.fleetbox")] {
+        // The last has the cluster in it, which is called as its only member.
+        for host in [
+            name.to_owned(),
+            format!("{name}.fleetbox"),
+            format!("{name}.{name}"),
+        ] {
             let mut curl = Command::new("curl");
             curl.args(["-sS", "--max-time", "50", "--proxy", &address]);
             curl.arg(format!("http://{host}:8000/"));
@@ -185,12 +199,15 @@ fn by_openssh(suite: &Suite, name: &str) {
         0,
         QUICK,
     );
-    let mut ssh = Command::new("ssh");
-    // It runs the ProxyCommand by this; the emulated host has no /bin/sh.
-    ssh.env("SHELL", "/bin/bash");
-    ssh.arg("-F").arg(&file).args([name, "exit 42"]);
-    let output = host::run(ssh, QUICK);
-    assert_eq!(output.status.code(), Some(42), "{}", host::both(&output));
+    // The latter has the cluster in it, which is called as its only member.
+    for alias in [name, &format!("{name}.{name}")] {
+        let mut ssh = Command::new("ssh");
+        // It runs the ProxyCommand by this; the emulated host has no /bin/sh.
+        ssh.env("SHELL", "/bin/bash");
+        ssh.arg("-F").arg(&file).args([alias, "exit 42"]);
+        let output = host::run(ssh, QUICK);
+        assert_eq!(output.status.code(), Some(42), "{}", host::both(&output));
+    }
     run(
         suite,
         &["ssh-config", "--uninstall", "--file", &path],
