@@ -346,8 +346,12 @@ mod tests {
         let (_worker, machine) = UnixStream::pair().unwrap();
         let reporter = Reporter::start(machine);
         let mut console = reporter.console();
-        for _ in 0..64 {
-            console.write_all(&[b'x'; 128 * 1024]).unwrap();
+        // Until it is stuck, the thread that reports takes what there is, and how much was lost.
+        for _ in 0..3 {
+            for _ in 0..64 {
+                console.write_all(&[b'x'; 128 * 1024]).unwrap();
+            }
+            thread::sleep(Duration::from_millis(50));
         }
         let mut queue = lock(&reporter.shared.queue);
         assert!(queue.console.len() <= Backlog::CAPACITY);
