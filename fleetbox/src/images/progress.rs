@@ -113,6 +113,14 @@ pub enum ProgressEvent<'a> {
 /// ```
 pub trait Progress: Send + Sync {
     /// One thing has happened.
+    ///
+    /// ```
+    /// use fleetbox::images::{Progress, ProgressEvent, progress};
+    ///
+    /// let shown = progress::stderr();
+    /// shown.event(ProgressEvent::Starting { vm: "web" });
+    /// shown.event(ProgressEvent::Failed);
+    /// ```
     fn event(&self, event: ProgressEvent<'_>);
 }
 
