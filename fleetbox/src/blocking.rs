@@ -156,7 +156,7 @@ pub fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Optio
     run(async move { crate::stop(home.as_deref(), &name, deadline).await })
 }
 
-/// As [`crate::resize`].
+/// As [`crate::resize()`].
 ///
 /// ```no_run
 /// use fleetbox::{Resize, blocking};
