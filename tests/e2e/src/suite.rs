@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use xtask::serve::Server;
 
-use crate::cases::fixture;
+use crate::cases::debian;
 use crate::host;
 use crate::report::{Must, uses};
 
@@ -263,10 +263,8 @@ impl Suite {
         let image = self.debian_image();
         uses("debian");
         self.in_slot(&self.debian, || {
-            let data = fixture::directory(self, "debian-fixture", "one");
-            let builder = Vm::builder("debian")
+            let builder = debian::describe(self, Vm::builder("debian"))
                 .image(image)
-                .fixture(data, fixture::MOUNT)
                 .cpus(1)
                 .memory(Size::gib(1))
                 .disk(Size::gib(8));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cases::{cli, disk, fixture, network};
+use fleetbox::VmBuilder;
+
+use crate::cases::{cli, disk, fixture, network, package};
 use crate::host;
 use crate::report::{Must, uses};
 use crate::suite::Suite;
@@ -45,6 +47,71 @@ pub(crate) fn library(suite: &Suite) {
     assert!(failed.is_empty(), "units failed: {failed}");
 }
 
+/// The VM as it is made: with a fixture that has a package, which its user data has installed. No archive can be
+/// reached, so there are none.
+pub(crate) fn describe(suite: &Suite, builder: VmBuilder) -> VmBuilder {
+    let data = fixture::directory(suite, "debian-fixture", "one");
+    package::write(&data.join("probe.deb"));
+    builder
+        .fixture(data, fixture::MOUNT)
+        .env("COLOUR", "deep blue")
+        .user_data(format!(
+            "#cloud-config\n\
+             bootcmd:\n- rm -rf /etc/apt/sources.list /etc/apt/sources.list.d\n\
+             write_files:\n- path: /etc/from-user-data\n  content: hello\n\
+             packages: [{}/probe.deb]\n\
+             runcmd:\n- [sh, -c, 'echo user data >/order']\n",
+            fixture::MOUNT
+        ))
+        .package("sudo")
+        .run_command("echo \"$(id -un)\" >>/order")
+}
+
+/// What cloud-init did with that at the first boot.
+pub(crate) fn configured(suite: &Suite) {
+    let vm = suite.debian();
+    // Its commands come last.
+    suite.output(&vm, "cloud-init status --wait");
+    assert_eq!(suite.sh(&vm, "cat /etc/from-user-data"), "hello");
+    assert_eq!(suite.sh(&vm, "echo \"$COLOUR\""), "deep blue");
+    assert_eq!(suite.sh(&vm, "cat /order"), "user data\nroot");
+    let status = format!(
+        "dpkg-query -W -f '${{db:Status-Status}}' {} sudo",
+        package::NAME
+    );
+    assert_eq!(suite.sh(&vm, &status), "installedinstalled");
+    let file = format!("cat {}", package::FILE);
+    assert_eq!(suite.sh(&vm, &file), package::CONTENT.trim());
+    // apt was told to look for what is new, and for both packages.
+    for part in ["update", "install.*probe.deb.*sudo"] {
+        let asked =
+            format!("sudo grep -q 'Running command .*apt-get.*{part}' /var/log/cloud-init.log");
+        suite.sh(&vm, &asked);
+    }
+}
+
+/// A guest's KVM makes VMs where this host's passes virtualisation hardware on.
+pub(crate) fn nested(suite: &Suite) {
+    if !fleetbox::nested_virt_supported() {
+        println!(
+            "      skipped: this host's KVM does not pass its hardware on (its kvm module's parameter `nested`)"
+        );
+        return;
+    }
+    let vm = suite.debian();
+    suite.sh(
+        &vm,
+        "sudo modprobe -a kvm_amd kvm_intel 2>/dev/null; test -c /dev/kvm",
+    );
+    // KVM_GET_API_VERSION, then KVM_CREATE_VM, which turns the hardware on.
+    let script = "import fcntl, os; k = os.open('/dev/kvm', os.O_RDWR); \
+                  print(fcntl.ioctl(k, 0xAE00), fcntl.ioctl(k, 0xAE01, 0) >= 0)";
+    assert_eq!(
+        suite.sh(&vm, &format!("sudo python3 -c \"{script}\"")),
+        "12 True"
+    );
+}
+
 /// cloud-init and systemd mount it before SSH answers.
 pub(crate) fn fixture(suite: &Suite) {
     fixture::check(suite, &suite.debian());
@@ -72,6 +139,16 @@ pub(crate) fn network(suite: &Suite) {
         "{}",
         refused.stderr_text()
     );
+    network::thousand_flows(suite, &vm);
+}
+
+/// A unit of a real systemd that has failed is told of.
+pub(crate) fn failed_unit(suite: &Suite) {
+    let vm = suite.debian();
+    suite.output(&vm, "sudo systemd-run --wait --unit=broken false");
+    let failed = suite.sh(&vm, "systemctl --failed --no-legend --plain");
+    assert!(failed.starts_with("broken.service "), "{failed}");
+    suite.sh(&vm, "sudo systemctl reset-failed");
 }
 
 pub(crate) fn large_file(suite: &Suite) {

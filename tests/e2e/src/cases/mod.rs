@@ -6,7 +6,7 @@ mod cli;
 mod cluster;
 mod configure;
 mod coordination;
-mod debian;
+pub(crate) mod debian;
 mod disk;
 mod files;
 pub(crate) mod fixture;
@@ -14,6 +14,7 @@ mod images;
 pub(crate) mod kills;
 mod life;
 mod network;
+mod package;
 mod refusal;
 mod shell;
 mod verbs;
@@ -105,6 +106,9 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_damaged_image", images::damaged),
         tiny("vmm_runs_an_image_to_its_login_prompt", vmm::login_prompt),
         debian("debian_library", debian::library),
+        debian("debian_configuration", debian::configured),
+        debian("debian_nested_virtualisation", debian::nested),
+        debian("debian_failed_unit", debian::failed_unit),
         debian("debian_fixture", debian::fixture),
         debian("debian_network", debian::network),
         debian("debian_large_file", debian::large_file),

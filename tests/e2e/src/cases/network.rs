@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fleetbox::Vm;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::host;
@@ -241,4 +242,35 @@ pub(crate) fn connect_and_forward(suite: &Suite) {
         .to_string();
     assert!(refused.contains("7778"), "{refused}");
     suite.sh(&vm, "killall nc; echo");
+}
+
+/// A thousand connections at once from a guest that has Python, each with an answer of its own.
+pub(crate) fn thousand_flows(suite: &Suite, vm: &Vm) {
+    const FLOWS: u32 = 1000;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).must("cannot tell a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).must("cannot raise a limit");
+    let address = suite.block(async {
+        let listener = tokio::net::TcpListener::bind((host::outer_address(), 0)).await;
+        let listener = listener.must("cannot listen");
+        let address = listener.local_addr().must("cannot tell the address");
+        suite.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    tokio::io::copy(&mut from, &mut to).await
+                });
+            }
+        });
+        address
+    });
+    let script = format!(
+        "import socket\n\
+         flows = [socket.create_connection(('{}', {}), 100) for _ in range({FLOWS})]\n\
+         for i, flow in enumerate(flows): flow.sendall(b'%4d' % i)\n\
+         print(sum(flow.recv(4, socket.MSG_WAITALL) == b'%4d' % i for i, flow in enumerate(flows)))",
+        address.ip(),
+        address.port()
+    );
+    let answered = suite.sh(vm, &format!("python3 -c \"{script}\""));
+    assert_eq!(answered, FLOWS.to_string());
 }
