@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fleetbox::{Cluster, Result, Vm, blocking};
+use fleetbox::{Cluster, Result, Size, Vm, blocking, testing};
 
 /// What the guests of these tests are; they boot slowly in an emulated host.
 const BOOT: Duration = Duration::from_secs(240);
@@ -32,6 +32,23 @@ async fn passes_with_a_cluster(cluster: Cluster) -> Result<()> {
     let output = cluster.vm("node-1")?.ssh(&greeting).await?;
     assert_eq!(output.stdout_text(), "SSH-", "{}", output.stderr_text());
     Ok(())
+}
+
+/// The same without the macro, in a test that blocks.
+#[test]
+#[ignore = "run by the end-to-end suite"]
+fn passes_without_the_macro() {
+    let vm = blocking::Vm::test()
+        .image("tiny")
+        .cpus(1)
+        .memory(Size::mib(256))
+        .disk(Size::gib(2))
+        .boot_timeout(BOOT);
+    testing::run_blocking(vm, |vm: blocking::Vm| -> Result<()> {
+        assert!(vm.name().contains("passes-without-the-macro"));
+        assert!(vm.ssh("true")?.success());
+        Ok(())
+    });
 }
 
 /// Fails with a guest that pretends to run systemd, and of whose units one has failed.

@@ -70,11 +70,12 @@ fn as_nextest(arguments: &[&str]) -> Command {
 
 /// A list, then a process for each test, all at once.
 fn one_by_one() {
-    const NAMES: [&str; 4] = [
+    const NAMES: [&str; 5] = [
         "fails",
         "panics",
         "passes_with_a_cluster",
         "passes_with_a_vm",
+        "passes_without_the_macro",
     ];
     assert_eq!(listed(&[]), NAMES);
     assert_eq!(listed(&["--ignored"]), NAMES);
@@ -98,12 +99,12 @@ fn one_by_one() {
 pub(crate) fn without_vms(_suite: &Suite) {
     let (output, text) = run("", &[]);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("4 passed"), "{text}");
+    assert!(text.contains("5 passed"), "{text}");
     let errors = String::from_utf8_lossy(&output.stderr);
     let skipped = errors
         .lines()
         .filter(|line| line.contains("skipped attribute::"));
-    assert_eq!(skipped.count(), 4, "{text}");
+    assert_eq!(skipped.count(), 5, "{text}");
     assert!(errors.contains("software only"), "{text}");
 
     one_by_one();
@@ -111,7 +112,7 @@ pub(crate) fn without_vms(_suite: &Suite) {
     let (output, text) = run("passes", &[("FLEETBOX_REQUIRE", "1")]);
     assert_eq!(output.status.code(), Some(101), "{text}");
     assert!(
-        text.contains("2 failed")
+        text.contains("3 failed")
             && text.contains("FLEETBOX_REQUIRE")
             && text.contains("software only"),
         "{text}"
@@ -122,7 +123,7 @@ pub(crate) fn without_vms(_suite: &Suite) {
     assert!(text.contains("FLEETBOX_SHORT is set"), "{text}");
 }
 
-/// A VM and a cluster, for which there is memory only one after the other.
+/// A VM and a cluster of two processes, for which there is memory only one after the other.
 pub(crate) fn passing(suite: &Suite) {
     suite.tiny();
     // Of its own, as VMs of other cases would have a part of the budget.
@@ -143,12 +144,23 @@ pub(crate) fn passing(suite: &Suite) {
         (QUEUE_VARIABLE, queue.as_str()),
     ];
     let with = |budget| [own[0], own[1], ("FLEETBOX_MEMORY_BUDGET", budget)];
-    let (output, text) = run("passes", &with("600M"));
+    let variables = with("600M");
+    let tests = ["passes_with_a_vm", "passes_with_a_cluster"];
+    let processes = tests.map(|test| (test, start_alone(test, &variables)));
+    let said = processes.map(|(test, process)| {
+        let output = host::finish(process, LIMIT, test);
+        let said = host::both(&output);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        said
+    });
+    let waits = |said: &String| said.contains("waits for memory: it needs");
+    assert!(said.iter().any(waits), "{said:?}");
+    let (output, text) = run("passes_without", &variables);
     assert!(output.status.success(), "{text}");
-    assert!(
-        text.contains("2 passed") && text.contains("waits for memory: it needs"),
-        "{text}"
-    );
+    assert!(text.contains("1 passed"), "{text}");
     host::within(Duration::from_secs(20), || {
         match std::fs::read_dir(home.join("clusters"))
             .must("cannot list")

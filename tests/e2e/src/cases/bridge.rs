@@ -2,12 +2,15 @@
 
 use std::io::Read;
 use std::net::TcpStream;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fleetbox::{BridgeError, Error, Network, Vm};
 
+use super::cli::{QUICK, run};
 use super::network::Echo;
+use crate::host;
 use crate::report::Must;
 use crate::suite::Suite;
 
@@ -54,10 +57,38 @@ pub(crate) fn joined_to_the_host(suite: &Suite) {
     assert!(route.contains(&format!("via {a}.{b}.{c}.254 ")), "{route}");
     let echo = Echo::start();
     assert_eq!(echo.asked_by(suite, &vm), echo.answer());
+    refused_without_the_right(suite);
+    // The tap goes with a killed worker, the rest with the next command.
+    host::kill_now(host::process("worker", vm.name()));
+    host::within(PATIENCE, || match interfaces().len() {
+        1 => Ok(()),
+        n => Err(format!("{n} interfaces")),
+    })
+    .must("after the worker's end");
+    run(suite, &["down", vm.name()], 0, QUICK);
     drop((stream, vm));
     let deadline = Instant::now() + PATIENCE;
     while !interfaces().is_empty() || forwards() != before {
         assert!(Instant::now() < deadline, "{:?} are left", interfaces());
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Who may not is told what to type.
+fn refused_without_the_right(suite: &Suite) {
+    let image = suite.tiny();
+    let up = suite.fleetbox(&["up", "refused", "--image", &image, "--network", "bridge"]);
+    let mut command = Command::new("setpriv");
+    command
+        .arg("--bounding-set=-net_admin")
+        .arg(up.get_program());
+    command.args(up.get_args());
+    let output = host::run(command, QUICK);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("sudo ") && said.contains("up refused") && said.contains("--network bridge"),
+        "{said}"
+    );
+    assert!(!suite.vm_dir("refused").exists());
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
@@ -114,6 +114,7 @@ pub(crate) fn life_cycle(suite: &Suite) {
     verbs::inside(suite, name);
     verbs::restarted(suite, name);
 
+    let sum = verbs::write_much(suite, name);
     let output = verbs::down(suite, name);
     assert!(
         text(&output).contains("cli powered off"),
@@ -123,7 +124,8 @@ pub(crate) fn life_cycle(suite: &Suite) {
     host::assert_quiet(&suite.vm_dir(name), name, true);
     assert_eq!(listed(suite, name).must_be("listed")["state"], "stopped");
     run(suite, &["ssh", name, "--", "true"], 255, QUICK);
-    verbs::changed(suite, name);
+    verbs::changed(suite, name, &sum);
+    asked(suite, name);
     run(suite, &["rm", name], 0, QUICK);
     assert!(listed(suite, name).is_none());
     assert!(!suite.vm_dir(name).exists());
@@ -169,43 +171,80 @@ fn dialled(suite: &Suite, name: &str) {
 
 /// A log-in on a terminal: its size arrives, what is typed is run, and the shell's status is that of the command.
 fn interactive(suite: &Suite, name: &str) {
-    let size = Winsize {
-        ws_row: 33,
-        ws_col: 111,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    let pty = openpty(&size, None).must("cannot open a terminal");
-    let copy = |fd: &OwnedFd| fd.try_clone().must("cannot copy a descriptor");
-    let fleetbox = suite.fleetbox(&["ssh", name]);
-    // `setsid` makes the terminal the controlling one, as a log-in would.
-    let mut child = Command::new("setsid")
-        .arg("--ctty")
-        .arg("--wait")
-        .arg(fleetbox.get_program())
-        .args(fleetbox.get_args())
-        .env("TERM", "vt100")
-        .stdin(copy(&pty.slave))
-        .stdout(copy(&pty.slave))
-        .stderr(pty.slave)
-        .spawn()
-        .must("cannot start fleetbox on a terminal");
-    let mut master = File::from(pty.master);
-    let reader = master.try_clone().must("cannot copy a descriptor");
-    let mut screen = host::Screen::read(reader, QUICK);
-    let mut wait_for = |wanted: &str| screen.wait_for(wanted).must("on the terminal");
+    let mut ssh = OnTerminal::start(suite, &["ssh", name]);
     // The prompt says that the guest's terminal is there.
-    wait_for("$");
+    ssh.wait_for("$");
     // The words are typed in parts, so that their echo is not what is waited for.
-    master
-        .write_all(b"echo si''ze $(stty size)\r")
-        .must("cannot type");
-    wait_for("size 33 111");
-    master.write_all(b"exit 5\r").must("cannot type");
-    let status = host::within(QUICK, || match child.try_wait() {
-        Ok(Some(status)) => Ok(status),
-        Ok(None) => Err("it runs on".to_owned()),
-        Err(error) => Err(error.to_string()),
-    });
-    assert_eq!(status.must("fleetbox ssh").code(), Some(5));
+    ssh.type_in("echo si''ze $(stty size)\r");
+    ssh.wait_for("size 33 111");
+    ssh.type_in("exit 5\r");
+    assert_eq!(ssh.status(), Some(5));
+}
+
+/// Who is asked and says no keeps the VM.
+fn asked(suite: &Suite, name: &str) {
+    let mut rm = OnTerminal::start(suite, &["rm", name]);
+    rm.wait_for("[y/N]");
+    rm.type_in("n\r");
+    assert_eq!(rm.status(), Some(1));
+    assert!(listed(suite, name).is_some());
+}
+
+/// A `fleetbox` command on a terminal of 33 rows and 111 columns.
+struct OnTerminal {
+    child: Child,
+    master: File,
+    screen: host::Screen,
+}
+
+impl OnTerminal {
+    fn start(suite: &Suite, arguments: &[&str]) -> Self {
+        let size = Winsize {
+            ws_row: 33,
+            ws_col: 111,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(&size, None).must("cannot open a terminal");
+        let copy = |fd: &OwnedFd| fd.try_clone().must("cannot copy a descriptor");
+        let fleetbox = suite.fleetbox(arguments);
+        // `setsid` makes the terminal the controlling one, as a log-in would.
+        let child = Command::new("setsid")
+            .arg("--ctty")
+            .arg("--wait")
+            .arg(fleetbox.get_program())
+            .args(fleetbox.get_args())
+            .env("TERM", "vt100")
+            .stdin(copy(&pty.slave))
+            .stdout(copy(&pty.slave))
+            .stderr(pty.slave)
+            .spawn()
+            .must("cannot start fleetbox on a terminal");
+        let master = File::from(pty.master);
+        let reader = master.try_clone().must("cannot copy a descriptor");
+        Self {
+            child,
+            master,
+            screen: host::Screen::read(reader, QUICK),
+        }
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, wanted: &str) {
+        self.screen.wait_for(wanted).must("on the terminal");
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).must("cannot type");
+    }
+
+    /// The status that it ends with.
+    fn status(mut self) -> Option<i32> {
+        let status = host::within(QUICK, || match self.child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("it runs on".to_owned()),
+            Err(error) => Err(error.to_string()),
+        });
+        status.must("a command on a terminal").code()
+    }
 }

@@ -95,11 +95,18 @@ pub(crate) fn too_much(suite: &Suite) {
     let name = "too-large";
     for (builder, there) in [
         (Vm::builder(name).cpus(128), "this host has"),
+        (
+            Vm::builder(name).memory(Size::gib(1 << 10)),
+            "all VMs together may have",
+        ),
         (Vm::builder(name).disk(Size::gib(60 << 10)), "are free"),
     ] {
         let builder = builder.image(suite.tiny());
         let error = suite.block(builder.start()).expect_err("it is too much");
-        assert!(matches!(error, Error::Lacking { .. }), "{error}");
+        assert!(
+            matches!(error, Error::Lacking { .. } | Error::Budget(_)),
+            "{error}"
+        );
         assert!(error.to_string().contains(there), "{error}");
     }
     assert!(!suite.vm_dir(name).exists());

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fleetbox::Vm;
@@ -137,11 +139,18 @@ pub(crate) fn throughput(suite: &Suite) {
         println!("  {what}: {:.1} MiB/s", 6.0 / seconds);
     };
 
+    let seen = Arc::new(AtomicU64::new(0));
+    let listener = Arc::clone(&seen);
+    let options = FileOptions::new().progress(move |at| {
+        assert_eq!(at.total, Some(SIZE as u64));
+        assert!(listener.swap(at.bytes, Ordering::Relaxed) <= at.bytes);
+    });
     let begun = Instant::now();
     suite
-        .block(vm.copy_to(&file, "/tmp/copy"))
+        .block(vm.copy_to_with(&file, "/tmp/copy", &options))
         .must("cannot copy");
     rate("copy_to", begun);
+    assert_eq!(seen.load(Ordering::Relaxed), SIZE as u64);
     let begun = Instant::now();
     suite
         .block(vm.ssh_with_input("cat >/tmp/pipe", &bytes))

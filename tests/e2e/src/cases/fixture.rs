@@ -3,10 +3,12 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use fleetbox::Vm;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use super::life::KEEPER;
 use crate::report::{Must, uses};
@@ -16,6 +18,7 @@ use crate::suite::Suite;
 const NAME: &str = "fixture";
 /// Where guests have it.
 pub(crate) const MOUNT: &str = "/srv/work";
+const SECOND_MOUNT: &str = "/opt/second";
 /// Length of a file of which nearly all is a hole; more than 32 bits count.
 const LARGE: u64 = (5 << 30) + 3;
 
@@ -48,8 +51,22 @@ pub(crate) fn directory(suite: &Suite, name: &str, text: &str) -> PathBuf {
 fn keeper(suite: &Suite) -> Vm {
     uses(KEEPER);
     let builder = suite.small(Vm::builder(KEEPER));
-    let builder = builder.fixture(suite.dir().join(NAME), MOUNT);
+    let builder = builder
+        .fixture(suite.dir().join(NAME), MOUNT)
+        .fixture(second(suite), SECOND_MOUNT);
     suite.block(builder.start()).must("cannot start the VM")
+}
+
+/// Another directory, with one file of two names.
+fn second(suite: &Suite) -> PathBuf {
+    let dir = suite.dir().join("second-fixture");
+    let (one, other) = (dir.join("one"), dir.join("other"));
+    fs::create_dir_all(&dir).must("cannot create a directory");
+    fs::write(&one, "second").must("cannot write a file");
+    if !other.exists() {
+        fs::hard_link(&one, &other).must("cannot link a file");
+    }
+    dir
 }
 
 /// Modes, owners, times, links and holes are as on the host; nothing can be written.
@@ -57,6 +74,14 @@ pub(crate) fn content(suite: &Suite) {
     directory(suite, NAME, "one");
     let vm = keeper(suite);
     check(suite, &vm);
+    let same = "cd /opt/second && cat other && [ one -ef other ] && echo && echo same";
+    assert_eq!(suite.sh(&vm, same), "second\nsame");
+    // The set is that of the creation.
+    let builder = suite.small(Vm::builder(KEEPER));
+    let builder = builder.fixture(second(suite), "/opt/third");
+    let again = suite.block(builder.start()).must("cannot find the VM");
+    assert_eq!(again.ignored_options(), ["fixtures"]);
+    drop(again);
     // For the case that restarts the VM, or the one below.
     directory(suite, NAME, "two");
     suite.keep(vm);
@@ -103,20 +128,23 @@ pub(crate) fn refreshed(suite: &Suite) {
 pub(crate) fn refused(suite: &Suite) {
     let dir = suite.dir().join("sockets");
     fs::create_dir_all(&dir).must("cannot create a directory");
-    let socket = dir.join("socket");
-    let listener = UnixListener::bind(&socket).must("cannot make a socket");
     let pair = format!("{}:/work", dir.display());
     let image = suite.tiny();
-    let output = suite
-        .fleetbox(&["up", "refused", "--image", &image, "--fixture", &pair])
-        .output()
-        .must("cannot run fleetbox");
+    let refused = |path: &Path, what: &str| {
+        let up = ["up", "refused", "--image", &image, "--fixture", &pair];
+        let output = suite.fleetbox(&up).output().must("cannot run fleetbox");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let expected = format!("{} is a {what}", path.display());
+        assert!(said.contains(&expected), "{said}");
+        fs::remove_file(path).must("cannot remove a file");
+    };
+    let socket = dir.join("socket");
+    let listener = UnixListener::bind(&socket).must("cannot make a socket");
+    refused(&socket, "socket");
     drop(listener);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(
-        said.contains(&format!("{} is a socket", socket.display())),
-        "{said}"
-    );
+    let pipe = dir.join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).must("cannot make a pipe");
+    refused(&pipe, "FIFO");
     assert!(!suite.vm_dir("refused").exists());
 }

@@ -92,6 +92,8 @@ pub(crate) fn all() -> Vec<Case> {
         tiny("tiny_kill_owner_of_a_test_vm", kills::owner_of_test_vm),
         tiny("tiny_fixture_with_a_socket_is_refused", fixture::refused),
         tiny("tiny_cluster_of_three", cluster::of_three),
+        tiny("tiny_cli_cluster", cluster::by_commands),
+        tiny("tiny_full_disk_of_the_host", disk::full_on_the_host),
         tiny("tiny_bridge", bridge::joined_to_the_host),
         tiny("tiny_cli", cli::life_cycle),
         tiny(

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use fleetbox::{Event, Vm};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
-use super::cli::{QUICK, run, text};
+use super::cli::{QUICK, listed, run, text};
 use crate::host;
 use crate::report::Must;
 use crate::suite::Suite;
@@ -33,6 +33,9 @@ pub(super) const SMALL: [&str; 8] = [
     "--timeout",
     "240",
 ];
+
+/// What a kernel prints last.
+const LAST_WORDS: &str = "reboot: Power down";
 
 /// What can be asked of a running VM, named `name`.
 pub(crate) fn inside(suite: &Suite, name: &str) {
@@ -53,6 +56,9 @@ pub(crate) fn inside(suite: &Suite, name: &str) {
             .any(|line| line.starts_with("tcp ") && line.contains(" 22 ") && line.contains("sshd")),
         "{ports}"
     );
+    let load = "(i=0; while [ $i -lt 50 ]; do dd if=/dev/zero of=load bs=65536 count=4 conv=fsync; \
+                i=$((i+1)); sleep 0.2; done; rm load) >/dev/null 2>&1 &";
+    run(suite, &["ssh", name, "--", load], 0, QUICK);
     let stats: serde_json::Value =
         serde_json::from_slice(&run(suite, &["stats", name, "--json"], 0, QUICK).stdout)
             .must("stats --json is no JSON");
@@ -62,6 +68,9 @@ pub(crate) fn inside(suite: &Suite, name: &str) {
         "{stats}"
     );
     assert!(stats[0]["disk_total"].as_u64() > Some(10 << 20), "{stats}");
+    for counted in ["disk_written", "net_received", "net_sent"] {
+        assert!(stats[0][counted].as_u64() > Some(0), "{counted}: {stats}");
+    }
 
     let logs = text(&run(suite, &["logs", name], 0, QUICK));
     assert!(logs.contains("login:"), "{logs}");
@@ -148,6 +157,12 @@ fn copied(suite: &Suite, name: &str) {
     run(suite, &["cp", &guest, &path("back")], 0, QUICK);
     assert_eq!(fs::read(dir.join("back")).must("cannot read"), b"content");
     run(suite, &["cp", &path("tree"), &path("x")], 2, QUICK);
+    // A file that only root may read.
+    let guest = format!("{name}:/etc/shadow");
+    run(suite, &["cp", &guest, &path("shadow")], 1, QUICK);
+    run(suite, &["cp", "--root", &guest, &path("shadow")], 0, QUICK);
+    let shadow = fs::read(dir.join("shadow")).must("cannot read");
+    assert!(shadow.starts_with(b"root:"));
 }
 
 /// A web server of the guest through both protocols of the proxy.
@@ -232,30 +247,55 @@ pub(crate) fn restarted(suite: &Suite, name: &str) {
     );
 }
 
-/// A stopped VM is given another CPU, which its next boot has. What was written right before `down`
-/// is there.
-pub(crate) fn changed(suite: &Suite, name: &str) {
-    run(suite, &["set", name, "--cpus", "2"], 0, QUICK);
+/// A stopped VM is given another CPU and more memory, which its next boot has. What was written right before `down`
+/// is there: `sum` is its sum. Then the power button is pressed, and what the guest says to that followed.
+pub(crate) fn changed(suite: &Suite, name: &str, sum: &str) {
+    let set = ["set", name, "--cpus", "2", "--memory", "320M"];
+    run(suite, &set, 0, QUICK);
     run(suite, &["up", name, "--timeout", "240"], 0, BOOT);
     assert_eq!(
         text(&run(suite, &["exec", name, "--", "nproc"], 0, QUICK)),
         "2"
     );
-    let kept = text(&run(suite, &["exec", name, "--", "cat", "kept"], 0, QUICK));
-    assert_eq!(kept, "written right before");
-    run(suite, &["kill", name], 0, QUICK);
+    let memory = [
+        "exec",
+        name,
+        "--",
+        "sed",
+        "-n",
+        "s/^MemTotal: *//p",
+        "/proc/meminfo",
+    ];
+    let memory = text(&run(suite, &memory, 0, QUICK));
+    let kib: u32 = memory.trim_end_matches(" kB").parse().must(&memory);
+    assert!(kib > 256 << 10, "{memory}");
+    let kept = ["exec", name, "--", "sha256sum", "kept"];
+    let kept = text(&run(suite, &kept, 0, QUICK));
+    assert!(kept.starts_with(sum), "{kept} was {sum}");
+
+    let mut logs = suite.fleetbox(&["logs", "-f", name]);
+    logs.stdin(Stdio::null()).stdout(Stdio::piped());
+    let logs = logs.spawn().must("cannot start fleetbox");
+    run(suite, &["kill", name, "--signal", "TERM"], 0, QUICK);
+    let said = text(&host::finish(logs, BOOT, "fleetbox logs -f"));
+    assert!(said.contains(LAST_WORDS), "{said}");
+    host::within(QUICK, || match listed(suite, name) {
+        Some(vm) if vm["state"] == "stopped" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .must("after the power button");
 }
 
-/// Writes what has to be there after `down`, which returns as soon as that is sure: right after the guest's kernel has
-/// said its last words.
-pub(crate) fn down(suite: &Suite, name: &str) -> Output {
-    /// What a kernel prints last.
-    const LAST_WORDS: &str = "reboot: Power down";
-    /// How long our own part may take where the host is busy.
-    const OURS: f64 = 5.0;
-    let command = ["ssh", name, "--", "printf 'written right before' > kept"];
-    run(suite, &command, 0, QUICK);
+/// Writes what has to be there after `down`, and no guest's program syncs it. Returns its sum.
+pub(crate) fn write_much(suite: &Suite, name: &str) -> String {
+    let write = "head -c 20971520 /dev/urandom | tee kept | sha256sum | cut -c -64";
+    text(&run(suite, &["ssh", name, "--", write], 0, QUICK))
+}
 
+/// `down` returns as soon as it is sure that nothing is lost: right after the guest's kernel has said its last words.
+pub(crate) fn down(suite: &Suite, name: &str) -> Output {
+    /// How long our own part may take where the host is busy.
+    const OURS: f64 = 2.0;
     let home = suite.home();
     let (vm, mut events, mut console) = suite
         .block(async {
@@ -342,7 +382,7 @@ pub(crate) fn two_runs(suite: &Suite) {
 }
 
 /// A state directory of a case's own, with the images that are here.
-fn own_home(suite: &Suite, name: &str) -> PathBuf {
+pub(super) fn own_home(suite: &Suite, name: &str) -> PathBuf {
     let home = suite.dir().join(name);
     fs::create_dir_all(&home).must("cannot create a directory");
     fs::create_dir_all(suite.home().join("images")).must("cannot create a directory");
@@ -380,10 +420,32 @@ pub(crate) fn work_tree(suite: &Suite) {
 
     let image = suite.tiny();
     let path = tree.display().to_string();
-    let mut arguments = vec!["run", "-d", "--name", "tree", "--image", &image];
-    arguments.extend(SMALL);
-    arguments.push(&path);
-    assert_eq!(text(&fleetbox(&arguments, 0, BOOT)), "tree");
+    let whole = [
+        "run",
+        "-d",
+        "--name",
+        "whole",
+        "--full-copy",
+        "--image",
+        &image,
+    ];
+    let output = fleetbox(&[&whole[..], &SMALL, &[&path[..]]].concat(), 0, BOOT);
+    assert_eq!(text(&output), "whole");
+    let output = fleetbox(
+        &["exec", "whole", "--", "cat", "new", ".git/HEAD"],
+        0,
+        QUICK,
+    );
+    let head = git(&tree, &["symbolic-ref", "HEAD"]);
+    assert_eq!(text(&output), format!("1\nref: {head}"));
+    fleetbox(&["rm", "--force", "whole"], 0, QUICK);
+
+    let branch = [
+        "run", "-q", "--name", "tree", "--branch", "topic", "--image", &image,
+    ];
+    let look = [&path, "--", "sh", "-c", "cat .git/HEAD; exit 42"];
+    let output = fleetbox(&[&branch[..], &SMALL, &look].concat(), 42, BOOT);
+    assert_eq!(text(&output), "ref: refs/heads/topic");
 
     let work = "pwd; ls; echo 2 > changed; echo 3 > made; echo 4 > out; rm kept";
     let output = fleetbox(&["exec", "tree", "--", "sh", "-c", work], 0, QUICK);
@@ -421,15 +483,36 @@ pub(crate) fn work_tree(suite: &Suite) {
     assert_eq!(text(&output), "/");
     let output = fleetbox(&["exec", "tree", "--dir", ".git", "--", "pwd"], 0, QUICK);
     assert!(text(&output).ends_with("/my-repo/.git"));
-    fleetbox(&["ship", "tree", &path, "--branch", "topic"], 0, QUICK);
+    fleetbox(&["ship", "tree", &path, "--branch", "other"], 0, QUICK);
     let output = fleetbox(&["exec", "tree", "--", "cat", ".git/HEAD"], 0, QUICK);
-    assert_eq!(text(&output), "ref: refs/heads/topic");
+    assert_eq!(text(&output), "ref: refs/heads/other");
+
+    // The tree's tools are mise's: without it there is a remark, with it it runs the command.
+    fs::write(tree.join(".tool-versions"), "").must("cannot write a file");
+    git(&tree, &["add", ".tool-versions"]);
+    let output = fleetbox(&["exec", "tree", "--sync", "--", "echo", "plain"], 0, QUICK);
+    let remark = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(remark.contains("mise"), "{remark}");
+    assert_eq!(text(&output), "plain");
+    let mise = suite.dir().join("mise");
+    fs::write(&mise, "#!/bin/sh\necho by mise: \"$@\"\n").must("cannot write a file");
+    fs::set_permissions(&mise, fs::Permissions::from_mode(0o755)).must("cannot set a mode");
+    fleetbox(
+        &["exec", "tree", "--", "mkdir", "-p", "../.local/bin"],
+        0,
+        QUICK,
+    );
+    let mise = mise.display().to_string();
+    fleetbox(&["cp", &mise, "tree:.local/bin/mise"], 0, QUICK);
+    let output = fleetbox(&["exec", "tree", "--", "echo", "x"], 0, QUICK);
+    assert_eq!(text(&output), "by mise: exec -- echo x");
 
     stopped_vm(&home, "old");
     assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "old is deleted");
     let list = text(&fleetbox(&["ls"], 0, QUICK));
     assert!(list.contains("tree") && list.contains("running"), "{list}");
-    fleetbox(&["rm", "tree"], 0, QUICK);
+    fleetbox(&["down", "--all"], 0, QUICK);
+    assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "tree is deleted");
 }
 
 fn git(tree: &Path, arguments: &[&str]) -> String {
