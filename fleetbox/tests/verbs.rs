@@ -479,6 +479,30 @@ fn what_is_for_one_vm_is_refused_for_a_cluster() {
 }
 
 #[test]
+fn user_data_comes_from_a_pipe_as_well() {
+    let host = Host::new();
+    let image = host.dir.path().join("disk.raw");
+    fs::write(&image, vec![0; 1 << 20]).expect("an image");
+    let image = image.to_str().expect("UTF-8");
+    let up = ["up", "web", "--no-start", "--image", image];
+    let mut command = host
+        .command(&[&up[..], &["--user-data", "/dev/stdin"]].concat())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    let mut pipe = command.stdin.take().expect("a pipe");
+    pipe.write_all(b"#cloud-config\ntimezone: Europe/Berlin\n")
+        .expect("it reads");
+    drop(pipe);
+    assert!(command.wait().expect("an end").success());
+    let vm = host.store().vms().expect("VMs").remove(0);
+    let given = vm.record().expect("a record").config.user_data;
+    assert_eq!(given.len(), 1);
+    assert_eq!(given[0]["timezone"], "Europe/Berlin");
+}
+
+#[test]
 fn prune_removes_stopped_and_keeps_running() {
     let host = Host::new();
     for name in ["old", "older", "running"] {

@@ -14,10 +14,13 @@ use super::progress::Display;
 use super::{GUEST_FAILURE, REFUSED, ssh, ssh_config, up, vms};
 
 pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
-    if let Err(error) = up::check(&run.machine) {
-        complain(error);
-        return Ok(REFUSED);
-    }
+    let user_data = match up::check(&run.machine) {
+        Ok(user_data) => user_data,
+        Err(error) => {
+            complain(error);
+            return Ok(REFUSED);
+        }
+    };
     let options = options(&run.shipment);
     let tree = match &run.path {
         Some(path) => Some(Tree::open(path).await?),
@@ -40,7 +43,8 @@ pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
         None => up::made_up(context)?,
     };
     let display = Display::new(context, &format!("starting {name}"));
-    let builder = up::builder(context, &name, &run.machine)?.progress(display.progress());
+    let builder =
+        up::builder(context, &name, &run.machine, &user_data).progress(display.progress());
     // One that exists may hold what its user wants to keep.
     let builder = builder.create_new();
     let builder = if run.rm {

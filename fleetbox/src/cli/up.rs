@@ -19,22 +19,25 @@ use super::{FAILURE, REFUSED, ssh_config, vms};
 const ATTEMPTS: usize = 100;
 
 pub(super) async fn run(context: &Context, mut up: Up) -> Result<u8> {
-    if let Err(error) = check(&up.machine) {
-        complain(error);
-        return Ok(REFUSED);
-    }
+    let user_data = match check(&up.machine) {
+        Ok(user_data) => user_data,
+        Err(error) => {
+            complain(error);
+            return Ok(REFUSED);
+        }
+    };
     if let Some(name) = up.name.take() {
-        return named(context, name, up).await;
+        return named(context, name, up, &user_data).await;
     }
     let name = made_up(context)?;
-    let status = named(context, name.clone().into(), up).await?;
+    let status = named(context, name.clone().into(), up, &user_data).await?;
     if status == 0 {
         context.answer(name);
     }
     Ok(status)
 }
 
-async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
+async fn named(context: &Context, name: Reference, up: Up, user_data: &UserData) -> Result<u8> {
     let bare = name.cluster().is_none().then(|| name.name());
     if let (Some(_), None) = (up.count, bare) {
         complain(
@@ -60,14 +63,14 @@ async fn named(context: &Context, name: Reference, up: Up) -> Result<u8> {
             return Ok(REFUSED);
         }
         if up.count.is_some() || is_cluster {
-            return cluster(context, name, &up.machine, up.count).await;
+            return cluster(context, name, &up.machine, user_data, up.count).await;
         }
     }
     if !up.machine.publish.is_empty() && !runs(context, &name).await? {
         check_ports(&up.machine)?;
     }
     let display = progress::Display::new(context, &format!("starting {name}"));
-    let builder = builder(context, &name, &up.machine)?
+    let builder = builder(context, &name, &up.machine, user_data)
         .detached()
         .progress(display.progress());
     if up.no_start {
@@ -167,12 +170,17 @@ pub(super) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Re
     Ok(())
 }
 
-/// Reads the documents that are given to cloud-init.
-fn user_data(machine: &Machine) -> Result<Vec<String>> {
-    let read = |path: &PathBuf| {
-        std::fs::read_to_string(path).map_err(|error| in_file(path, error.to_string()))
-    };
-    machine.user_data.iter().map(read).collect()
+/// The documents that are given to cloud-init. They are read once: a pipe has nothing more to say.
+pub(super) struct UserData(Vec<String>);
+
+impl UserData {
+    fn read(machine: &Machine) -> Result<Self> {
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|error| in_file(path, error.to_string()))
+        };
+        let documents: Result<_> = machine.user_data.iter().map(read).collect();
+        documents.map(Self)
+    }
 }
 
 /// What a start came to, as JSON has it.
@@ -191,10 +199,10 @@ fn in_file(path: &Path, why: impl Display) -> Error {
 }
 
 /// Checks the options beyond what the parser of the command line does, before anything is created: what
-/// is wrong is a usage error.
-pub(super) fn check(machine: &Machine) -> Result<()> {
-    let documents = user_data(machine)?;
-    for (path, document) in machine.user_data.iter().zip(&documents) {
+/// is wrong is a usage error. Returns the documents that it has read.
+pub(super) fn check(machine: &Machine) -> Result<UserData> {
+    let documents = UserData::read(machine)?;
+    for (path, document) in machine.user_data.iter().zip(&documents.0) {
         let checked = Vm::builder("any").user_data(document).check();
         checked.map_err(|error| match error {
             Error::Seed(SeedError::UserData { why }) => in_file(path, why),
@@ -209,7 +217,8 @@ pub(super) fn check(machine: &Machine) -> Result<()> {
     {
         return Err(unpublishable(*host, "it is given twice"));
     }
-    configured(Vm::builder("any"), machine, &documents).check()
+    configured(Vm::builder("any"), machine, &documents).check()?;
+    Ok(documents)
 }
 
 fn unpublishable(host: u16, why: impl Display) -> Error {
@@ -239,13 +248,13 @@ async fn cluster(
     context: &Context,
     name: &Name,
     machine: &Machine,
+    user_data: &UserData,
     count: Option<u32>,
 ) -> Result<u8> {
-    let user_data = user_data(machine)?;
     let display = progress::Display::new(context, &format!("starting cluster {name}"));
     let mut builder = Cluster::builder(name.as_str())
         .detached()
-        .each(|vm| configured(vm, machine, &user_data))
+        .each(|vm| configured(vm, machine, user_data))
         .progress(display.progress());
     if let Some(home) = context.home() {
         builder = builder.home(home);
@@ -279,17 +288,17 @@ pub(super) fn builder(
     context: &Context,
     name: impl AsRef<str>,
     machine: &Machine,
-) -> Result<VmBuilder> {
-    let user_data = user_data(machine)?;
-    let builder = configured(Vm::builder(name.as_ref()), machine, &user_data);
-    Ok(match context.home() {
+    user_data: &UserData,
+) -> VmBuilder {
+    let builder = configured(Vm::builder(name.as_ref()), machine, user_data);
+    match context.home() {
         Some(home) => builder.home(home),
         None => builder,
-    })
+    }
 }
 
-fn configured(mut builder: VmBuilder, machine: &Machine, user_data: &[String]) -> VmBuilder {
-    for document in user_data {
+fn configured(mut builder: VmBuilder, machine: &Machine, user_data: &UserData) -> VmBuilder {
+    for document in &user_data.0 {
         builder = builder.user_data(document);
     }
     for ready in &machine.wait {
