@@ -88,8 +88,17 @@ impl Launch {
         let mut lease = Some(lease);
         let mut created = Vec::new();
         let vms = loop {
-            let (mut vms, new) =
-                attach(&store, &cluster, self.lifetime, &members, &created).await?;
+            let attached = attach(&store, &cluster, self.lifetime, &members, &created).await;
+            let (mut vms, new) = match attached {
+                Ok(attached) => attached,
+                Err(error) => {
+                    // An earlier attempt may have made some, whose handles are gone.
+                    if !self.alone {
+                        delete(&store, &cluster, &created).await;
+                    }
+                    return Err(error);
+                }
+            };
             created.extend(new);
             clock.done(Phase::Create);
             let started = join_all(vms.iter().map(Vm::start_machine)).await;
@@ -507,6 +516,21 @@ fn left(store: &Store, cluster: &Name, name: &Name, held: bool) -> Left {
     }
 }
 
+/// Deletes those that this call has created and that have no handles any more.
+async fn delete(store: &Store, cluster: &Name, created: &[Name]) {
+    let cluster = store.cluster(cluster);
+    for dir in created.iter().filter_map(|name| cluster.vm(name)) {
+        let name = dir.name().clone();
+        let deleted = match Vm::found(store, dir) {
+            Ok(vm) => vm.destroy().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = deleted {
+            tracing::warn!(vm = %name, %error, "cannot delete");
+        }
+    }
+}
+
 /// Removes what was created, and kills what was started.
 async fn undo(vms: Vec<Vm>, created: &[Name]) {
     for vm in vms {
@@ -521,5 +545,33 @@ async fn undo(vms: Vec<Vm>, created: &[Name]) {
         if let Err(error) = undone {
             tracing::debug!(vm = name, %error, "its start is not undone");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_home::Home;
+
+    #[tokio::test]
+    async fn what_an_earlier_attempt_has_made_is_deleted() {
+        let home = Home::new();
+        let mut members = Vec::new();
+        for name in ["running", "stopped", "kept"] {
+            let builder = home.vm(Vm::builder(name)).detached();
+            if name == "running" {
+                builder.start().await.unwrap();
+            } else {
+                builder.create().await.unwrap();
+            }
+            members.push(name.parse::<Name>().unwrap());
+        }
+        let store = Store::open(home.path()).unwrap();
+        for name in &members[..2] {
+            delete(&store, name, std::slice::from_ref(name)).await;
+        }
+        let left = store.vms().unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].name(), &members[2]);
     }
 }
