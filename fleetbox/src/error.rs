@@ -197,13 +197,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// True if it only says that the VM, or its worker, does not run.
+    /// True if it says that the VM does not run. That its worker does not answer says no such thing:
+    /// a worker may be suspended, or this process be out of descriptors.
     pub(crate) fn is_not_running(&self) -> bool {
-        use ProcessError::{Lost, NoWorker};
         matches!(
             self,
-            Self::NotRunning { .. }
-                | Self::Process(ProcessError::NotRunning(_) | NoWorker { .. } | Lost { .. })
+            Self::NotRunning { .. } | Self::Process(ProcessError::NotRunning(_))
         )
     }
 

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use crate::budget::Budget;
 use crate::fake_home::{Home, eventually, refuses};
 use crate::process::Backend;
-use crate::store::{StoreError, VmRecord};
-use crate::{Cluster, Error, Size, Stopped, Vm, VmState, blocking, list, remove};
+use crate::store::{Lock, StoreError, VmRecord};
+use crate::{
+    Cluster, Error, ProcessError, Size, Stopped, Vm, VmState, blocking, find, list, remove, stop,
+};
 
 impl Home {
     async fn states(&self) -> Vec<(String, VmState)> {
@@ -401,4 +403,26 @@ async fn a_new_vm_never_is_one_that_exists() {
         "{refused:?}"
     );
     assert_eq!(home.states().await, [("web".to_owned(), VmState::Stopped)]);
+}
+
+#[tokio::test]
+async fn a_vm_that_runs_without_an_answer_of_its_worker_is_not_said_to_be_stopped() {
+    let home = Home::new();
+    let path = home.path();
+    home.vm(Vm::builder("web")).create().await.unwrap();
+    let dir = find(Some(&path), "web").await.unwrap();
+    let running = Lock::acquire(&dir.paths().lock()).unwrap();
+    let stopped = stop(Some(&path), "web", Duration::ZERO).await;
+    assert!(
+        matches!(stopped, Err(Error::Process(ProcessError::NoWorker { .. }))),
+        "{stopped:?}"
+    );
+    // Its worker was killed, and it ends, too.
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(running);
+    });
+    let stopped = stop(Some(&path), "web", Duration::ZERO).await;
+    assert!(matches!(stopped, Ok(None)), "{stopped:?}");
+    ending.join().unwrap();
 }

@@ -19,6 +19,9 @@ use crate::{Error, Result};
 /// ```
 pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a machine whose worker is gone may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
 impl Vm {
     /// Waits until the VM ends: `Ok` if the guest powered off or the VM was stopped.
     ///
@@ -52,7 +55,8 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Process`] if it does not run.
+    /// [`Error::NotRunning`] or [`Error::Process`] if it does not run, [`Error::Process`] if its worker
+    /// does not answer although it does.
     pub async fn stop(&self) -> Result<Stopped> {
         self.stop_within(STOP_DEADLINE).await
     }
@@ -74,7 +78,19 @@ impl Vm {
             let vm = self.name.as_str();
             self.progress.event(ProgressEvent::Stopping { vm });
         }
-        let forced = self.client.stop(self.name.as_str(), deadline).await?;
+        let forced = match self.client.stop(self.name.as_str(), deadline).await {
+            Ok(forced) => forced,
+            Err(error @ (ProcessError::NoWorker { .. } | ProcessError::Lost { .. })) => {
+                // With its worker the VM ends, unless the worker is there and only does not answer.
+                return Err(match self.is_unlocked_within(ENDING).await? {
+                    true => Error::NotRunning {
+                        name: self.reference(),
+                    },
+                    false => error.into(),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
         self.await_unlocked().await?;
         Ok(if forced {
             Stopped::Forced
@@ -102,17 +118,26 @@ impl Vm {
 
     /// Waits until no process has the VM's lock.
     async fn await_unlocked(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let waited = Duration::from_secs(20);
+        match self.is_unlocked_within(waited).await? {
+            true => Ok(()),
+            false => Err(Error::Busy {
+                name: self.name.clone(),
+                waited,
+            }),
+        }
+    }
+
+    /// Whether within this time no process has the VM's lock.
+    async fn is_unlocked_within(&self, patience: Duration) -> Result<bool> {
+        let deadline = Instant::now() + patience;
         while self.dir.is_running()? {
             if Instant::now() > deadline {
-                return Err(Error::Busy {
-                    name: self.name.clone(),
-                    waited: Duration::from_secs(20),
-                });
+                return Ok(false);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
