@@ -14,7 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
@@ -46,8 +46,21 @@ const FILE_MODE: u32 = 0o644;
 /// A file has some hundred bytes for each VM; anything larger is not ours.
 const FILE_LIMIT: u64 = 256 << 10;
 
-/// Files that are looked at.
-const FILES: usize = 1 << 16;
+/// What a look takes in of a directory that anybody may fill.
+struct Limits {
+    /// Files that are locked. Who wants to have more of them needs as many descriptors.
+    files: usize,
+    /// Whatever else is there: it is nobody's claim, and keeps nobody from starting VMs.
+    entries: usize,
+    /// Bytes of all files together.
+    content: u64,
+}
+
+const LIMITS: Limits = Limits {
+    files: 1 << 16,
+    entries: 1 << 22,
+    content: 16 << 20,
+};
 
 /// How long the queue, which is held for moments, may be held by others.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -287,19 +300,29 @@ impl Guard {
     /// All files whose makers live, by their places. Those of the dead are removed where this user
     /// may.
     pub(super) fn look(&self) -> Result<Vec<Seen>, BudgetError> {
+        self.look_within(&LIMITS)
+    }
+
+    fn look_within(&self, limits: &Limits) -> Result<Vec<Seen>, BudgetError> {
+        let too_many = |limit: usize, what: &str| {
+            let error = io::Error::other(format!("it has more than {limit} {what}; remove them"));
+            Err(failed(&self.path)(error))
+        };
         let mut seen = Vec::new();
+        let mut room = limits.content;
         let entries = std::fs::read_dir(&self.path).map_err(failed(&self.path))?;
         for (index, entry) in entries.enumerate() {
-            if index >= FILES {
-                let error =
-                    io::Error::other(format!("it has more than {FILES} files; remove them"));
-                return Err(failed(&self.path)(error));
+            if index >= limits.entries {
+                return too_many(limits.entries, "files");
             }
             let name = entry.map_err(failed(&self.path))?.file_name();
             let Some(name) = name.to_str().and_then(FileName::parse) else {
                 continue;
             };
-            match self.see(name) {
+            match self.see(name, &mut room) {
+                Ok(Some(_)) if seen.len() >= limits.files => {
+                    return too_many(limits.files, "files of processes that live");
+                }
                 Ok(Some(file)) => seen.push(file),
                 Ok(None) => {}
                 // Removed in this moment, or made unreadable by its owner, and then it claims nothing.
@@ -310,7 +333,8 @@ impl Guard {
         Ok(seen)
     }
 
-    fn see(&self, name: FileName) -> io::Result<Option<Seen>> {
+    /// A file whose maker lives, with what it says if that is no more than `room`, which becomes less.
+    fn see(&self, name: FileName, room: &mut u64) -> io::Result<Option<Seen>> {
         // Neither a link nor a FIFO may lead or keep us anywhere.
         let flags = OFlag::O_RDONLY
             | OFlag::O_NOFOLLOW
@@ -337,10 +361,22 @@ impl Guard {
             }
         }
         let mut content = Vec::new();
-        file.take(FILE_LIMIT + 1).read_to_end(&mut content)?;
-        if content.len() as u64 > FILE_LIMIT {
-            // Its place in the queue counts all the same.
-            content.clear();
+        // Its place in the queue counts in any case.
+        if metadata.len() <= FILE_LIMIT {
+            let limit = FILE_LIMIT.min(*room);
+            file.take(limit + 1).read_to_end(&mut content)?;
+            let length = content.len() as u64;
+            if length > limit {
+                content = Vec::new();
+                // A start that waits looks again and again.
+                static WARNED: Once = Once::new();
+                let path = self.path.display();
+                let user = metadata.uid();
+                WARNED.call_once(|| {
+                    tracing::warn!(%path, %name, user, "there is more in the memory queue than is read; some of it is not counted");
+                });
+            }
+            *room = room.saturating_sub(length);
         }
         Ok(Some(Seen {
             name,
@@ -454,6 +490,41 @@ mod tests {
         let content = vec![b'x'; FILE_LIMIT as usize + 1];
         let _large = guard.create(u64::MAX, Kind::Waiting, &content).unwrap();
         assert_eq!(contents(&guard), [(Kind::Waiting, Vec::new())]);
+    }
+
+    #[test]
+    fn a_directory_that_is_filled_costs_little_and_blocks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let guard = Guard::enter(dir.path()).unwrap();
+        let limits = Limits {
+            files: 3,
+            entries: 30,
+            content: 10,
+        };
+        for number in 0..20 {
+            std::fs::write(dir.path().join(format!("{number}")), "").unwrap();
+        }
+        let mut ours = Vec::new();
+        for number in 1..=3 {
+            let entry = guard.create(number, Kind::Waiting, b"12345678").unwrap();
+            ours.push(entry);
+        }
+        // All have their places, and one is read.
+        let seen = guard.look_within(&limits).unwrap();
+        let places: Vec<_> = seen.iter().map(|file| file.name.number).collect();
+        assert_eq!(places, [1, 2, 3]);
+        let read = seen.iter().filter(|file| !file.content.is_empty());
+        assert_eq!(read.count(), 1);
+        ours.push(guard.create(4, Kind::Waiting, b"").unwrap());
+        let error = guard.look_within(&limits).err().unwrap().to_string();
+        assert!(error.contains("more than 3 files of processes"), "{error}");
+        drop(ours);
+        assert_eq!(guard.look_within(&limits).unwrap().len(), 0);
+        for number in 20..31 {
+            std::fs::write(dir.path().join(format!("{number}")), "").unwrap();
+        }
+        let error = guard.look_within(&limits).err().unwrap().to_string();
+        assert!(error.contains("more than 30 files;"), "{error}");
     }
 
     #[test]
