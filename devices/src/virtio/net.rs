@@ -189,6 +189,7 @@ impl VirtioDevice for Net {
             used: Vec::new(),
             rx_starved: Some(RX),
             tx_blocked: 0,
+            first: 0,
         })])
     }
 
@@ -331,6 +332,8 @@ struct NetWorker {
     /// The pairs, a bit each, whose frames found the socket full: their transmit queues are not
     /// read until it has room.
     tx_blocked: u32,
+    /// The pair whose turn it is to be first then.
+    first: usize,
 }
 
 impl QueueWorker for NetWorker {
@@ -344,10 +347,15 @@ impl QueueWorker for NetWorker {
         }
         match index % 2 {
             // Another queue's buffers are not what it waits for.
-            RX if self.rx_starved.is_some_and(|starved| starved != index) => Ok(()),
-            RX => self.receive(queues),
-            _ => self.transmit(queues, pair),
+            RX if self.rx_starved.is_some_and(|starved| starved != index) => {}
+            RX => self.receive(queues)?,
+            _ => self.transmit(queues, pair)?,
         }
+        if !self.link.is_up() {
+            // No event of the socket will say so: what waits for it goes nowhere.
+            self.retry(queues)?;
+        }
+        Ok(())
     }
 
     fn interest(&self) -> Option<Interest<'_>> {
@@ -371,10 +379,7 @@ impl QueueWorker for NetWorker {
             self.receive(queues)?;
         }
         if events.intersects(PollFlags::POLLOUT | failed) {
-            let blocked = std::mem::take(&mut self.tx_blocked);
-            for pair in (0..usize::from(self.pairs)).filter(|pair| blocked & 1 << pair != 0) {
-                self.transmit(queues, pair)?;
-            }
+            self.retry(queues)?;
         }
         Ok(())
     }
@@ -384,6 +389,21 @@ impl NetWorker {
     /// Pairs of queues in use.
     fn active(&self) -> usize {
         usize::from(self.active.load(Ordering::Acquire).min(self.pairs))
+    }
+
+    /// Sends for the pairs that found the socket full, each time another one first: the first may
+    /// fill it again.
+    fn retry(&mut self, queues: &mut [Virtqueue]) -> Result<(), QueueError> {
+        let blocked = std::mem::take(&mut self.tx_blocked);
+        let pairs = usize::from(self.pairs);
+        let first = self.first;
+        self.first = (first + 1) % pairs;
+        for pair in (first..pairs).chain(0..first) {
+            if blocked & 1 << pair != 0 {
+                self.transmit(queues, pair)?;
+            }
+        }
+        Ok(())
     }
 
     /// The receive queue for what is pending; the first if there is no other.

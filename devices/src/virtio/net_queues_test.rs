@@ -162,6 +162,21 @@ fn a_queue_without_room_is_waited_for() {
 #[test]
 fn a_full_socket_holds_all_queues_back() {
     let (ours, peer) = pair();
+    let driver = more_than_fits(ours);
+    let mut seen = [0; 3];
+    for _ in 0..24 {
+        let got = receive_frame(&peer);
+        assert_eq!(got.len(), 12 + 66 + 1000);
+        seen[usize::from(got[78])] += 1;
+    }
+    assert_eq!(seen, [8, 8, 8]);
+    for pair in 0..3 {
+        driver.wait_used(2 * pair + 1, 8);
+    }
+}
+
+/// A driver of which each pair has sent eight frames at once through a socket that takes fewer.
+fn more_than_fits(ours: OwnedFd) -> Driver {
     nix::sys::socket::setsockopt(&ours, nix::sys::socket::sockopt::SndBuf, &4096).unwrap();
     let driver = Driver::new(device(ours));
     driver.start(0);
@@ -174,13 +189,21 @@ fn a_full_socket_holds_all_queues_back() {
         }
         driver.notify(2 * pair + 1);
     }
-    let mut seen = [0; 3];
-    for _ in 0..24 {
-        let got = receive_frame(&peer);
-        assert_eq!(got.len(), 12 + 66 + 1000);
-        seen[usize::from(got[78])] += 1;
-    }
-    assert_eq!(seen, [8, 8, 8]);
+    driver
+}
+
+#[test]
+fn all_that_waited_for_a_full_socket_comes_back_when_it_closes() {
+    let (ours, peer) = pair();
+    let driver = more_than_fits(ours);
+    let back = || {
+        (0..3)
+            .map(|pair| driver.used_idx(2 * pair + 1))
+            .sum::<u16>()
+    };
+    eventually("a full socket", || back() > 0);
+    assert!(back() < 24);
+    drop(peer);
     for pair in 0..3 {
         driver.wait_used(2 * pair + 1, 8);
     }
