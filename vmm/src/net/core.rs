@@ -396,15 +396,15 @@ impl Core {
             *since = now;
             return Some(());
         }
+        // It has moved, if it was elsewhere before; whether or not there is room for it here.
+        for other in ports.iter().filter(|other| other.id != port.id) {
+            other.learned.borrow_mut().remove(&mac);
+        }
         if learned.len() >= MAX_LEARNED {
             learned.retain(|_, since| now.duration_since(*since) < LEARNED_AGE);
         }
         if learned.len() < MAX_LEARNED {
             learned.insert(mac, now);
-            // It has moved, if it was elsewhere before.
-            for other in ports.iter().filter(|other| other.id != port.id) {
-                other.learned.borrow_mut().remove(&mac);
-            }
         }
         Some(())
     }
