@@ -393,7 +393,9 @@ impl Links {
 
     /// When bulk data of the gateway for a member has room; `None` if it has.
     pub(super) fn room_at(&self, id: u32) -> Option<Instant> {
-        self.path(GATEWAY, id)?.room_at(Instant::now())
+        let path = self.path(GATEWAY, id)?;
+        let under_way = self.transit.borrow().room_at(&path);
+        path.room_at(Instant::now()).max(under_way)
     }
 
     /// Has the pump look for what there is to do.

@@ -159,6 +159,13 @@ pub(super) struct Path {
 }
 
 impl Path {
+    /// What its part of what may be under way is counted by: all that comes for a member from the
+    /// gateway, and from behind the uplink, has one.
+    fn way(&self) -> (u32, u32) {
+        let from = if self.of_gateway { GATEWAY } else { self.from };
+        (from, self.to)
+    }
+
     /// When all pipes have room; `None` if they have.
     pub(super) fn room_at(&self, now: Instant) -> Option<Instant> {
         self.pipes.iter().filter_map(|pipe| pipe.room_at(now)).max()
@@ -247,7 +254,7 @@ pub(super) struct Transit {
     /// How many are attached.
     pub(super) members: usize,
     of_sender: HashMap<u32, usize>,
-    /// By sender and receiver.
+    /// By [`Path::way`].
     of_way: HashMap<(u32, u32), usize>,
     /// Frames that found a queue full on their way.
     pub(super) overflowed: u64,
@@ -272,7 +279,7 @@ impl Transit {
             return Fate::Overflow;
         }
         *self.of_sender.entry(path.from).or_insert(0) += cost;
-        *self.of_way.entry((path.from, path.to)).or_insert(0) += cost;
+        *self.of_way.entry(path.way()).or_insert(0) += cost;
         self.bytes += cost;
         self.order += 1;
         let held = Held {
@@ -297,15 +304,33 @@ impl Transit {
     fn allowance(&self, path: &Path) -> usize {
         let members = self.members.max(1);
         let most = if path.of_gateway {
-            GATEWAYS / members
+            self.of_gateway()
         } else {
             let of_sender = self.of_sender.get(&path.from).copied().unwrap_or(0);
             let part = MAX_OF_MEMBER.min(MEMBERS / members);
             part.saturating_sub(of_sender)
         };
-        let of_way = self.of_way.get(&(path.from, path.to)).copied().unwrap_or(0);
-        let most = MAX_OF_WAY.min(most).saturating_sub(of_way);
+        let most = MAX_OF_WAY.min(most).saturating_sub(self.under_way(path));
         most.min(MAX_HELD.saturating_sub(self.bytes))
+    }
+
+    /// Bytes that may be under way from the gateway to one member.
+    fn of_gateway(&self) -> usize {
+        MAX_OF_WAY.min(GATEWAYS / self.members.max(1))
+    }
+
+    /// Bytes that are under way on a way.
+    fn under_way(&self, path: &Path) -> usize {
+        self.of_way.get(&path.way()).copied().unwrap_or(0)
+    }
+
+    /// When there may be room again for bulk data of the gateway, of whose part less than half is
+    /// left; `None` if there is room.
+    pub(super) fn room_at(&self, path: &Path) -> Option<Instant> {
+        if self.under_way(path) <= self.of_gateway() / 2 {
+            return None;
+        }
+        self.next()
     }
 
     /// Moves a frame into its next pipe; gives back one that has passed all of them.
@@ -334,9 +359,8 @@ impl Transit {
     fn release(&mut self, held: &Held) {
         let cost = held.cost();
         self.bytes = self.bytes.saturating_sub(cost);
-        let Path { from, to, .. } = *held.path;
-        take_off(&mut self.of_sender, from, cost);
-        take_off(&mut self.of_way, (from, to), cost);
+        take_off(&mut self.of_sender, held.path.from, cost);
+        take_off(&mut self.of_way, held.path.way(), cost);
     }
 
     /// The next frame that has arrived by `now`.
@@ -552,6 +576,36 @@ mod tests {
         assert_eq!(transit.held.len(), sent);
         // What was lost is nobody's.
         assert_eq!(transit.of_way.len(), 1);
+    }
+
+    #[test]
+    fn bulk_data_of_the_gateway_waits_before_its_part_is_full() {
+        let start = Instant::now();
+        let mut transit = Transit {
+            members: 64,
+            ..Transit::default()
+        };
+        let way = far(GATEWAY, 1);
+        // What the uplink sends to the same member has the same part.
+        let uplink = Rc::new(Path {
+            from: 65,
+            of_gateway: true,
+            dice: Rc::new(Dice::new(7, "65", "1")),
+            pipes: way.pipes.clone(),
+            ..*way
+        });
+        assert_eq!(transit.room_at(&way), None);
+        let mut sent = 0;
+        while transit.room_at(&way).is_none() {
+            let path = if sent % 2 == 0 { &way } else { &uplink };
+            assert_eq!(transit.send(path, &[0; 1500], start), Fate::Later);
+            sent += 1;
+        }
+        assert!((200..400).contains(&sent), "{sent}");
+        let again = transit.room_at(&way).unwrap();
+        assert!(transit.arrived(again).is_some());
+        let rest = fill(&mut transit, &way, start);
+        assert!((200..400).contains(&rest), "{rest}");
     }
 
     #[test]
