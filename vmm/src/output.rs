@@ -69,9 +69,14 @@ impl Backlog {
     }
 
     /// The oldest bytes that wait, `most` of them at most, and how many were lost before them since
-    /// the last call.
+    /// the last call. What is left begins with a line where it can, so that losing it leaves no
+    /// half line with the reader.
     pub fn take(&mut self, most: usize) -> (u64, Vec<u8>) {
-        let len = most.min(self.bytes.len());
+        let mut len = most.min(self.bytes.len());
+        if len < self.bytes.len() {
+            let newline = self.bytes.range(..len).rposition(|byte| *byte == b'\n');
+            len = newline.map_or(len, |at| at + 1);
+        }
         let bytes = self.bytes.drain(..len).collect();
         (std::mem::take(&mut self.lost), bytes)
     }
@@ -108,10 +113,11 @@ struct Shared {
 
 /// A writer in front of one that may block: a thread hands over what is written.
 ///
-/// While the sink takes bytes, however slowly, none is lost: a full [`Backlog`] makes writers wait.
-/// A sink that takes nothing for a second is left to itself until it takes bytes again; it then
-/// gets what the backlog has, after a note about what it has not. So no write waits longer than
-/// that second for room.
+/// While the sink takes bytes, none is lost: a full [`Backlog`] makes writers wait. A sink that
+/// takes nothing for a second is left to itself until it takes bytes again; it then gets what the
+/// backlog has, after a note about what it has not. So no write waits longer than that second for
+/// room. A pipe takes bytes when 4 KiB of it have been read: a reader slower than that each second
+/// counts as one that does not read.
 ///
 /// Clones write to the same sink. The thread ends when all of them are gone, or after
 /// [`Self::finish`], and the sink has everything.
@@ -192,6 +198,8 @@ impl Write for BoundedWriter {
 impl Write for &BoundedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let shared = &*self.0.0;
+        // No more than can be kept; the caller comes back with the rest.
+        let bytes = bytes.get(..Backlog::CAPACITY).unwrap_or(bytes);
         let mut state = shared.lock();
         while !state.takes(bytes.len()) {
             let waits;
@@ -353,6 +361,16 @@ mod tests {
             lines.extend(format!("{number:07}\n").bytes());
         }
         lines
+    }
+
+    #[test]
+    fn what_is_taken_ends_with_a_line_unless_it_is_all_or_one_line() {
+        let mut backlog = Backlog::default();
+        backlog.push(b"one\ntwo\nthree");
+        assert_eq!(backlog.take(6).1, b"one\n");
+        assert_eq!(backlog.take(100).1, b"two\nthree");
+        backlog.push(&[b'x'; 10]);
+        assert_eq!(backlog.take(4).1, b"xxxx");
     }
 
     #[test]
