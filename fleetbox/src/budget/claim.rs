@@ -1,7 +1,6 @@
 //! What a VM that runs says of its memory, to those who cannot look at its lock: other users, and
 //! processes with other state directories.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +20,10 @@ pub(crate) struct Claim {
 
 /// A claim that others see, for as long as a process has its file open.
 #[derive(Debug)]
-pub(crate) struct Held(Entry);
+pub(crate) struct Held {
+    entry: Entry,
+    claim: Claim,
+}
 
 impl Claim {
     /// Of a VM of the state directory `home`.
@@ -41,19 +43,34 @@ impl Claim {
         let home = Home::of(&self.home)?;
         let text = text(&self.queue, home, std::slice::from_ref(&self.want))?;
         let entry = Guard::enter(&self.queue)?.create(0, Kind::Running, &text)?;
-        Ok(Held(entry))
+        Ok(Held {
+            entry,
+            claim: self.clone(),
+        })
     }
 }
 
 impl Held {
-    /// To be called once in some hours, so that nobody takes the file for one that is forgotten.
-    pub(crate) fn touch(&self) -> io::Result<()> {
-        self.0.touch()
+    /// To be called once in a while, so that nobody takes the file for one that is forgotten. Where it
+    /// has been removed all the same, another one is made. Waits for the directory's lock then.
+    ///
+    /// # Errors
+    /// [`BudgetError::Queue`].
+    pub(crate) fn refresh(&mut self) -> Result<(), BudgetError> {
+        let queue = &self.claim.queue;
+        if self.entry.is_in(queue) {
+            return self.entry.touch().map_err(|source| BudgetError::Queue {
+                path: queue.clone(),
+                source,
+            });
+        }
+        *self = self.claim.hold()?;
+        Ok(())
     }
 }
 
 impl AsFd for Held {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.entry.as_fd()
     }
 }

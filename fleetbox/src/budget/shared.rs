@@ -178,6 +178,15 @@ impl Entry {
         self.name
     }
 
+    /// True if it is in the directory that has this path now.
+    pub(super) fn is_in(&self, dir: &Path) -> bool {
+        let there = std::fs::symlink_metadata(dir.join(self.name.to_string()));
+        match (there, self.file.metadata()) {
+            (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+            _ => false,
+        }
+    }
+
     /// Makes it look used: what is old is removed from temporary directories by some hosts.
     pub(super) fn touch(&self) -> io::Result<()> {
         let now = SystemTime::now();

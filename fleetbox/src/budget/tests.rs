@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::queue::Queue;
-use super::{Budget, BudgetError, Lease, Want, acquire, acquire_in};
+use super::{Budget, BudgetError, Claim, Lease, Want, acquire, acquire_in};
 use crate::fake_home::{Home, refuses};
 use crate::images::progress::Silent;
 use crate::images::{Progress, ProgressEvent};
@@ -395,6 +395,31 @@ async fn who_waits_keeps_its_place_when_somebody_cleans_up() {
     first.destroy().await.unwrap();
     drop(large.await.unwrap().unwrap());
     drop(small.await.unwrap().unwrap());
+}
+
+#[test]
+fn a_claim_that_is_removed_is_made_anew() {
+    let fixture = Fixture::new();
+    let claims = || {
+        let found = std::fs::read_dir(fixture.queue()).unwrap();
+        let mut names: Vec<_> = found.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let want = wants("web", &[500]).remove(0);
+    let mut held = Claim::new(fixture.store.home(), want).hold().unwrap();
+    let first = claims();
+    held.refresh().unwrap();
+    assert_eq!((claims(), first.len()), (first.clone(), 1));
+    std::fs::remove_file(fixture.queue().join(&first[0])).unwrap();
+    held.refresh().unwrap();
+    assert_eq!(claims().len(), 1);
+    // The directory itself.
+    std::fs::rename(fixture.queue(), fixture.home.dir.path().join("gone")).unwrap();
+    held.refresh().unwrap();
+    assert_eq!(claims().len(), 1);
+    drop(held);
+    assert_eq!(claims().len(), 0);
 }
 
 #[tokio::test]

@@ -48,8 +48,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the VM's lock may be held by a process that is on its way out.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often what claims a VM's memory is shown to be in use.
-const TOUCH: Duration = Duration::from_secs(60 * 60);
+/// How often what claims a VM's memory is shown to be in use, and made anew if somebody has removed it.
+const REFRESH: Duration = Duration::from_secs(60);
 
 /// Where a machine is in its life.
 #[derive(Debug, Clone)]
@@ -263,12 +263,10 @@ impl Member {
         let mut reading = tokio::spawn(Arc::clone(&self).read_events(read));
         let mut last_words = None;
         let mut killed = false;
-        let mut touch = tokio::time::interval(TOUCH);
+        let name = self.name.clone();
+        let claim = claim.map(|claim| tokio::spawn(keep(name, claim)));
         let status = loop {
             tokio::select! {
-                _ = touch.tick() => if let Some(Err(error)) = claim.as_ref().map(Held::touch) {
-                    tracing::debug!(vm = self.name, %error, "cannot touch what claims its memory");
-                },
                 status = child.wait() => break status,
                 ended = &mut reading, if last_words.is_none() => {
                     last_words = Some(ended.unwrap_or(None));
@@ -317,7 +315,10 @@ impl Member {
             .to_owned();
         lock(&self.forwards).clear();
         // Before anybody is told, who may start another one.
-        drop(claim);
+        if let Some(claim) = claim {
+            claim.abort();
+            let _ = claim.await;
+        }
         lock(&self.events).add(match &failure {
             Some(reason) => Event::Failed {
                 reason: reason.clone(),
@@ -364,6 +365,25 @@ impl Member {
                     return last;
                 }
             }
+        }
+    }
+}
+
+/// Holds what claims a machine's memory until it is aborted.
+async fn keep(name: String, mut claim: Held) {
+    loop {
+        tokio::time::sleep(REFRESH).await;
+        // That may wait for others.
+        let refreshed = tokio::task::spawn_blocking(move || {
+            let refreshed = claim.refresh();
+            (claim, refreshed)
+        });
+        let Ok((held, refreshed)) = refreshed.await else {
+            return;
+        };
+        claim = held;
+        if let Err(error) = refreshed {
+            tracing::debug!(vm = name, %error, "cannot refresh what claims its memory");
         }
     }
 }
