@@ -871,6 +871,7 @@ fn doctor_names_each_precondition() {
         "vms",
         "git",
         "budget",
+        "queue",
         "openssh",
         "ping",
         "bridge",
@@ -895,6 +896,17 @@ fn doctor_names_each_precondition() {
     assert_eq!(output.status.code(), Some(1));
     assert!(
         text.contains("FAIL state") && text.contains("FLEETBOX_HOME"),
+        "{text}"
+    );
+    let output = host
+        .command(&["doctor"])
+        .env("FLEETBOX_BUDGET_DIR", &file)
+        .output()
+        .expect("the command starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text.contains("FAIL queue") && text.contains("FLEETBOX_BUDGET_DIR"),
         "{text}"
     );
 }

@@ -29,6 +29,7 @@ mod shared;
 mod tests;
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ use tokio::time::Instant;
 pub(crate) use self::claim::{Claim, Held};
 pub(crate) use self::queue::{Lease, Want};
 use self::queue::{Queue, Scene, Ticket, Verdict};
-pub use self::shared::QUEUE_VARIABLE;
+pub use self::shared::{QUEUE_VARIABLE, QueueDir};
 use crate::builder::blocking;
 use crate::images::{Progress, ProgressEvent};
 use crate::store::Store;
@@ -174,6 +175,24 @@ impl Budget {
         self.stall = stall;
         self
     }
+}
+
+/// The directory in which starts of VMs of the state directory `home` queue for memory, made if it is
+/// not there.
+///
+/// ```no_run
+/// let home = fleetbox::store::Store::default_home()?;
+/// match fleetbox::budget::queue_dir(&home) {
+///     Ok(queue) => println!("{}", queue.path.display()),
+///     Err(error) => println!("no VM starts: {error}"),
+/// }
+/// # Ok::<(), fleetbox::store::StoreError>(())
+/// ```
+///
+/// # Errors
+/// [`BudgetError::Queue`] if it is none or this user may not write to it: no VM starts then.
+pub fn queue_dir(home: &Path) -> Result<QueueDir, BudgetError> {
+    shared::probe(shared::path(home))
 }
 
 /// Memory of this host, or what its control group leaves of it.

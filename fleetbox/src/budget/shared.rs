@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, unlinkat};
 
 use super::BudgetError;
 
@@ -104,6 +104,36 @@ impl fmt::Display for Kind {
             Self::Granted => "granted",
             Self::Running => "running",
         })
+    }
+}
+
+/// The directory of the queue, as [`queue_dir`](super::queue_dir) finds it.
+///
+/// ```no_run
+/// let queue = fleetbox::budget::queue_dir(std::path::Path::new("/var/lib/fleetbox"))?;
+/// println!("{} is of user {}", queue.path.display(), queue.owner);
+/// # Ok::<(), fleetbox::budget::BudgetError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueDir {
+    /// Its path.
+    pub path: PathBuf,
+    /// The user (uid) whose it is, who may remove what others say there.
+    pub owner: u32,
+}
+
+/// Opens the directory as a start does, without waiting for its lock.
+pub(super) fn probe(path: PathBuf) -> Result<QueueDir, BudgetError> {
+    let look = || -> io::Result<u32> {
+        let dir = open(&path)?;
+        let need = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
+        faccessat(&dir, ".", need, AtFlags::AT_EACCESS)?;
+        Ok(dir.metadata()?.uid())
+    };
+    match look() {
+        Ok(owner) => Ok(QueueDir { path, owner }),
+        Err(error) => Err(failed(&path)(error)),
     }
 }
 
@@ -543,12 +573,17 @@ mod tests {
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         std::fs::write(&file, "").unwrap();
         for path in [&link, &file] {
-            let error = Guard::enter(path).unwrap_err().to_string();
-            assert!(
-                error.contains("has to be a directory") && error.contains(QUEUE_VARIABLE),
-                "{error}"
-            );
+            let entered = Guard::enter(path).unwrap_err().to_string();
+            let probed = probe(path.clone()).unwrap_err().to_string();
+            for error in [entered, probed] {
+                assert!(
+                    error.contains("has to be a directory") && error.contains(QUEUE_VARIABLE),
+                    "{error}"
+                );
+            }
         }
+        let fine = probe(dir.path().join("made")).unwrap();
+        assert_eq!(fine.owner, geteuid().as_raw());
     }
 
     #[test]

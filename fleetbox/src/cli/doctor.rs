@@ -1,15 +1,16 @@
 //! `doctor`: whether VMs can run here, a line for each thing they need, and what to do about what
 //! is missing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use fleetbox::budget::Budget;
+use fleetbox::budget::{self, Budget, QUEUE_VARIABLE};
 use fleetbox::images::{CATALOGUE_VARIABLE, Images};
 use fleetbox::store::Store;
 use fleetbox::{BridgeError, DEFAULT_MEMORY, Error, Result, Size, VmState, preflight};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use super::FAILURE;
@@ -69,6 +70,9 @@ pub(super) async fn run(context: &Context) -> Result<u8> {
     match context.store() {
         Ok(store) => {
             checks.push(good("state", store.home().display().to_string()));
+            let found = budget::queue_dir(store.home());
+            let found = found.map(|queue| (queue.path, queue.owner));
+            checks.push(queue(found, geteuid().as_raw()));
             checks.extend(space(store.home()));
             checks.push(images(&store));
             checks.push(vms(&store).await);
@@ -167,6 +171,36 @@ fn budget(budget: Result<Budget, impl std::fmt::Display>) -> Check {
             Verdict::Fail,
             error.to_string(),
             "mend or unset FLEETBOX_MEMORY_BUDGET",
+        ),
+    }
+}
+
+/// Where all VMs of the host tell each other of their memory: whose it is, as `user` sees it.
+fn queue(found: Result<(PathBuf, u32), impl std::fmt::Display>, user: u32) -> Check {
+    match found {
+        Ok((path, owner)) if owner == 0 || owner == user => {
+            good("queue", path.display().to_string())
+        }
+        Ok((path, owner)) => bad(
+            "queue",
+            Verdict::Warn,
+            format!(
+                "{} belongs to user {owner}, who may remove what others say there of their memory",
+                path.display()
+            ),
+            format!(
+                "`sudo chown root {0}`, and `d {0} 1777 root root` in /etc/tmpfiles.d/fleetbox.conf, so \
+                 that it is root's from the start",
+                path.display()
+            ),
+        ),
+        Err(error) => bad(
+            "queue",
+            Verdict::Fail,
+            error.to_string(),
+            format!(
+                "put a directory of mode 1777 in its place, or name another one by {QUEUE_VARIABLE}"
+            ),
         ),
     }
 }
@@ -378,6 +412,9 @@ mod tests {
             bridge(preflight::bridge()),
             bridge(Err(refused.into())),
             nested(),
+            queue(Ok::<_, Error>(("/queue".into(), 0)), 7),
+            queue(Ok::<_, Error>(("/queue".into(), 8)), 7),
+            queue(Err("it is a file"), 7),
         ];
         for check in checks {
             assert_eq!(
@@ -395,6 +432,10 @@ mod tests {
         assert_eq!(verdict("8G"), Verdict::Ok);
         assert_eq!(verdict("1G"), Verdict::Warn);
         assert_eq!(verdict("lots"), Verdict::Fail);
+        let verdict = |owner| queue(Ok::<_, Error>(("/queue".into(), owner)), 7).verdict;
+        let verdicts = [0, 7, 8].map(verdict);
+        assert_eq!(verdicts, [Verdict::Ok, Verdict::Ok, Verdict::Warn]);
+        assert_eq!(queue(Err("it is a file"), 7).verdict, Verdict::Fail);
         for check in [
             memory(),
             git(),
