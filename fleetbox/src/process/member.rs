@@ -108,16 +108,14 @@ impl History {
 }
 
 impl Member {
-    /// Starts a process for the machine; [`Member::settled`] tells whether the machine runs.
-    pub(super) async fn spawn(spec: MachineSpec, link: Attachment) -> io::Result<Arc<Self>> {
+    /// Starts a process for the machine, which has claimed its memory; [`Member::settled`] tells
+    /// whether the machine runs.
+    pub(super) async fn spawn(
+        spec: MachineSpec,
+        link: Attachment,
+        claim: Option<Held>,
+    ) -> io::Result<Arc<Self>> {
         let lock = lock_vm(&spec.lock).await?.into_file();
-        let claim = match spec.claim.clone() {
-            Some(claim) => {
-                let hold = move || claim.hold().map_err(io::Error::other);
-                Some(tokio::task::spawn_blocking(hold).await??)
-            }
-            None => None,
-        };
         let (ours, theirs) = StdUnixStream::pair()?;
         let console = Console::with_log(&spec.console_log)?;
         let failure_note = spec.failure_note.clone();

@@ -17,6 +17,7 @@ use super::fake::Script;
 use super::protocol::{Backend, BootSpec, MachineSpec};
 use super::spawn::{self, Role};
 use super::{ProcessError, wire};
+use crate::budget::{Claim, Want};
 use crate::fake_home::{eventually, processes, refuses, runs};
 use crate::lifecycle::{self, Attached, Lifetime};
 use crate::names::Name;
@@ -228,6 +229,33 @@ pub(super) fn owner_main(fds: Vec<OwnedFd>) -> i32 {
 fn answer(control: &mut UnixStream) -> Result<bool, String> {
     control.set_read_timeout(Some(SECONDS)).unwrap();
     wire::receive(control).unwrap()
+}
+
+#[test]
+fn a_start_that_waits_for_the_memory_queue_keeps_nobody_else_waiting() {
+    let fixture = Fixture::new();
+    let runtime = runtime();
+    let attached = attach(&fixture.store, &fixture.name, Lifetime::Bound, &runtime);
+    let home = fixture.store.home();
+    // As another user of the host may do.
+    let queue = home.join("budget");
+    std::fs::create_dir_all(&queue).unwrap();
+    let queue = std::fs::File::open(queue).unwrap();
+    queue.lock().unwrap();
+    let want = Want::new(fixture.name.clone(), fixture.name.clone(), Size::mib(64));
+    let mut spec = spec(&fixture.vm().unwrap(), runs());
+    spec.claim = Some(Claim::new(home, want));
+    runtime.block_on(async {
+        let client = attached.client.clone();
+        let starting = tokio::spawn(async move { client.start(spec).await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let listed = tokio::time::timeout(Duration::from_secs(10), attached.client.list());
+        listed.await.unwrap().unwrap();
+        assert!(!starting.is_finished());
+        queue.unlock().unwrap();
+        let (already, _) = starting.await.unwrap().unwrap();
+        assert!(!already);
+    });
 }
 
 #[test]

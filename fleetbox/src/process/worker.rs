@@ -442,14 +442,28 @@ impl Worker {
     async fn start(self: &Arc<Self>, spec: MachineSpec) -> Option<Reply> {
         let name = spec.name.clone();
         let refused = |why| Some(failed(Reason::Other, why));
-        let (member, already) = {
+        let mut claim = None;
+        let (member, already) = loop {
             let mut members = self.members.lock().await;
             if self.is_ending() {
                 return None;
             }
             match members.get(&name) {
-                Some(member) if !member.has_ended() => (Arc::clone(member), true),
+                Some(member) if !member.has_ended() => break (Arc::clone(member), true),
                 old => {
+                    if claim.is_none()
+                        && let Some(wanted) = spec.claim.clone()
+                    {
+                        // That may wait for others, for whom the other members must not.
+                        drop(members);
+                        let hold = move || wanted.hold().map_err(io::Error::other);
+                        claim = match tokio::task::spawn_blocking(hold).await {
+                            Ok(Ok(held)) => Some(held),
+                            Ok(Err(error)) => return refused(unstarted(&name, error)),
+                            Err(error) => return refused(unstarted(&name, error.into())),
+                        };
+                        continue;
+                    }
                     if old.is_none() && members.len() >= MAX_MACHINES {
                         return refused(format!(
                             "cannot start {name}: a cluster has at most {MAX_MACHINES} VMs"
@@ -466,15 +480,13 @@ impl Worker {
                             ));
                         }
                     };
-                    match Member::spawn(spec, link).await {
+                    match Member::spawn(spec, link, claim).await {
                         Ok(member) => {
                             members.insert(name.clone(), Arc::clone(&member));
                             self.count(Arc::clone(&member));
-                            (member, false)
+                            break (member, false);
                         }
-                        Err(error) => {
-                            return refused(format!("cannot start a process for {name}: {error}"));
-                        }
+                        Err(error) => return refused(unstarted(&name, error)),
                     }
                 }
             }
@@ -695,6 +707,11 @@ fn ending() -> io::Error {
 
 fn failed(reason: Reason, message: String) -> Reply {
     Reply::Failed { reason, message }
+}
+
+/// Why a machine has no process.
+fn unstarted(vm: &str, error: io::Error) -> String {
+    format!("cannot start a process for {vm}: {error}")
 }
 
 fn not_running(vm: &str) -> Reply {
