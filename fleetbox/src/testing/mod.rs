@@ -349,8 +349,10 @@ pub mod expansion {
     impl Call {
         /// The test that a closure or function belongs to, by the path in the name of its type.
         pub(super) fn of<F>(_: &F) -> Self {
+            let path = std::any::type_name::<F>();
             Self {
-                path: std::any::type_name::<F>(),
+                // The function is what its closures are in.
+                path: path.split("::{").next().unwrap_or(path),
                 should_panic: None,
             }
         }

@@ -48,6 +48,17 @@ fn fake_cluster(builder: ClusterBuilder) -> ClusterBuilder {
     builder.count(2).each(fake).home(home().join("state"))
 }
 
+#[test]
+fn a_closure_stands_for_the_test_that_it_is_in() {
+    let within = || Call::of(&|| ()).path;
+    let name = "a_closure_stands_for_the_test_that_it_is_in";
+    assert!(
+        within().ends_with(&format!("tests::{name}")),
+        "{}",
+        within()
+    );
+}
+
 async fn state(name: &str) -> Option<VmState> {
     let vms = list(Some(&home().join("state"))).await.unwrap();
     vms.into_iter()
