@@ -330,11 +330,14 @@ impl Store {
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
     ///
+    /// Those of another user, as root's of a bridge network, are left out where they cannot be read.
+    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn clusters(&self) -> Result<Vec<ClusterDir>, StoreError> {
         let names = vm_dir::names_in(&self.clusters_dir())?;
-        Ok(names.iter().map(|name| self.cluster(name)).collect())
+        let clusters = names.iter().map(|name| self.cluster(name));
+        Ok(clusters.filter(ClusterDir::is_readable).collect())
     }
 
     /// All VMs, by cluster and name.

@@ -230,6 +230,35 @@ fn a_damaged_record_is_named() {
 }
 
 #[test]
+fn clusters_of_another_user_hide_no_others() {
+    /// Neither root nor the user of these tests.
+    const NOBODY: u32 = 65534;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for cluster in ["mine", "roots"] {
+        create(&store, cluster, cluster);
+    }
+    let theirs = dir.path().join("clusters/roots");
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o000)).unwrap();
+    for shared in ["", "clusters", "clusters/mine", "clusters/mine/mine"] {
+        let path = dir.path().join(shared);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // Root may read all; a thread that has another identity towards file systems may not.
+    let seen = std::thread::spawn(move || {
+        if nix::unistd::geteuid().is_root() {
+            nix::unistd::setfsuid(NOBODY.into());
+        }
+        let vms = store.vms().unwrap();
+        vms.iter()
+            .map(|vm| vm.name().to_string())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(seen.join().unwrap(), ["mine"]);
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
 fn a_cluster_stays_while_its_worker_lives() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

@@ -923,6 +923,16 @@ impl ClusterDir {
         Ok(vms)
     }
 
+    /// Whether this user may look into it.
+    pub(super) fn is_readable(&self) -> bool {
+        let denied = fs::read_dir(&self.path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        if denied {
+            tracing::debug!(path = %self.path.display(), "leaving out what is another user's");
+        }
+        !denied
+    }
+
     /// `wanted`, or the first address that no member has.
     fn free_address(&self, wanted: Ipv4Addr, subnet: Subnet) -> Result<Ipv4Addr, StoreError> {
         let mut taken = BTreeSet::new();
