@@ -4,6 +4,7 @@
 //! moment leaves a state that the next command understands: files are replaced atomically, a VM
 //! appears and disappears by one rename, and who is alive is told by held locks.
 
+mod cluster_dir;
 mod fsutil;
 mod lock;
 mod record;
@@ -13,13 +14,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+pub use self::cluster_dir::ClusterDir;
 pub(crate) use self::fsutil::{
     TEMP_PREFIX, create_private_dir, open_private, read_limited, remove_file_if_there, sync_dir,
     write_atomic,
 };
 pub use self::lock::Lock;
 pub use self::record::{ImageRecord, InvalidMac, MacAddr, VmRecord, now};
-pub use self::vm_dir::{ClusterDir, VmDir, VmDraft, VmPaths};
+pub use self::vm_dir::{VmDir, VmDraft, VmPaths};
 use crate::names::Name;
 
 /// The version of the layout that this library writes, and the newest it reads.
@@ -335,7 +337,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn clusters(&self) -> Result<Vec<ClusterDir>, StoreError> {
-        let names = vm_dir::names_in(&self.clusters_dir())?;
+        let names = cluster_dir::names_in(&self.clusters_dir())?;
         let clusters = names.iter().map(|name| self.cluster(name));
         Ok(clusters.filter(ClusterDir::is_readable).collect())
     }

@@ -1,9 +1,7 @@
-//! The directories of VMs and clusters.
+//! The directories of VMs.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use fleetbox_vmm::net::Subnet;
@@ -12,9 +10,9 @@ use super::{Lock, Store, StoreError, VmRecord, fsutil};
 use crate::names::{Name, Reference};
 
 /// How the name of the directory of a VM that is being created begins.
-const DRAFT_PREFIX: &str = ".new-";
+pub(super) const DRAFT_PREFIX: &str = ".new-";
 /// How the name of the directory of a VM that is being removed begins.
-const GONE_PREFIX: &str = ".gone-";
+pub(super) const GONE_PREFIX: &str = ".gone-";
 /// A record is a page or two; anything larger is not ours.
 const RECORD_LIMIT: u64 = 1 << 20;
 
@@ -30,7 +28,7 @@ const RECORD_LIMIT: u64 = 1 << 20;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmPaths {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
 }
 
 impl VmPaths {
@@ -392,10 +390,10 @@ impl Drop for VmDraft {
 /// ```
 #[derive(Debug, Clone)]
 pub struct VmDir {
-    store: Store,
-    cluster: Name,
-    name: Name,
-    paths: VmPaths,
+    pub(super) store: Store,
+    pub(super) cluster: Name,
+    pub(super) name: Name,
+    pub(super) paths: VmPaths,
 }
 
 impl VmDir {
@@ -637,396 +635,6 @@ impl VmDir {
     }
 }
 
-/// A cluster's directory, which need not exist.
-///
-/// ```
-/// use fleetbox::store::Store;
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-///
-/// let cluster = Store::open(home)?.cluster(&"node".parse()?);
-/// assert_eq!(cluster.name().as_str(), "node");
-/// assert!(!cluster.is_running()?);
-/// assert!(cluster.vms()?.is_empty());
-/// assert!(cluster.vm(&"node-1".parse()?).is_none());
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-#[derive(Debug, Clone)]
-pub struct ClusterDir {
-    store: Store,
-    name: Name,
-    path: PathBuf,
-}
-
-impl ClusterDir {
-    pub(super) fn new(store: &Store, name: &Name) -> Self {
-        Self {
-            path: store.clusters_dir().join(name.as_str()),
-            store: store.clone(),
-            name: name.clone(),
-        }
-    }
-
-    fn vm_path(&self, vm: &Name) -> PathBuf {
-        self.path.join(vm.as_str())
-    }
-
-    /// The cluster's name.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert_eq!(cluster.name(), vm.cluster());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    pub fn name(&self) -> &Name {
-        &self.name
-    }
-
-    /// The directory.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert_eq!(cluster.path(), home.join("clusters/web"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The worker's control socket. The path may exceed what a socket address holds (107 bytes),
-    /// so bind and connect relative to an open directory.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert!(!cluster.socket().exists()); // no worker has run yet
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    pub fn socket(&self) -> PathBuf {
-        self.path.join("worker.sock")
-    }
-
-    /// The worker's diagnostics.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// if let Ok(log) = std::fs::read_to_string(cluster.log()) {
-    ///     println!("what the worker of {} says:\n{log}", cluster.name());
-    /// }
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    pub fn log(&self) -> PathBuf {
-        self.path.join("worker.log")
-    }
-
-    /// The file whose lock the worker holds.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    ///
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert_eq!(Lock::is_held(&cluster.lock_path())?, cluster.is_running()?);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    pub fn lock_path(&self) -> PathBuf {
-        self.path.join("worker.lock")
-    }
-
-    /// Takes the worker's lock, creating the directory when missing; `None` when a worker lives.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// let lock = cluster.try_lock()?.expect("no worker runs");
-    /// assert!(cluster.try_lock()?.is_none());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system.
-    pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
-        // Under the store's lock, so that the directory is not removed as unused meanwhile.
-        let _guard = self.store.guard()?;
-        fsutil::create_private_dir(&self.path).map_err(StoreError::io("create", &self.path))?;
-        Lock::try_acquire(&self.lock_path())
-    }
-
-    /// The file whose lock is shared by all who have a handle on a member, running or not.
-    fn use_path(&self) -> PathBuf {
-        self.path.join("worker.use")
-    }
-
-    /// Says, for as long as the result lives, that this process uses the cluster's members, running
-    /// or not.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system, with `NotFound` when the cluster is gone.
-    pub(crate) fn share(&self) -> Result<Lock, StoreError> {
-        loop {
-            let path = self.make_use_path()?;
-            if let Some(lock) = Lock::share(&path)? {
-                return Ok(lock);
-            }
-        }
-    }
-
-    /// [`ClusterDir::share`] of a cluster that need not exist; `None` if it does not.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system.
-    pub(crate) fn share_if_there(&self) -> Result<Option<Lock>, StoreError> {
-        match self.share() {
-            Ok(share) => Ok(Some(share)),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Keeps others from beginning to use the cluster's members; `None` when a process uses them.
-    ///
-    /// # Errors
-    /// As [`ClusterDir::share`].
-    pub(crate) fn try_claim(&self) -> Result<Option<Lock>, StoreError> {
-        Lock::try_claim(&self.make_use_path()?)
-    }
-
-    /// True while a process says that it uses the cluster's members.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system.
-    pub(crate) fn is_used(&self) -> Result<bool, StoreError> {
-        Lock::is_shared(&self.use_path())
-    }
-
-    fn make_use_path(&self) -> Result<PathBuf, StoreError> {
-        let path = self.use_path();
-        // Under the store's lock, so that the directory is not removed as unused meanwhile.
-        let _guard = self.store.guard()?;
-        fsutil::open_private(&path).map_err(StoreError::io("open", &path))?;
-        Ok(path)
-    }
-
-    /// True while a worker holds the cluster's lock.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert!(!cluster.is_running()?);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system.
-    pub fn is_running(&self) -> Result<bool, StoreError> {
-        Lock::is_held(&self.lock_path())
-    }
-
-    /// The member `vm`, if it exists.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert!(cluster.vm(&"web".parse()?).is_some());
-    /// assert!(cluster.vm(&"db".parse()?).is_none());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    pub fn vm(&self, vm: &Name) -> Option<VmDir> {
-        let dir = self.vm_path(vm);
-        dir.join("vm.json").is_file().then(|| VmDir {
-            store: self.store.clone(),
-            cluster: self.name.clone(),
-            name: vm.clone(),
-            paths: VmPaths { dir },
-        })
-    }
-
-    /// All members, by name.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// for member in cluster.vms()? {
-    ///     println!("{} has {}", member.name(), member.record()?.ip);
-    /// }
-    /// # assert_eq!(cluster.vms()?.len(), 1);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system.
-    pub fn vms(&self) -> Result<Vec<VmDir>, StoreError> {
-        let mut vms: Vec<_> = names_in(&self.path)?
-            .iter()
-            .filter_map(|name| self.vm(name))
-            .collect();
-        vms.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(vms)
-    }
-
-    /// Whether this user may look into it.
-    pub(super) fn is_readable(&self) -> bool {
-        let denied = fs::read_dir(&self.path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-        if denied {
-            tracing::debug!(path = %self.path.display(), "leaving out what is another user's");
-        }
-        !denied
-    }
-
-    /// `wanted`, or the first address that no member has.
-    fn free_address(&self, wanted: Ipv4Addr, subnet: Subnet) -> Result<Ipv4Addr, StoreError> {
-        let mut taken = BTreeSet::new();
-        for vm in self.vms()? {
-            taken.insert(vm.record()?.ip);
-        }
-        if subnet.is_guest(wanted) && !taken.contains(&wanted) {
-            return Ok(wanted);
-        }
-        let mut guests = subnet.guests();
-        guests
-            .find(|ip| !taken.contains(ip))
-            .ok_or_else(|| StoreError::Full {
-                cluster: self.name.clone(),
-                subnet: subnet.to_string(),
-            })
-    }
-
-    /// Removes the directory if it has no VM and no worker.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// cluster.remove_if_unused()?;
-    /// assert!(cluster.path().exists()); // it has a VM
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] for the file system.
-    pub fn remove_if_unused(&self) -> Result<(), StoreError> {
-        let _guard = self.store.guard()?;
-        self.remove_if_unused_guarded()
-    }
-
-    fn remove_if_unused_guarded(&self) -> Result<(), StoreError> {
-        if self.is_running()? {
-            return Ok(());
-        }
-        let entries = match fs::read_dir(&self.path) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(StoreError::io("list", &self.path)(e)),
-        };
-        let mut files = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(StoreError::io("list", &self.path))?;
-            let ours = entry.file_name().to_string_lossy().starts_with("worker.");
-            if !ours {
-                return Ok(());
-            }
-            files.push(entry.path());
-        }
-        for file in files {
-            fsutil::remove_file_if_there(&file).map_err(StoreError::io("remove", &file))?;
-        }
-        fs::remove_dir(&self.path).map_err(StoreError::io("remove", &self.path))
-    }
-
-    /// Removes what killed processes left half-created or half-removed; the caller holds the
-    /// store's lock. Returns how many directories that were.
-    pub(super) fn sweep_guarded(&self) -> Result<usize, StoreError> {
-        let mut swept = 0;
-        let entries = fs::read_dir(&self.path).map_err(StoreError::io("list", &self.path))?;
-        for entry in entries {
-            let entry = entry.map_err(StoreError::io("list", &self.path))?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let path = entry.path();
-            let leftover = name.starts_with(GONE_PREFIX)
-                || name.starts_with(DRAFT_PREFIX)
-                // No final marker: not written by this version, or damaged by hand.
-                || (Name::new(name.as_ref()).is_ok()
-                    && path.is_dir()
-                    && is_empty_dir(&path)?);
-            // A living creator holds the lock; a directory that is being removed has lost its
-            // lock to the removal, which two processes may share without harm.
-            if leftover && !Lock::is_held(&path.join("lock"))? {
-                tracing::debug!(path = %path.display(), "removing what a killed process left");
-                remove_tree(&path)?;
-                swept += 1;
-            }
-        }
-        self.remove_if_unused_guarded()?;
-        Ok(swept)
-    }
-}
-
 fn write_record(paths: &VmPaths, record: &VmRecord) -> Result<(), StoreError> {
     let path = paths.record();
     let mut text = serde_json::to_vec_pretty(record).map_err(|e| StoreError::Damaged {
@@ -1037,35 +645,8 @@ fn write_record(paths: &VmPaths, record: &VmRecord) -> Result<(), StoreError> {
     fsutil::write_atomic(&path, &text).map_err(StoreError::io("write", &path))
 }
 
-/// The entries of `dir` that are valid names; none if the directory is missing.
-pub(super) fn names_in(dir: &Path) -> Result<Vec<Name>, StoreError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(StoreError::io("list", dir)(e)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(StoreError::io("list", dir))?;
-        if let Some(name) = entry.file_name().to_str().and_then(|n| Name::new(n).ok())
-            && entry.path().is_dir()
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn is_empty_dir(path: &Path) -> Result<bool, StoreError> {
-    Ok(fs::read_dir(path)
-        .map_err(StoreError::io("list", path))?
-        .next()
-        .is_none())
-}
-
 /// Removes a directory tree; what another process has removed meanwhile is fine.
-fn remove_tree(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_tree(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(e)),
         _ => Ok(()),
