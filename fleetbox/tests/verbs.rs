@@ -24,6 +24,13 @@ impl Host {
         }
     }
 
+    /// The path of an image, which no machine could boot.
+    fn image(&self) -> String {
+        let image = self.dir.path().join("disk.raw");
+        fs::write(&image, vec![0; 1 << 20]).expect("an image");
+        image.into_os_string().into_string().expect("UTF-8")
+    }
+
     fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
@@ -481,9 +488,7 @@ fn what_is_for_one_vm_is_refused_for_a_cluster() {
 #[test]
 fn user_data_comes_from_a_pipe_as_well() {
     let host = Host::new();
-    let image = host.dir.path().join("disk.raw");
-    fs::write(&image, vec![0; 1 << 20]).expect("an image");
-    let image = image.to_str().expect("UTF-8");
+    let image = &host.image();
     let up = ["up", "web", "--no-start", "--image", image];
     let mut command = host
         .command(&[&up[..], &["--user-data", "/dev/stdin"]].concat())
@@ -667,9 +672,7 @@ fn ssh_config_twice_in_and_once_out_leaves_every_byte() {
 #[test]
 fn json_has_the_documented_shapes() {
     let host = Host::new();
-    let image = host.dir.path().join("disk.raw");
-    fs::write(&image, vec![0; 1 << 20]).expect("an image");
-    let image = image.to_str().expect("UTF-8");
+    let image = &host.image();
     let json = |status, args: &[&str]| {
         let text = host.ends(status, &[args, &["--json"]].concat());
         serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
@@ -1149,9 +1152,7 @@ fn a_dry_run_lists_what_would_be_shipped() {
 #[test]
 fn a_vm_is_created_without_being_started() {
     let host = Host::new();
-    let image = host.dir.path().join("disk.raw");
-    fs::write(&image, vec![0; 1 << 20]).expect("an image");
-    let image = image.to_str().expect("UTF-8");
+    let image = &host.image();
     let up = ["up", "web", "--no-start", "--image", image, "--cpus", "1"];
     assert!(host.ends(0, &up).starts_with("web exists;"));
     assert!(host.ends(0, &up).starts_with("web exists already;"));

@@ -294,37 +294,28 @@ async fn vms(store: &Store) -> Check {
     }
 }
 
-/// Needed by `run PATH` and `pull-diff` only.
+/// Needed by `run PATH`, `ship` and `pull-diff` only.
 fn git() -> Check {
-    match std::process::Command::new("git").arg("--version").output() {
-        Ok(output) if output.status.success() => good(
-            "git",
-            String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        ),
-        _ => bad(
-            "git",
-            Verdict::Warn,
-            "not found",
-            "install git to ship work trees by `fleetbox run PATH`",
-        ),
-    }
+    let remedy = "install git to ship work trees by `fleetbox run PATH`";
+    program("git", "git", "--version", remedy)
 }
 
 /// Needed by those who use `ssh-config`.
 fn openssh() -> Check {
-    match std::process::Command::new("ssh").arg("-V").output() {
-        // It tells its version on standard error.
-        Ok(output) if output.status.success() => good(
-            "openssh",
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ),
-        _ => bad(
-            "openssh",
-            Verdict::Warn,
-            "not found",
-            "install an OpenSSH client for plain `ssh`, scp and rsync by `fleetbox ssh-config`; `fleetbox ssh` \
-             and `cp` need none",
-        ),
+    let remedy = "install an OpenSSH client for plain `ssh`, scp and rsync by `fleetbox ssh-config`; `fleetbox ssh` \
+                  and `cp` need none";
+    program("openssh", "ssh", "-V", remedy)
+}
+
+/// Whether there is a program, which only some commands need, by what it says of its version.
+fn program(what: &'static str, program: &str, version: &str, remedy: &str) -> Check {
+    match std::process::Command::new(program).arg(version).output() {
+        Ok(output) if output.status.success() => {
+            // OpenSSH's is on standard error.
+            let told = [output.stdout, output.stderr].concat();
+            good(what, String::from_utf8_lossy(&told).trim().to_owned())
+        }
+        _ => bad(what, Verdict::Warn, "not found", remedy),
     }
 }
 

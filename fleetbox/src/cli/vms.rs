@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleetbox::images::Progress;
-use fleetbox::names::Reference;
+use fleetbox::names::{Name, Reference};
 use fleetbox::store::now;
 use fleetbox::{Cluster, Error, Result, Stopped, Vm, VmBuilder, VmInfo, VmState};
 use futures::future::join_all;
@@ -179,7 +179,7 @@ impl Outcome {
     fn new(vm: &Reference, result: &'static str, text: impl Into<String>) -> Self {
         Self {
             name: vm.name().to_string(),
-            cluster: vm.cluster().unwrap_or(vm.name()).to_string(),
+            cluster: cluster_of(vm).to_string(),
             result,
             text: text.into(),
         }
@@ -316,7 +316,7 @@ async fn start_again(
             configured(vm).restart(stop_limit).await?;
         }
         [name, ..] => {
-            let cluster = name.cluster().unwrap_or(name.name());
+            let cluster = cluster_of(name);
             let mut builder = Cluster::builder(cluster.as_str())
                 .detached()
                 .each(configured);
@@ -437,9 +437,7 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     // What has stopped since is not what was shown.
     for name in fleetbox::prune_only(context.home(), &names).await? {
         let name: Reference = name.parse()?;
-        // One without a cluster is the only member of one of its own name.
-        let cluster = name.cluster().unwrap_or(name.name()).clone();
-        let name = Reference::new(cluster, name.name().clone());
+        let name = Reference::new(cluster_of(&name).clone(), name.name().clone());
         let outcome = Outcome::new(&name, "deleted", format!("{name} is deleted"));
         context.tell(&outcome.text);
         outcomes.push(outcome);
@@ -452,6 +450,11 @@ pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
         context.say_json(&outcomes)?;
     }
     Ok(0)
+}
+
+/// The cluster of a VM: one without is the only member of one of its own name.
+fn cluster_of(vm: &Reference) -> &Name {
+    vm.cluster().unwrap_or(vm.name())
 }
 
 /// Names for a line, unless they are too many for it.
@@ -476,8 +479,6 @@ fn list(names: &[impl std::fmt::Display]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fleetbox::names::Name;
-
     use super::*;
 
     #[test]
