@@ -6,19 +6,23 @@ use std::time::Duration;
 
 use fleetbox_devices::block::DiskError;
 
-use crate::bridge::BridgeError;
-use crate::budget::BudgetError;
+use crate::disk::extra_disk::ExtraDiskError;
+use crate::disk::fixture::FixtureError;
+use crate::disk::seed::SeedError;
 use crate::files::FilesError;
-use crate::fixture::FixtureError;
+use crate::host::bridge::BridgeError;
+use crate::host::budget::BudgetError;
+use crate::host::preflight::HostUnsupported;
+use crate::host::resources::InsufficientResources;
 use crate::images::ImageError;
-use crate::names::{InvalidValue, Name, Reference};
-use crate::preflight::Probe;
+use crate::model::keys::KeyError;
+use crate::model::names::{InvalidValue, Name, Reference};
+use crate::model::ready::InvalidReady;
 use crate::process::ProcessError;
-use crate::seed::SeedError;
 use crate::ssh::SshError;
-use crate::ssh_config::SshConfigError;
+use crate::ssh::config::SshConfigError;
 use crate::store::StoreError;
-use crate::workspace::WorkspaceError;
+use crate::util::task::ShuttingDown;
 
 /// Why an operation of the library failed.
 ///
@@ -65,7 +69,7 @@ pub enum Error {
     SshConfig(#[from] SshConfigError),
     /// Shipping a work tree, or fetching its changes.
     #[error(transparent)]
-    Workspace(Box<WorkspaceError>),
+    Workspace(Box<dyn std::error::Error + Send + Sync>),
     /// Creating a VM's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -79,26 +83,17 @@ pub enum Error {
     #[error(transparent)]
     Budget(#[from] BudgetError),
     /// This host cannot run VMs.
-    #[error("{0}")]
-    Host(Probe),
-    /// A VM is to have more than this host has.
-    #[error("a VM cannot have {asked} {what}: {there}; ask for less")]
-    Lacking {
-        /// What of it.
-        what: &'static str,
-        /// How much was asked for.
-        asked: String,
-        /// How much there is.
-        there: String,
-    },
+    #[error(transparent)]
+    Host(#[from] HostUnsupported),
+    /// A VM was asked to have more than this host has.
+    #[error(transparent)]
+    InsufficientResources(#[from] InsufficientResources),
+    /// An extra disk cannot be used.
+    #[error(transparent)]
+    ExtraDisk(#[from] ExtraDiskError),
     /// Something that cannot be waited for.
-    #[error("cannot wait for {what}: {why}")]
-    Ready {
-        /// What was to be waited for.
-        what: String,
-        /// What is wrong with it.
-        why: String,
-    },
+    #[error(transparent)]
+    Ready(#[from] InvalidReady),
     /// There is no such VM.
     #[error("there is no VM {name}; `fleetbox ls` shows those there are")]
     NoVm {
@@ -171,7 +166,7 @@ pub enum Error {
         /// The console's last lines.
         console: String,
         /// What has become of the VM, and so what to do.
-        left: Left,
+        left: VmFate,
     },
     /// A guest that answers by SSH could not do what was asked.
     #[error("{name} cannot {what}: {}; `fleetbox ssh {name}` looks into it", why.trim_end())]
@@ -192,8 +187,14 @@ pub enum Error {
         source: io::Error,
     },
     /// The tokio runtime that this was called in is shutting down.
-    #[error("the tokio runtime is shutting down")]
-    ShuttingDown,
+    #[error(transparent)]
+    ShuttingDown(#[from] ShuttingDown),
+}
+
+impl From<KeyError> for Error {
+    fn from(error: KeyError) -> Self {
+        Self::Ssh(error.into())
+    }
 }
 
 impl Error {
@@ -207,7 +208,7 @@ impl Error {
     }
 
     /// The same after `left` is known of a VM that did not come up.
-    pub(crate) fn leaving(mut self, become_of: impl FnOnce(&Name) -> Left) -> Self {
+    pub(crate) fn leaving(mut self, become_of: impl FnOnce(&Name) -> VmFate) -> Self {
         if let Self::NotReady { name, left, .. } = &mut self {
             *left = become_of(name);
         }
@@ -223,11 +224,11 @@ impl Error {
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::{Error, Left, Vm};
+/// use fleetbox::{Error, VmFate, Vm};
 ///
 /// match Vm::builder("web").detached().start().await {
 ///     // Slow, perhaps: it is given more time.
-///     Err(Error::NotReady { left: Left::Running(vm), .. }) => {
+///     Err(Error::NotReady { left: VmFate::Running(vm), .. }) => {
 ///         Vm::open(vm.as_str()).await?.wait_ready(fleetbox::DEFAULT_BOOT_TIMEOUT).await
 ///     }
 ///     started => started.map(drop),
@@ -236,7 +237,7 @@ impl Error {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Left {
+pub enum VmFate {
     /// It runs on and has its memory.
     Running(Box<Reference>),
     /// It exists with its disk and does not run.
@@ -247,7 +248,7 @@ pub enum Left {
     Deleted,
 }
 
-impl std::fmt::Display for Left {
+impl std::fmt::Display for VmFate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Running(vm) => write!(

@@ -22,70 +22,54 @@
 //! that links this crate as a dynamic library which it loads at run time cannot use it.
 
 pub mod blocking;
-mod bridge;
-pub mod budget;
-mod builder;
-mod cluster;
-mod configure;
+mod disk;
 mod error;
-mod event;
-mod extra_disk;
 pub mod files;
-pub mod fixture;
 pub mod guest;
+mod host;
 pub mod images;
-mod launch;
-mod lifecycle;
-mod links;
-pub mod logs;
-pub mod names;
-pub mod preflight;
+mod model;
 mod process;
-pub mod proxy;
-mod ready;
-mod resize;
-mod resources;
-pub mod seed;
-pub mod size;
+pub mod progress;
 pub mod ssh;
-pub mod ssh_config;
 pub mod store;
-mod stream;
 pub mod testing;
-mod timing;
+mod util;
 mod vm;
-pub mod workspace;
 
-pub use bridge::{BridgeError, InvalidNetwork, Network};
-pub use builder::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, VmBuilder};
-pub use cluster::{Cluster, ClusterBuilder};
-pub use error::{Error, Left, Result};
-pub use event::{Event, Events, TimedEvent};
-pub use extra_disk::{ExtraDisk, MAX_EXTRA_DISKS};
+pub use disk::extra_disk::{ExtraDisk, ExtraDiskError, MAX_EXTRA_DISKS};
+pub use disk::{fixture, seed};
+pub use error::{Error, Result, VmFate};
 pub use fleetbox_macros::test;
-pub use links::{LinkConditions, LinkEnd};
-pub use preflight::nested_virt_supported;
+pub use guest::{proxy, workspace};
+pub use host::bridge::BridgeError;
+pub use host::preflight::{HostUnsupported, nested_virt_supported};
+pub use host::resources::InsufficientResources;
+pub use host::{budget, preflight};
+pub use model::defaults::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY};
+pub use model::event::{Event, TimedEvent};
+pub use model::network::{InvalidNetwork, Network};
+pub use model::ready::{InvalidReady, Ready};
+pub use model::size::Size;
+pub use model::stream::Stream;
+pub use model::timing::{Phase, Timings};
+pub use model::{names, size};
 pub use process::ProcessError;
-pub use ready::Ready;
-pub use resize::{Resize, resize};
-pub use size::Size;
+pub use ssh::config as ssh_config;
 pub use ssh::{ExitStatus, Output};
-pub use stream::Stream;
-pub use timing::{Phase, Timings};
-pub use vm::{
-    Published, STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune, prune_only, remove,
-    stop,
-};
+pub use util::task::ShuttingDown;
+pub use vm::Vm;
+pub use vm::builder::VmBuilder;
+pub use vm::cluster::{Cluster, ClusterBuilder};
+pub use vm::events::Events;
+pub use vm::links::{LinkConditions, LinkEnd};
+pub use vm::list::{VmInfo, VmState, find, list};
+pub use vm::logs;
+pub use vm::remote::Published;
+pub use vm::remove::{prune, prune_only, remove};
+pub use vm::resize::{Resize, resize};
+pub use vm::stop::{STOP_DEADLINE, Stopped, stop};
 
 // The expansion of the attribute, which tests in here use too, names the crate.
 #[cfg(test)]
 extern crate self as fleetbox;
-
-#[cfg(test)]
-mod cluster_test;
-#[cfg(test)]
-mod configure_test;
-#[cfg(test)]
-mod fake_home;
-#[cfg(test)]
-mod vm_test;

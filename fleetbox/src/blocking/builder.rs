@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Vm, run};
-use crate::budget::Budget;
-use crate::images::Progress;
-use crate::{ExtraDisk, Ready, Result, Size};
+use crate::disk::extra_disk::ExtraDisk;
+use crate::error::Result;
+use crate::host::budget::Budget;
+use crate::model::ready::Ready;
+use crate::model::size::Size;
+use crate::progress::Progress;
 
 /// As [`crate::VmBuilder`].
 ///
@@ -21,15 +24,15 @@ use crate::{ExtraDisk, Ready, Result, Size};
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a VM is started by `start`"]
-pub struct VmBuilder(pub(super) crate::VmBuilder);
+pub struct VmBuilder(pub(super) crate::vm::builder::VmBuilder);
 
-impl From<crate::VmBuilder> for VmBuilder {
-    fn from(builder: crate::VmBuilder) -> Self {
+impl From<crate::vm::builder::VmBuilder> for VmBuilder {
+    fn from(builder: crate::vm::builder::VmBuilder) -> Self {
         Self(builder)
     }
 }
 
-impl From<VmBuilder> for crate::VmBuilder {
+impl From<VmBuilder> for crate::vm::builder::VmBuilder {
     fn from(builder: VmBuilder) -> Self {
         builder.0
     }
@@ -109,7 +112,7 @@ impl VmBuilder {
     /// let stream = std::net::TcpStream::connect((vm.ip(), 22));
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
-    pub fn network(self, network: crate::Network) -> Self {
+    pub fn network(self, network: crate::model::network::Network) -> Self {
         Self(self.0.network(network))
     }
 
@@ -137,7 +140,7 @@ impl VmBuilder {
     /// As [`crate::VmBuilder::progress`].
     ///
     /// ```
-    /// use fleetbox::{blocking::Vm, images::progress};
+    /// use fleetbox::{blocking::Vm, progress};
     ///
     /// let vm = Vm::test().progress(progress::stderr()); // a download is seen
     /// ```

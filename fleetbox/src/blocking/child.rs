@@ -7,8 +7,9 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{run, runtime};
+use crate::error::Result;
 use crate::ssh::{self, SshError};
-use crate::{ExitStatus, Output, Result};
+use crate::ssh::{ExitStatus, Output};
 
 /// Most bytes of one read or write.
 const CHUNK: usize = 256 << 10;

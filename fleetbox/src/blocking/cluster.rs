@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Vm, VmBuilder, run};
-use crate::images::Progress;
-use crate::{LinkConditions, LinkEnd, Result, Size, Timings};
+use crate::error::Result;
+use crate::model::size::Size;
+use crate::model::timing::Timings;
+use crate::progress::Progress;
+use crate::vm::links::{LinkConditions, LinkEnd};
 
 /// As [`crate::ClusterBuilder`].
 ///
@@ -26,15 +29,15 @@ use crate::{LinkConditions, LinkEnd, Result, Size, Timings};
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a cluster is started by `start`"]
-pub struct ClusterBuilder(crate::ClusterBuilder);
+pub struct ClusterBuilder(crate::vm::cluster::ClusterBuilder);
 
-impl From<crate::ClusterBuilder> for ClusterBuilder {
-    fn from(builder: crate::ClusterBuilder) -> Self {
+impl From<crate::vm::cluster::ClusterBuilder> for ClusterBuilder {
+    fn from(builder: crate::vm::cluster::ClusterBuilder) -> Self {
         Self(builder)
     }
 }
 
-impl From<ClusterBuilder> for crate::ClusterBuilder {
+impl From<ClusterBuilder> for crate::vm::cluster::ClusterBuilder {
     fn from(builder: ClusterBuilder) -> Self {
         builder.0
     }
@@ -48,7 +51,7 @@ impl ClusterBuilder {
     ///
     /// let cluster = Cluster::builder("node").count(2).network(Network::Bridge);
     /// ```
-    pub fn network(self, network: crate::Network) -> Self {
+    pub fn network(self, network: crate::model::network::Network) -> Self {
         Self(self.0.network(network))
     }
 
@@ -162,7 +165,7 @@ impl ClusterBuilder {
     /// As [`crate::ClusterBuilder::progress`].
     ///
     /// ```
-    /// use fleetbox::{blocking::Cluster, images::progress};
+    /// use fleetbox::{blocking::Cluster, progress};
     ///
     /// let cluster = Cluster::test().count(2).progress(progress::stderr());
     /// ```
@@ -225,10 +228,10 @@ impl ClusterBuilder {
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Cluster(crate::Cluster);
+pub struct Cluster(crate::vm::cluster::Cluster);
 
-impl From<crate::Cluster> for Cluster {
-    fn from(cluster: crate::Cluster) -> Self {
+impl From<crate::vm::cluster::Cluster> for Cluster {
+    fn from(cluster: crate::vm::cluster::Cluster) -> Self {
         Self(cluster)
     }
 }
@@ -243,7 +246,7 @@ impl Cluster {
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
     pub fn builder(name: impl Into<String>) -> ClusterBuilder {
-        ClusterBuilder(crate::Cluster::builder(name))
+        ClusterBuilder(crate::vm::cluster::Cluster::builder(name))
     }
 
     /// As [`crate::Cluster::test`].
@@ -255,7 +258,7 @@ impl Cluster {
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
     pub fn test() -> ClusterBuilder {
-        ClusterBuilder(crate::Cluster::test())
+        ClusterBuilder(crate::vm::cluster::Cluster::test())
     }
 
     /// As [`crate::Cluster::open`].
@@ -284,7 +287,8 @@ impl Cluster {
     /// As there.
     pub fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
         let (home, name) = (home.map(Path::to_owned), name.to_owned());
-        run(async move { crate::Cluster::open_in(home.as_deref(), &name).await }).map(Self)
+        run(async move { crate::vm::cluster::Cluster::open_in(home.as_deref(), &name).await })
+            .map(Self)
     }
 
     /// As [`crate::Cluster::name`].
@@ -329,7 +333,7 @@ impl Cluster {
     /// As [`crate::Cluster::with_progress`].
     ///
     /// ```no_run
-    /// use fleetbox::{blocking::Cluster, images::progress};
+    /// use fleetbox::{blocking::Cluster, progress};
     ///
     /// let cluster = Cluster::open("node")?.with_progress(progress::stderr());
     /// cluster.start()?; // says so if it has to wait for memory

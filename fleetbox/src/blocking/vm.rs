@@ -7,11 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Child, Events, VmBuilder, run};
+use crate::error::{Error, Result};
 use crate::files::{Copied, FileOptions};
-use crate::images::Progress;
-use crate::names::Reference;
+use crate::model::names::Reference;
+use crate::model::ready::Ready;
+use crate::model::timing::Timings;
+use crate::progress::Progress;
+use crate::ssh::Output;
 use crate::ssh::PtyRequest;
-use crate::{Error, Output, Published, Ready, Result, Stopped, Timings};
+use crate::vm::remote::Published;
+use crate::vm::stop::Stopped;
 
 /// As [`crate::Vm`], with methods that block.
 ///
@@ -28,10 +33,10 @@ use crate::{Error, Output, Published, Ready, Result, Stopped, Timings};
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Vm(pub(super) Arc<crate::Vm>);
+pub struct Vm(pub(super) Arc<crate::vm::Vm>);
 
-impl From<crate::Vm> for Vm {
-    fn from(vm: crate::Vm) -> Self {
+impl From<crate::vm::Vm> for Vm {
+    fn from(vm: crate::vm::Vm) -> Self {
         Self(Arc::new(vm))
     }
 }
@@ -46,7 +51,7 @@ impl Vm {
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
     pub fn builder(name: impl Into<String>) -> VmBuilder {
-        VmBuilder(crate::Vm::builder(name))
+        VmBuilder(crate::vm::Vm::builder(name))
     }
 
     /// As [`crate::Vm::test`].
@@ -58,7 +63,7 @@ impl Vm {
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
     pub fn test() -> VmBuilder {
-        VmBuilder(crate::Vm::test())
+        VmBuilder(crate::vm::Vm::test())
     }
 
     /// As [`crate::Vm::open`].
@@ -87,7 +92,7 @@ impl Vm {
     /// As there.
     pub fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
         let (home, name) = (home.map(Path::to_owned), name.to_owned());
-        let vm = run(async move { crate::Vm::open_in(home.as_deref(), &name).await })?;
+        let vm = run(async move { crate::vm::Vm::open_in(home.as_deref(), &name).await })?;
         Ok(Self(Arc::new(vm)))
     }
 
@@ -103,7 +108,7 @@ impl Vm {
     /// }
     /// # Ok(()) }
     /// ```
-    pub fn as_async(&self) -> Arc<crate::Vm> {
+    pub fn as_async(&self) -> Arc<crate::vm::Vm> {
         Arc::clone(&self.0)
     }
 
@@ -155,7 +160,7 @@ impl Vm {
     /// As [`crate::Vm::with_progress`].
     ///
     /// ```no_run
-    /// use fleetbox::{blocking::Vm, images::progress};
+    /// use fleetbox::{blocking::Vm, progress};
     ///
     /// let vm = Vm::open("web")?.with_progress(progress::stderr());
     /// vm.restart()?; // says so if it has to wait for memory

@@ -88,7 +88,7 @@ pub(super) async fn run(context: &Context) -> Result<u8> {
         git(),
         openssh(),
         ping(),
-        bridge(preflight::bridge()),
+        bridge(preflight::bridge().map_err(Error::from)),
         nested(),
     ]);
     if context.json {
@@ -400,7 +400,7 @@ mod tests {
             git(),
             openssh(),
             ping(),
-            bridge(preflight::bridge()),
+            bridge(preflight::bridge().map_err(Error::from)),
             bridge(Err(refused.into())),
             nested(),
             queue(Ok::<_, Error>(("/queue".into(), 0)), 7),
@@ -433,7 +433,7 @@ mod tests {
             openssh(),
             ping(),
             nested(),
-            bridge(preflight::bridge()),
+            bridge(preflight::bridge().map_err(Error::from)),
         ] {
             assert_ne!(check.verdict, Verdict::Fail, "{check:?}");
         }

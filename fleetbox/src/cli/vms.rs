@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fleetbox::images::Progress;
 use fleetbox::names::{Name, Reference};
+use fleetbox::progress::Progress;
 use fleetbox::store::now;
 use fleetbox::{Cluster, Error, Result, Stopped, Vm, VmBuilder, VmInfo, VmState};
 use futures::future::join_all;

@@ -18,7 +18,7 @@ use super::{COPY_LIMIT, Copied, DEPTH_LIMIT, FileOptions, FilesError, READ_LIMIT
 use super::{host, shown};
 
 /// Reads a file.
-pub(super) async fn read(
+pub(crate) async fn read(
     sftp: &Sftp,
     path: &str,
     options: &FileOptions,
@@ -38,7 +38,7 @@ pub(super) async fn read(
 }
 
 /// Copies a file or a tree.
-pub(super) async fn copy(
+pub(crate) async fn copy(
     sftp: &Sftp,
     source: &str,
     target: &Path,

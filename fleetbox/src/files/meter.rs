@@ -8,7 +8,7 @@ use super::{Copied, ENTRY_LIMIT, FileProgress, FilesError, Listener, shown};
 const STEP: u64 = 256 << 10;
 
 /// Counts for one copy. Files that are copied at the same time share it.
-pub(super) struct Meter {
+pub(crate) struct Meter {
     state: Mutex<State>,
     listener: Option<Arc<Listener>>,
     total: Option<u64>,

@@ -19,20 +19,20 @@
 //!
 //! Paths in the guest that do not begin with `/` are below the user's home directory.
 
-mod download;
+pub(crate) mod download;
 mod hostdir;
 mod meter;
-mod sftp;
-mod upload;
-mod vm;
-mod walk;
+pub(crate) mod sftp;
+pub(crate) mod upload;
+pub(crate) mod walk;
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::process::printable;
+use crate::util::task::ShuttingDown;
+use crate::util::text::printable;
 
 /// Most bytes that [`Vm::read`](crate::Vm::read) returns unless told otherwise.
 ///
@@ -86,6 +86,9 @@ pub const DEPTH_LIMIT: usize = 128;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilesError {
+    /// Nothing was copied.
+    #[error(transparent)]
+    ShuttingDown(#[from] ShuttingDown),
     /// Something failed on this host.
     #[error("cannot {action} {} on this host: {source}", shown(&path.to_string_lossy()))]
     Host {
@@ -301,7 +304,7 @@ type Listener = dyn Fn(&FileProgress) + Send + Sync;
 /// ```
 #[derive(Clone, Default)]
 pub struct FileOptions {
-    as_root: bool,
+    pub(crate) as_root: bool,
     limit: Option<u64>,
     mode: Option<u32>,
     progress: Option<Arc<Listener>>,
@@ -397,6 +400,26 @@ impl FileOptions {
         self.progress = Some(Arc::new(listener));
         self
     }
+}
+
+/// A path as SFTP takes it: the server begins in the user's home directory, and knows no `~`.
+pub(crate) fn guest_path(path: &str) -> Result<String, FilesError> {
+    let why = if path.is_empty() {
+        "it is empty"
+    } else if path.contains('\0') {
+        "it has a zero byte"
+    } else {
+        return Ok(match path.strip_prefix("~/") {
+            Some("") => "./".to_owned(),
+            Some(rest) => format!("./{}", rest.trim_start_matches('/')),
+            None if path == "~" => ".".to_owned(),
+            None => path.to_owned(),
+        });
+    };
+    Err(FilesError::Path {
+        path: path.to_owned(),
+        why,
+    })
 }
 
 /// A name from the guest as it may be shown on a terminal, cut where it is long.

@@ -29,7 +29,7 @@ const TYPE: u32 = 0o170_000;
 
 /// What an entry in the guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     Directory,
     Link,
@@ -38,7 +38,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Of attributes; `None` if the server does not tell.
-    pub(super) fn of(attributes: &FileAttributes) -> Option<Self> {
+    pub(crate) fn of(attributes: &FileAttributes) -> Option<Self> {
         let mode = attributes.permissions?;
         Some(match mode & TYPE {
             0o100_000 => Self::File,
@@ -55,7 +55,7 @@ impl Kind {
 }
 
 /// Attributes that set mode and modification time, and nothing else.
-pub(super) fn attributes(mode: u32, mtime: i64) -> FileAttributes {
+pub(crate) fn attributes(mode: u32, mtime: i64) -> FileAttributes {
     // 32 bits of seconds are what the protocol has.
     let seconds = u32::try_from(mtime.max(0)).unwrap_or(u32::MAX);
     FileAttributes {
@@ -67,7 +67,7 @@ pub(super) fn attributes(mode: u32, mtime: i64) -> FileAttributes {
 }
 
 /// Attributes with a mode only.
-pub(super) fn with_mode(mode: Option<u32>) -> FileAttributes {
+pub(crate) fn with_mode(mode: Option<u32>) -> FileAttributes {
     FileAttributes {
         permissions: mode,
         ..FileAttributes::empty()
@@ -75,7 +75,7 @@ pub(super) fn with_mode(mode: Option<u32>) -> FileAttributes {
 }
 
 /// A session.
-pub(super) struct Sftp {
+pub(crate) struct Sftp {
     raw: RawSftpSession,
     read_chunk: u32,
     write_chunk: u32,
@@ -83,11 +83,11 @@ pub(super) struct Sftp {
 
 /// An open file or directory of the guest.
 #[derive(Debug, Clone)]
-pub(super) struct Handle(String);
+pub(crate) struct Handle(String);
 
 impl Sftp {
     /// Greets the server at the other end of `stream`.
-    pub(super) async fn start<S>(stream: S) -> Result<Self, FilesError>
+    pub(crate) async fn start<S>(stream: S) -> Result<Self, FilesError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -133,12 +133,12 @@ impl Sftp {
         })
     }
 
-    pub(super) async fn stat(&self, path: &str) -> Result<FileAttributes, FilesError> {
+    pub(crate) async fn stat(&self, path: &str) -> Result<FileAttributes, FilesError> {
         let attrs = self.raw.stat(path).await.map_err(failed("look at", path))?;
         Ok(attrs.attrs)
     }
 
-    pub(super) async fn lstat(&self, path: &str) -> Result<FileAttributes, FilesError> {
+    pub(crate) async fn lstat(&self, path: &str) -> Result<FileAttributes, FilesError> {
         let attrs = self
             .raw
             .lstat(path)
@@ -147,14 +147,14 @@ impl Sftp {
         Ok(attrs.attrs)
     }
 
-    pub(super) async fn set(&self, path: &str, attrs: FileAttributes) -> Result<(), FilesError> {
+    pub(crate) async fn set(&self, path: &str, attrs: FileAttributes) -> Result<(), FilesError> {
         let set = self.raw.setstat(path, attrs).await;
         set.map_err(failed("set mode and time of", path))?;
         Ok(())
     }
 
     /// Creates a directory; false if there is one.
-    pub(super) async fn make_directory(&self, path: &str, mode: u32) -> Result<bool, FilesError> {
+    pub(crate) async fn make_directory(&self, path: &str, mode: u32) -> Result<bool, FilesError> {
         // It is written to before it gets its own mode.
         let attrs = with_mode(Some((mode & 0o777) | 0o700));
         let Err(error) = self.raw.mkdir(path, attrs).await else {
@@ -172,7 +172,7 @@ impl Sftp {
     }
 
     /// Creates a symbolic link, in place of one that is there.
-    pub(super) async fn link(&self, path: &str, target: &str) -> Result<(), FilesError> {
+    pub(crate) async fn link(&self, path: &str, target: &str) -> Result<(), FilesError> {
         // OpenSSH takes the target first, against the draft (its PROTOCOL file, section 4.1), and
         // other servers follow it.
         if self.raw.symlink(target, path).await.is_ok() {
@@ -189,7 +189,7 @@ impl Sftp {
         Ok(())
     }
 
-    pub(super) async fn link_target(&self, path: &str) -> Result<String, FilesError> {
+    pub(crate) async fn link_target(&self, path: &str) -> Result<String, FilesError> {
         let name = self.raw.readlink(path).await;
         let name = name.map_err(failed("read the link", path))?;
         match name.files.into_iter().next() {
@@ -198,7 +198,7 @@ impl Sftp {
         }
     }
 
-    pub(super) async fn open_to_read(&self, path: &str) -> Result<Handle, FilesError> {
+    pub(crate) async fn open_to_read(&self, path: &str) -> Result<Handle, FilesError> {
         let opened = self
             .raw
             .open(path, OpenFlags::READ, FileAttributes::empty())
@@ -207,7 +207,7 @@ impl Sftp {
     }
 
     /// Opens a file to write it anew.
-    pub(super) async fn open_to_write(&self, path: &str, mode: u32) -> Result<Handle, FilesError> {
+    pub(crate) async fn open_to_write(&self, path: &str, mode: u32) -> Result<Handle, FilesError> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE;
         let error = match self.raw.open(path, flags, with_mode(Some(mode))).await {
             Ok(opened) => return Ok(Handle(opened.handle)),
@@ -225,7 +225,7 @@ impl Sftp {
         Err(failed("open", path)(error))
     }
 
-    pub(super) async fn attributes_of(
+    pub(crate) async fn attributes_of(
         &self,
         handle: &Handle,
         path: &str,
@@ -234,7 +234,7 @@ impl Sftp {
         Ok(attrs.map_err(failed("look at", path))?.attrs)
     }
 
-    pub(super) async fn set_open(
+    pub(crate) async fn set_open(
         &self,
         handle: &Handle,
         path: &str,
@@ -245,14 +245,14 @@ impl Sftp {
         Ok(())
     }
 
-    pub(super) async fn close(&self, handle: Handle, path: &str) -> Result<(), FilesError> {
+    pub(crate) async fn close(&self, handle: Handle, path: &str) -> Result<(), FilesError> {
         let closed = self.raw.close(handle.0).await;
         closed.map_err(failed("close", path))?;
         Ok(())
     }
 
     /// The entries of a directory without `.` and `..`, with what the server says of them.
-    pub(super) async fn list(
+    pub(crate) async fn list(
         &self,
         path: &str,
         meter: &Meter,
@@ -287,7 +287,7 @@ impl Sftp {
     }
 
     /// Writes all of `source` to an open file, from its beginning.
-    pub(super) async fn pour(
+    pub(crate) async fn pour(
         &self,
         handle: &Handle,
         path: &str,
@@ -324,7 +324,7 @@ impl Sftp {
 
     /// Reads all of an open file into `sink`; the server has said that it has `expected` bytes,
     /// which need not be true.
-    pub(super) async fn drain(
+    pub(crate) async fn drain(
         &self,
         handle: &Handle,
         path: &str,

@@ -12,10 +12,10 @@ use super::walk::{Entry, Tree};
 use super::{Copied, FileOptions, FilesError, FilesError::Path as BadPath, host};
 
 /// Files that are copied at the same time; small ones are all waiting for answers.
-pub(super) const FILES_AT_ONCE: usize = 8;
+pub(crate) const FILES_AT_ONCE: usize = 8;
 
 /// Copies a file or a tree.
-pub(super) async fn copy(
+pub(crate) async fn copy(
     sftp: &Sftp,
     source: &Path,
     target: &str,
@@ -140,7 +140,7 @@ async fn close(
 }
 
 /// Writes bytes to a file.
-pub(super) async fn write(
+pub(crate) async fn write(
     sftp: &Sftp,
     path: &str,
     mut bytes: impl AsyncRead + Unpin,

@@ -9,25 +9,25 @@ use super::{DEPTH_LIMIT, ENTRY_LIMIT, FilesError, Side, host};
 
 /// A directory or file tree of this host.
 #[derive(Debug, Default)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     /// Directories, each after the one it is in.
-    pub(super) directories: Vec<Entry>,
-    pub(super) files: Vec<Entry>,
+    pub(crate) directories: Vec<Entry>,
+    pub(crate) files: Vec<Entry>,
     /// Links with their targets.
-    pub(super) links: Vec<(Entry, String)>,
+    pub(crate) links: Vec<(Entry, String)>,
     /// Bytes of the files.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Something in a tree.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) path: PathBuf,
+pub(crate) struct Entry {
+    pub(crate) path: PathBuf,
     /// Relative to the tree; empty for the tree itself.
-    pub(super) relative: String,
-    pub(super) mode: u32,
+    pub(crate) relative: String,
+    pub(crate) mode: u32,
     /// Seconds since 1970.
-    pub(super) mtime: i64,
+    pub(crate) mtime: i64,
 }
 
 impl Entry {
@@ -43,7 +43,7 @@ impl Entry {
 
 impl Tree {
     /// Looks at a file or directory with all that is in it. Blocks.
-    pub(super) fn of(root: &Path) -> Result<Self, FilesError> {
+    pub(crate) fn of(root: &Path) -> Result<Self, FilesError> {
         let metadata = fs::metadata(root).map_err(host("look at", root))?;
         let mut tree = Self::default();
         let entry = Entry::new(root.to_owned(), String::new(), &metadata);

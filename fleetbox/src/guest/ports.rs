@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::process::printable;
-use crate::{Result, Vm};
+use crate::error::Result;
+use crate::util::text::printable;
+use crate::vm::Vm;
 
 /// Prints the socket tables, which process has which socket, and the processes' names. One `ls`
 /// for all processes: a program for each descriptor would take seconds.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{Result, Vm};
+use crate::error::Result;
+use crate::vm::Vm;
 
 /// Between the two looks that a rate is made of.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ImageError;
-use crate::store::read_limited;
+use crate::util::fs::read_limited;
 
 /// Environment variable that names a file in the catalogue's form, whose entries are added to
 /// the built-in ones or replace them.

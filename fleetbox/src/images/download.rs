@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
-use super::progress::{Progress, ProgressEvent};
-use super::{Image, ImageError, Sha256, Sidecar, format_of, sidecar_path, sniff};
-use crate::store::{
-    Lock, open_private, read_limited, remove_file_if_there, sync_dir, write_atomic,
-};
+use super::{Image, ImageError, Sha256, Sidecar, sidecar_path};
+use crate::disk::format::{format_of, sniff};
+use crate::progress::{Progress, ProgressEvent};
+use crate::store::Lock;
+use crate::util::fs::{open_private, read_limited, remove_file_if_there, sync_dir, write_atomic};
 
 /// Failures of the network in a row, none of which brought data, before giving up.
 const ATTEMPTS: u32 = 4;
@@ -166,7 +166,7 @@ impl Job<'_> {
             Ok(format) => format,
             Err(error) => {
                 self.discard()?;
-                return Err(error);
+                return Err(error.into());
             }
         };
         // First what describes the file, then the file: without its description it is not used.
@@ -254,10 +254,7 @@ impl Job<'_> {
         let path = self
             .url
             .to_file_path()
-            .map_err(|()| ImageError::NotAnImage {
-                name: self.url.to_string(),
-                why: "it names no local file".into(),
-            })?;
+            .map_err(|()| ImageError::not_an_image(self.url.as_str(), "it names no local file"))?;
         let file = tokio::fs::File::open(&path)
             .await
             .map_err(ImageError::io("open", &path))?;
@@ -373,7 +370,7 @@ impl Job<'_> {
                         && self.sha256.is_none()
                         && let Err(error) = sniff(bytes, self.url.as_str())
                     {
-                        break Err(Failure::Fatal(error));
+                        break Err(Failure::Fatal(error.into()));
                     }
                     received += bytes.len() as u64;
                     if received > LARGEST {
@@ -444,10 +441,10 @@ impl Job<'_> {
     }
 
     fn too_large(&self) -> ImageError {
-        ImageError::NotAnImage {
-            name: self.url.to_string(),
-            why: format!("it is larger than {} GiB", LARGEST >> 30),
-        }
+        ImageError::not_an_image(
+            self.url.as_str(),
+            format!("it is larger than {} GiB", LARGEST >> 30),
+        )
     }
 
     fn network(&self, error: &reqwest::Error) -> ImageError {

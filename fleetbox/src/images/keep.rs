@@ -7,7 +7,8 @@ use reqwest::Url;
 use serde::Serialize;
 
 use super::{ImageError, ImageRef, Images, Resolved, Source, download, sidecar_path};
-use crate::store::{Lock, Store, remove_file_if_there};
+use crate::store::{Lock, Store};
+use crate::util::fs::remove_file_if_there;
 
 /// Most bytes of a page that lists snapshots.
 const PAGE_LIMIT: usize = 4 << 20;
@@ -60,10 +61,10 @@ impl Images {
     /// [`ImageError::InUse`] if a VM is made from it or it is being downloaded, the file system.
     pub fn remove(&self, image: &Resolved) -> Result<Option<PathBuf>, ImageError> {
         match &image.source {
-            Source::Path(path) => Err(ImageError::NotAnImage {
-                name: path.display().to_string(),
-                why: "it is a file of yours, which fleetbox does not delete".into(),
-            }),
+            Source::Path(path) => Err(ImageError::not_an_image(
+                &path.display().to_string(),
+                "it is a file of yours, which fleetbox does not delete",
+            )),
             Source::Download { file, .. } => self.remove_file(file),
         }
     }

@@ -6,11 +6,9 @@
 mod catalogue;
 mod download;
 mod keep;
-pub mod progress;
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,9 +18,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::catalogue::{Arch, CATALOGUE_VARIABLE, Catalogue, CatalogueEntry, Pinned, Sha256};
 pub use self::keep::Freshness;
-pub use self::progress::{Progress, ProgressEvent};
-use crate::names::InvalidValue;
-use crate::store::{self, Lock, Store, StoreError};
+use crate::disk::format::format_of;
+pub use crate::disk::format::{FormatError, ImageFormat};
+use crate::model::names::InvalidValue;
+use crate::progress::{Progress, ProgressEvent};
+use crate::store::{Lock, Store, StoreError};
+use crate::util::fs::read_limited;
 
 /// The image of a VM for which none is named.
 ///
@@ -86,13 +87,8 @@ pub enum ImageError {
         arch: Arch,
     },
     /// A file is no disk image that can be used.
-    #[error("{name} is not a usable disk image: {why}")]
-    NotAnImage {
-        /// Path or address.
-        name: String,
-        /// What it is instead.
-        why: String,
-    },
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -167,6 +163,14 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// `name` is something else than a disk image that can be used.
+    fn not_an_image(name: &str, why: impl Into<String>) -> Self {
+        Self::Format(FormatError::NotAnImage {
+            name: name.to_owned(),
+            why: why.into(),
+        })
+    }
+
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
@@ -243,23 +247,6 @@ impl fmt::Display for ImageRef {
             Self::Url(url) => url.fmt(f),
         }
     }
-}
-
-/// The format of an image file, told by its first bytes.
-///
-/// ```
-/// use fleetbox::images::ImageFormat;
-///
-/// assert_eq!(serde_json::to_string(&ImageFormat::Qcow2)?, "\"qcow2\"");
-/// # Ok::<(), serde_json::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ImageFormat {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's copy-on-write format, version 2 or 3.
-    Qcow2,
 }
 
 /// Where a resolved image comes from.
@@ -500,7 +487,7 @@ impl Images {
     ///
     /// # Errors
     /// [`ImageError::UnknownAlias`], [`ImageError::NoArch`], [`ImageError::Catalogue`];
-    /// [`ImageError::NotAnImage`] or [`ImageError::Io`] for a path that cannot be an image.
+    /// [`ImageError::Format`] or [`ImageError::Io`] for a path that cannot be an image.
     pub fn resolve(&self, reference: &ImageRef) -> Result<Resolved, ImageError> {
         let source = match reference {
             ImageRef::Alias(alias) => self.resolve_alias(alias)?,
@@ -580,7 +567,7 @@ impl Images {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::Io`] for the file system; for a local file also [`ImageError::NotAnImage`].
+    /// [`ImageError::Io`] for the file system; for a local file also [`ImageError::Format`].
     pub fn cached(&self, image: &Resolved) -> Result<Option<Image>, ImageError> {
         match &image.source {
             Source::Path(path) => in_place(&image.reference, path).map(Some),
@@ -603,7 +590,7 @@ impl Images {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(ImageError::io("read", &path)(e)),
         };
-        let sidecar = store::read_limited(&sidecar_path(&path), 1 << 16)
+        let sidecar = read_limited(&sidecar_path(&path), 1 << 16)
             .ok()
             .and_then(|text| serde_json::from_slice::<Sidecar>(&text).ok());
         let Some(sidecar) = sidecar.filter(|s| {
@@ -654,10 +641,10 @@ impl Images {
             return Ok(image);
         }
         let Source::Download { url, sha256, file } = &image.source else {
-            return Err(ImageError::NotAnImage {
-                name: image.reference.clone(),
-                why: "the file is gone".into(),
-            });
+            return Err(ImageError::not_an_image(
+                &image.reference,
+                "the file is gone",
+            ));
         };
         let lock = self.wait_for_lock(&image.reference, file, progress).await?;
         // Whoever held the lock before may have finished it.
@@ -766,14 +753,12 @@ fn check_path(path: &Path) -> Result<u64, ImageError> {
     if kind.is_file() || kind.is_block_device() {
         return Ok(metadata.len());
     }
-    Err(ImageError::NotAnImage {
-        name: path.display().to_string(),
-        why: if kind.is_dir() {
-            "it is a directory".into()
-        } else {
-            "it is neither a file nor a block device".into()
-        },
-    })
+    let why = if kind.is_dir() {
+        "it is a directory"
+    } else {
+        "it is neither a file nor a block device"
+    };
+    Err(ImageError::not_an_image(&path.display().to_string(), why))
 }
 
 fn in_place(reference: &str, path: &Path) -> Result<Image, ImageError> {
@@ -785,55 +770,6 @@ fn in_place(reference: &str, path: &Path) -> Result<Image, ImageError> {
         path: path.to_owned(),
         sha256: None,
         bytes,
-    })
-}
-
-/// Tells the format of the file at `path`; `name` is what messages call it.
-pub(crate) fn format_of(path: &Path, name: &str) -> Result<ImageFormat, ImageError> {
-    let mut head = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(512).read_to_end(&mut head))
-        .map_err(ImageError::io("read", path))?;
-    sniff(&head, name)
-}
-
-/// Tells the format by a file's first bytes. Everything that is not something else is raw.
-fn sniff(head: &[u8], name: &str) -> Result<ImageFormat, ImageError> {
-    let compressed = |tool: &str| format!("it is compressed; unpack it with {tool} first");
-    let why = if head.starts_with(b"QFI\xfb") {
-        return Ok(ImageFormat::Qcow2);
-    } else if head.is_empty() {
-        "it is empty".into()
-    } else if head.starts_with(b"\xfd7zXZ\0") {
-        compressed("xz -d")
-    } else if head.starts_with(b"\x1f\x8b") {
-        compressed("gzip -d")
-    } else if head.starts_with(b"\x28\xb5\x2f\xfd") {
-        compressed("zstd -d")
-    } else if head.starts_with(b"BZh") {
-        compressed("bzip2 -d")
-    } else if head.starts_with(b"PK\x03\x04") {
-        compressed("unzip")
-    } else if head.starts_with(b"KDMV") || head.starts_with(b"# Disk DescriptorFile") {
-        "it is a VMDK image; convert it with qemu-img".into()
-    } else if head.starts_with(b"vhdxfile") || head.starts_with(b"conectix") {
-        "it is a VHD image; convert it with qemu-img".into()
-    } else if is_html(head) {
-        "it is a web page; the address of the image file itself is needed".into()
-    } else {
-        return Ok(ImageFormat::Raw);
-    };
-    Err(ImageError::NotAnImage {
-        name: name.to_owned(),
-        why,
-    })
-}
-
-fn is_html(head: &[u8]) -> bool {
-    let head = head.trim_ascii_start();
-    ["<!doctype", "<html", "<?xml"].iter().any(|tag| {
-        head.get(..tag.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(tag.as_bytes()))
     })
 }
 

@@ -508,7 +508,10 @@ async fn what_is_no_image_is_refused_at_its_first_byte() {
     let setup = Setup::new();
     let resolved = setup.images.resolve(&ImageRef::Url(server.url())).unwrap();
     let error = setup.pull(&resolved).await.unwrap_err();
-    assert!(matches!(error, ImageError::NotAnImage { .. }), "{error}");
+    assert!(
+        matches!(error, ImageError::Format(FormatError::NotAnImage { .. })),
+        "{error}"
+    );
     assert!(!setup.files().iter().any(|f| f.contains(".part")));
 }
 

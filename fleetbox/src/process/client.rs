@@ -19,7 +19,7 @@ use super::protocol::{
 };
 use super::spawn::{self, Role};
 use super::{socket, wire};
-use crate::event::TimedEvent;
+use crate::model::event::TimedEvent;
 
 /// How long a worker may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
@@ -130,7 +130,7 @@ impl Client {
         if hello.protocol != Hello::own().protocol {
             return Err(ProcessError::Version {
                 cluster: self.cluster.clone(),
-                theirs: super::console::printable(hello.version.as_bytes()),
+                theirs: crate::util::text::printable(hello.version.as_bytes()),
             });
         }
         Ok(stream)

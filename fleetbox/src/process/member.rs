@@ -20,14 +20,16 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use super::console::{Console, last_lines};
+use super::console::Console;
 use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
 use super::spawn::{self, Role};
 use super::wire::{self, Frame};
 use super::worker::lock;
-use crate::budget::Held;
-use crate::event::{Event, TimedEvent};
-use crate::store::{Lock, remove_file_if_there, write_atomic};
+use crate::host::budget::Held;
+use crate::model::event::{Event, TimedEvent};
+use crate::store::Lock;
+use crate::util::fs::{remove_file_if_there, write_atomic};
+use crate::util::text::{last_lines, printable};
 
 /// Lines of console output in a failure's message.
 const LINES_IN_ERROR: usize = 30;
@@ -433,10 +435,7 @@ fn failure(
             }),
             _,
         ) => {
-            format!(
-                "{name} failed: {}",
-                super::console::printable(failure.as_bytes())
-            )
+            format!("{name} failed: {}", printable(failure.as_bytes()))
         }
         (_, Ok(status)) => match (status.signal(), status.code()) {
             (Some(signal), _) => {

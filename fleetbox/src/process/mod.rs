@@ -31,8 +31,6 @@ mod worker;
 pub(crate) use spawn::Role;
 
 pub(crate) use client::{Client, EventStream, Lifeline, start_worker};
-pub(crate) use console::{last_lines, printable};
-
 pub(crate) use protocol::{
     Backend, BootSpec, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, WorkerConfig,
 };

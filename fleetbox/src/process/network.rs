@@ -8,8 +8,8 @@ use fleetbox_vmm::net::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::protocol::{LinkChange, LinkOrder};
-use crate::bridge;
-use crate::names::MAX_COUNT;
+use crate::host::bridge;
+use crate::model::names::MAX_COUNT;
 use crate::store::{ClusterDir, Store};
 
 /// Raises the limit of open descriptors as far as the host lets anybody: each connection through

@@ -7,8 +7,8 @@ use std::time::Duration;
 use fleetbox_vmm::net::{LinkConditions, LinkEnd};
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Claim;
-use crate::names::Name;
+use crate::host::budget::Claim;
+use crate::model::names::Name;
 
 /// Version of the protocol between a client and a worker. Workers outlive the program that
 /// started them, so the two ends may differ; [`Hello`] itself never changes shape.

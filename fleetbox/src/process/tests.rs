@@ -17,12 +17,15 @@ use super::fake::Script;
 use super::protocol::{Backend, BootSpec, MachineSpec};
 use super::spawn::{self, Role};
 use super::{ProcessError, wire};
-use crate::budget::{Claim, Want};
-use crate::fake_home::{eventually, processes, refuses, runs};
-use crate::lifecycle::{self, Attached, Lifetime};
-use crate::names::Name;
-use crate::size::Size;
-use crate::store::{ImageRecord, MacAddr, Store, StoreError, VmDir, VmRecord, now};
+use crate::host::budget::{Claim, Want};
+use crate::model::lifetime::Lifetime;
+use crate::model::mac::MacAddr;
+use crate::model::names::Name;
+use crate::model::size::Size;
+use crate::store::ephemeral;
+use crate::store::{ImageRecord, Store, StoreError, VmDir, VmRecord, now};
+use crate::testing::test_support::{eventually, processes, refuses, runs};
+use crate::vm::attach::{self, Attached};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -123,11 +126,11 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir> {
+fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::error::Result<VmDir> {
     let draft = store.create_vm(name, name)?;
     std::fs::write(draft.paths().disk_layer(), b"disk").unwrap();
     if lifetime == Lifetime::Ephemeral {
-        lifecycle::mark_ephemeral(draft.paths().dir()).unwrap();
+        ephemeral::mark_ephemeral(draft.paths().dir()).unwrap();
     }
     let record = VmRecord {
         name: name.clone(),
@@ -148,9 +151,9 @@ fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::Result<VmDir
         ssh_key: "k".into(),
         host_key: "h".into(),
         fixtures: Vec::new(),
-        config: crate::seed::GuestConfig::default(),
+        config: crate::disk::seed::GuestConfig::default(),
         extra_disks: Vec::new(),
-        network: crate::Network::User,
+        network: crate::model::network::Network::User,
     };
     let (vm, _lock) = draft.commit(&record)?;
     Ok(vm)
@@ -180,10 +183,10 @@ fn attach(
     runtime: &tokio::runtime::Runtime,
 ) -> Attached {
     let prepare = || match create(store, name, lifetime) {
-        Ok(_) | Err(crate::Error::Store(StoreError::Exists { .. })) => Ok(()),
+        Ok(_) | Err(crate::error::Error::Store(StoreError::Exists { .. })) => Ok(()),
         Err(error) => Err(error),
     };
-    lifecycle::attach(store, name, lifetime, runtime.handle(), prepare).unwrap()
+    attach::attach(store, name, lifetime, runtime.handle(), prepare).unwrap()
 }
 
 fn start(
@@ -554,13 +557,13 @@ fn what_killed_processes_left_is_swept() {
     assert!(!started.unwrap());
     let other = Name::new("kept").unwrap();
     create(&fixture.store, &other, Lifetime::Bound).unwrap();
-    lifecycle::sweep(&fixture.store).unwrap();
+    attach::sweep(&fixture.store).unwrap();
     assert!(fixture.vm().is_some(), "in use");
     fixture.kill(Role::Worker);
     fixture.assert_quiet();
     drop(attached);
     assert!(fixture.vm().is_some());
-    lifecycle::sweep(&fixture.store).unwrap();
+    attach::sweep(&fixture.store).unwrap();
     fixture.assert_gone();
     assert!(fixture.store.cluster(&other).vm(&other).is_some());
 }
@@ -653,7 +656,7 @@ fn payload(text: &str) -> Vec<u8> {
 
 #[test]
 fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
-    let probe = crate::preflight::probe();
+    let probe = crate::host::preflight::probe();
     if !probe.usable() {
         eprintln!("not run: {probe}");
         return;
@@ -687,7 +690,7 @@ fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
 
 #[test]
 fn a_real_machine_that_cannot_boot_says_why() {
-    let probe = crate::preflight::probe();
+    let probe = crate::host::preflight::probe();
     if !probe.usable() {
         eprintln!("not run: {probe}");
         return;

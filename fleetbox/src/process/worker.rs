@@ -30,8 +30,8 @@ use super::protocol::{
     Hello, MachineSpec, MachineStatus, Readiness, Reason, Reply, Request, WorkerConfig,
 };
 use super::{socket, wire};
-use crate::lifecycle;
-use crate::names::MAX_COUNT;
+use crate::model::names::MAX_COUNT;
+use crate::store::ephemeral;
 use crate::store::{ClusterDir, Store};
 
 /// How long a client may take from connecting to its request.
@@ -181,8 +181,8 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
         tracing::warn!(%error, "cannot look for VMs to delete");
         Vec::new()
     });
-    for vm in members.into_iter().filter(lifecycle::is_ephemeral) {
-        if let Err(error) = lifecycle::delete(&vm) {
+    for vm in members.into_iter().filter(ephemeral::is_ephemeral) {
+        if let Err(error) = ephemeral::delete(&vm) {
             tracing::warn!(vm = %vm.name(), %error, "cannot delete");
         }
     }

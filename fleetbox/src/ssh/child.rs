@@ -13,7 +13,7 @@ use tokio::io::{
 use tokio::task::JoinHandle;
 
 use super::SshError;
-use crate::process::printable;
+use crate::util::text::printable;
 
 /// Bytes of a stream that wait here for its reader before the guest is slowed down.
 const PIPE: usize = 256 << 10;

@@ -5,51 +5,24 @@
 
 mod child;
 mod client;
-mod keys;
+pub mod config;
 mod ready;
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::child::{Child, ExitStatus, Output, Stderr, Stdin, Stdout};
 pub use self::client::{Client, PtyRequest, Target};
-pub use self::keys::{Keypair, PublicKey};
 pub use self::ready::wait_ready;
-use crate::store::StoreError;
+pub use crate::model::keys::{KeyError, Keypair, PublicKey};
 
 /// Why SSH failed.
-///
-/// ```
-/// use fleetbox::ssh::{Keypair, SshError};
-///
-/// let error = Keypair::from_openssh("no key").unwrap_err();
-/// assert!(matches!(error, SshError::Key { .. }), "{error}");
-/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SshError {
-    /// A key could not be read, made or written out.
-    #[error("unusable SSH key ({what}): {why}")]
-    Key {
-        /// Which key.
-        what: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A key file could not be read or written.
-    #[error("cannot {action} the key file {}: {source}", path.display())]
-    KeyFile {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The state directory.
+    /// A key.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Key(#[from] KeyError),
     /// No connection to the guest's port.
     #[error(
         "cannot connect to the guest's SSH port: {source}; the guest is still booting, or its SSH server is not running"

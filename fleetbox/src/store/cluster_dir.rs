@@ -10,7 +10,7 @@ use fleetbox_vmm::net::Subnet;
 
 use super::vm_dir::{DRAFT_PREFIX, GONE_PREFIX, remove_tree};
 use super::{Lock, Store, StoreError, VmDir, VmPaths, fsutil};
-use crate::names::Name;
+use crate::model::names::Name;
 
 /// A cluster's directory, which need not exist.
 ///

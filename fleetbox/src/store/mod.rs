@@ -5,8 +5,10 @@
 //! appears and disappears by one rename, and who is alive is told by held locks.
 
 mod cluster_dir;
-mod fsutil;
+pub(crate) mod ephemeral;
+mod keys;
 mod lock;
+pub(crate) mod open;
 mod record;
 mod vm_dir;
 
@@ -15,14 +17,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 pub use self::cluster_dir::ClusterDir;
-pub(crate) use self::fsutil::{
-    TEMP_PREFIX, create_private_dir, open_private, read_limited, remove_file_if_there, sync_dir,
-    write_atomic,
-};
 pub use self::lock::Lock;
-pub use self::record::{ImageRecord, InvalidMac, MacAddr, VmRecord, now};
+pub use self::record::{ImageRecord, VmRecord, now};
 pub use self::vm_dir::{VmDir, VmDraft, VmPaths};
-use crate::names::Name;
+use crate::model::keys::KeyError;
+pub use crate::model::mac::{InvalidMac, MacAddr};
+use crate::model::names::Name;
+use crate::util::fs as fsutil;
+use crate::util::task::ShuttingDown;
 
 /// The version of the layout that this library writes, and the newest it reads.
 ///
@@ -120,6 +122,18 @@ pub enum StoreError {
         /// The VM's name.
         name: Name,
     },
+    /// The VM was removed.
+    #[error("VM {name} was removed by another process")]
+    Gone {
+        /// The VM's name.
+        name: Name,
+    },
+    /// The key that logs in to the VMs.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// It was not looked at.
+    #[error(transparent)]
+    ShuttingDown(#[from] ShuttingDown),
 }
 
 impl StoreError {

@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
-use crate::size::Size;
+use crate::model::size::Size;
 
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -29,9 +29,9 @@ fn record(cluster: &str, vm: &str) -> VmRecord {
         ssh_key: "ssh-ed25519 AAAA".into(),
         host_key: "ssh-ed25519 BBBB".into(),
         fixtures: Vec::new(),
-        config: crate::seed::GuestConfig::default(),
+        config: crate::disk::seed::GuestConfig::default(),
         extra_disks: Vec::new(),
-        network: crate::Network::User,
+        network: crate::model::network::Network::User,
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fleetbox_vmm::net::Subnet;
 
 use super::{Lock, Store, StoreError, VmRecord, fsutil};
-use crate::names::{Name, Reference};
+use crate::model::names::{Name, Reference};
 
 /// How the name of the directory of a VM that is being created begins.
 pub(super) const DRAFT_PREFIX: &str = ".new-";

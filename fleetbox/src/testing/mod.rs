@@ -28,10 +28,11 @@
 //!
 //! The VM lives until the test has ended, even if the test drops its handle earlier.
 
-pub(crate) mod name;
 mod report;
 mod settings;
 mod subject;
+#[cfg(test)]
+pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
 
@@ -47,7 +48,7 @@ use self::expansion::Call;
 use self::settings::Settings;
 pub use self::settings::{KEEP_VARIABLE, REQUIRE_VARIABLE, SHORT_VARIABLE};
 pub use self::subject::{BlockingFixture, BlockingSubject, Fixture, Subject};
-use crate::Vm;
+use crate::vm::Vm;
 
 /// Starts the VM or cluster of `builder`, gives it to `body`, and fails as it does; for a plain
 /// `#[test]`.
@@ -178,7 +179,7 @@ fn describe<E: Debug + 'static>(error: &E) -> String {
     type BoxedSend = Box<dyn std::error::Error + Send + Sync>;
     let any: &dyn Any = error;
     let own = any
-        .downcast_ref::<crate::Error>()
+        .downcast_ref::<crate::error::Error>()
         .or_else(|| any.downcast_ref::<Boxed>()?.downcast_ref())
         .or_else(|| any.downcast_ref::<BoxedSend>()?.downcast_ref());
     match own {

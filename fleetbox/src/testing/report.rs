@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::Vm;
-use crate::process::{last_lines, printable};
 use crate::store::HOME_VARIABLE;
+use crate::util::text::{last_lines, printable};
+use crate::vm::Vm;
 
 /// Lines of the console that are shown.
 const CONSOLE_LINES: usize = 40;
@@ -76,7 +76,7 @@ fn indented(text: &mut String, lines: &str) -> std::fmt::Result {
 async fn failed_units(vm: &Vm) -> Result<Option<String>, String> {
     let listing = async {
         let child = vm.ssh_spawn(UNITS).await?;
-        Ok::<_, crate::Error>(child.output(UNITS_BYTES).await?)
+        Ok::<_, crate::error::Error>(child.output(UNITS_BYTES).await?)
     };
     match tokio::time::timeout(UNITS_LIMIT, listing).await {
         Ok(Ok(output)) if output.success() => Ok(Some(printable(&output.stdout))),

@@ -44,7 +44,7 @@ impl Settings {
         let variable =
             |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into());
         Self {
-            unavailable: crate::preflight::unavailable(),
+            unavailable: crate::host::preflight::unavailable(),
             ..Self::read(variable)
         }
     }

@@ -3,8 +3,13 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::images::{Progress, progress};
-use crate::{Cluster, ClusterBuilder, Result, Vm, VmBuilder, blocking};
+use crate::blocking;
+use crate::error::Result;
+use crate::progress;
+use crate::progress::Progress;
+use crate::vm::Vm;
+use crate::vm::builder::VmBuilder;
+use crate::vm::cluster::{Cluster, ClusterBuilder};
 
 mod sealed {
     pub trait Sealed {}

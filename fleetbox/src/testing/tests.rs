@@ -7,10 +7,16 @@ use std::time::{Duration, Instant};
 use super::expansion::Call;
 use super::settings::Settings;
 use super::{End, Verdict, drive};
-use crate::fake_home::refuses;
+use crate::blocking;
+use crate::model::size::Size;
 use crate::process::Backend;
 use crate::process::fake::Script;
-use crate::{Cluster, ClusterBuilder, Size, Vm, VmBuilder, VmState, blocking, list, remove};
+use crate::testing::test_support::refuses;
+use crate::vm::Vm;
+use crate::vm::builder::VmBuilder;
+use crate::vm::cluster::{Cluster, ClusterBuilder};
+use crate::vm::list::{VmState, list};
+use crate::vm::remove::remove;
 
 /// A state directory beside this program: a test's VM goes with it, so there is nothing to clean.
 fn home() -> PathBuf {
@@ -136,7 +142,7 @@ async fn errors_of_the_library_are_shown_as_they_are_meant() {
     type Boxed = Box<dyn std::error::Error>;
     let end = drive(&CALL, plain(), fake(Vm::test()), async |_vm| {
         Vm::open_in(Some(&home().join("state")), "no-such-vm").await?;
-        Ok::<(), crate::Error>(())
+        Ok::<(), crate::error::Error>(())
     })
     .await;
     assert!(failure(&end).starts_with("there is no VM no-such-vm"));
@@ -258,7 +264,7 @@ async fn the_console_of_a_machine_that_has_died_is_shown() {
     });
     let end = drive(&CALL, plain(), builder, async |vm: Vm| {
         vm.wait().await?;
-        Ok::<_, crate::Error>(())
+        Ok::<_, crate::error::Error>(())
     })
     .await;
     assert!(failure(&end).contains("signal"), "{}", failure(&end));
@@ -327,7 +333,7 @@ fn functions_run_tests_without_the_attribute() {
     });
     super::run_blocking(
         blocking::VmBuilder::from(fake(Vm::test())),
-        |vm: blocking::Vm| -> crate::Result<()> {
+        |vm: blocking::Vm| -> crate::error::Result<()> {
             assert!(vm.console_tail()?.contains("login"));
             RUNS.fetch_add(1, Ordering::SeqCst);
             Ok(())
@@ -361,7 +367,7 @@ async fn an_asynchronous_test_has_its_own_function() {
 }
 
 #[fleetbox::test(configure = fake, cpus = 1, memory = "64MiB")]
-async fn the_attribute_gives_a_vm(vm: Vm) -> crate::Result<()> {
+async fn the_attribute_gives_a_vm(vm: Vm) -> crate::error::Result<()> {
     assert!(
         vm.name().contains("the-attribute-gives-a-vm"),
         "{}",

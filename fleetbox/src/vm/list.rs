@@ -5,11 +5,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::builder::{blocking, open_store};
-use crate::lifecycle;
-use crate::names::Reference;
+use crate::error::{Error, Result};
+use crate::model::names::Reference;
+use crate::model::network::Network;
+use crate::model::size::Size;
+use crate::store::ephemeral;
+use crate::store::open::open_store;
 use crate::store::{Store, VmDir};
-use crate::{Error, Network, Result, Size};
+use crate::util::task::blocking;
 
 /// What a VM is doing.
 ///
@@ -108,7 +111,7 @@ pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
                 Err(error) => return Err(error.into()),
             };
             let running = vm.is_running()?;
-            let ephemeral = lifecycle::is_ephemeral(&vm);
+            let ephemeral = ephemeral::is_ephemeral(&vm);
             let failure = if running { None } else { vm.failure()? };
             vms.push(VmInfo {
                 name: record.name.to_string(),
@@ -171,8 +174,8 @@ pub(super) async fn meant(home: Option<&Path>, text: &str) -> Result<(Store, VmD
         }
         let mut found = store.find(&name)?;
         // Those of running tests are meant only where there is no other.
-        if !found.iter().all(lifecycle::is_ephemeral) {
-            found.retain(|vm| !lifecycle::is_ephemeral(vm));
+        if !found.iter().all(ephemeral::is_ephemeral) {
+            found.retain(|vm| !ephemeral::is_ephemeral(vm));
         }
         let clusters = || found.iter().map(|vm| vm.cluster().clone()).collect();
         match found.as_slice() {

@@ -1,10 +1,31 @@
 //! A running VM.
 
-mod list;
-mod remote;
-mod remove;
+pub(crate) mod attach;
+pub(crate) mod builder;
+pub(crate) mod cluster;
+mod configure;
+mod create;
+pub(crate) mod events;
+mod extras;
+mod files;
+mod fixtures;
+mod launch;
+pub(crate) mod links;
+pub(crate) mod list;
+pub mod logs;
+mod ready;
+pub(crate) mod remote;
+pub(crate) mod remove;
+pub(crate) mod resize;
 mod start;
-mod stop;
+pub(crate) mod stop;
+
+#[cfg(test)]
+mod cluster_test;
+#[cfg(test)]
+mod configure_test;
+#[cfg(test)]
+mod vm_test;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -13,22 +34,21 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use self::attach::Attached;
 use self::list::meant;
-pub use self::list::{VmInfo, VmState, find, list};
-pub use self::remote::Published;
-pub use self::remove::{prune, prune_only, remove};
-pub use self::stop::{STOP_DEADLINE, Stopped, stop};
-use crate::budget::Budget;
-use crate::builder::{blocking, test_name};
-use crate::images::Progress;
-use crate::images::progress::Silent;
-use crate::lifecycle::{self, Attached, Lifetime};
-use crate::names::{Name, Reference};
+use crate::error::{Error, Result};
+use crate::host::budget::Budget;
+use crate::model::defaults::DEFAULT_BOOT_TIMEOUT;
+use crate::model::keys::{Keypair, PublicKey};
+use crate::model::names::{Name, Reference};
+use crate::model::ready::Awaited;
+use crate::model::timing::Timings;
 use crate::process::{Backend, Client, Lifeline};
-use crate::ready::Awaited;
-use crate::ssh::{self, Keypair, PublicKey, Target};
+use crate::progress::{Progress, Silent};
+use crate::ssh::{self, Target};
+use crate::store::ephemeral;
 use crate::store::{Lock, Store, VmDir, VmRecord};
-use crate::{DEFAULT_BOOT_TIMEOUT, Error, Result, Timings, VmBuilder};
+use crate::util::task::blocking;
 
 const SSH_PORT: u16 = 22;
 
@@ -72,33 +92,6 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM with a name, whose disk stays until [`Vm::destroy`]. `CLUSTER/NAME` is a member of that
-    /// cluster, which is added to it if it does not exist.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// let vm = fleetbox::Vm::builder("web").start().await?;
-    /// assert_eq!(vm.name(), "web");
-    /// # Ok(()) }
-    /// ```
-    pub fn builder(name: impl Into<String>) -> VmBuilder {
-        VmBuilder::new(name.into(), Lifetime::Bound)
-    }
-
-    /// A VM for a test: its name is made up from that of the test and no other VM's, and it is
-    /// destroyed when its handle is dropped.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// let vm = fleetbox::Vm::test().cpus(2).start().await?;
-    /// assert!(vm.ssh("true").await?.success());
-    /// drop(vm); // it is gone, with its disk
-    /// # Ok(()) }
-    /// ```
-    pub fn test() -> VmBuilder {
-        VmBuilder::new(test_name(), Lifetime::Ephemeral)
-    }
-
     /// The running VM of that name, or `CLUSTER/NAME`, whoever started it. Dropping the handle changes
     /// nothing.
     ///
@@ -140,7 +133,7 @@ impl Vm {
     /// A VM that exists, running or not.
     pub(crate) fn found(store: &Store, dir: VmDir) -> Result<Self> {
         let attached = Attached {
-            client: lifecycle::client(&store.cluster(dir.cluster())),
+            client: attach::client(&store.cluster(dir.cluster())),
             lifeline: None,
         };
         let record = dir.record()?;
@@ -218,7 +211,7 @@ impl Vm {
     /// Makes a VM that runs, and exists, only as long as its owner one that does so without.
     pub(crate) async fn let_go(&self) -> Result<()> {
         let dir = self.dir.clone();
-        blocking(move || lifecycle::unmark_ephemeral(&dir)).await?;
+        blocking(move || ephemeral::unmark_ephemeral(&dir)).await?;
         let lifeline = lock(&self.lifeline).clone();
         match lifeline {
             Some(lifeline) => lifeline.let_go().map_err(Error::io("keep the VM running")),
@@ -269,7 +262,7 @@ impl Vm {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::images::progress;
+    /// use fleetbox::progress;
     ///
     /// let vm = fleetbox::Vm::open("web").await?.with_progress(progress::stderr());
     /// vm.restart().await?;

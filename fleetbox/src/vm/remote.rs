@@ -8,9 +8,10 @@ use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{SSH_PORT, Vm};
-use crate::event::Events;
+use crate::error::Result;
+use crate::model::stream::Stream;
 use crate::ssh::{self, Child, Output, PtyRequest, SshError};
-use crate::{Result, Stream};
+use crate::vm::events::Events;
 
 /// Most bytes of a command's output that are kept.
 const OUTPUT_LIMIT: usize = 256 << 20;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use super::list::meant;
 use super::{Vm, lock};
-use crate::Result;
-use crate::builder::{blocking, open_store};
-use crate::lifecycle;
-use crate::names::Reference;
+use crate::error::Result;
+use crate::model::names::Reference;
 use crate::process::{Client, Lifeline, ProcessError};
+use crate::store::ephemeral;
+use crate::store::open::open_store;
 use crate::store::{Lock, Store, StoreError, VmDir};
+use crate::util::task::blocking;
+use crate::vm::attach;
 
 impl Vm {
     /// Kills the VM and removes it with its disk.
@@ -53,10 +55,10 @@ async fn destroy(
     }
     if !others {
         drop(lifeline);
-        lifecycle::worker_ended(&cluster).await?;
+        attach::worker_ended(&cluster).await?;
     }
     let dir = dir.clone();
-    blocking(move || lifecycle::delete(&dir)).await?;
+    blocking(move || ephemeral::delete(&dir)).await?;
     // The worker may have held the directory when it deleted the VM itself.
     blocking(move || Ok(cluster.remove_if_unused()?)).await
 }
@@ -73,7 +75,7 @@ async fn destroy(
 /// As [`find`](crate::find), or a process that does not end.
 pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
     let (store, dir) = meant(home, name).await?;
-    let client = lifecycle::client(&store.cluster(dir.cluster()));
+    let client = attach::client(&store.cluster(dir.cluster()));
     destroy(&store, &dir, &client, None).await
 }
 
@@ -132,12 +134,12 @@ async fn prune_those(
 ) -> Result<Vec<String>> {
     let store = open_store(home).await?;
     blocking(move || {
-        lifecycle::sweep(&store)?;
+        attach::sweep(&store)?;
         let mut pruned = Vec::new();
         for vm in store.vms()?.into_iter().filter(|vm| meant(vm)) {
             let serving = store.cluster(vm.cluster()).is_running()?;
             // Its first start is under way as long as there is no console log.
-            let in_use = lifecycle::is_ephemeral(&vm) || !vm.paths().console_log().exists();
+            let in_use = ephemeral::is_ephemeral(&vm) || !vm.paths().console_log().exists();
             if vm.is_running()? || (serving && in_use) {
                 continue;
             }

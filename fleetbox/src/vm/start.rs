@@ -7,16 +7,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{SSH_PORT, Vm, lock};
-use crate::budget::{self, Budget, Lease, Want};
-use crate::builder::{blocking, machine_spec};
-use crate::fixture;
-use crate::images::ProgressEvent;
-use crate::lifecycle::{self, Lifetime};
-use crate::process::{MachineSpec, ProcessError, last_lines};
-use crate::resources::{Asked, There};
+use crate::error::{Error, Result, VmFate};
+use crate::host::budget::{self, Budget, Lease, Want};
+use crate::host::resources::{HostResources, Request};
+use crate::model::lifetime::Lifetime;
+use crate::model::ready::Ready;
+use crate::process::{MachineSpec, ProcessError};
+use crate::progress::ProgressEvent;
 use crate::ssh;
 use crate::store::VmRecord;
-use crate::{Error, Left, Ready, Result};
+use crate::store::ephemeral;
+use crate::util::task::blocking;
+use crate::util::text::last_lines;
+use crate::vm::attach;
+use crate::vm::create::machine_spec;
+use crate::vm::fixtures;
 
 /// Lines of the console that an error carries.
 const CONSOLE_LINES: usize = 40;
@@ -30,7 +35,7 @@ impl Vm {
             if !self.record.fixtures.is_empty() {
                 self.progress.event(ProgressEvent::CopyingFixtures { vm });
                 let (fixtures, paths) = (self.record.fixtures.clone(), self.dir.paths().clone());
-                blocking(move || Ok(fixture::build(&fixtures, &paths)?)).await?;
+                blocking(move || fixtures::build(&fixtures, &paths)).await?;
             }
         }
         Ok(self.client.start(self.machine()?).await?.0)
@@ -78,9 +83,9 @@ impl Vm {
     pub(crate) async fn not_ready(&self, why: String) -> Error {
         let console = self.console_tail().await.unwrap_or_default();
         let left = match self.dir.is_running() {
-            _ if self.is_held() => Left::Held,
-            Ok(false) => Left::Stopped(Box::new(self.reference())),
-            _ => Left::Running(Box::new(self.reference())),
+            _ if self.is_held() => VmFate::Held,
+            Ok(false) => VmFate::Stopped(Box::new(self.reference())),
+            _ => VmFate::Running(Box::new(self.reference())),
         };
         Error::NotReady {
             name: self.name.clone(),
@@ -188,7 +193,7 @@ impl Vm {
     /// The memory it needs. Checks that this host has what it needs.
     fn want(&self) -> Result<Want> {
         let record = self.current()?;
-        There::of_host(self.store.home()).check(&Asked::of(&record))?;
+        HostResources::of_host(self.store.home()).check(&Request::of(&record))?;
         let cluster = self.dir.cluster().clone();
         Ok(Want::new(cluster, self.name.clone(), record.memory))
     }
@@ -251,7 +256,7 @@ impl Vm {
     /// Finds the worker, or starts one if it has ended.
     async fn attach(&self) -> Result<()> {
         let owned = lock(&self.lifeline).is_some();
-        let lifetime = match (lifecycle::is_ephemeral(&self.dir), owned) {
+        let lifetime = match (ephemeral::is_ephemeral(&self.dir), owned) {
             (true, _) => Lifetime::Ephemeral,
             (false, true) => Lifetime::Bound,
             (false, false) => Lifetime::Detached,
@@ -265,7 +270,7 @@ impl Vm {
                     name: dir.name().clone(),
                 }),
             };
-            lifecycle::attach(&store, dir.cluster(), lifetime, &runtime, prepare)
+            attach::attach(&store, dir.cluster(), lifetime, &runtime, prepare)
         })
         .await?;
         if let Some(lifeline) = attached.lifeline {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Vm;
-use crate::builder::{blocking, open_store};
-use crate::images::ProgressEvent;
-use crate::lifecycle;
+use crate::error::{Error, Result};
 use crate::process::ProcessError;
-use crate::{Error, Result};
+use crate::progress::ProgressEvent;
+use crate::store::open::open_store;
+use crate::util::task::blocking;
+use crate::vm::attach;
 
 /// How long [`Vm::stop`] gives a guest to power off.
 ///
@@ -178,8 +179,8 @@ pub enum Stopped {
 pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
     let store = open_store(home).await?;
     blocking(move || {
-        lifecycle::sweep_bridges(&store);
-        Ok(())
+        attach::sweep_bridges(&store);
+        Ok::<_, Error>(())
     })
     .await?;
     match Vm::open_in(home, name).await {

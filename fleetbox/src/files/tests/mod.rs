@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};
 
 use self::server::{Lies, Server};
-use super::vm::guest_path;
 use super::walk::Tree;
 use super::*;
 

@@ -15,7 +15,8 @@ use russh_sftp::protocol::{
 };
 
 use crate::files::sftp::Sftp;
-use crate::ssh::{Client, Keypair, Target};
+use crate::model::keys::Keypair;
+use crate::ssh::{Client, Target};
 
 /// What the server does other than serve its directory.
 #[derive(Debug, Clone, Default)]

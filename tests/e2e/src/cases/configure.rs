@@ -104,7 +104,7 @@ pub(crate) fn too_much(suite: &Suite) {
         let builder = builder.image(suite.tiny());
         let error = suite.block(builder.start()).expect_err("it is too much");
         assert!(
-            matches!(error, Error::Lacking { .. } | Error::Budget(_)),
+            matches!(error, Error::InsufficientResources(_) | Error::Budget(_)),
             "{error}"
         );
         assert!(error.to_string().contains(there), "{error}");

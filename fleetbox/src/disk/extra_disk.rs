@@ -1,0 +1,211 @@
+//! Disks that a VM has besides its own.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::format::{FormatError, format_of};
+use crate::model::names::InvalidValue;
+use crate::model::size::Size;
+
+/// Most extra disks of a VM; the PCI bus has room for 30 disks and network cards.
+///
+/// ```
+/// assert!(fleetbox::MAX_EXTRA_DISKS >= 8);
+/// ```
+pub const MAX_EXTRA_DISKS: usize = 8;
+
+/// Why a disk cannot be added to a VM.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExtraDiskError {
+    /// Its size.
+    #[error(transparent)]
+    Size(#[from] InvalidValue),
+    /// Its file cannot be opened.
+    #[error("cannot use {} as a disk: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Its file has no format that is supported.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+/// A disk that a VM has besides its own, for [`VmBuilder::extra_disk`](crate::VmBuilder::extra_disk).
+///
+/// What the guest writes is kept with the VM, and goes with it; a file is never written.
+///
+/// ```
+/// use fleetbox::{ExtraDisk, Size};
+///
+/// let scratch = ExtraDisk::empty(Size::gib(1));
+/// let data = ExtraDisk::file("data.qcow2").read_only();
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraDisk {
+    source: Source,
+    #[serde(default)]
+    read_only: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Source {
+    Empty(Size),
+    File(PathBuf),
+}
+
+/// What it was made from: `64M, empty` or `/data.qcow2, read-only`.
+impl std::fmt::Display for ExtraDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.source {
+            Source::Empty(size) => write!(f, "{size}, empty")?,
+            Source::File(path) => write!(f, "{}", path.display())?,
+        }
+        f.write_str(if self.read_only { ", read-only" } else { "" })
+    }
+}
+
+impl ExtraDisk {
+    /// A disk that reads as zeroes. The host stores only what the guest writes.
+    ///
+    /// ```
+    /// use fleetbox::{ExtraDisk, Size, Vm};
+    ///
+    /// let vm = Vm::test().extra_disk(ExtraDisk::empty(Size::gib(10)));
+    /// ```
+    pub fn empty(size: Size) -> Self {
+        Self {
+            source: Source::Empty(size),
+            read_only: false,
+        }
+    }
+
+    /// A disk with the content of a raw or qcow2 file, which stays as it is: what the guest writes
+    /// goes to a layer over it. The file must not change or go while the VM exists.
+    ///
+    /// ```
+    /// use fleetbox::{ExtraDisk, Vm};
+    ///
+    /// let vm = Vm::test().extra_disk(ExtraDisk::file("tests/data/old-format.qcow2"));
+    /// ```
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self {
+            source: Source::File(path.into()),
+            read_only: false,
+        }
+    }
+
+    /// The guest cannot write to it.
+    ///
+    /// ```
+    /// use fleetbox::ExtraDisk;
+    ///
+    /// let disk = ExtraDisk::file("data.raw").read_only();
+    /// assert_eq!(disk.to_string(), "data.raw, read-only");
+    /// ```
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// What it was made from.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The size of an empty disk.
+    pub(crate) fn empty_size(&self) -> Option<Size> {
+        match self.source {
+            Source::Empty(size) => Some(size),
+            Source::File(_) => None,
+        }
+    }
+
+    /// Checks it before a VM is created. The path becomes absolute.
+    ///
+    /// # Errors
+    /// A bad size, or a file that cannot be used as a disk.
+    pub(crate) fn check(&self) -> Result<Self, ExtraDiskError> {
+        let source = match &self.source {
+            Source::Empty(size) => Source::Empty(size.check_disk()?),
+            Source::File(path) => {
+                let unusable = |why: String| ExtraDiskError::File {
+                    path: path.clone(),
+                    why,
+                };
+                let absolute = path
+                    .canonicalize()
+                    .map_err(|error| unusable(error.to_string()))?;
+                let file = File::open(&absolute).map_err(|error| unusable(error.to_string()))?;
+                let metadata = file
+                    .metadata()
+                    .map_err(|error| unusable(error.to_string()))?;
+                if !metadata.is_file() {
+                    return Err(unusable("it is not a regular file".to_owned()));
+                }
+                format_of(&absolute, &path.display().to_string())?;
+                Source::File(absolute)
+            }
+        };
+        Ok(Self {
+            source,
+            read_only: self.read_only,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_checked_before_they_are_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("disk.raw");
+        std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+        let disk = ExtraDisk::file(&file).read_only().check().unwrap();
+        assert!(disk.is_read_only());
+
+        let empty = ExtraDisk::empty(Size::mib(64)).check().unwrap();
+        assert_eq!(empty.empty_size(), Some(Size::mib(64)));
+
+        for bad in [
+            ExtraDisk::empty(Size::from_bytes(0)),
+            ExtraDisk::empty(Size::from_bytes((1 << 20) + 1)),
+            ExtraDisk::file(dir.path()),
+            ExtraDisk::file(dir.path().join("missing")),
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn disks_say_what_they_were_made_from() {
+        let empty = ExtraDisk::empty(Size::mib(64));
+        assert_eq!(empty.to_string(), "64M, empty");
+        let file = ExtraDisk::file("/x").read_only();
+        assert_eq!(file.to_string(), "/x, read-only");
+    }
+
+    #[test]
+    fn records_are_read_back() {
+        for disk in [
+            ExtraDisk::empty(Size::mib(64)),
+            ExtraDisk::file("/x").read_only(),
+        ] {
+            let text = serde_json::to_string(&disk).unwrap();
+            assert_eq!(serde_json::from_str::<ExtraDisk>(&text).unwrap(), disk);
+        }
+    }
+}

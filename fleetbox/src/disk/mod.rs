@@ -1,0 +1,6 @@
+//! What is put on a VM's disks: fixtures, the cloud-init seed, extra disks, and image formats.
+
+pub(crate) mod extra_disk;
+pub mod fixture;
+pub(crate) mod format;
+pub mod seed;

@@ -1,0 +1,311 @@
+//! What git says of a work tree of the host.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{Selection, WorkspaceError};
+use crate::util::task::blocking;
+
+/// A git work tree on this host.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::workspace::{ShipOptions, Tree};
+///
+/// let tree = Tree::open(".").await?;
+/// for path in tree.list(&ShipOptions::default()).await? {
+///     println!("{}", tree.root().join(path).display());
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    /// The work tree that `path` is in.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::Tree;
+    ///
+    /// let tree = Tree::open("src").await?; // from anywhere in it
+    /// assert!(tree.root().join(".git").exists());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`WorkspaceError`] if it is in none, or there is no git.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, WorkspaceError> {
+        let path = path.as_ref().to_owned();
+        blocking(move || {
+            if !path.is_dir() {
+                let error = std::fs::read_dir(&path).err();
+                let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
+                return Err(WorkspaceError::io("ship", &path)(error).into());
+            }
+            let output = run(&path, "find a work tree", &["rev-parse", "--show-toplevel"])?;
+            let root = PathBuf::from(OsStr::from_bytes(output.trim_ascii_end()));
+            Ok(Self { root })
+        })
+        .await
+    }
+
+    /// A directory, which need not be git's.
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Its top directory.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::Tree;
+    ///
+    /// println!("{}", Tree::open(".").await?.root().display());
+    /// # Ok(()) }
+    /// ```
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The files that would be shipped, relative to [`Tree::root`], in order.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::workspace::{Selection, ShipOptions, Tree};
+    ///
+    /// let options = ShipOptions { selection: Selection::WithUntracked, ..ShipOptions::default() };
+    /// println!("{} files", Tree::open(".").await?.list(&options).await?.len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`WorkspaceError`].
+    pub async fn list(&self, options: &super::ShipOptions) -> Result<Vec<PathBuf>, WorkspaceError> {
+        let (tree, options) = (self.clone(), options.clone());
+        blocking(move || Ok(tree.listed(&options)?)).await
+    }
+
+    /// Checks that the tree can be shipped in this way, as far as that can be known without a guest:
+    /// the commit and the branch's name, and that all files have names that can be shipped and may be
+    /// read. Done before a VM is started for it, nothing that is wrong with the tree is found out
+    /// after the boot.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::Vm;
+    /// use fleetbox::workspace::{ShipOptions, Tree, Workspace};
+    ///
+    /// let (tree, options) = (Tree::open(".").await?, ShipOptions::default());
+    /// tree.check(&options).await?;
+    /// let vm = Vm::test().start().await?;
+    /// Workspace::ship(&vm, &tree, &options).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`WorkspaceError`] names what is wrong.
+    pub async fn check(&self, options: &super::ShipOptions) -> Result<(), WorkspaceError> {
+        let (tree, options) = (self.clone(), options.clone());
+        blocking(move || Ok(super::ship::check(&tree, &options)?)).await
+    }
+
+    /// As [`Tree::list`]. Blocks.
+    pub(super) fn listed(
+        &self,
+        options: &super::ShipOptions,
+    ) -> Result<Vec<PathBuf>, WorkspaceError> {
+        match self.commit(options.from.as_deref())? {
+            Some(commit) if options.from.is_some() => {
+                let args = ["ls-tree", "-r", "-z", "--name-only", "--full-tree", &commit];
+                Ok(paths(&run(&self.root, "list a commit's files", &args)?))
+            }
+            _ => self.files(options.selection),
+        }
+    }
+
+    /// The files of the work tree that are there.
+    pub(super) fn files(&self, selection: Selection) -> Result<Vec<PathBuf>, WorkspaceError> {
+        let list = |args: &[&str]| -> Result<_, WorkspaceError> {
+            Ok(paths(&run(&self.root, "list files", args)?))
+        };
+        let mut files = match selection {
+            Selection::Everything => return self.everything(),
+            Selection::Tracked => Vec::new(),
+            Selection::WithUntracked => {
+                list(&["ls-files", "-z", "--others", "--exclude-standard"])?
+            }
+        };
+        files.extend(list(&[
+            "ls-files",
+            "-z",
+            "--cached",
+            "--recurse-submodules",
+        ])?);
+        files.retain(|file| {
+            std::fs::symlink_metadata(self.root.join(file))
+                .is_ok_and(|metadata| metadata.is_file() || metadata.is_symlink())
+        });
+        files.sort();
+        files.dedup();
+        Ok(files)
+    }
+
+    /// All that is in the directory, git's own files included if they are there.
+    fn everything(&self) -> Result<Vec<PathBuf>, WorkspaceError> {
+        let mut files = Vec::new();
+        let mut dirs = vec![PathBuf::new()];
+        while let Some(dir) = dirs.pop() {
+            let path = self.root.join(&dir);
+            for entry in std::fs::read_dir(&path).map_err(WorkspaceError::io("list", &path))? {
+                let entry = entry.map_err(WorkspaceError::io("list", &path))?;
+                let kind = entry
+                    .file_type()
+                    .map_err(WorkspaceError::io("look at", &entry.path()))?;
+                let relative = dir.join(entry.file_name());
+                if kind.is_dir() {
+                    dirs.push(relative.clone());
+                }
+                // A `.git` that is a file leads to a place that the guest does not have.
+                let is_link = relative == Path::new(".git") && !kind.is_dir();
+                if !is_link && (kind.is_dir() || kind.is_file() || kind.is_symlink()) {
+                    files.push(relative);
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// The commit that `reference` means, or that the work tree is at; `None` for a repository
+    /// without commits.
+    pub(super) fn commit(&self, reference: Option<&str>) -> Result<Option<String>, WorkspaceError> {
+        let wanted = format!("{}^{{commit}}", reference.unwrap_or("HEAD"));
+        let args = [
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            "--end-of-options",
+            &wanted,
+        ];
+        match run(&self.root, "find a commit", &args) {
+            Ok(output) => Ok(Some(line(&output))),
+            Err(WorkspaceError::Git { .. }) if reference.is_none() => Ok(None),
+            Err(WorkspaceError::Git { tree, .. }) => Err(WorkspaceError::Git {
+                what: "find the commit to ship",
+                tree,
+                why: format!("there is no {}", reference.unwrap_or("HEAD")),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The branch that the work tree is on.
+    pub(super) fn branch(&self) -> Option<String> {
+        let args = ["symbolic-ref", "--quiet", "--short", "HEAD"];
+        run(&self.root, "find the branch", &args)
+            .ok()
+            .map(|output| line(&output))
+    }
+
+    /// True if tracked files differ from the commit.
+    pub(super) fn is_dirty(&self) -> Result<bool, WorkspaceError> {
+        let args = ["status", "--porcelain", "--untracked-files=no"];
+        Ok(!run(&self.root, "compare files", &args)?.is_empty())
+    }
+
+    /// Refuses what is no name of a branch.
+    pub(super) fn check_branch(&self, branch: &str) -> Result<(), WorkspaceError> {
+        let args = ["check-ref-format", "--branch", branch];
+        run(&self.root, "use the branch's name", &args).map(drop)
+    }
+
+    /// Where the repository has its objects.
+    pub(super) fn objects(&self) -> Result<PathBuf, WorkspaceError> {
+        let args = [
+            "rev-parse",
+            "--path-format=absolute",
+            "--git-path",
+            "objects",
+        ];
+        let output = run(&self.root, "find its objects", &args)?;
+        Ok(PathBuf::from(OsStr::from_bytes(output.trim_ascii_end())))
+    }
+
+    /// Directories and files that git ignores.
+    pub(super) fn ignored(&self) -> Result<Vec<PathBuf>, WorkspaceError> {
+        let args = [
+            "ls-files",
+            "-z",
+            "--others",
+            "--ignored",
+            "--exclude-standard",
+            "--directory",
+        ];
+        Ok(paths(&run(&self.root, "list ignored files", &args)?))
+    }
+}
+
+/// A command of git's in `dir`, which no variable directs elsewhere.
+pub(super) fn command(dir: &Path) -> Command {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(dir).stdin(Stdio::null());
+    for variable in [
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_NAMESPACE",
+        "GIT_PREFIX",
+    ] {
+        command.env_remove(variable);
+    }
+    // Looking must not wait for, or hinder, what works on the repository.
+    command.env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
+    command
+}
+
+fn run(dir: &Path, what: &'static str, args: &[&str]) -> Result<Vec<u8>, WorkspaceError> {
+    let mut command = command(dir);
+    command.args(args);
+    finish(command, dir, what)
+}
+
+/// Runs a command of git's that has to succeed, and returns what it wrote.
+pub(super) fn finish(
+    mut command: Command,
+    dir: &Path,
+    what: &'static str,
+) -> Result<Vec<u8>, WorkspaceError> {
+    let output = command.output().map_err(WorkspaceError::NoGit)?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let why = crate::util::text::printable(&output.stderr);
+    Err(WorkspaceError::Git {
+        what,
+        tree: dir.to_owned(),
+        why: match why.trim() {
+            "" => format!("it ended with {}", output.status),
+            why => why.trim_start_matches("fatal: ").to_owned(),
+        },
+    })
+}
+
+fn line(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).trim().to_owned()
+}
+
+/// Paths that end with a zero byte each.
+fn paths(output: &[u8]) -> Vec<PathBuf> {
+    output
+        .split(|b| *b == 0)
+        .filter(|path| !path.is_empty())
+        .map(|path| PathBuf::from(OsStr::from_bytes(path)))
+        .collect()
+}

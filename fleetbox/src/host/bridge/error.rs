@@ -1,0 +1,96 @@
+//! What can go wrong with a bridge network.
+
+use std::io;
+
+use fleetbox_vmm::net::Subnet;
+
+use crate::model::names::Name;
+use crate::model::network::Network;
+
+/// Why there is no bridge network.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{BridgeError, Error, Network, Vm};
+///
+/// match Vm::test().network(Network::Bridge).start().await {
+///     Err(Error::Bridge(BridgeError::NotPermitted)) => println!("skipped: not root"),
+///     vm => println!("{}", vm?.ip()), // the host reaches it by this address
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BridgeError {
+    /// The process may not change the host's network.
+    #[error(
+        "a bridge network needs the capability CAP_NET_ADMIN, which this process does not have; run it as root, or use the user network, which needs no privileges"
+    )]
+    NotPermitted,
+    /// The addresses of a cluster are used for something else by now.
+    #[error(
+        "the network {subnet} of cluster {cluster} overlaps {with} of this host; remove that, or remove the cluster and create it anew, with other addresses"
+    )]
+    Collision {
+        /// The cluster.
+        cluster: Name,
+        /// Its network.
+        subnet: Subnet,
+        /// What of the host it overlaps.
+        with: String,
+    },
+    /// The host's routes leave no network free.
+    #[error(
+        "no private network of 256 addresses is free for a bridge: the routes of this host cover all that are tried (10.128.0.0/9, 172.16.0.0/12, 192.168.0.0/16)"
+    )]
+    NoneFree,
+    /// The members of a cluster share one network.
+    #[error(
+        "{name} cannot have a {asked} network: the other members of cluster {cluster} have a {has} network; ask for none, or make it a member of another cluster"
+    )]
+    Mixed {
+        /// The member.
+        name: Name,
+        /// The cluster.
+        cluster: Name,
+        /// The network asked for.
+        asked: Network,
+        /// The network of the cluster.
+        has: Network,
+    },
+    /// Another process changes the host's network and does not come to an end.
+    #[error(
+        "another fleetbox process is changing this host's network and does not finish; find it with `pgrep -af fleetbox`, end it if it hangs, and try again"
+    )]
+    Busy,
+    /// What is written down of a bridge.
+    #[error("cannot {action} {path}: {source}")]
+    Record {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The host refuses something.
+    #[error(
+        "cannot {action}: {source}; `fleetbox doctor`, run as the same user, says what a bridge network needs of this host"
+    )]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl BridgeError {
+    /// The error of something that the host refuses.
+    pub(super) fn host(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::EPERM) => Self::NotPermitted,
+            _ => Self::Host { action, source },
+        }
+    }
+}

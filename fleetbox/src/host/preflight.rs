@@ -1,0 +1,101 @@
+//! Whether this host can run VMs, before anything is downloaded or created.
+
+use std::path::Path;
+
+pub use fleetbox_vmm::preflight::{Probe, probe};
+
+use crate::host::bridge::{self, BridgeError};
+
+/// This host cannot run VMs. The text says what is missing and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HostUnsupported(pub Probe);
+
+/// Checks that this host can boot a distribution's image.
+///
+/// ```
+/// if let Err(error) = fleetbox::preflight::check() {
+///     eprintln!("no VMs here: {error}");
+/// }
+/// ```
+///
+/// # Errors
+/// [`HostUnsupported`] says in one sentence what is missing and what to do.
+pub fn check() -> Result<(), HostUnsupported> {
+    match probe() {
+        probe if probe.hardware() => Ok(()),
+        probe => Err(HostUnsupported(probe)),
+    }
+}
+
+/// What [`Probe`] says of this host for a test that rather skips than fails: `None` if VMs run
+/// here, else the reason.
+///
+/// ```no_run
+/// if let Some(reason) = fleetbox::preflight::unavailable() {
+///     eprintln!("skipped: {reason}");
+///     return;
+/// }
+/// ```
+pub fn unavailable() -> Option<String> {
+    check().err().map(|error| error.to_string())
+}
+
+/// Whether guests can run VMs themselves: this host has virtualisation hardware, and its KVM
+/// passes that on (the module's parameter `nested`). A guest then has a /dev/kvm of its own, with
+/// no option needed.
+///
+/// ```
+/// if !fleetbox::nested_virt_supported() {
+///     eprintln!("skipped: no nested virtualisation");
+/// }
+/// ```
+pub fn nested_virt_supported() -> bool {
+    probe().hardware() && nested_in(Path::new("/sys/module"))
+}
+
+/// Checks that this process may join guests to the host's network: [`Network::Bridge`](crate::Network::Bridge)
+/// needs CAP_NET_ADMIN and the kernel's tap devices.
+///
+/// ```
+/// if let Err(error) = fleetbox::preflight::bridge() {
+///     eprintln!("no bridge network: {error}");
+/// }
+/// ```
+///
+/// # Errors
+/// [`BridgeError`] says what is missing.
+pub fn bridge() -> Result<(), BridgeError> {
+    bridge::permitted()?;
+    std::fs::metadata("/dev/net/tun").map_err(|source| BridgeError::Host {
+        action: "find /dev/net/tun (module tun)",
+        source,
+    })?;
+    Ok(())
+}
+
+/// What the KVM modules below `modules` say.
+fn nested_in(modules: &Path) -> bool {
+    ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        let parameter = modules.join(module).join("parameters/nested");
+        std::fs::read_to_string(parameter).is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_is_what_the_module_says() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!nested_in(dir.path()));
+        let parameters = dir.path().join("kvm_amd/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        for (value, nested) in [("1\n", true), ("0\n", false), ("Y\n", true), ("N\n", false)] {
+            std::fs::write(parameters.join("nested"), value).unwrap();
+            assert_eq!(nested_in(dir.path()), nested, "{value:?}");
+        }
+        assert!(!nested_virt_supported() || probe().hardware());
+    }
+}

@@ -1,0 +1,652 @@
+//! Configuration for OpenSSH, by which `ssh NAME` and all that is built on it reach VMs.
+//!
+//! What OpenSSH is told of VMs is in a file of the state directory. A user's own configuration
+//! gets one `Include` of it at its beginning, and loses exactly that again; nothing else in it is
+//! touched.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::store::ephemeral;
+use crate::store::{Store, StoreError, VmRecord};
+use crate::util::fs::write_atomic;
+
+/// First line of what is added to a user's configuration.
+const MARK: &str = "# Added by `fleetbox ssh-config --install`, removed by `--uninstall`";
+/// The same, in a file that was made for it.
+const MARK_NEW: &str =
+    "# Added by `fleetbox ssh-config --install`, removed by `--uninstall` with this file";
+
+/// The top-level name of guests.
+const DOMAIN: &str = "fleetbox";
+
+/// Most bytes of a user's configuration that are looked at.
+const LIMIT: u64 = 16 << 20;
+
+/// Why OpenSSH's configuration could not be changed.
+///
+/// ```
+/// use fleetbox::ssh_config::{SshConfig, SshConfigError};
+///
+/// match SshConfig::default_file() {
+///     Ok(file) => println!("{}", file.display()),
+///     Err(SshConfigError::NoHome) => println!("who is asking?"),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SshConfigError {
+    /// There is no home directory to look for it in.
+    #[error("cannot find ~/.ssh/config: HOME is not set; name the file by --file")]
+    NoHome,
+    /// A path that OpenSSH cannot be told.
+    #[error("cannot write {} into OpenSSH's configuration: {why}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SshConfigError {
+    let path = path.to_owned();
+    move |source| SshConfigError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// The configuration of OpenSSH for the VMs of a state directory.
+///
+/// ```
+/// use fleetbox::ssh_config::SshConfig;
+/// use fleetbox::store::Store;
+///
+/// let home = tempfile::tempdir().unwrap();
+/// let store = Store::open(home.path()).unwrap();
+/// let config = SshConfig::new(&store, "/usr/bin/fleetbox".as_ref());
+/// let file = home.path().join("config");
+/// std::fs::write(&file, "Host other\n").unwrap();
+/// assert!(config.install(&file).unwrap());
+/// assert!(config.uninstall(&file).unwrap());
+/// assert_eq!(std::fs::read_to_string(&file).unwrap(), "Host other\n");
+/// ```
+#[derive(Debug, Clone)]
+pub struct SshConfig {
+    store: Store,
+    program: PathBuf,
+}
+
+impl SshConfig {
+    /// For the VMs in `store`, which are reached through the `fleetbox` command at `program`.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// print!("{}", config.text()?);
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    pub fn new(store: &Store, program: &Path) -> Self {
+        Self {
+            store: store.clone(),
+            program: program.to_owned(),
+        }
+    }
+
+    /// Where the configuration of the user is: `~/.ssh/config`.
+    ///
+    /// ```no_run
+    /// use fleetbox::ssh_config::SshConfig;
+    ///
+    /// println!("{}", SshConfig::default_file()?.display()); // /home/me/.ssh/config
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SshConfigError::NoHome`].
+    pub fn default_file() -> Result<PathBuf, SshConfigError> {
+        match std::env::home_dir() {
+            Some(home) if !home.as_os_str().is_empty() => Ok(home.join(".ssh").join("config")),
+            _ => Err(SshConfigError::NoHome),
+        }
+    }
+
+    /// The file in the state directory that a user's configuration includes.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// println!("ssh -F {} web", config.included().display());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    pub fn included(&self) -> PathBuf {
+        self.store.home().join("ssh").join("config")
+    }
+
+    fn known_hosts(&self) -> PathBuf {
+        self.store.home().join("ssh").join("known_hosts")
+    }
+
+    /// A `Host` block for each VM, by `NAME.CLUSTER`, and by `NAME` where that means this VM and no
+    /// other; each also with `.fleetbox` behind it.
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, Path::new("/usr/bin/fleetbox"));
+    /// assert!(!config.text()?.contains("Host ")); // there is no VM yet
+    /// assert!(config.included().starts_with(home));
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A damaged record, the file system, or a path that OpenSSH cannot be told.
+    pub fn text(&self) -> Result<String, SshConfigError> {
+        let hosts = self.hosts()?;
+        self.blocks(&hosts)
+    }
+
+    fn hosts(&self) -> Result<Vec<Host>, SshConfigError> {
+        let mut hosts = Vec::new();
+        for vm in self.store.vms()? {
+            match vm.record() {
+                Ok(record) => hosts.push(Host {
+                    record,
+                    passing: ephemeral::is_ephemeral(&vm),
+                }),
+                // Removed in this moment.
+                Err(_) if !vm.paths().dir().exists() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(hosts)
+    }
+
+    fn blocks(&self, hosts: &[Host]) -> Result<String, SshConfigError> {
+        let key = argument(&self.store.keys_dir().join("id_ed25519"))?;
+        let known_hosts = argument(&self.known_hosts())?;
+        let program = command_word(&self.program)?;
+        let home = command_word(self.store.home())?;
+        let mut text = String::new();
+        for host in hosts {
+            let VmRecord {
+                name,
+                cluster,
+                ssh_user: user,
+                ..
+            } = &host.record;
+            let aliases = host.aliases(hosts).join(" ");
+            let host = host.name();
+            text.push_str(&format!(
+                "Host {aliases}\n\
+                 \x20   HostName {host}\n\
+                 \x20   User {user}\n\
+                 \x20   IdentityFile {key}\n\
+                 \x20   IdentitiesOnly yes\n\
+                 \x20   UserKnownHostsFile {known_hosts}\n\
+                 \x20   StrictHostKeyChecking yes\n\
+                 \x20   ProxyCommand {program} --home {home} dial {cluster}/{name} 22\n\n"
+            ));
+        }
+        Ok(text)
+    }
+
+    /// Writes the included file as the VMs are now, if it is there or `create` says so.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// config.refresh(false)?; // nobody has asked for it
+    /// assert!(!config.included().exists());
+    /// config.refresh(true)?;
+    /// assert!(config.included().exists());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`SshConfig::text`].
+    pub fn refresh(&self, create: bool) -> Result<(), SshConfigError> {
+        let included = self.included();
+        if !create && !included.exists() {
+            return Ok(());
+        }
+        let hosts = self.hosts()?;
+        let text = self.blocks(&hosts)?;
+        let hosts: String = hosts
+            .iter()
+            .map(|host| format!("{} {}\n", host.name(), host.record.host_key.trim()))
+            .collect();
+        let dir = self.store.home().join("ssh");
+        private_dir(&dir)?;
+        for (path, text) in [(self.known_hosts(), hosts), (included, text)] {
+            write_atomic(&path, text.as_bytes()).map_err(failed("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Has the configuration `file` include ours; false if it did already. A file that is a
+    /// symbolic link stays one.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// assert!(config.install(&home.join("config"))?);
+    /// assert!(!config.install(&home.join("config"))?); // it is there already
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The file system, or a path that OpenSSH cannot be told.
+    pub fn install(&self, file: &Path) -> Result<bool, SshConfigError> {
+        self.refresh(true)?;
+        let include = format!("Include {}\n\n", argument(&self.included())?);
+        let old = read(file)?;
+        let ours = [MARK, MARK_NEW].map(|mark| format!("{mark}\n{include}").into_bytes());
+        let content = old.as_deref().unwrap_or_default();
+        if ours.iter().any(|block| find(content, block).is_some()) {
+            return Ok(false);
+        }
+        let [known, new] = ours;
+        // At the beginning: after a `Host` line it would hold for that host only.
+        let mut changed = if old.is_some() { known } else { new };
+        changed.extend_from_slice(content);
+        if let Some(dir) = file.parent().filter(|dir| !dir.exists()) {
+            private_dir(dir)?;
+        }
+        replace(file, &changed)?;
+        Ok(true)
+    }
+
+    /// Takes out of `file` what [`SshConfig::install`] has added, and nothing else; false if there
+    /// is nothing of ours. A file that was made for it and has nothing else is removed.
+    ///
+    /// ```
+    /// use fleetbox::ssh_config::SshConfig;
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let home = dir.path();
+    ///
+    /// let config = SshConfig::new(&Store::open(home)?, "/usr/bin/fleetbox".as_ref());
+    /// config.install(&home.join("config"))?;
+    /// assert!(config.uninstall(&home.join("config"))?);
+    /// assert!(!home.join("config").exists()); // it was made for this
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The file system, or a path that OpenSSH cannot be told.
+    pub fn uninstall(&self, file: &Path) -> Result<bool, SshConfigError> {
+        let include = format!("Include {}\n\n", argument(&self.included())?);
+        let old = read(file)?.unwrap_or_default();
+        let mut found = false;
+        for mark in [MARK, MARK_NEW] {
+            let block = format!("{mark}\n{include}").into_bytes();
+            let Some(at) = find(&old, &block) else {
+                continue;
+            };
+            let mut rest = old.get(..at).unwrap_or_default().to_vec();
+            rest.extend_from_slice(old.get(at + block.len()..).unwrap_or_default());
+            if rest.is_empty() && mark == MARK_NEW {
+                fs::remove_file(file).map_err(failed("remove", file))?;
+            } else {
+                replace(file, &rest)?;
+            }
+            found = true;
+            break;
+        }
+        let dir = self.store.home().join("ssh");
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove", &dir)(error))
+            }
+            _ => Ok(found),
+        }
+    }
+}
+
+/// A VM that OpenSSH is told of.
+struct Host {
+    record: VmRecord,
+    /// It is gone with the test that made it.
+    passing: bool,
+}
+
+impl Host {
+    /// What no other VM is called, and the key of this one is found by.
+    fn name(&self) -> String {
+        let VmRecord { name, cluster, .. } = &self.record;
+        if name == cluster {
+            return format!("{name}.{DOMAIN}");
+        }
+        format!("{name}.{cluster}.{DOMAIN}")
+    }
+
+    /// By what names a user reaches it, among all there are.
+    fn aliases(&self, all: &[Self]) -> Vec<String> {
+        let VmRecord { name, cluster, .. } = &self.record;
+        let namesakes = || all.iter().filter(|host| host.record.name == *name);
+        let lasting = namesakes().filter(|host| !host.passing).count();
+        // As `find` understands a bare name.
+        let meant = match lasting {
+            0 => namesakes().count() == 1,
+            lasting => lasting == 1 && !self.passing,
+        };
+        let mut aliases = Vec::new();
+        if meant {
+            aliases.extend([name.to_string(), format!("{name}.{DOMAIN}")]);
+        }
+        // `web.fleetbox` is a VM `web` of whatever cluster.
+        if cluster.as_str() != DOMAIN {
+            aliases.push(format!("{name}.{cluster}"));
+        }
+        aliases.push(format!("{name}.{cluster}.{DOMAIN}"));
+        aliases
+    }
+}
+
+fn private_dir(dir: &Path) -> Result<(), SshConfigError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed("create", dir))
+}
+
+fn read(file: &Path) -> Result<Option<Vec<u8>>, SshConfigError> {
+    match crate::util::fs::read_limited(file, LIMIT) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", file)(error)),
+    }
+}
+
+/// Where `part` is in `whole`.
+fn find(whole: &[u8], part: &[u8]) -> Option<usize> {
+    whole.windows(part.len()).position(|window| window == part)
+}
+
+/// Replaces a file, or what it is a link to, whole or not at all; its permissions stay.
+fn replace(file: &Path, content: &[u8]) -> Result<(), SshConfigError> {
+    let target = match fs::canonicalize(file) {
+        Ok(target) => target,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => file.to_owned(),
+        Err(error) => return Err(failed("find", file)(error)),
+    };
+    let mode = fs::metadata(&target).map_or(0o600, |metadata| metadata.permissions().mode());
+    let dir = match target.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let write = || {
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".fleetbox-")
+            .tempfile_in(dir)?;
+        temporary.write_all(content)?;
+        temporary
+            .as_file()
+            .set_permissions(Permissions::from_mode(mode & 0o7777))?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(&target).map_err(|error| error.error)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(failed("write", &target))
+}
+
+fn checked(path: &Path) -> Result<&str, SshConfigError> {
+    let fail = |why| SshConfigError::Path {
+        path: path.to_owned(),
+        why,
+    };
+    let text = path.to_str().ok_or_else(|| fail("it is not UTF-8"))?;
+    if text.chars().any(|c| c.is_control() || c == '"') {
+        return Err(fail("it has a quotation mark or a control character"));
+    }
+    Ok(text)
+}
+
+/// A path as an argument (ssh_config(5)), where `%` begins a token.
+fn argument(path: &Path) -> Result<String, SshConfigError> {
+    let text = checked(path)?;
+    if text.contains(['*', '?', '[']) {
+        return Err(SshConfigError::Path {
+            path: path.to_owned(),
+            why: "OpenSSH would take its '*', '?' or '[' for a pattern",
+        });
+    }
+    Ok(format!("\"{}\"", text.replace('%', "%%")))
+}
+
+/// A path as a word of ProxyCommand, which a shell reads after tokens were replaced.
+fn command_word(path: &Path) -> Result<String, SshConfigError> {
+    Ok(crate::util::text::quote(checked(path)?).replace('%', "%%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Home {
+        dir: tempfile::TempDir,
+        config: SshConfig,
+        file: PathBuf,
+    }
+
+    fn home() -> Home {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state")).unwrap();
+        Home {
+            config: SshConfig::new(&store, Path::new("/opt/my tools/fleetbox")),
+            file: dir.path().join("ssh/config"),
+            dir,
+        }
+    }
+
+    #[test]
+    fn twice_in_and_once_out_changes_no_byte() {
+        for own in [
+            &b""[..],
+            b"Host mine\n  User me",
+            b"\r\n\tHost x\r\n\xff\xfe\n\n\n",
+            b"# Include none\n",
+        ] {
+            let Home { dir, config, file } = home();
+            fs::create_dir(dir.path().join("ssh")).unwrap();
+            fs::write(&file, own).unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+            assert!(config.install(&file).unwrap());
+            let installed = fs::read(&file).unwrap();
+            assert!(installed.ends_with(own));
+            assert!(!config.install(&file).unwrap());
+            assert_eq!(fs::read(&file).unwrap(), installed);
+            assert!(config.uninstall(&file).unwrap());
+            assert_eq!(fs::read(&file).unwrap(), own);
+            let mode = fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o640);
+            assert!(!config.uninstall(&file).unwrap());
+            assert!(!config.included().exists());
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_made_is_removed_again() {
+        let Home { config, file, .. } = home();
+        assert!(config.install(&file).unwrap());
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(config.uninstall(&file).unwrap());
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn lines_that_came_later_stay() {
+        let Home { config, file, .. } = home();
+        config.install(&file).unwrap();
+        let mut content = b"# mine\n".to_vec();
+        content.extend(fs::read(&file).unwrap());
+        content.extend(b"Host later\n");
+        fs::write(&file, content).unwrap();
+        assert!(config.uninstall(&file).unwrap());
+        assert_eq!(fs::read(&file).unwrap(), b"# mine\nHost later\n");
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let Home { dir, config, file } = home();
+        fs::create_dir(dir.path().join("ssh")).unwrap();
+        let real = dir.path().join("dotfiles");
+        fs::write(&real, "Host a\n").unwrap();
+        std::os::unix::fs::symlink(&real, &file).unwrap();
+        config.install(&file).unwrap();
+        assert!(fs::symlink_metadata(&file).unwrap().is_symlink());
+        assert!(fs::read_to_string(&real).unwrap().starts_with(MARK));
+        config.uninstall(&file).unwrap();
+        assert_eq!(fs::read_to_string(&real).unwrap(), "Host a\n");
+    }
+
+    #[test]
+    fn paths_are_quoted_or_refused() {
+        let word = |path: &str| command_word(Path::new(path)).unwrap();
+        assert_eq!(word("/a b%c"), "'/a b%%c'");
+        assert_eq!(argument(Path::new("/a b%c")).unwrap(), "\"/a b%%c\"");
+        for bad in ["/a\"b", "/a\nb"] {
+            assert!(command_word(Path::new(bad)).is_err(), "{bad:?}");
+        }
+        assert!(argument(Path::new("/a*b")).is_err());
+    }
+
+    fn host(cluster: &str, name: &str, passing: bool) -> Host {
+        Host {
+            record: VmRecord {
+                name: name.parse().unwrap(),
+                cluster: cluster.parse().unwrap(),
+                ..sample()
+            },
+            passing,
+        }
+    }
+
+    #[test]
+    fn a_bare_name_is_one_vms_and_the_clusters_tell_others_apart() {
+        let aliases = |hosts: &[Host]| {
+            let each = hosts.iter().map(|host| host.aliases(hosts).join(" "));
+            each.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            aliases(&[host("web", "web", false), host("shop", "db", true)]),
+            [
+                "web web.fleetbox web.web web.web.fleetbox",
+                "db db.fleetbox db.shop db.shop.fleetbox"
+            ]
+        );
+        // Two that last, and one of a test's.
+        let hosts = [
+            host("a", "n", false),
+            host("b", "n", false),
+            host("t", "n", true),
+        ];
+        assert_eq!(
+            aliases(&hosts),
+            ["n.a n.a.fleetbox", "n.b n.b.fleetbox", "n.t n.t.fleetbox"]
+        );
+        // One that lasts.
+        assert_eq!(
+            aliases(&hosts[1..]),
+            ["n n.fleetbox n.b n.b.fleetbox", "n.t n.t.fleetbox"]
+        );
+        // The domain is no cluster.
+        let hosts = [host("fleetbox", "n", false), host("a", "n", false)];
+        assert_eq!(aliases(&hosts), ["n.fleetbox.fleetbox", "n.a n.a.fleetbox"]);
+    }
+
+    #[test]
+    fn openssh_understands_it() {
+        let Home { dir, config, file } = home();
+        fs::create_dir(dir.path().join("ssh")).unwrap();
+        let hosts = [
+            host("web", "web", false),
+            host("a", "node-1", false),
+            host("b", "node-1", false),
+        ];
+        let text = config.blocks(&hosts).unwrap();
+        assert!(text.contains("ProxyCommand '/opt/my tools/fleetbox' --home "));
+        fs::write(&file, &text).unwrap();
+        for (alias, name, reference) in [
+            ("web", "web.fleetbox", "web/web"),
+            ("node-1.a", "node-1.a.fleetbox", "a/node-1"),
+            ("node-1.b.fleetbox", "node-1.b.fleetbox", "b/node-1"),
+            ("node-1", "node-1", ""),
+        ] {
+            let mut ssh = std::process::Command::new("ssh");
+            let Ok(output) = ssh.arg("-G").arg("-F").arg(&file).arg(alias).output() else {
+                // Without OpenSSH there is nothing to ask.
+                return;
+            };
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{output:?}");
+            let has = |line: &str| told.lines().any(|l| l == line);
+            assert!(has(&format!("hostname {name}")), "{alias}: {told}");
+            let ours = !reference.is_empty();
+            assert_eq!(
+                told.contains(&format!(" dial {reference} 22\n")),
+                ours,
+                "{alias}: {told}"
+            );
+            for line in [
+                "user fleetbox",
+                "stricthostkeychecking true",
+                "identitiesonly yes",
+            ] {
+                assert_eq!(has(line), ours, "{alias}: {line}: {told}");
+            }
+        }
+    }
+
+    fn sample() -> VmRecord {
+        serde_json::from_value(serde_json::json!({
+            "name": "x", "cluster": "x",
+            "image": {"reference": "tiny", "path": "/x", "sha256": null},
+            "cpus": 1, "memory": 1, "disk": 1, "mac": "02:00:00:00:00:01", "ip": "10.0.0.2",
+            "created": 0, "instance_id": "x", "ssh_user": "fleetbox", "ssh_key": "k",
+            "host_key": "ssh-ed25519 AAAA"
+        }))
+        .unwrap()
+    }
+}

@@ -1,0 +1,69 @@
+//! VMs that are deleted with their owner.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{StoreError, VmDir};
+
+/// How long a machine process may take to end once its worker has.
+const LAST_BREATH: Duration = Duration::from_secs(20);
+
+/// How often a held lock is looked at again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Name of the file that marks a VM that is to be deleted with its owner.
+const EPHEMERAL: &str = "ephemeral";
+
+/// Deletes a VM that nobody runs any more. Waits for a machine process that is on its way out, as
+/// it is when its worker was killed.
+///
+/// # Errors
+/// It runs on, or the file system.
+pub(crate) fn delete(vm: &VmDir) -> Result<(), StoreError> {
+    let deadline = Instant::now() + LAST_BREATH;
+    loop {
+        match vm.destroy() {
+            Err(StoreError::Running { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(POLL);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Marks a VM as one that is to be deleted with its owner.
+///
+/// # Errors
+/// The file system.
+pub(crate) fn mark_ephemeral(dir: &Path) -> std::io::Result<()> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(dir.join(EPHEMERAL))
+        .map(drop)
+}
+
+/// Makes a VM that is to be deleted with its owner one that stays.
+///
+/// # Errors
+/// The file system, or it exists no more.
+pub(crate) fn unmark_ephemeral(vm: &VmDir) -> Result<(), StoreError> {
+    let path = vm.paths().dir().join(EPHEMERAL);
+    match std::fs::remove_file(&path) {
+        Err(_) if !vm.paths().dir().exists() => Err(StoreError::Gone {
+            name: vm.name().clone(),
+        }),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", &path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// True for a VM that is to be deleted with its owner.
+pub(crate) fn is_ephemeral(vm: &VmDir) -> bool {
+    vm.paths().dir().join(EPHEMERAL).exists()
+}

@@ -1,0 +1,93 @@
+//! State directories for tests with a fake machine.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+
+use crate::model::size::Size;
+use crate::process::Backend;
+use crate::process::Role;
+use crate::process::fake::Script;
+use crate::vm::builder::VmBuilder;
+use crate::vm::cluster::ClusterBuilder;
+
+/// A state directory of its own, and an image for it.
+pub(crate) struct Home {
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+        Self { dir }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A VM of this home whose machine is `script`.
+    pub(crate) fn scripted(&self, mut builder: VmBuilder, script: Script) -> VmBuilder {
+        builder.backend = Backend::Fake(script);
+        let image = self.dir.path().join("disk.raw");
+        builder
+            .home(self.path())
+            .image(image.to_str().unwrap())
+            .disk(Size::mib(8))
+    }
+
+    /// A VM of this home that runs.
+    pub(crate) fn vm(&self, builder: VmBuilder) -> VmBuilder {
+        self.scripted(builder, runs())
+    }
+
+    /// A cluster of this home whose members run.
+    pub(crate) fn cluster(&self, builder: ClusterBuilder) -> ClusterBuilder {
+        builder.each(|vm| self.vm(vm))
+    }
+
+    /// Number of clusters.
+    pub(crate) fn clusters(&self) -> usize {
+        std::fs::read_dir(self.path().join("clusters"))
+            .unwrap()
+            .count()
+    }
+}
+
+/// A machine that boots to a login prompt and obeys its power button.
+pub(crate) fn runs() -> Script {
+    Script::Run {
+        console: "login: ".to_owned(),
+    }
+}
+
+/// A machine that cannot be started.
+pub(crate) fn refuses() -> Script {
+    Script::Refuse {
+        error: "no such kernel".to_owned(),
+    }
+}
+
+/// The processes of that role, of a VM or a cluster whose name no other test has.
+pub(crate) fn processes(role: Role, name: &str) -> Vec<Pid> {
+    let wanted = format!("fleetbox-{}: {name}\0", role.name());
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.starts_with(wanted.as_bytes()))
+    })
+    .map(Pid::from_raw)
+    .collect()
+}
+
+/// Waits until the condition holds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,27 @@
+//! Blocking work of an async program.
+
+/// The tokio runtime that this was called in is shutting down.
+///
+/// ```
+/// assert_eq!(fleetbox::ShuttingDown.to_string(), "the tokio runtime is shutting down");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the tokio runtime is shutting down")]
+pub struct ShuttingDown;
+
+/// Runs work that blocks on a thread for that.
+pub(crate) async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<ShuttingDown> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(ShuttingDown.into()),
+        },
+    }
+}

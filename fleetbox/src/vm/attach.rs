@@ -1,0 +1,185 @@
+//! Finding or becoming the owner of a VM's worker.
+//!
+//! Whoever takes a cluster's lock may create its VM and start its worker, which takes the lock
+//! over. Whoever does not, talks to the worker that has it, or waits until it can do either: a
+//! worker that is just starting or ending.
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::host::bridge;
+use crate::model::lifetime::Lifetime;
+use crate::model::names::Name;
+use crate::process::{Client, Lifeline, ProcessError, WorkerConfig, start_worker};
+use crate::store::ephemeral;
+use crate::store::{ClusterDir, Store};
+
+/// How long a worker may take to start or end while somebody waits for its cluster.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a held lock is looked at again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A worker that serves, and what this process is to it.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) client: Client,
+    /// Present if this process owns a bound worker.
+    pub(crate) lifeline: Option<Arc<Lifeline>>,
+}
+
+/// Attaches to the worker of a cluster, starting it if there is none. `prepare` makes the VMs that
+/// do not exist; it is called with the cluster's lock held, or while the worker serves.
+///
+/// Blocks for the file system and for the start of a process, so it is called on a thread for
+/// that; `runtime` is where it talks to a worker meanwhile.
+pub(crate) fn attach(
+    store: &Store,
+    cluster: &Name,
+    lifetime: Lifetime,
+    runtime: &tokio::runtime::Handle,
+    prepare: impl FnOnce() -> Result<()>,
+) -> Result<Attached> {
+    let cluster = store.cluster(cluster);
+    let name = cluster.name();
+    let client = client(&cluster);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(lock) = cluster.try_lock()? {
+            if let Err(error) = prepare().and_then(|()| check_network(store, &cluster)) {
+                drop(lock);
+                if let Err(error) = cluster.remove_if_unused() {
+                    tracing::debug!(%error, "cluster directory not removed");
+                }
+                return Err(error);
+            }
+            let config = WorkerConfig {
+                home: store.home().to_owned(),
+                cluster: name.clone(),
+                detached: lifetime == Lifetime::Detached,
+            };
+            let log = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(cluster.log())
+                .map_err(|source| ProcessError::StartWorker {
+                    cluster: name.to_string(),
+                    source,
+                })?;
+            let lock = lock.into_file();
+            let lifeline = start_worker(&config, lock.as_fd(), log)?;
+            let lifeline = (lifetime != Lifetime::Detached).then(|| own(&cluster, lifeline));
+            return Ok(Attached { client, lifeline });
+        }
+        match runtime.block_on(client.list()) {
+            Ok(_) => {
+                prepare()?;
+                return Ok(Attached {
+                    client,
+                    lifeline: owned(&cluster),
+                });
+            }
+            Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Busy {
+                name: name.clone(),
+                waited: PATIENCE,
+            });
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The lifelines of this process, by the cluster's directory: all handles on a VM share one, so
+/// that the VM runs until the last of them is dropped.
+static OWNED: LazyLock<Mutex<HashMap<PathBuf, Weak<Lifeline>>>> = LazyLock::new(Mutex::default);
+
+fn own(cluster: &ClusterDir, lifeline: Lifeline) -> Arc<Lifeline> {
+    let lifeline = Arc::new(lifeline);
+    let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    owned.retain(|_, lifeline| lifeline.strong_count() > 0);
+    owned.insert(cluster.path().to_owned(), Arc::downgrade(&lifeline));
+    lifeline
+}
+
+/// The lifeline of this process, if it owns the cluster's worker.
+pub(crate) fn owned(cluster: &ClusterDir) -> Option<Arc<Lifeline>> {
+    let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    owned.get(cluster.path())?.upgrade()
+}
+
+/// A client for the cluster's worker, running or not.
+pub(crate) fn client(cluster: &ClusterDir) -> Client {
+    Client::new(cluster.name().as_str(), cluster.path())
+}
+
+/// Waits until the worker of a cluster has ended.
+///
+/// # Errors
+/// [`Error::Busy`] if it does not in a minute.
+pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while cluster.is_running()? {
+        if Instant::now() > deadline {
+            return Err(Error::Busy {
+                name: cluster.name().clone(),
+                waited: PATIENCE,
+            });
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Checks what can be of the host's network before a worker is started that joins it, so that the
+/// error is its own and not that of a worker. The cluster's lock is held.
+fn check_network(store: &Store, cluster: &ClusterDir) -> Result<()> {
+    if let Some(subnet) = bridge::of_cluster(cluster)? {
+        bridge::permitted()?;
+        // What a killed worker has left of it would be in the way.
+        bridge::down(store, cluster.name())?;
+        bridge::check(cluster.name(), subnet)?;
+    }
+    Ok(())
+}
+
+/// Removes the bridges that killed processes left. Whoever may not leaves them to those who may.
+pub(crate) fn sweep_bridges(store: &Store) {
+    if let Err(error) = bridge::sweep(store) {
+        tracing::warn!(%error, "cannot remove the bridges that killed processes left");
+    }
+}
+
+/// Removes what killed processes left: half-created VMs, ephemeral ones whose worker could not
+/// delete them any more, and bridges.
+pub(crate) fn sweep(store: &Store) -> Result<()> {
+    store.sweep()?;
+    sweep_bridges(store);
+    for vm in store.vms()? {
+        if !ephemeral::is_ephemeral(&vm) {
+            continue;
+        }
+        // Its creator or its worker holds the cluster's lock while it is of use.
+        let cluster = store.cluster(vm.cluster());
+        if let Some(lock) = cluster.try_lock()? {
+            match vm.destroy() {
+                Ok(()) => tracing::info!(vm = %vm.name(), "deleted an orphaned test VM"),
+                // Its machine process is about to end; the next sweep finds it.
+                Err(error) => tracing::debug!(vm = %vm.name(), %error, "not deleted yet"),
+            }
+            drop(lock);
+            cluster.remove_if_unused()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,733 @@
+//! VMs that share a network.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::error::{Error, Result};
+use crate::model::lifetime::Lifetime;
+use crate::model::names::{Name, check_count};
+use crate::model::network::Network;
+use crate::model::size::Size;
+use crate::model::test_name;
+use crate::model::timing::Timings;
+use crate::process::Client;
+use crate::progress::Progress;
+use crate::store::Store;
+use crate::store::ephemeral;
+use crate::store::open::open_store;
+use crate::util::task::blocking;
+use crate::vm::Vm;
+use crate::vm::attach;
+use crate::vm::builder::VmBuilder;
+use crate::vm::launch::Launch;
+use crate::vm::stop::STOP_DEADLINE;
+
+/// How the members of a test cluster are called: `node-1`, `node-2`.
+const TEST_MEMBER: &str = "node";
+
+type Configure = Arc<dyn Fn(VmBuilder) -> VmBuilder + Send + Sync>;
+
+/// A cluster that is to be started. Made by [`Cluster::builder`] and [`Cluster::test`].
+///
+/// Options of all members are given to the builder itself, those of one by
+/// [`ClusterBuilder::member`]. Nothing is created before all is checked.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::{Cluster, Size};
+///
+/// let cluster = Cluster::builder("node")
+///     .count(3)
+///     .image("debian-12")
+///     .cpus(2)
+///     .memory(Size::gib(1))
+///     .disk(Size::gib(10))
+///     .detached()
+///     .start()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use = "a cluster is started by `start`"]
+pub struct ClusterBuilder {
+    name: String,
+    /// Members are called by this and a number.
+    stem: String,
+    lifetime: Lifetime,
+    count: Option<u32>,
+    template: VmBuilder,
+    members: Vec<(String, Configure)>,
+}
+
+impl std::fmt::Debug for ClusterBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.members.iter().map(|(name, _)| name).collect();
+        f.debug_struct("ClusterBuilder")
+            .field("name", &self.name)
+            .field("lifetime", &self.lifetime)
+            .field("count", &self.count)
+            .field("template", &self.template)
+            .field("members", &names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClusterBuilder {
+    fn new(name: String, stem: String, lifetime: Lifetime) -> Self {
+        Self {
+            template: VmBuilder::new(String::new(), lifetime),
+            name,
+            stem,
+            lifetime,
+            count: None,
+            members: Vec::new(),
+        }
+    }
+
+    /// The same for the test of that path, unless its user has given it a name.
+    pub(crate) fn named_after(mut self, path: &str) -> Self {
+        if self.lifetime == Lifetime::Ephemeral {
+            self.name = test_name::for_test(path);
+        }
+        self
+    }
+
+    /// True if this host's KVM is needed.
+    pub(crate) fn needs_kvm(&self) -> bool {
+        self.template.needs_kvm()
+    }
+
+    /// Number of members: `NAME-1`, `NAME-2` and so on, of a test cluster `node-1`, `node-2`.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::test().count(3).start().await?;
+    /// assert_eq!(cluster.members()[2].name(), "node-3");
+    /// # Ok(()) }
+    /// ```
+    pub fn count(mut self, count: u32) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    /// Configures one member, and adds it if it is not among those of [`ClusterBuilder::count`].
+    ///
+    /// ```no_run
+    /// # use fleetbox::{Cluster, Size};
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = Cluster::builder("node")
+    ///     .count(2)
+    ///     .member("node-1", |vm| vm.cpus(4).memory(Size::gib(4)))
+    ///     .member("db", |vm| vm.disk(Size::gib(50)))
+    ///     .start()
+    ///     .await?;
+    /// assert_eq!(cluster.members().len(), 3);
+    /// # Ok(()) }
+    /// ```
+    pub fn member(
+        mut self,
+        name: impl Into<String>,
+        configure: impl Fn(VmBuilder) -> VmBuilder + Send + Sync + 'static,
+    ) -> Self {
+        self.members.push((name.into(), Arc::new(configure)));
+        self
+    }
+
+    /// The network that the members share ([`Network::User`] if not given).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Cluster, Network};
+    ///
+    /// let cluster = Cluster::builder("node").count(3).network(Network::Bridge).start().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn network(mut self, network: Network) -> Self {
+        self.template = self.template.network(network);
+        self
+    }
+
+    /// Gives options to all members; [`ClusterBuilder::member`] overrides them for one. The state
+    /// directory and how long they run are the cluster's: [`ClusterBuilder::home`],
+    /// [`ClusterBuilder::detached`].
+    ///
+    /// ```
+    /// use fleetbox::Cluster;
+    ///
+    /// let cluster = Cluster::test().count(2).each(|vm| vm.package("etcd-server").env("ETCD_NAME", "x"));
+    /// ```
+    pub fn each(mut self, configure: impl FnOnce(VmBuilder) -> VmBuilder) -> Self {
+        self.template = configure(self.template);
+        self
+    }
+
+    /// The image of all members; see [`VmBuilder::image`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).image("ubuntu-24.04");
+    /// ```
+    pub fn image(self, image: impl Into<String>) -> Self {
+        self.each(|vm| vm.image(image))
+    }
+
+    /// Number of virtual CPUs of each member; see [`VmBuilder::cpus`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).cpus(1).member("node-1", |vm| vm.cpus(4));
+    /// ```
+    pub fn cpus(self, cpus: u32) -> Self {
+        self.each(|vm| vm.cpus(cpus))
+    }
+
+    /// Memory of each member; see [`VmBuilder::memory`].
+    ///
+    /// ```
+    /// # use fleetbox::{Cluster, Size};
+    /// let cluster = Cluster::test().count(2).memory(Size::mib(768)); // each has that
+    /// ```
+    pub fn memory(self, memory: Size) -> Self {
+        self.each(|vm| vm.memory(memory))
+    }
+
+    /// Size of each member's disk; see [`VmBuilder::disk`].
+    ///
+    /// ```
+    /// # use fleetbox::{Cluster, Size};
+    /// let cluster = Cluster::test().count(2).disk(Size::gib(40));
+    /// ```
+    pub fn disk(self, disk: Size) -> Self {
+        self.each(|vm| vm.disk(disk))
+    }
+
+    /// The user that is created in each guest; see [`VmBuilder::user`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).user("admin");
+    /// ```
+    pub fn user(self, user: impl Into<String>) -> Self {
+        self.each(|vm| vm.user(user))
+    }
+
+    /// The state directory; see [`VmBuilder::home`].
+    ///
+    /// ```
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::builder("node").count(2).home("/srv/vms");
+    /// ```
+    pub fn home(self, home: impl Into<PathBuf>) -> Self {
+        self.each(|vm| vm.home(home))
+    }
+
+    /// How long each guest may take until it answers by SSH; see [`VmBuilder::boot_timeout`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use fleetbox::Cluster;
+    /// let cluster = Cluster::test().count(2).boot_timeout(Duration::from_secs(60));
+    /// ```
+    pub fn boot_timeout(self, timeout: Duration) -> Self {
+        self.each(|vm| vm.boot_timeout(timeout))
+    }
+
+    /// Who is told of an image's download; see [`VmBuilder::progress`].
+    ///
+    /// ```
+    /// use fleetbox::{Cluster, progress};
+    ///
+    /// let cluster = Cluster::test().count(2).progress(progress::stderr());
+    /// ```
+    pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        self.each(|vm| vm.progress(progress))
+    }
+
+    /// The members go on running when this process ends, until they are stopped; see
+    /// [`VmBuilder::detached`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// # use fleetbox::Cluster;
+    /// Cluster::builder("node").count(3).detached().start().await?; // and this program may end
+    /// # Ok(()) }
+    /// ```
+    pub fn detached(mut self) -> Self {
+        self.lifetime = Lifetime::Detached;
+        self
+    }
+
+    /// Starts the members in parallel, creating those that do not exist, and waits until all
+    /// answer by SSH. Without [`ClusterBuilder::count`] and [`ClusterBuilder::member`] those that
+    /// exist are started.
+    ///
+    /// All are started or none: when one fails, those that were created by this call are deleted,
+    /// and those that existed and were started by it are killed.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::builder("node").count(3).start().await?;
+    /// for vm in &cluster {
+    ///     println!("{} has {}", vm.name(), vm.ip());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`VmBuilder::start`], for any member; [`Error::NameTaken`] if a member would be called
+    /// as a VM of another cluster is.
+    pub async fn start(self) -> Result<Cluster> {
+        let launch = self.launch().await?;
+        let name = launch.cluster.clone();
+        Ok(self.made(name, launch.start().await?))
+    }
+
+    /// Stops the members, which exist, as far as they run, and starts them again as
+    /// [`ClusterBuilder::start`] does: in parallel, with memory for all of them at once, all or none.
+    /// None is stopped if it is known before that they could not be started.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Cluster, STOP_DEADLINE};
+    ///
+    /// let cluster = Cluster::builder("node").detached().restart(STOP_DEADLINE).await?;
+    /// println!("{} members are up again", cluster.members().len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoVm`] for a member that does not exist, and those of [`ClusterBuilder::start`] and
+    /// [`Cluster::stop_within`].
+    pub async fn restart(self, deadline: Duration) -> Result<Cluster> {
+        let launch = self.launch().await?;
+        let name = launch.cluster.clone();
+        Ok(self.made(name, launch.restart(deadline).await?))
+    }
+
+    fn made(self, name: Name, (store, members): (Store, Vec<Vm>)) -> Cluster {
+        Cluster {
+            name,
+            store,
+            lifetime: self.lifetime,
+            template: self.template,
+            members: members.into_iter().map(Arc::new).collect(),
+        }
+    }
+
+    /// The start of all members.
+    async fn launch(&self) -> Result<Launch> {
+        let name = Name::new(self.name.clone())?;
+        let stem = Name::new(self.stem.clone())?;
+        let mut names = Vec::new();
+        for index in 1..=self.count.map_or(Ok(0), check_count)? {
+            names.push(stem.member(index)?);
+        }
+        for (member, _) in &self.members {
+            let member = Name::new(member.clone())?;
+            if !names.contains(&member) {
+                names.push(member);
+            }
+        }
+        if names.is_empty() {
+            let store = open_store(self.template.home_dir()).await?;
+            let cluster = store.cluster(&name);
+            let existing = blocking(move || cluster.vms()).await?;
+            names.extend(existing.iter().map(|vm| vm.name().clone()));
+        }
+        let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        check_count(count)?;
+        let members = names.iter().map(|member| {
+            let configure = self
+                .members
+                .iter()
+                .filter(|(name, _)| name == member.as_str());
+            let template = self.template.clone().named(member);
+            configure.fold(template, |vm, (_, configure)| configure(vm))
+        });
+        Ok(Launch {
+            cluster: name,
+            anywhere: false,
+            alone: false,
+            lifetime: self.lifetime,
+            home: self.template.home_dir().map(Path::to_owned),
+            members: members.collect(),
+        })
+    }
+}
+
+/// VMs that share a network. They reach each other by address and by name (`node-1`,
+/// `node-1.fleetbox`).
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::Cluster;
+///
+/// let cluster = Cluster::test().count(3).image("debian-12").start().await?;
+/// let ping = cluster.vm("node-1")?.ssh("ping -c 1 node-2").await?;
+/// assert!(ping.status.success());
+/// # Ok(())
+/// # } // dropped here: the members are destroyed
+/// ```
+///
+/// A member that fails fails alone; the others run on. The members run as long as a handle of the
+/// cluster or of one of its members exists, as [`Vm`] says.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    name: Name,
+    store: Store,
+    lifetime: Lifetime,
+    template: VmBuilder,
+    members: Vec<Arc<Vm>>,
+}
+
+impl Cluster {
+    /// A cluster whose members' disks stay until [`Cluster::destroy`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::builder("node").count(2).start().await?;
+    /// cluster.stop().await?; // `Cluster::builder("node").start()` boots the same two again
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(name: impl Into<String>) -> ClusterBuilder {
+        let name = name.into();
+        ClusterBuilder::new(name.clone(), name, Lifetime::Bound)
+    }
+
+    /// A cluster for a test: its name is made up from that of the test, its members are called
+    /// `node-1`, `node-2`, and all is destroyed when its last handle is dropped. Tests that run at
+    /// the same time do not see each other's.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::test().count(2).start().await?;
+    /// assert!(cluster.vm("node-1")?.ssh("ping -c 1 node-2").await?.success());
+    /// # Ok(()) }
+    /// ```
+    pub fn test() -> ClusterBuilder {
+        ClusterBuilder::new(
+            test_name::of_this_thread(),
+            TEST_MEMBER.to_owned(),
+            Lifetime::Ephemeral,
+        )
+    }
+
+    /// The cluster of that name with all its members, running or not, whoever started them.
+    /// Dropping the handle changes nothing.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Cluster::open("node").await?;
+    /// cluster.start().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoCluster`] if it has no members.
+    pub async fn open(name: &str) -> Result<Self> {
+        Self::open_in(None, name).await
+    }
+
+    /// As [`Cluster::open`], in a state directory of the caller's choice.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use std::path::Path;
+    ///
+    /// let cluster = fleetbox::Cluster::open_in(Some(Path::new("/srv/vms")), "node").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cluster::open`].
+    pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
+        let name = Name::new(name)?;
+        let store = open_store(home).await?;
+        let mut template = VmBuilder::new(String::new(), Lifetime::Detached);
+        if let Some(home) = home {
+            template = template.home(home);
+        }
+        blocking(move || {
+            let vms = store.cluster(&name).vms()?;
+            let Some(first) = vms.first() else {
+                return Err(Error::NoCluster { name });
+            };
+            let lifetime = if ephemeral::is_ephemeral(first) {
+                Lifetime::Ephemeral
+            } else {
+                Lifetime::Detached
+            };
+            let members = vms
+                .into_iter()
+                .map(|vm| Vm::found(&store, vm).map(Arc::new));
+            Ok(Self {
+                lifetime,
+                template,
+                members: members.collect::<Result<_>>()?,
+                name,
+                store,
+            })
+        })
+        .await
+    }
+
+    /// Who is told that members wait for memory when they are started again, and of the download of an
+    /// image for one that is added: that of the builder, and nobody after [`Cluster::open`], where
+    /// nothing is given here.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::progress;
+    ///
+    /// let cluster = fleetbox::Cluster::open("node").await?.with_progress(progress::stderr());
+    /// cluster.start().await?; // says what it waits for
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with_progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
+        let progress = progress.into();
+        for vm in &mut self.members {
+            // Other handles have the same member.
+            *vm = Arc::new(vm.another().with_progress(Arc::clone(&progress)));
+        }
+        self.template = self.template.progress(progress);
+        self
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        attach::client(&self.store.cluster(&self.name))
+    }
+
+    /// The cluster's name.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// println!("fleetbox rm {}", cluster.name()); // removes all of its members
+    /// # Ok(()) }
+    /// ```
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The members in the order in which they were given, or by name after [`Cluster::open`].
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// for vm in cluster.members() {
+    ///     println!("{} of {}", vm.name(), cluster.name());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn members(&self) -> &[Arc<Vm>] {
+        &self.members
+    }
+
+    /// The member of that name.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let leader = cluster.vm("node-1")?;
+    /// println!("{}", leader.ip());
+    /// assert!(cluster.vm("node-9").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoMember`].
+    pub fn vm(&self, name: &str) -> Result<&Arc<Vm>> {
+        self.members
+            .iter()
+            .find(|vm| vm.name() == name)
+            .ok_or_else(|| Error::NoMember {
+                cluster: self.name.clone(),
+                name: name.to_owned(),
+                members: self.members.iter().map(|vm| vm.name().to_owned()).collect(),
+            })
+    }
+
+    /// How long the steps of [`ClusterBuilder::start`] took.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// println!("{}", cluster.timings());
+    /// # Ok(()) }
+    /// ```
+    pub fn timings(&self) -> Timings {
+        self.members
+            .first()
+            .map(|vm| vm.timings().clone())
+            .unwrap_or_default()
+    }
+
+    /// Adds a member, with the options that the cluster's builder gave to all and those of
+    /// `configure`, and waits until it answers by SSH. One of the cluster's that exists is
+    /// started, if it does not run.
+    ///
+    /// ```no_run
+    /// # async fn example(mut cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let late = cluster.add("node-4", |vm| vm.cpus(1)).await?;
+    /// assert!(late.ssh("getent hosts node-1").await?.status.success());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ClusterBuilder::start`]; nothing is left of the member then, and the others run on.
+    pub async fn add(
+        &mut self,
+        name: &str,
+        configure: impl FnOnce(VmBuilder) -> VmBuilder,
+    ) -> Result<Arc<Vm>> {
+        let launch = Launch {
+            cluster: self.name.clone(),
+            anywhere: false,
+            alone: false,
+            lifetime: self.lifetime,
+            home: Some(self.store.home().to_owned()),
+            members: vec![configure(self.template.clone().named(&Name::new(name)?))],
+        };
+        let (_, vms) = launch.start().await?;
+        let vm = vms.into_iter().next().map(Arc::new);
+        let vm = vm.ok_or_else(|| Error::NoMember {
+            cluster: self.name.clone(),
+            name: name.to_owned(),
+            members: Vec::new(),
+        })?;
+        self.members.retain(|member| member.name() != vm.name());
+        self.members.push(Arc::clone(&vm));
+        Ok(vm)
+    }
+
+    /// Kills a member and removes it with its disk; the others run on.
+    ///
+    /// ```no_run
+    /// # async fn example(mut cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.remove("node-3").await?;
+    /// assert!(cluster.vm("node-3").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoMember`], the file system, or a process that does not end.
+    pub async fn remove(&mut self, name: &str) -> Result<()> {
+        self.vm(name)?.remove().await?;
+        self.members.retain(|member| member.name() != name);
+        Ok(())
+    }
+
+    /// Starts the members that do not run, in parallel, and waits until all answer by SSH. They
+    /// have the same addresses. They wait for memory together, as when the cluster was made; see
+    /// [`budget`](crate::budget).
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.vm("node-2")?.kill().await?;
+    /// cluster.start().await?; // boots what does not run, which is node-2
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// That of the first member that fails; the others are started all the same.
+    pub async fn start(&self) -> Result<()> {
+        let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
+        let lease = Vm::await_memory(&members).await?;
+        let booted = join_all(members.iter().map(|vm| vm.boot())).await;
+        // Those that run hold their own locks now, which count as long as they run.
+        drop(lease);
+        all(members.iter().zip(booted).map(async |(vm, booted)| {
+            booted?;
+            vm.come_up().await
+        }))
+        .await
+    }
+
+    /// Powers all members off in parallel, and kills those that take longer than
+    /// [`STOP_DEADLINE`]. The disks stay.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.stop().await?;
+    /// cluster.start().await?; // with the same disks and addresses
+    /// println!("{}", cluster.timings());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The first; the other members are stopped all the same. That a member does not run is none.
+    pub async fn stop(&self) -> Result<()> {
+        self.stop_within(STOP_DEADLINE).await
+    }
+
+    /// As [`Cluster::stop`], with a deadline of the caller's choice; zero kills at once.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// cluster.stop_within(Duration::ZERO).await?; // a power failure of all of them
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`].
+    pub async fn stop_within(&self, deadline: Duration) -> Result<()> {
+        let stop = async |vm: &Arc<Vm>| match vm.stop_within(deadline).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_running() => Ok(()),
+            Err(error) => Err(error),
+        };
+        all(self.members.iter().map(stop)).await
+    }
+
+    /// Stops the members that run, and starts all: [`Cluster::stop`], then [`Cluster::start`]. None is
+    /// stopped if there could never be memory for all of them.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// let address = cluster.vm("node-1")?.ip();
+    /// cluster.restart().await?;
+    /// assert_eq!(cluster.vm("node-1")?.ip(), address);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`], and then nothing is started; as [`Cluster::start`].
+    pub async fn restart(&self) -> Result<()> {
+        let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
+        Vm::check_resources(&members)?;
+        self.stop().await?;
+        self.start().await
+    }
+
+    /// Kills all members and removes them with their disks.
+    ///
+    /// ```no_run
+    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
+    /// cluster.destroy().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The file system, or a process that does not end.
+    pub async fn destroy(self) -> Result<()> {
+        for vm in &self.members {
+            vm.remove().await?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> IntoIterator for &'a Cluster {
+    type Item = &'a Arc<Vm>;
+    type IntoIter = std::slice::Iter<'a, Arc<Vm>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.members.iter()
+    }
+}
+
+/// Does all of it, and returns the first failure.
+async fn all(work: impl IntoIterator<Item = impl Future<Output = Result<()>>>) -> Result<()> {
+    join_all(work).await.into_iter().collect()
+}

@@ -1,0 +1,179 @@
+//! A VM's methods for files.
+
+use std::path::Path;
+
+use crate::error::Result;
+use crate::files::sftp::Sftp;
+use crate::files::walk::Tree;
+use crate::files::{Copied, FileOptions, download, guest_path, upload};
+use crate::util::task::blocking;
+use crate::vm::Vm;
+
+impl Vm {
+    /// Copies a file, or a directory with all that is in it, into the guest. See [`crate::files`]
+    /// for what is kept; `guest` is the copy's own path, or ends in `/`.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let copied = vm.copy_to("tests/data", "/tmp/data").await?;
+    /// println!("{} files, {} bytes", copied.files, copied.bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Files`](crate::Error::Files) says which file, on which side, and why; what was
+    /// copied until then stays. [`Error::Ssh`](crate::Error::Ssh),
+    /// [`Error::Process`](crate::Error::Process) if the guest cannot be reached.
+    pub async fn copy_to(&self, host: impl AsRef<Path>, guest: &str) -> Result<Copied> {
+        self.copy_to_with(host, guest, &FileOptions::new()).await
+    }
+
+    /// As [`Vm::copy_to`], with options.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    ///
+    /// vm.copy_to_with("hosts", "/etc/hosts", &FileOptions::new().as_root()).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn copy_to_with(
+        &self,
+        host: impl AsRef<Path>,
+        guest: &str,
+        options: &FileOptions,
+    ) -> Result<Copied> {
+        let guest = guest_path(guest)?;
+        let host = host.as_ref().to_owned();
+        let root = host.clone();
+        let tree = blocking(move || Tree::of(&root)).await?;
+        let sftp = self.sftp(options).await?;
+        Ok(upload::copy(&sftp, &host, &guest, tree, options).await?)
+    }
+
+    /// Copies a file, or a directory with all that is in it, from the guest to this host. See
+    /// [`crate::files`] for what is kept; `host` is the copy's own path, or ends in `/`.
+    ///
+    /// The guest is not trusted: nothing is written outside of `host`, no link that it sends is
+    /// followed, and at most [`COPY_LIMIT`](super::COPY_LIMIT) bytes (see [`FileOptions::limit`])
+    /// and [`ENTRY_LIMIT`](super::ENTRY_LIMIT) files are taken. A file appears under its name
+    /// when it is complete.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.copy_from("/var/log", "guest-logs").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::copy_to`].
+    pub async fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<Copied> {
+        self.copy_from_with(guest, host, &FileOptions::new()).await
+    }
+
+    /// As [`Vm::copy_from`], with options.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    ///
+    /// let options = FileOptions::new().as_root().limit(1 << 30);
+    /// vm.copy_from_with("/root/core", ".", &options).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn copy_from_with(
+        &self,
+        guest: &str,
+        host: impl AsRef<Path>,
+        options: &FileOptions,
+    ) -> Result<Copied> {
+        let guest = guest_path(guest)?;
+        let sftp = self.sftp(options).await?;
+        Ok(download::copy(&sftp, &guest, host.as_ref(), options).await?)
+    }
+
+    /// Writes a file in the guest, in place of what it had.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// vm.write("config.toml", "port = 80\n").await?; // in the user's home
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::copy_to`].
+    pub async fn write(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
+        self.write_with(path, bytes, &FileOptions::new()).await
+    }
+
+    /// As [`Vm::write`], with options: as root, or with a mode.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    /// let options = FileOptions::new().as_root().mode(0o755);
+    /// vm.write_with("/usr/local/bin/hook", "#!/bin/sh\necho hooked\n", &options).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::copy_to`].
+    pub async fn write_with(
+        &self,
+        path: &str,
+        bytes: impl AsRef<[u8]>,
+        options: &FileOptions,
+    ) -> Result<()> {
+        let path = guest_path(path)?;
+        let bytes = bytes.as_ref();
+        let sftp = self.sftp(options).await?;
+        let total = bytes.len() as u64;
+        Ok(upload::write(&sftp, &path, bytes, options, total).await?)
+    }
+
+    /// Reads a file of the guest, at most [`READ_LIMIT`](super::READ_LIMIT) bytes of it.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// let os = vm.read("/etc/os-release").await?;
+    /// assert!(os.starts_with(b"PRETTY_NAME"));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::copy_to`]; a file that is larger is an error.
+    pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
+        self.read_with(path, &FileOptions::new()).await
+    }
+
+    /// As [`Vm::read`], with options: as root, or with another limit.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use fleetbox::files::FileOptions;
+    ///
+    /// let shadow = vm.read_with("/etc/shadow", &FileOptions::new().as_root()).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Vm::read`].
+    pub async fn read_with(&self, path: &str, options: &FileOptions) -> Result<Vec<u8>> {
+        let path = guest_path(path)?;
+        let sftp = self.sftp(options).await?;
+        Ok(download::read(&sftp, &path, options).await?)
+    }
+
+    async fn sftp(&self, options: &FileOptions) -> Result<Sftp> {
+        let stream = self.session().await?.sftp(options.as_root).await?;
+        Ok(Sftp::start(stream).await?)
+    }
+}

@@ -1,0 +1,212 @@
+//! What a VM is waited for before it counts as started.
+
+use std::time::Duration;
+
+use regex::Regex;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::error::{Error, Result};
+use crate::model::ready::{Ready, compile};
+use crate::util::text::printable;
+use crate::vm::Vm;
+use crate::vm::logs::ConsoleLog;
+
+/// Pause after a first attempt.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+/// Pause after many.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// How long one connection to a port may take; a guest that is not there answers nothing.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Characters of the console that a match may reach back over what was read at once.
+const OVERLAP: usize = 16 << 10;
+
+/// How one look went.
+enum Look {
+    Ready,
+    /// Not yet, and why.
+    NotYet(String),
+    /// Never, and why.
+    Failed(String),
+}
+
+impl Vm {
+    /// Waits until the guest is ready in this way, and no longer than `timeout`.
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// use std::time::Duration;
+    /// use fleetbox::Ready;
+    ///
+    /// vm.ssh("sudo systemctl start nginx").await?;
+    /// vm.wait_for(Ready::Port(80), Duration::from_secs(30)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] at the deadline says what was awaited and what was seen last, with the
+    /// console's last lines; [`Error::Process`] if the VM ends; [`Error::Ready`] for a bad
+    /// pattern.
+    pub async fn wait_for(&self, ready: Ready, timeout: Duration) -> Result<()> {
+        ready.check()?;
+        self.wait_until(&ready, Instant::now() + timeout).await
+    }
+
+    /// As [`Vm::wait_for`], of something that was checked.
+    pub(crate) async fn wait_until(&self, ready: &Ready, deadline: Instant) -> Result<()> {
+        if *ready == Ready::Ssh {
+            return self.wait_for_ssh(deadline).await;
+        }
+        let begun = Instant::now();
+        let mut last = String::new();
+        let looked = tokio::select! {
+            looked = timeout_at(deadline, self.look_until(ready, deadline, &mut last)) => looked,
+            ended = self.ended() => return Err(self.not_ready(ended?).await),
+        };
+        let why = match looked {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(why)) => format!("{ready} was awaited, and will not come: {why}"),
+            Err(_) => {
+                let waited = begun.elapsed();
+                let last = if last.is_empty() { "no answer" } else { &last };
+                format!("{ready} was awaited for {waited:.1?} in vain; the last look: {last}")
+            }
+        };
+        Err(self.not_ready(why).await)
+    }
+
+    /// The machine's end, which nobody asked for: an error, or in words.
+    async fn ended(&self) -> Result<String> {
+        match self.wait().await {
+            Ok(()) => Ok("the guest powered off before it was ready".to_owned()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks again and again. The error is one that waiting does not mend.
+    async fn look_until(
+        &self,
+        ready: &Ready,
+        deadline: Instant,
+        last: &mut String,
+    ) -> std::result::Result<(), String> {
+        if matches!(ready, Ready::CloudInit | Ready::Command(_)) {
+            "the guest does not answer by SSH".clone_into(last);
+            if let Err(error) = self.wait_for_ssh(deadline).await {
+                return Err(match error {
+                    Error::NotReady { why, .. } => why,
+                    error => error.to_string(),
+                });
+            }
+        }
+        let mut console = match ready {
+            Ready::Console(pattern) => {
+                let pattern = compile(pattern).map_err(|error| error.to_string())?;
+                Some(ConsoleWatch {
+                    log: ConsoleLog::of(self.dir().clone()),
+                    pattern,
+                    seen: String::new(),
+                })
+            }
+            _ => None,
+        };
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            let look = match ready {
+                Ready::Ssh => Look::Ready,
+                Ready::CloudInit => self.look_at_cloud_init().await,
+                Ready::Port(port) => self.look_at_port(*port).await,
+                Ready::Command(command) => self.look_at_command(command).await,
+                Ready::Console(_) => match console.as_mut().map(ConsoleWatch::look) {
+                    Some(Ok(true)) | None => Look::Ready,
+                    Some(Ok(false)) => Look::NotYet("it has not been shown".to_owned()),
+                    Some(Err(error)) => Look::NotYet(format!("the log cannot be read: {error}")),
+                },
+            };
+            match look {
+                Look::Ready => return Ok(()),
+                Look::Failed(why) => return Err(why),
+                Look::NotYet(why) => *last = why,
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn look_at_port(&self, port: u16) -> Look {
+        match tokio::time::timeout(CONNECT_LIMIT, self.connect(port)).await {
+            Ok(Ok(_)) => Look::Ready,
+            Ok(Err(error)) => Look::NotYet(error.to_string()),
+            Err(_) => Look::NotYet("no answer".to_owned()),
+        }
+    }
+
+    async fn look_at_command(&self, command: &str) -> Look {
+        match self.ssh(command).await {
+            Ok(output) if output.success() => Look::Ready,
+            Ok(output) => Look::NotYet(format!("{}{}", output.status, last_said(&output.stderr))),
+            // The guest may be about to reboot.
+            Err(error) => Look::NotYet(error.to_string()),
+        }
+    }
+
+    async fn look_at_cloud_init(&self) -> Look {
+        let output = match self.ssh("cloud-init status --wait --long").await {
+            Ok(output) => output,
+            Err(error) => return Look::NotYet(error.to_string()),
+        };
+        match output.status.code() {
+            // 2 is success with warnings (cloud-init 23.4 and later).
+            Some(0 | 2) => Look::Ready,
+            Some(127) => Look::Failed("the guest has no cloud-init".to_owned()),
+            _ => Look::Failed(format!(
+                "cloud-init failed ({}): {}; /var/log/cloud-init-output.log in the guest says more",
+                output.status,
+                last_lines_of(&output.stdout),
+            )),
+        }
+    }
+}
+
+/// The last line of an output, if it has one, after a colon.
+fn last_said(bytes: &[u8]) -> String {
+    let text = printable(
+        bytes
+            .get(bytes.len().saturating_sub(2000)..)
+            .unwrap_or_default(),
+    );
+    match text.trim_end().lines().last() {
+        Some(line) if !line.is_empty() => format!(": {line}"),
+        _ => String::new(),
+    }
+}
+
+fn last_lines_of(bytes: &[u8]) -> String {
+    let text = printable(bytes.get(..2000.min(bytes.len())).unwrap_or_default());
+    text.trim().replace('\n', "; ")
+}
+
+/// Looks for a pattern in a console's log as it grows.
+struct ConsoleWatch {
+    log: ConsoleLog,
+    pattern: Regex,
+    seen: String,
+}
+
+impl ConsoleWatch {
+    /// True if the pattern has been shown.
+    fn look(&mut self) -> Result<bool> {
+        let new = self.log.next(false)?;
+        if new.is_empty() {
+            return Ok(false);
+        }
+        self.seen.push_str(&new);
+        if self.pattern.is_match(&self.seen) {
+            return Ok(true);
+        }
+        let excess = self.seen.len().saturating_sub(OVERLAP);
+        let cut = (excess..=self.seen.len()).find(|at| self.seen.is_char_boundary(*at));
+        self.seen.drain(..cut.unwrap_or(0));
+        Ok(false)
+    }
+}
