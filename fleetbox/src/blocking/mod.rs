@@ -199,7 +199,7 @@ pub fn prune(home: Option<&Path>) -> Result<Vec<String>> {
 /// As there.
 pub fn prune_only(home: Option<&Path>, vms: &[Reference]) -> Result<Vec<String>> {
     let (home, vms) = (home.map(Path::to_owned), vms.to_vec());
-    run(async move { crate::prune_only(home.as_deref(), &vms).await })
+    run(async move { crate::vm::remove::prune_only(home.as_deref(), &vms).await })
 }
 
 /// As [`crate::remove`].

@@ -6,6 +6,7 @@ use fleetbox_vmm::net::Subnet;
 
 use crate::model::names::Name;
 use crate::model::network::Network;
+use crate::store::StoreError;
 
 /// Why there is no bridge network.
 ///
@@ -63,6 +64,9 @@ pub enum BridgeError {
         "another fleetbox process is changing this host's network and does not finish; find it with `pgrep -af fleetbox`, end it if it hangs, and try again"
     )]
     Busy,
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// What is written down of a bridge.
     #[error("cannot {action} {path}: {source}")]
     Record {

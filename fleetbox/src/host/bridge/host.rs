@@ -119,7 +119,7 @@ pub(crate) fn down(store: &Store, cluster: &Name) -> Result<(), BridgeError> {
 ///
 /// # Errors
 /// Not permitted, the host, or the file system.
-pub(crate) fn sweep(store: &Store) -> crate::error::Result<()> {
+pub(crate) fn sweep(store: &Store) -> Result<(), BridgeError> {
     let records = Records::of(store);
     if records.is_empty() {
         return Ok(());

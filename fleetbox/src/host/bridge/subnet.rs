@@ -6,7 +6,6 @@ use fleetbox_vmm::net::Subnet;
 
 use super::error::BridgeError;
 use super::route::{self, Used};
-use crate::error::Result;
 use crate::model::names::Name;
 use crate::store::{ClusterDir, Store};
 
@@ -22,7 +21,7 @@ fn around(ip: Ipv4Addr) -> Option<Subnet> {
 ///
 /// # Errors
 /// The file system.
-pub(crate) fn of_cluster(cluster: &ClusterDir) -> Result<Option<Subnet>> {
+pub(crate) fn of_cluster(cluster: &ClusterDir) -> Result<Option<Subnet>, BridgeError> {
     for vm in cluster.vms()? {
         // What is damaged is told when it is started.
         if let Ok(record) = vm.record()
@@ -38,7 +37,7 @@ pub(crate) fn of_cluster(cluster: &ClusterDir) -> Result<Option<Subnet>> {
 ///
 /// # Errors
 /// There is none, or the host's routes cannot be read.
-pub(crate) fn free(store: &Store, cluster: &Name) -> Result<Subnet> {
+pub(crate) fn free(store: &Store, cluster: &Name) -> Result<Subnet, BridgeError> {
     let mut used = route::talk(route::used)?;
     for vm in store.vms()? {
         if let Ok(record) = vm.record()
