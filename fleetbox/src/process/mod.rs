@@ -99,3 +99,10 @@ pub enum ProcessError {
     #[error("{0}")]
     Failed(String),
 }
+
+impl ProcessError {
+    /// True if it says that no worker was there to do it, or that it ended meanwhile.
+    pub(crate) fn is_worker_gone(&self) -> bool {
+        matches!(self, Self::NoWorker { .. } | Self::Lost { .. })
+    }
+}

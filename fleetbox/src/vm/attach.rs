@@ -26,6 +26,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a held lock is looked at again.
 const POLL: Duration = Duration::from_millis(20);
 
+/// How often a worker is looked for that turns out to be about to end.
+const ATTEMPTS: u32 = 3;
+
+/// Tells whether what a worker was asked for is to be asked for again: the worker that was found may
+/// have been about to end.
+pub(crate) struct Attempts(u32);
+
+impl Attempts {
+    pub(crate) fn new() -> Self {
+        Self(ATTEMPTS)
+    }
+
+    /// True if one of the errors says that the worker has gone, and this was not the last attempt.
+    pub(crate) fn again<'a>(&mut self, errors: impl IntoIterator<Item = &'a Error>) -> bool {
+        self.0 -= 1;
+        let gone = |error: &Error| matches!(error, Error::Process(error) if error.is_worker_gone());
+        self.0 > 0 && errors.into_iter().any(gone)
+    }
+}
+
 /// A worker that serves, and what this process is to it.
 #[derive(Debug)]
 pub(crate) struct Attached {
@@ -87,7 +107,7 @@ pub(crate) fn attach(
                     lifeline: owned(&cluster),
                 });
             }
-            Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
+            Err(error) if error.is_worker_gone() => {}
             Err(error) => return Err(error.into()),
         }
         if Instant::now() > deadline {

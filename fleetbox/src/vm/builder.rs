@@ -399,6 +399,13 @@ impl VmBuilder {
         self.backend.has_guest()
     }
 
+    /// Tells a VM's handle how it is run.
+    pub(crate) fn configure(&self, vm: Vm) -> Vm {
+        vm.run_by(self.backend.clone(), self.boot_timeout, self.budget)
+            .awaiting(self.extras.awaited.clone())
+            .with_progress(Arc::clone(&self.progress))
+    }
+
     /// Checks everything that can be without looking at the host.
     pub(crate) fn plan(&self) -> Result<Plan> {
         let user = self.user.clone().unwrap_or_else(|| DEFAULT_USER.to_owned());

@@ -7,7 +7,7 @@ use super::list::meant;
 use super::{Vm, lock};
 use crate::error::Result;
 use crate::model::names::Reference;
-use crate::process::{Client, Lifeline, ProcessError};
+use crate::process::{Client, Lifeline};
 use crate::store::ephemeral;
 use crate::store::open::open_store;
 use crate::store::{Lock, Store, StoreError, VmDir};
@@ -50,7 +50,8 @@ async fn destroy(
         client.shutdown().await
     };
     match asked {
-        Ok(()) | Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }) => {}
+        Ok(()) => {}
+        Err(error) if error.is_worker_gone() => {}
         Err(error) => return Err(error.into()),
     }
     if !others {

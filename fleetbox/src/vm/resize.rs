@@ -28,7 +28,7 @@ pub struct Resize {
 /// Changes what a stopped VM is booted with, and returns its new record.
 ///
 /// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid), and [`Error::Lacking`](crate::Error::Lacking) if this host
+/// [`Error::Invalid`](crate::Error::Invalid), and [`Error::InsufficientResources`](crate::Error::InsufficientResources) if this host
 /// has less, before anything is changed; those of [`find`](crate::find), and [`Error::Store`](crate::Error::Store) if the VM runs.
 ///
 /// ```no_run

@@ -19,7 +19,7 @@ use crate::store::VmRecord;
 use crate::store::ephemeral;
 use crate::util::task::blocking;
 use crate::util::text::last_lines;
-use crate::vm::attach;
+use crate::vm::attach::{self, Attempts};
 use crate::vm::create::machine_spec;
 use crate::vm::fixtures;
 
@@ -208,18 +208,12 @@ impl Vm {
     /// Starts the machine, and the worker if it has ended.
     pub(crate) async fn boot(&self) -> Result<()> {
         *self.session.lock().await = None;
-        let mut attempts = 3;
+        let mut attempts = Attempts::new();
         loop {
-            self.attach().await?;
+            self.join_worker().await?;
             match self.start_machine().await {
-                Ok(_) => return Ok(()),
-                // The worker was about to end when it was found.
-                Err(Error::Process(ProcessError::NoWorker { .. } | ProcessError::Lost { .. }))
-                    if attempts > 1 =>
-                {
-                    attempts -= 1;
-                }
-                Err(error) => return Err(error),
+                Err(error) if attempts.again([&error]) => {}
+                started => return started.map(drop),
             }
         }
     }
@@ -254,7 +248,7 @@ impl Vm {
     }
 
     /// Finds the worker, or starts one if it has ended.
-    async fn attach(&self) -> Result<()> {
+    async fn join_worker(&self) -> Result<()> {
         let owned = lock(&self.lifeline).is_some();
         let lifetime = match (ephemeral::is_ephemeral(&self.dir), owned) {
             (true, _) => Lifetime::Ephemeral,

@@ -81,7 +81,7 @@ impl Vm {
         }
         let forced = match self.client.stop(self.name.as_str(), deadline).await {
             Ok(forced) => forced,
-            Err(error @ (ProcessError::NoWorker { .. } | ProcessError::Lost { .. })) => {
+            Err(error) if error.is_worker_gone() => {
                 // With its worker the VM ends, unless the worker is there and only does not answer.
                 return Err(match self.is_unlocked_within(ENDING).await? {
                     true => Error::NotRunning {

@@ -1,0 +1,71 @@
+//! What is checked before anything is created.
+
+use super::find::Member;
+use crate::error::Result;
+use crate::host::budget::{Budget, Want};
+use crate::host::resources::{HostResources, Request};
+use crate::host::{bridge, preflight};
+use crate::model::names::Name;
+use crate::store::Store;
+
+/// The budget of a start. Checks that this host can run the members at all.
+pub(super) fn budget_of(members: &[Member]) -> Result<Budget> {
+    let budget = match members.iter().find_map(|member| member.builder.budget) {
+        Some(budget) => budget,
+        None => Budget::from_env()?,
+    };
+    if members.iter().any(|member| member.builder.needs_kvm()) {
+        preflight::check()?;
+    }
+    Ok(budget)
+}
+
+/// Checks that the host's network may be changed, if the cluster is or is to be joined to it and has
+/// no worker that has done so.
+pub(super) fn network(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
+    let dir = store.cluster(cluster);
+    if dir.is_running()? {
+        return Ok(());
+    }
+    let asked = members.iter().any(|member| member.plan.is_bridged());
+    if asked || bridge::of_cluster(&dir)?.is_some() {
+        bridge::permitted()?;
+    }
+    Ok(())
+}
+
+/// The memory of the members that do not run.
+pub(super) fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result<Vec<Want>> {
+    let mut wants = Vec::new();
+    for Member { plan, .. } in members {
+        let memory = match store.cluster(cluster).vm(&plan.name) {
+            Some(vm) if vm.is_running()? => continue,
+            Some(vm) => vm.record()?.memory,
+            None => plan.memory,
+        };
+        wants.push(Want::new(cluster.clone(), plan.name.clone(), memory));
+    }
+    Ok(wants)
+}
+
+/// Checks that this host has what each member that is to be created asks for, and if they are to be
+/// started what those need that exist and do not run.
+pub(super) fn resources(
+    store: &Store,
+    cluster: &Name,
+    members: &[Member],
+    starting: bool,
+) -> Result<()> {
+    let there = HostResources::of_host(store.home());
+    let cluster = store.cluster(cluster);
+    for Member { builder, plan, .. } in members {
+        match cluster.vm(&plan.name) {
+            None => there.check(&builder.asked(plan))?,
+            Some(vm) if starting && !vm.is_running()? => {
+                there.check(&Request::of(&vm.record()?))?
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! What a start is about: the members that are asked for, and those that exist.
+
+use super::Launch;
+use crate::disk::fixture;
+use crate::error::{Error, Result};
+use crate::images::{Image, ImageRef, Images};
+use crate::model::lifetime::Lifetime;
+use crate::model::names::Name;
+use crate::store::open::open_store;
+use crate::store::{Lock, Store, StoreError, VmDir, ephemeral};
+use crate::util::task::blocking;
+use crate::vm::builder::{Plan, VmBuilder};
+
+/// A member as it is found or to be made.
+pub(super) struct Member {
+    pub(super) builder: VmBuilder,
+    pub(super) plan: Plan,
+    /// Its image, if it does not exist.
+    pub(super) image: Option<Image>,
+}
+
+impl Launch {
+    /// What is to be started, checked as far as it can be without looking at the state directory.
+    pub(super) fn plan(&self) -> Result<Vec<Member>> {
+        let mut members = Vec::new();
+        for builder in &self.members {
+            members.push(Member {
+                plan: builder.plan()?,
+                builder: builder.clone(),
+                image: None,
+            });
+        }
+        Ok(members)
+    }
+
+    /// Refuses members that exist and must not, before it is known whether this host can run them.
+    /// [`super::members::make`] does so for one that comes to be later.
+    pub(super) async fn refuse_existing(&self, members: &[Member]) -> Result<()> {
+        let home = match &self.home {
+            Some(home) => home.clone(),
+            None => Store::default_home()?,
+        };
+        // Where nothing has ever been made, nothing is made by looking for it.
+        if !home.is_dir() || !members.iter().any(|member| member.builder.create_new) {
+            return Ok(());
+        }
+        let store = open_store(Some(&home)).await?;
+        let cluster = store.cluster(&self.cluster);
+        for Member { plan, .. } in members.iter().filter(|member| member.builder.create_new) {
+            let mut found: Vec<_> = cluster.vm(&plan.name).into_iter().collect();
+            if self.anywhere {
+                found.extend(others(&store, &plan.name)?);
+            }
+            if let Some(vm) = found.first() {
+                return Err(exists(vm));
+            }
+        }
+        Ok(())
+    }
+
+    /// The cluster that is meant, and a share of it if it exists. With that, what exists is not pruned
+    /// while its start waits for an image or for memory, so it is taken before anything is looked up
+    /// and kept until the handles have shares of their own.
+    pub(super) async fn locate(
+        &self,
+        store: &Store,
+        members: &[Member],
+    ) -> Result<(Name, Option<Lock>)> {
+        loop {
+            let cluster = self.meant(store, members)?;
+            let dir = store.cluster(&cluster);
+            let share = blocking(move || dir.share_if_there()).await?;
+            // Else it was removed meanwhile, or has come to be.
+            if self.meant(store, members)? == cluster {
+                return Ok((cluster, share));
+            }
+        }
+    }
+
+    /// The cluster that is named or, if none is, the one that has the member.
+    fn meant(&self, store: &Store, members: &[Member]) -> Result<Name> {
+        let elsewhere = existing_elsewhere(store, &self.cluster, members, self.lifetime)?;
+        match elsewhere.as_slice() {
+            [] => Ok(self.cluster.clone()),
+            [vm] if self.anywhere => Ok(vm.cluster().clone()),
+            [vm, _, ..] if self.anywhere => Err(Error::Ambiguous {
+                name: vm.name().clone(),
+                clusters: elsewhere.iter().map(|vm| vm.cluster().clone()).collect(),
+            }),
+            [vm, ..] => Err(Error::NameTaken {
+                name: vm.name().clone(),
+                cluster: vm.cluster().clone(),
+            }),
+        }
+    }
+}
+
+/// The VMs of a member's name in other clusters, if the member does not exist. A name is that of one
+/// VM only, but of those that are deleted with their owners, which are nobody else's business.
+pub(super) fn existing_elsewhere(
+    store: &Store,
+    cluster: &Name,
+    members: &[Member],
+    lifetime: Lifetime,
+) -> Result<Vec<VmDir>> {
+    if lifetime == Lifetime::Ephemeral {
+        return Ok(Vec::new());
+    }
+    for member in members {
+        let name = &member.plan.name;
+        if store.cluster(cluster).vm(name).is_none() {
+            let found = others(store, name)?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The VMs of that name in all clusters, but those that are deleted with their owners.
+fn others(store: &Store, name: &Name) -> Result<Vec<VmDir>> {
+    let mut found = store.find(name)?;
+    found.retain(|vm| !ephemeral::is_ephemeral(vm));
+    Ok(found)
+}
+
+pub(super) fn exists(vm: &VmDir) -> Error {
+    let (cluster, name) = (vm.cluster().clone(), vm.name().clone());
+    StoreError::Exists { cluster, name }.into()
+}
+
+/// Downloads the images of the members that do not exist, each once.
+pub(super) async fn images(store: &Store, cluster: &Name, members: &mut [Member]) -> Result<()> {
+    let images = Images::new(store)?;
+    let cluster = store.cluster(cluster);
+    let mut known: Vec<(ImageRef, Image)> = Vec::new();
+    for member in members {
+        if cluster.vm(&member.plan.name).is_some() {
+            continue;
+        }
+        // Found out before anything is downloaded; they are copied when the machine is started.
+        let fixtures = member.plan.fixtures.clone();
+        blocking(move || fixture::probe(&fixtures)).await?;
+        let wanted = &member.plan.image;
+        if let Some((_, image)) = known.iter().find(|(known, _)| known == wanted) {
+            member.image = Some(image.clone());
+            continue;
+        }
+        let resolved = images.resolve(wanted)?;
+        let image = images
+            .pull(&resolved, member.builder.progress.as_ref())
+            .await?;
+        known.push((wanted.clone(), image.clone()));
+        member.image = Some(image);
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! Making and starting the members of a cluster together. A VM alone is a cluster of one.
+
+mod check;
+mod find;
+mod members;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use self::find::Member;
+use self::members::Starting;
+use crate::error::{Error, Result};
+use crate::host::budget::{self, Want};
+use crate::host::resources::{HostResources, Request};
+use crate::model::lifetime::Lifetime;
+use crate::model::names::{Name, Reference};
+use crate::model::timing::{Clock, Phase};
+use crate::progress::Silent;
+use crate::store::Store;
+use crate::store::open::open_store;
+use crate::util::task::blocking;
+use crate::vm::builder::VmBuilder;
+use crate::vm::{Vm, attach};
+
+impl VmBuilder {
+    /// Starts the VM, creating it if there is none of its name, and waits until it answers by
+    /// SSH, or for what [`VmBuilder::wait_for`] was given. A VM that runs already, in whatever process, is attached to; one that exists is
+    /// booted as it was created, and options that differ are ignored with a warning (see
+    /// [`Vm::ignored_options`]).
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::Error;
+    ///
+    /// match fleetbox::Vm::builder("web").start().await {
+    ///     Ok(vm) => println!("{} is up: {}", vm.name(), vm.timings()),
+    ///     Err(Error::Host(why)) => println!("no VMs here: {why}"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bad name, size, count or image, [`Error::Host`] if VMs cannot run
+    /// here, both before anything is downloaded or created; [`Error::Budget`] if there is no memory
+    /// for it and none will come free; [`Error::NotReady`] with the
+    /// console's last lines if the guest fails or does not answer in time.
+    pub async fn start(self) -> Result<Vm> {
+        let (name, launch) = self.launch()?;
+        let (_, vms) = launch.start().await?;
+        vms.into_iter().next().ok_or(Error::NoVm { name })
+    }
+
+    /// Stops the VM, which exists, if it runs, and starts it again as [`VmBuilder::start`] does. It is
+    /// not stopped if it is known before that it could not be started.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{STOP_DEADLINE, Vm};
+    ///
+    /// let vm = Vm::builder("web").detached().restart(STOP_DEADLINE).await?;
+    /// assert!(!vm.was_running(), "it was booted anew");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], and those of [`VmBuilder::start`] and [`Vm::stop_within`].
+    pub async fn restart(self, deadline: Duration) -> Result<Vm> {
+        let (name, launch) = self.launch()?;
+        let (_, vms) = launch.restart(deadline).await?;
+        vms.into_iter().next().ok_or(Error::NoVm { name })
+    }
+
+    /// The start of the VM, and its name.
+    fn launch(self) -> Result<(Name, Launch)> {
+        let reference: Reference = self.name.parse()?;
+        let name = reference.name().clone();
+        let launch = Launch {
+            cluster: reference.cluster().unwrap_or(&name).clone(),
+            anywhere: reference.cluster().is_none(),
+            alone: true,
+            lifetime: self.lifetime,
+            home: self.home.clone(),
+            members: vec![self.named(&name)],
+        };
+        Ok((name, launch))
+    }
+
+    /// Creates the VM without starting it, and so without a need for KVM: [`VmBuilder::start`] does
+    /// that later. False if there is a VM of that name already, which stays as it is. It is an
+    /// ordinary one that stays until it is removed.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// fleetbox::Vm::builder("web").image("debian-12").create().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`VmBuilder::start`], but for what has to do with running it; [`Error::InsufficientResources`] all the same
+    /// if this host has less than what is asked for.
+    pub async fn create(self) -> Result<bool> {
+        let (_, mut launch) = self.launch()?;
+        launch.lifetime = Lifetime::Detached;
+        Ok(!launch.create().await?.is_empty())
+    }
+}
+
+/// What is to be started.
+pub(crate) struct Launch {
+    /// The cluster.
+    pub(crate) cluster: Name,
+    /// The cluster is not named: a VM of that name that is a member of another one is meant, too.
+    pub(crate) anywhere: bool,
+    /// A VM alone, whose failed start leaves it for a look at it. Of a cluster all members are
+    /// started or none.
+    pub(crate) alone: bool,
+    pub(crate) lifetime: Lifetime,
+    pub(crate) home: Option<PathBuf>,
+    pub(crate) members: Vec<VmBuilder>,
+}
+
+impl Launch {
+    /// Starts all members, creating those that do not exist, and waits until they answer by SSH.
+    /// Unless it is one VM alone, what was created or started by this call is undone when one
+    /// fails.
+    pub(crate) async fn start(self) -> Result<(Store, Vec<Vm>)> {
+        let mut clock = Clock::start();
+        let mut members = self.plan()?;
+        self.refuse_existing(&members).await?;
+        let budget = check::budget_of(&members)?;
+        clock.done(Phase::Preflight);
+
+        let store = open_store(self.home.as_deref()).await?;
+        sweep(&store).await?;
+        let (cluster, _share) = self.locate(&store, &members).await?;
+        check::network(&store, &cluster, &members)?;
+        let wants = check::wants(&store, &cluster, &members)?;
+        budget.check(&wants)?;
+        check::resources(&store, &cluster, &members, true)?;
+        find::images(&store, &cluster, &mut members).await?;
+        clock.done(Phase::Image);
+
+        let progress = members
+            .first()
+            .map(|first| Arc::clone(&first.builder.progress));
+        let progress = progress.unwrap_or_else(|| Arc::new(Silent));
+        let lease = budget::acquire(&store, budget, wants, progress.as_ref()).await?;
+        clock.done(Phase::Memory);
+
+        let mut starting = Starting::new(&store, &cluster, self.lifetime, self.alone, members);
+        let vms = starting.start_machines(lease, &mut clock).await?;
+        let vms = starting.wait_until_up(vms).await?;
+        clock.done(Phase::Boot);
+        let timings = clock.finish();
+        tracing::info!(%cluster, vms = vms.len(), %timings, "started");
+        let vms = vms
+            .into_iter()
+            .map(|vm| vm.with_timings(timings.clone()))
+            .collect();
+        Ok((store, vms))
+    }
+
+    /// Stops the members, all of which exist, as far as they run, and starts them as
+    /// [`Launch::start`] does. What is known to keep them from starting is an error before.
+    pub(crate) async fn restart(self, deadline: Duration) -> Result<(Store, Vec<Vm>)> {
+        let members = self.plan()?;
+        let budget = check::budget_of(&members)?;
+        let store = open_store(self.home.as_deref()).await?;
+        let (cluster, _share) = self.locate(&store, &members).await?;
+        let mut vms = Vec::new();
+        let mut wants = Vec::new();
+        for Member { plan, builder, .. } in &members {
+            let name = &plan.name;
+            let vm = store.cluster(&cluster).vm(name);
+            let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
+            let record = vm.record()?;
+            HostResources::of_host(store.home()).check(&Request::of(&record))?;
+            wants.push(Want::new(cluster.clone(), name.clone(), record.memory));
+            vms.push(Vm::found(&store, vm)?.with_progress(Arc::clone(&builder.progress)));
+        }
+        budget.check(&wants)?;
+        for stopped in join_all(vms.iter().map(|vm| vm.stop_within(deadline))).await {
+            match stopped {
+                Err(error) if !error.is_not_running() => return Err(error),
+                _ => {}
+            }
+        }
+        self.start().await
+    }
+
+    /// Creates the members that do not exist, and starts none. The names of those it has created.
+    pub(crate) async fn create(self) -> Result<Vec<Name>> {
+        let mut members = self.plan()?;
+        self.refuse_existing(&members).await?;
+        let store = open_store(self.home.as_deref()).await?;
+        let elsewhere = find::existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
+        if let ([_], true) = (elsewhere.as_slice(), self.anywhere) {
+            return Ok(Vec::new());
+        }
+        if let Some(vm) = elsewhere.first() {
+            return Err(Error::NameTaken {
+                name: vm.name().clone(),
+                cluster: vm.cluster().clone(),
+            });
+        }
+        check::resources(&store, &self.cluster, &members, false)?;
+        find::images(&store, &self.cluster, &mut members).await?;
+        blocking(move || {
+            let mut created = Vec::new();
+            for member in &members {
+                if members::make(&store, &self.cluster, member, self.lifetime, &created)? {
+                    created.push(member.plan.name.clone());
+                }
+            }
+            Ok(created)
+        })
+        .await
+    }
+}
+
+/// Removes what killed processes left. A start goes on whatever cannot be removed.
+async fn sweep(store: &Store) -> Result<()> {
+    let store = store.clone();
+    blocking(move || {
+        if let Err(error) = attach::sweep(&store) {
+            tracing::warn!(%error, "cannot remove what killed processes left");
+        }
+        Ok(())
+    })
+    .await
+}
