@@ -173,7 +173,7 @@ fn unit() -> Result<()> {
         cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(chosen)
     };
     // Built once more with the fake machine, which no other program should have in it.
-    let coordination = cargo(&["test", "-p", "fleetbox", "--locked"]).args([
+    let coordination = cargo(&["test", "-p", "fleetbox-cli", "--locked"]).args([
         "--features",
         "fake",
         "--test",
@@ -311,7 +311,7 @@ fn e2e(wanted: &[String]) -> Result<String> {
             "-p",
             E2E,
             "-p",
-            "fleetbox",
+            "fleetbox-cli",
             "-p",
             "fleetbox-vmm",
         ],
