@@ -40,7 +40,7 @@ use tokio::runtime::Runtime;
 
 use crate::names::Reference;
 use crate::store::{VmDir, VmRecord};
-use crate::{Error, Resize, Result, Stopped, TimedEvent, VmInfo};
+use crate::{Error, Resize, Resolution, Result, Stopped, TimedEvent, VmInfo};
 
 /// The runtime that does the work, for all of the process.
 fn runtime() -> Result<&'static Runtime> {
@@ -129,6 +129,22 @@ pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 pub fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
     let (home, name) = (home.map(Path::to_owned), name.to_owned());
     run(async move { crate::find(home.as_deref(), &name).await })
+}
+
+/// See [`crate::resolve`].
+///
+/// ```no_run
+/// use fleetbox::Resolution;
+///
+/// let free = matches!(fleetbox::blocking::resolve(None, "web")?, Resolution::Nothing);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`crate::resolve`].
+pub fn resolve(home: Option<&Path>, name: &str) -> Result<Resolution> {
+    let (home, name) = (home.map(Path::to_owned), name.to_owned());
+    run(async move { crate::resolve(home.as_deref(), &name).await })
 }
 
 /// As [`crate::stop`].

@@ -73,8 +73,8 @@ pub use ssh::{ExitStatus, Output};
 pub use stream::Stream;
 pub use timing::{Phase, Timings};
 pub use vm::{
-    Published, STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune, prune_only, remove,
-    stop,
+    Published, Resolution, STOP_DEADLINE, Stopped, Vm, VmInfo, VmState, find, list, prune,
+    prune_only, remove, resolve, stop,
 };
 
 // The expansion of the attribute, which tests in here use too, names the crate.

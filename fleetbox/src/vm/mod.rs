@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use self::list::meant;
-pub use self::list::{VmInfo, VmState, find, list};
+pub use self::list::{Resolution, VmInfo, VmState, find, list, resolve};
 pub use self::remote::Published;
 pub use self::remove::{prune, prune_only, remove};
 pub use self::stop::{STOP_DEADLINE, Stopped, stop};
