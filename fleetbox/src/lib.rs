@@ -63,7 +63,7 @@ pub use vm::builder::VmBuilder;
 pub use vm::cluster::{Cluster, ClusterBuilder};
 pub use vm::events::Events;
 pub use vm::links::{LinkConditions, LinkEnd};
-pub use vm::list::{VmInfo, VmState, find, list};
+pub use vm::list::{Resolution, VmInfo, VmState, find, list, resolve};
 pub use vm::logs;
 pub use vm::remote::Published;
 pub use vm::remove::{prune, prune_only, remove};

@@ -1,11 +1,11 @@
-//! How a download, and waiting for memory, are shown: a bar on a terminal, plain lines elsewhere,
-//! nothing by default.
+//! How long work reports itself: as plain lines, to what a program makes of it, or not at all.
+//!
+//! Bars are left to programs that have a terminal to themselves, as `fleetbox` does: under a test runner they
+//! would mix with its output, and every user of the library would compile them.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What happens while an image is pulled and while VMs are started, restarted and waited for.
 ///
@@ -94,7 +94,7 @@ pub enum ProgressEvent<'a> {
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
-/// use fleetbox::images::{Progress, ProgressEvent};
+/// use fleetbox::progress::{Progress, ProgressEvent};
 ///
 /// #[derive(Default)]
 /// struct Counter(AtomicU64);
@@ -115,7 +115,7 @@ pub trait Progress: Send + Sync {
     /// One thing has happened.
     ///
     /// ```
-    /// use fleetbox::images::{Progress, ProgressEvent, progress};
+    /// use fleetbox::progress::{self, Progress, ProgressEvent};
     ///
     /// let shown = progress::stderr();
     /// shown.event(ProgressEvent::Starting { vm: "web" });
@@ -133,7 +133,7 @@ impl std::fmt::Debug for dyn Progress {
 /// Shows nothing.
 ///
 /// ```
-/// use fleetbox::images::{Progress, ProgressEvent, progress::Silent};
+/// use fleetbox::progress::{Silent, Progress, ProgressEvent};
 ///
 /// Silent.event(ProgressEvent::Failed);
 /// ```
@@ -144,102 +144,13 @@ impl Progress for Silent {
     fn event(&self, _: ProgressEvent<'_>) {}
 }
 
-/// The right display of downloads and of waiting for memory for standard error: a bar on a terminal, plain lines elsewhere.
+/// Shows downloads, and what waits for memory, as plain lines on standard error.
 ///
 /// ```
 /// let vm = fleetbox::Vm::test().progress(fleetbox::progress::stderr());
 /// ```
 pub fn stderr() -> Box<dyn Progress> {
-    if io::stderr().is_terminal() {
-        Box::new(Bar::stderr())
-    } else {
-        Box::new(Lines::new(io::stderr()))
-    }
-}
-
-/// A bar with rate and time left, for terminals.
-///
-/// ```
-/// use fleetbox::progress::Bar;
-/// use std::sync::Arc;
-///
-/// let vm = fleetbox::Vm::test().progress(Arc::new(Bar::stderr()) as Arc<_>);
-/// ```
-#[derive(Debug)]
-pub struct Bar {
-    bar: ProgressBar,
-}
-
-impl Bar {
-    /// A bar on standard error, drawn once something happens.
-    ///
-    /// ```
-    /// use fleetbox::images::{Progress, ProgressEvent, progress::Bar};
-    ///
-    /// let bar = Bar::stderr();
-    /// bar.event(ProgressEvent::Advanced { bytes: 4096 });
-    /// bar.event(ProgressEvent::Finished { bytes: 4096 });
-    /// ```
-    pub fn stderr() -> Self {
-        Self {
-            bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
-        }
-    }
-}
-
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-impl Progress for Bar {
-    fn event(&self, event: ProgressEvent<'_>) {
-        match event {
-            ProgressEvent::Waiting { image } => {
-                self.bar.set_style(style("{spinner} {msg}"));
-                self.bar
-                    .set_message(format!("waiting for another download of {image}"));
-                self.bar.enable_steady_tick(Duration::from_millis(200));
-            }
-            ProgressEvent::Started {
-                image,
-                resumed_from,
-                total,
-                ..
-            } => {
-                self.bar.disable_steady_tick();
-                self.bar.set_style(style(if total.is_some() {
-                    "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left"
-                } else {
-                    "{msg} {spinner} {bytes} {bytes_per_sec}"
-                }));
-                match total {
-                    Some(total) => self.bar.set_length(total),
-                    None => self.bar.unset_length(),
-                }
-                self.bar.set_message(image.to_owned());
-                // What was there before must not count as speed.
-                self.bar.set_position(resumed_from);
-                self.bar.reset_eta();
-            }
-            ProgressEvent::Advanced { bytes } => self.bar.set_position(bytes),
-            ProgressEvent::Retrying { why } => self.bar.println(format!("{why}; trying again")),
-            ProgressEvent::WaitingForMemory { vm, why } => {
-                self.bar.set_style(style("{spinner} {wide_msg}"));
-                self.bar
-                    .set_message(format!("{vm} waits for memory: {why}"));
-                self.bar.enable_steady_tick(Duration::from_millis(200));
-            }
-            ProgressEvent::Finished { .. }
-            | ProgressEvent::Failed
-            | ProgressEvent::MemoryGranted => {
-                self.bar.finish_and_clear();
-            }
-            ProgressEvent::Stopping { .. }
-            | ProgressEvent::Starting { .. }
-            | ProgressEvent::CopyingFixtures { .. }
-            | ProgressEvent::WaitingFor { .. } => {}
-        }
-    }
+    Box::new(Lines::new(io::stderr()))
 }
 
 /// How long a download may be silent in plain lines.
@@ -249,7 +160,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// part, whichever is rarer.
 ///
 /// ```
-/// use fleetbox::images::{Progress, ProgressEvent, progress::Lines};
+/// use fleetbox::progress::{Lines, Progress, ProgressEvent};
 ///
 /// let lines = Lines::new(std::io::stdout());
 /// lines.event(ProgressEvent::Waiting { image: "debian-12" });
@@ -272,7 +183,7 @@ impl<W: Write + Send> Lines<W> {
     /// Lines to `out`; failures to write are ignored.
     ///
     /// ```
-    /// use fleetbox::images::{Progress, ProgressEvent, progress::Lines};
+    /// use fleetbox::progress::{Lines, Progress, ProgressEvent};
     ///
     /// let mut log = Vec::new();
     /// Lines::new(&mut log).event(ProgressEvent::Waiting { image: "debian-12" });
@@ -311,11 +222,11 @@ impl<W: Write + Send> Progress for Lines<W> {
                 state.begun = Instant::now();
                 state.last_line = state.begun;
                 state.last_tenth = total.map_or(0, |t| tenths(resumed_from, t));
-                let size = total.map_or_else(String::new, |t| format!(" ({})", HumanBytes(t)));
+                let size = total.map_or_else(String::new, |t| format!(" ({})", human(t)));
                 if resumed_from > 0 {
                     format!(
                         "{image}: downloading {url}{size}, continuing at {}",
-                        HumanBytes(resumed_from)
+                        human(resumed_from)
                     )
                 } else {
                     format!("{image}: downloading {url}{size}")
@@ -330,20 +241,15 @@ impl<W: Write + Send> Progress for Lines<W> {
                 match state.total {
                     Some(total) => {
                         state.last_tenth = tenth;
-                        format!(
-                            "{} of {} ({} %)",
-                            HumanBytes(bytes),
-                            HumanBytes(total),
-                            tenth * 10
-                        )
+                        format!("{} of {} ({} %)", human(bytes), human(total), tenth * 10)
                     }
-                    None => HumanBytes(bytes).to_string(),
+                    None => human(bytes),
                 }
             }
             ProgressEvent::Retrying { why } => format!("{why}; trying again"),
             ProgressEvent::Finished { bytes } => format!(
                 "downloaded and verified {} in {:.1} s",
-                HumanBytes(bytes),
+                human(bytes),
                 state.begun.elapsed().as_secs_f64()
             ),
             ProgressEvent::WaitingForMemory { vm, why } => {
@@ -357,6 +263,21 @@ impl<W: Write + Send> Progress for Lines<W> {
             | ProgressEvent::WaitingFor { .. } => return,
         };
         let _ = writeln!(state.out, "{line}");
+    }
+}
+
+/// A number of bytes for people: `1.50 GiB`.
+fn human(bytes: u64) -> String {
+    let (mut value, mut unit) = (bytes as f64, "B");
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, larger);
+    }
+    match unit {
+        "B" => format!("{bytes} B"),
+        unit => format!("{value:.2} {unit}"),
     }
 }
 
@@ -391,6 +312,19 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('\u{1b}') && !text.contains('\r'));
+    }
+
+    #[test]
+    fn bytes_have_the_largest_unit_that_fits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (3 << 29, "1.50 GiB"),
+            (u64::MAX, "16777216.00 TiB"),
+        ] {
+            assert_eq!(human(bytes), text);
+        }
     }
 
     #[test]

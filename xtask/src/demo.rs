@@ -47,7 +47,7 @@ pub fn run() -> Result<()> {
         })?;
     }
     steps.time("build fleetbox", || {
-        cargo(&["build", "-p", "fleetbox", "--locked"])
+        cargo(&["build", "-p", "fleetbox-cli", "--locked"])
             .limit(2400)
             .passthrough()
     })?;

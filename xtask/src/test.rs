@@ -172,13 +172,13 @@ fn unit() -> Result<()> {
     } else {
         cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(chosen)
     };
-    // Built once more with the fake machine, which no other program should have in it.
-    let coordination = cargo(&["test", "-p", "fleetbox", "--locked"]).args([
-        "--features",
-        "fake",
-        "--test",
-        "coordination",
-    ]);
+    // Built once more with the fake machine, which no other program should have in it. A target directory of its own
+    // keeps the flag from building everything else again.
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default() + " --cfg fleetbox_fake";
+    let coordination = cargo(&["test", "-p", "fleetbox-cli", "--locked"])
+        .args(["--test", "coordination"])
+        .env("RUSTFLAGS", flags)
+        .env("CARGO_TARGET_DIR", target_dir().join("fake"));
     // None of the above runs the examples of the documentation.
     let examples = cargo(&["test", "--doc"]).args(chosen);
     // Each runs whatever became of the others.
@@ -311,7 +311,7 @@ fn e2e(wanted: &[String]) -> Result<String> {
             "-p",
             E2E,
             "-p",
-            "fleetbox",
+            "fleetbox-cli",
             "-p",
             "fleetbox-vmm",
         ],

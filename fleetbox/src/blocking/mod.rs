@@ -43,7 +43,7 @@ use crate::model::event::TimedEvent;
 use crate::model::names::Reference;
 use crate::store::{VmDir, VmRecord};
 use crate::util::task::ShuttingDown;
-use crate::vm::list::VmInfo;
+use crate::vm::list::{Resolution, VmInfo};
 use crate::vm::resize::Resize;
 use crate::vm::stop::Stopped;
 
@@ -134,6 +134,22 @@ pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
 pub fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
     let (home, name) = (home.map(Path::to_owned), name.to_owned());
     run(async move { crate::vm::list::find(home.as_deref(), &name).await })
+}
+
+/// See [`crate::resolve`].
+///
+/// ```no_run
+/// use fleetbox::Resolution;
+///
+/// let free = matches!(fleetbox::blocking::resolve(None, "web")?, Resolution::Nothing);
+/// # Ok::<(), fleetbox::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`crate::resolve`].
+pub fn resolve(home: Option<&Path>, name: &str) -> Result<Resolution> {
+    let (home, name) = (home.map(Path::to_owned), name.to_owned());
+    run(async move { crate::vm::list::resolve(home.as_deref(), &name).await })
 }
 
 /// As [`crate::stop`].

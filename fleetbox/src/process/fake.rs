@@ -1,7 +1,8 @@
 //! A machine that is only a script: tests of the life cycle need no KVM.
 //!
-//! The feature `fake` puts it into programs, the command line among them. Then two variables of the
-//! environment are looked at: `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run, and
+//! `RUSTFLAGS="--cfg fleetbox_fake"` builds it into programs, the command line among them. It is a `cfg`
+//! because a feature could be switched on by any package of a build. Such a program reads two environment
+//! variables: `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run, and
 //! `FLEETBOX_FAKE_PROTOCOL`, another version of the protocol between clients and workers. It proves
 //! coordination only: no guest runs.
 
@@ -30,7 +31,7 @@ pub(crate) enum Script {
 }
 
 /// The script of the environment.
-#[cfg(feature = "fake")]
+#[cfg(fleetbox_fake)]
 pub(super) fn from_env() -> Option<Script> {
     let text = std::env::var("FLEETBOX_FAKE").ok()?;
     match serde_json::from_str(&text) {
@@ -42,7 +43,7 @@ pub(super) fn from_env() -> Option<Script> {
 }
 
 /// The protocol's version of the environment.
-#[cfg(feature = "fake")]
+#[cfg(fleetbox_fake)]
 pub(super) fn protocol_from_env() -> Option<u32> {
     std::env::var("FLEETBOX_FAKE_PROTOCOL").ok()?.parse().ok()
 }

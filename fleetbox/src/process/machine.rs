@@ -111,7 +111,7 @@ fn run(
     let console = Box::new(reporter.console());
     let running = match config.spec.backend {
         Backend::Vmm => super::vmm::start(config.spec, nic, console, reporter.events())?,
-        #[cfg(any(test, feature = "fake"))]
+        #[cfg(any(test, fleetbox_fake))]
         Backend::Fake(script) => super::fake::start(script, console, &reporter.events())?,
     };
     reporter.event(MachineEvent::Started);

@@ -13,7 +13,7 @@
 mod client;
 mod console;
 mod entry;
-#[cfg(any(test, feature = "fake"))]
+#[cfg(any(test, fleetbox_fake))]
 pub(crate) mod fake;
 mod machine;
 mod member;

@@ -35,7 +35,7 @@ impl Hello {
 
 /// [`PROTOCOL`], or what a test says in its place.
 fn own_protocol() -> u32 {
-    #[cfg(feature = "fake")]
+    #[cfg(fleetbox_fake)]
     if let Some(protocol) = super::fake::protocol_from_env() {
         return protocol;
     }
@@ -99,14 +99,14 @@ pub(crate) enum Backend {
     #[default]
     Vmm,
     /// Nothing but a script (tests of the life cycle).
-    #[cfg(any(test, feature = "fake"))]
+    #[cfg(any(test, fleetbox_fake))]
     Fake(super::fake::Script),
 }
 
 impl Backend {
     /// What runs machines where nothing else is said.
     pub(crate) fn usual() -> Self {
-        #[cfg(feature = "fake")]
+        #[cfg(fleetbox_fake)]
         if let Some(script) = super::fake::from_env() {
             return Self::Fake(script);
         }

@@ -155,6 +155,60 @@ pub async fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
     Ok(meant(home, name).await?.1)
 }
 
+/// What a name means, see [`resolve`].
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// use fleetbox::Resolution;
+///
+/// match fleetbox::resolve(None, "node").await? {
+///     Resolution::Vm(vm) => println!("the VM {}", vm.reference()),
+///     Resolution::Cluster(members) => println!("a cluster of {} VMs", members.len()),
+///     Resolution::Nothing => println!("the name is free"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub enum Resolution {
+    /// One VM, alone or a member of a cluster.
+    Vm(VmDir),
+    /// All members of a cluster, at least one.
+    Cluster(Vec<VmDir>),
+    /// No VM and no cluster has this name.
+    Nothing,
+}
+
+/// Finds out whether a name means a VM or a cluster: as [`find`], and where no VM has the name, the cluster
+/// of that name.
+///
+/// ```no_run
+/// # async fn example() -> fleetbox::Result<()> {
+/// let free = matches!(fleetbox::resolve(None, "web").await?, fleetbox::Resolution::Nothing);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::NoMember`] for `CLUSTER/NAME` if the cluster has no such member; [`Error::Ambiguous`] if several
+/// clusters have such a VM and none is named.
+pub async fn resolve(home: Option<&Path>, name: &str) -> Result<Resolution> {
+    match find(home, name).await {
+        Ok(vm) => Ok(Resolution::Vm(vm)),
+        Err(Error::NoVm { name }) => {
+            let store = open_store(home).await?;
+            blocking(move || {
+                let members = store.cluster(&name).vms()?;
+                Ok(if members.is_empty() {
+                    Resolution::Nothing
+                } else {
+                    Resolution::Cluster(members)
+                })
+            })
+            .await
+        }
+        Err(error) => Err(error),
+    }
+}
+
 pub(super) async fn meant(home: Option<&Path>, text: &str) -> Result<(Store, VmDir)> {
     let reference: Reference = text.parse()?;
     let store = open_store(home).await?;
@@ -188,4 +242,44 @@ pub(super) async fn meant(home: Option<&Path>, text: &str) -> Result<(Store, VmD
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_a_vm_or_else_a_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        for vm in ["web/web", "node/node-1", "node/node-2", "kept/node-1"] {
+            let path = dir.path().join("clusters").join(vm);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("vm.json"), "{}").unwrap();
+        }
+        let resolved = async |name: &str| {
+            let text = |vm: &VmDir| vm.reference().to_string();
+            Ok(match resolve(Some(dir.path()), name).await? {
+                Resolution::Vm(vm) => text(&vm),
+                Resolution::Cluster(members) => {
+                    let members: Vec<_> = members.iter().map(text).collect();
+                    format!("cluster of {}", members.join(", "))
+                }
+                Resolution::Nothing => "nothing".to_owned(),
+            })
+        };
+        for (name, expected) in [
+            ("web", "web/web"),
+            ("node-2", "node/node-2"),
+            ("kept/node-1", "kept/node-1"),
+            ("node", "cluster of node/node-1, node/node-2"),
+            ("nod", "nothing"),
+        ] {
+            let found: Result<String> = resolved(name).await;
+            assert_eq!(found.unwrap(), expected, "{name}");
+        }
+        let ambiguous = resolved("node-1").await;
+        assert!(matches!(ambiguous, Err(Error::Ambiguous { .. })));
+        let missing = resolved("nod/node-1").await;
+        assert!(matches!(missing, Err(Error::NoMember { .. })));
+    }
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use fleetbox::Result;
 use fleetbox::logs::ConsoleLog;
 
-use super::args::Logs;
-use super::output::Context;
+use crate::args::Logs;
+use crate::output::Context;
 
 /// How often the log is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
-pub(super) async fn run(context: &Context, logs: Logs) -> Result<u8> {
+pub(crate) async fn run(context: &Context, logs: Logs) -> Result<u8> {
     let mut log = ConsoleLog::open(context.home(), logs.name.as_str()).await?;
     if !print(log.existing(logs.lines)?.as_bytes()) || !logs.follow {
         return Ok(0);

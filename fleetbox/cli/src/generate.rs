@@ -7,15 +7,15 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 use fleetbox::{Error, Result};
 
-use super::args::Cli;
+use crate::args::Cli;
 
-pub(super) fn completions(shell: Shell) -> Result<u8> {
+pub(crate) fn completions(shell: Shell) -> Result<u8> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "fleetbox", &mut text);
     print(&text)
 }
 
-pub(super) fn man(dir: Option<&Path>) -> Result<u8> {
+pub(crate) fn man(dir: Option<&Path>) -> Result<u8> {
     match dir {
         Some(dir) => std::fs::create_dir_all(dir)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))

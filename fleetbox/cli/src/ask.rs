@@ -4,7 +4,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 /// True if `what` may be done: it was forced, nobody is there to be asked, or somebody says yes.
 /// A script that got this far wants it done.
-pub(super) fn may(what: &str, force: bool) -> bool {
+pub(crate) fn may(what: &str, force: bool) -> bool {
     if force || !std::io::stdin().is_terminal() {
         return true;
     }

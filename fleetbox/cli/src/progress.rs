@@ -8,11 +8,11 @@ use std::time::Duration;
 use fleetbox::progress::{self, Progress, ProgressEvent};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::Context;
+use crate::output::Context;
 
 /// A moving line on a terminal, plain lines elsewhere, one for each phase, nothing with `--quiet`. The
 /// moving line is gone when this is dropped.
-pub(super) struct Display(Shown);
+pub(crate) struct Display(Shown);
 
 enum Shown {
     Nothing,
@@ -23,7 +23,7 @@ enum Shown {
 impl Display {
     /// Shows that `what` is done, such as `starting web`; without a terminal only once there is a phase
     /// of it, since what is there already takes no time.
-    pub(super) fn new(context: &Context, what: &str) -> Self {
+    pub(crate) fn new(context: &Context, what: &str) -> Self {
         Self(if context.quiet {
             Shown::Nothing
         } else if std::io::stderr().is_terminal() {
@@ -34,7 +34,7 @@ impl Display {
     }
 
     /// As [`Display::new`], of what begins now in any case.
-    pub(super) fn begin(context: &Context, what: &str) -> Self {
+    pub(crate) fn begin(context: &Context, what: &str) -> Self {
         let display = Self::new(context, what);
         if let Shown::Plain(plain) = &display.0 {
             plain.tell(what.to_owned());
@@ -43,7 +43,7 @@ impl Display {
     }
 
     /// Changes what the line says; nothing where there is no line.
-    pub(super) fn teller(&self) -> impl Fn(String) + Send + Sync + 'static {
+    pub(crate) fn teller(&self) -> impl Fn(String) + Send + Sync + 'static {
         let line = match &self.0 {
             Shown::Line(line) => Some(Arc::clone(line)),
             Shown::Nothing | Shown::Plain(_) => None,
@@ -56,7 +56,7 @@ impl Display {
     }
 
     /// What is told of phases and downloads.
-    pub(super) fn progress(&self) -> Arc<dyn Progress> {
+    pub(crate) fn progress(&self) -> Arc<dyn Progress> {
         match &self.0 {
             Shown::Nothing => Arc::new(progress::Silent),
             Shown::Line(line) => Arc::clone(line) as _,
@@ -65,7 +65,7 @@ impl Display {
     }
 
     /// Does what prints something, with the moving line out of its way.
-    pub(super) fn aside(&self, print: impl FnOnce()) {
+    pub(crate) fn aside(&self, print: impl FnOnce()) {
         match &self.0 {
             Shown::Line(line) => line.bar.suspend(print),
             Shown::Nothing | Shown::Plain(_) => print(),

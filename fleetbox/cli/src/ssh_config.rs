@@ -3,10 +3,10 @@
 use fleetbox::ssh_config::SshConfig;
 use fleetbox::{Error, Result};
 
-use super::args;
-use super::output::Context;
+use crate::args;
+use crate::output::Context;
 
-pub(super) async fn run(context: &Context, options: args::SshConfig) -> Result<u8> {
+pub(crate) async fn run(context: &Context, options: args::SshConfig) -> Result<u8> {
     let config = config(context)?;
     if !options.install && !options.uninstall {
         context.say(config.text()?.trim_end());
@@ -50,7 +50,7 @@ fn config(context: &Context) -> Result<SshConfig> {
 }
 
 /// Tells OpenSSH which VMs there are now, if it was told of any.
-pub(super) fn refresh(context: &Context) {
+pub(crate) fn refresh(context: &Context) {
     let refreshed = config(context).and_then(|config| Ok(config.refresh(false)?));
     if let Err(error) = refreshed {
         context.note(format_args!("`ssh` does not know of the change: {error}"));

@@ -8,20 +8,20 @@ use fleetbox::store::Store;
 use fleetbox::{Error, Result};
 
 /// What holds for a command whichever it is.
-pub(super) struct Context {
-    pub(super) home: Option<PathBuf>,
-    pub(super) quiet: bool,
-    pub(super) json: bool,
+pub(crate) struct Context {
+    pub(crate) home: Option<PathBuf>,
+    pub(crate) quiet: bool,
+    pub(crate) json: bool,
 }
 
 impl Context {
     /// The state directory that was named.
-    pub(super) fn home(&self) -> Option<&Path> {
+    pub(crate) fn home(&self) -> Option<&Path> {
         self.home.as_deref()
     }
 
     /// Opens the state directory.
-    pub(super) fn store(&self) -> Result<Store> {
+    pub(crate) fn store(&self) -> Result<Store> {
         Ok(match &self.home {
             Some(home) => Store::open(home)?,
             None => Store::open_default()?,
@@ -29,34 +29,34 @@ impl Context {
     }
 
     /// A line that was asked for.
-    pub(super) fn say(&self, line: impl Display) {
+    pub(crate) fn say(&self, line: impl Display) {
         // If nobody reads it, so be it.
         let _ = writeln!(std::io::stdout(), "{line}");
     }
 
     /// A line about what was done, on standard output; not with `--quiet`, nor beside JSON.
-    pub(super) fn tell(&self, line: impl Display) {
+    pub(crate) fn tell(&self, line: impl Display) {
         if !self.quiet && !self.json {
             self.say(line);
         }
     }
 
     /// The answer alone, with `--quiet`: in place of a line of [`Context::tell`] that has it.
-    pub(super) fn answer(&self, answer: impl Display) {
+    pub(crate) fn answer(&self, answer: impl Display) {
         if self.quiet && !self.json {
             self.say(answer);
         }
     }
 
     /// A remark on standard error; not with `--quiet`.
-    pub(super) fn note(&self, line: impl Display) {
+    pub(crate) fn note(&self, line: impl Display) {
         if !self.quiet {
             let _ = writeln!(std::io::stderr(), "{line}");
         }
     }
 
     /// Prints `value` as JSON.
-    pub(super) fn say_json(&self, value: &impl serde::Serialize) -> Result<()> {
+    pub(crate) fn say_json(&self, value: &impl serde::Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(value).map_err(|error| Error::Io {
             action: "write JSON",
             source: error.into(),
@@ -67,16 +67,16 @@ impl Context {
 }
 
 /// An error's text on standard error.
-pub(super) fn complain(error: impl Display) {
+pub(crate) fn complain(error: impl Display) {
     let _ = writeln!(std::io::stderr(), "fleetbox: {error}");
 }
 
 /// Whether standard output may have colours.
-pub(super) fn colours() -> bool {
+pub(crate) fn colours() -> bool {
     colours_on(&std::io::stdout())
 }
 
 /// Whether a stream may have colours: a terminal, and `NO_COLOR` not set (<https://no-color.org>).
-pub(super) fn colours_on(stream: &impl IsTerminal) -> bool {
+pub(crate) fn colours_on(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -9,14 +9,14 @@ use fleetbox::{Error, ExitStatus, Result, Vm};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::GUEST_FAILURE;
-use super::args::Ssh;
-use super::output::{Context, complain};
+use crate::GUEST_FAILURE;
+use crate::args::Ssh;
+use crate::output::{Context, complain};
 
 /// What a login without a terminal runs.
 const SHELL: &str = "exec \"${SHELL:-/bin/sh}\" -l";
 
-pub(super) async fn run(context: &Context, ssh: Ssh) -> Result<u8> {
+pub(crate) async fn run(context: &Context, ssh: Ssh) -> Result<u8> {
     let vm = Vm::open_in(context.home(), ssh.name.as_str()).await?;
     let command = (!ssh.command.is_empty()).then(|| ssh.command.join(" "));
     pass_through(&vm, command.as_deref(), ssh.tty).await
@@ -24,7 +24,7 @@ pub(super) async fn run(context: &Context, ssh: Ssh) -> Result<u8> {
 
 /// Runs a command line, or the login shell, with this process's standard streams. The status is
 /// the command's.
-pub(super) async fn pass_through(vm: &Vm, command: Option<&str>, tty: bool) -> Result<u8> {
+pub(crate) async fn pass_through(vm: &Vm, command: Option<&str>, tty: bool) -> Result<u8> {
     let wants_terminal = tty || (command.is_none() && io::stdin().is_terminal());
     let status = if wants_terminal {
         on_terminal(vm, command).await?
@@ -106,10 +106,10 @@ fn size() -> (u32, u32) {
 }
 
 /// The terminal in raw mode, until dropped; nothing if there is no terminal.
-pub(super) struct Raw;
+pub(crate) struct Raw;
 
 impl Raw {
-    pub(super) fn enter() -> Option<Self> {
+    pub(crate) fn enter() -> Option<Self> {
         if !io::stdin().is_terminal() {
             return None;
         }
@@ -131,7 +131,7 @@ async fn pass(from: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite + Un
     }
 }
 
-pub(super) async fn dial(context: &Context, name: &Reference, port: u16) -> Result<u8> {
+pub(crate) async fn dial(context: &Context, name: &Reference, port: u16) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
     let (mut read, mut write) = tokio::io::split(vm.connect(port).await?);
     let sending = tokio::spawn(async move {

@@ -8,12 +8,12 @@ use fleetbox::names::Reference;
 use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace};
 use fleetbox::{Error, Result, Vm};
 
-use super::args::{Exec, Machine, Run, Ship, Shipment};
-use super::output::{Context, complain};
-use super::progress::Display;
-use super::{GUEST_FAILURE, REFUSED, ssh, ssh_config, up, vms};
+use crate::args::{Exec, Machine, Run, Ship, Shipment};
+use crate::output::{Context, complain};
+use crate::progress::Display;
+use crate::{GUEST_FAILURE, REFUSED, ssh, ssh_config, up, vms};
 
-pub(super) async fn run(context: &Context, run: Run) -> Result<u8> {
+pub(crate) async fn run(context: &Context, run: Run) -> Result<u8> {
     let user_data = match up::check(&run.machine) {
         Ok(user_data) => user_data,
         Err(error) => {
@@ -176,7 +176,7 @@ async fn list(context: &Context, tree: &Tree, options: &ShipOptions) -> Result<u
     Ok(0)
 }
 
-pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
+pub(crate) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
     let vm = Vm::open_in(context.home(), exec.name.as_str()).await?;
     let elsewhere = exec.dir.as_ref().is_some_and(|dir| dir.starts_with('/'));
     let mut workspace = if elsewhere && !exec.sync {
@@ -214,7 +214,7 @@ pub(super) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
     ssh::pass_through(&vm, command.as_deref(), exec.tty).await
 }
 
-pub(super) async fn ship(context: &Context, ship: Ship) -> Result<u8> {
+pub(crate) async fn ship(context: &Context, ship: Ship) -> Result<u8> {
     let options = options(&ship.shipment);
     let tree = Tree::open(&ship.path).await?;
     if ship.shipment.dry_run {
@@ -244,7 +244,7 @@ pub(super) async fn ship(context: &Context, ship: Ship) -> Result<u8> {
     Ok(0)
 }
 
-pub(super) async fn pull_diff(
+pub(crate) async fn pull_diff(
     context: &Context,
     name: &Reference,
     output: Option<PathBuf>,

@@ -10,15 +10,15 @@ use fleetbox::names::{Name, Reference};
 use fleetbox::seed::SeedError;
 use fleetbox::{Cluster, Error, ProcessError, Result, Vm, VmBuilder};
 
-use super::args::{Machine, Up};
-use super::output::{Context, complain};
-use super::progress;
-use super::{FAILURE, REFUSED, ssh_config, vms};
+use crate::args::{Machine, Up};
+use crate::output::{Context, complain};
+use crate::progress;
+use crate::{FAILURE, REFUSED, ssh_config, vms};
 
 /// How often another name is made up if there is a VM of that name.
 const ATTEMPTS: usize = 100;
 
-pub(super) async fn run(context: &Context, mut up: Up) -> Result<u8> {
+pub(crate) async fn run(context: &Context, mut up: Up) -> Result<u8> {
     let user_data = match check(&up.machine) {
         Ok(user_data) => user_data,
         Err(error) => {
@@ -122,7 +122,7 @@ async fn named(context: &Context, name: Reference, up: Up, user_data: &UserData)
 
 /// The end of a start that has failed: where it was the machine that did, what is left of the VM is said
 /// after the error, which says so itself else.
-pub(super) async fn failed(
+pub(crate) async fn failed(
     context: &Context,
     name: &Reference,
     error: Error,
@@ -150,7 +150,7 @@ async fn runs(context: &Context, name: &Reference) -> Result<bool> {
 }
 
 /// Finds out, before anything is done, whether the ports of this host can be had.
-pub(super) fn check_ports(machine: &Machine) -> Result<()> {
+pub(crate) fn check_ports(machine: &Machine) -> Result<()> {
     for (host, _) in &machine.publish {
         TcpListener::bind((Ipv4Addr::LOCALHOST, *host))
             .map_err(|error| unpublishable(*host, error))?;
@@ -159,7 +159,7 @@ pub(super) fn check_ports(machine: &Machine) -> Result<()> {
 }
 
 /// Opens the ports that are to lead to the VM.
-pub(super) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Result<()> {
+pub(crate) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Result<()> {
     for (host, guest) in &machine.publish {
         let address = vm.publish(*host, *guest).await?;
         context.note(format_args!(
@@ -171,7 +171,7 @@ pub(super) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Re
 }
 
 /// The documents that are given to cloud-init. They are read once: a pipe has nothing more to say.
-pub(super) struct UserData(Vec<String>);
+pub(crate) struct UserData(Vec<String>);
 
 impl UserData {
     fn read(machine: &Machine) -> Result<Self> {
@@ -200,7 +200,7 @@ fn in_file(path: &Path, why: impl Display) -> Error {
 
 /// Checks the options beyond what the parser of the command line does, before anything is created: what
 /// is wrong is a usage error. Returns the documents that it has read.
-pub(super) fn check(machine: &Machine) -> Result<UserData> {
+pub(crate) fn check(machine: &Machine) -> Result<UserData> {
     let documents = UserData::read(machine)?;
     for (path, document) in machine.user_data.iter().zip(&documents.0) {
         let checked = Vm::builder("any").user_data(document).check();
@@ -284,7 +284,7 @@ async fn cluster(
 }
 
 /// A description of a VM by the options for one.
-pub(super) fn builder(
+pub(crate) fn builder(
     context: &Context,
     name: impl AsRef<str>,
     machine: &Machine,
@@ -327,7 +327,7 @@ fn configured(mut builder: VmBuilder, machine: &Machine, user_data: &UserData) -
 }
 
 /// A name that no VM has.
-pub(super) fn made_up(context: &Context) -> Result<Name> {
+pub(crate) fn made_up(context: &Context) -> Result<Name> {
     let store = context.store()?;
     for _ in 0..ATTEMPTS {
         let name = Name::made_up();

@@ -5,12 +5,12 @@ use std::str::FromStr as _;
 use fleetbox::images::{Freshness, ImageRef, Images};
 use fleetbox::{Result, Size};
 
-use super::args;
-use super::output::{Context, complain};
-use super::progress::Display;
-use super::{FAILURE, ask, table};
+use crate::args;
+use crate::output::{Context, complain};
+use crate::progress::Display;
+use crate::{FAILURE, ask, table};
 
-pub(super) async fn run(context: &Context, command: args::Images) -> Result<u8> {
+pub(crate) async fn run(context: &Context, command: args::Images) -> Result<u8> {
     let images = Images::new(&context.store()?)?;
     match command {
         args::Images::Ls => ls(context, &images),

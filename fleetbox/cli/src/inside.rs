@@ -8,13 +8,13 @@ use fleetbox::{Result, Size, Vm, VmState};
 use futures::future::join_all;
 use serde::Serialize;
 
-use super::output::{Context, complain};
-use super::{FAILURE, table, vms};
+use crate::output::{Context, complain};
+use crate::{FAILURE, table, vms};
 
 /// How long a guest may take to say what it uses.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
+pub(crate) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
     let listeners = guest::ports(&vm).await?;
     if context.json {
@@ -51,7 +51,7 @@ struct Used {
     host_disk: u64,
 }
 
-pub(super) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> {
+pub(crate) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> {
     let names = if names.is_empty() {
         let all = fleetbox::list(context.home()).await?.into_iter();
         all.filter(|vm| vm.state == VmState::Running)

@@ -11,10 +11,10 @@ use fleetbox::{Cluster, Error, Result, Stopped, Vm, VmBuilder, VmInfo, VmState};
 use futures::future::join_all;
 use serde::Serialize;
 
-use super::args::{Down, Kill, Prune, Restart, Rm, Set, Signal, Which};
-use super::output::{Context, colours, complain};
-use super::progress::Display;
-use super::{FAILURE, ask, ssh_config, sudo, table};
+use crate::args::{Down, Kill, Prune, Restart, Rm, Set, Signal, Which};
+use crate::output::{Context, colours, complain};
+use crate::progress::Display;
+use crate::{FAILURE, ask, ssh_config, sudo, table};
 
 /// How long a press of the power button stays for a guest that is quick, or a worker that objects.
 const PRESSED: Duration = Duration::from_millis(500);
@@ -22,7 +22,7 @@ const PRESSED: Duration = Duration::from_millis(500);
 /// So long that no guest is killed for being slow.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86400);
 
-pub(super) async fn ls(context: &Context) -> Result<u8> {
+pub(crate) async fn ls(context: &Context) -> Result<u8> {
     let vms = fleetbox::list(context.home()).await?;
     if context.json {
         context.say_json(&vms)?;
@@ -52,19 +52,19 @@ pub(super) async fn ls(context: &Context) -> Result<u8> {
 }
 
 /// Bytes that a VM's disk takes on this host.
-pub(super) async fn disk_used(context: &Context, name: &Reference) -> Result<u64> {
+pub(crate) async fn disk_used(context: &Context, name: &Reference) -> Result<u64> {
     let vm = fleetbox::find(context.home(), name.as_str()).await?;
     Ok(allocated(&vm.paths().disk_layer()))
 }
 
 /// Bytes that a file takes on its file system; 0 if it cannot be looked at.
-pub(super) fn allocated(path: &std::path::Path) -> u64 {
+pub(crate) fn allocated(path: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(path).map_or(0, |metadata| metadata.blocks().saturating_mul(512))
 }
 
 /// The VM of that name, or `CLUSTER/NAME`, in a listing.
-pub(super) async fn find(context: &Context, name: impl AsRef<str>) -> Result<VmInfo> {
+pub(crate) async fn find(context: &Context, name: impl AsRef<str>) -> Result<VmInfo> {
     let vm = fleetbox::find(context.home(), name.as_ref()).await?;
     fleetbox::list(context.home())
         .await?
@@ -76,7 +76,7 @@ pub(super) async fn find(context: &Context, name: impl AsRef<str>) -> Result<VmI
 }
 
 /// What a listed VM is called among those of all clusters.
-pub(super) fn reference(vm: &VmInfo) -> Result<Reference> {
+pub(crate) fn reference(vm: &VmInfo) -> Result<Reference> {
     Ok(Reference::new(vm.cluster.parse()?, vm.name.parse()?))
 }
 
@@ -148,7 +148,7 @@ struct Changed {
 }
 
 /// As JSON, if that was asked for, what became of VMs and how they are now.
-pub(super) async fn say_changed(
+pub(crate) async fn say_changed(
     context: &Context,
     changed: &[(Reference, &'static str)],
 ) -> Result<()> {
@@ -216,7 +216,7 @@ async fn for_each<T, F: Future<Output = Result<Vec<Outcome>>>>(
     Ok(status)
 }
 
-pub(super) async fn down(context: &Context, down: Down) -> Result<u8> {
+pub(crate) async fn down(context: &Context, down: Down) -> Result<u8> {
     let limit = Duration::from_secs(if down.force { 0 } else { down.timeout });
     let names = which(context, &down.which).await?;
     // Nothing is waited for else.
@@ -260,7 +260,7 @@ async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Out
     })
 }
 
-pub(super) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
+pub(crate) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
     let timeout = Duration::from_secs(restart.timeout);
     let stop_limit = if restart.force {
         Duration::ZERO
@@ -329,7 +329,7 @@ async fn start_again(
     Ok(())
 }
 
-pub(super) async fn kill(context: &Context, kill: Kill) -> Result<u8> {
+pub(crate) async fn kill(context: &Context, kill: Kill) -> Result<u8> {
     let names = which(context, &kill.which).await?;
     for_each(context, None, names, |name| async move {
         let outcome = match kill.signal {
@@ -353,7 +353,7 @@ async fn press(context: &Context, name: Reference) -> Result<Outcome> {
     }
 }
 
-pub(super) async fn set(context: &Context, set: Set) -> Result<u8> {
+pub(crate) async fn set(context: &Context, set: Set) -> Result<u8> {
     let change = fleetbox::Resize {
         cpus: set.cpus,
         memory: set.memory,
@@ -368,7 +368,7 @@ pub(super) async fn set(context: &Context, set: Set) -> Result<u8> {
     Ok(0)
 }
 
-pub(super) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
+pub(crate) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
     let (mut names, mut status) = all_meant(context, &rm.names).await;
     let what = format!("Delete {} and what is on its disk?", list(&names));
     if !names.is_empty() && !ask::may(&what, rm.force) {
@@ -405,7 +405,7 @@ async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
     Ok(status)
 }
 
-pub(super) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
+pub(crate) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     let mut names = Vec::new();
     for vm in fleetbox::list(context.home()).await? {
         if vm.unused {

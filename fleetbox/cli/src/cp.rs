@@ -7,14 +7,14 @@ use fleetbox::guest::quote;
 use fleetbox::names::Reference;
 use fleetbox::{Result, Size, Vm};
 
-use super::REFUSED;
-use super::args::Cp;
-use super::output::{Context, complain};
-use super::progress::Display;
+use crate::REFUSED;
+use crate::args::Cp;
+use crate::output::{Context, complain};
+use crate::progress::Display;
 
 /// Where something is copied from or to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// This host.
     Host(PathBuf),
     /// A path in a VM.
@@ -51,7 +51,7 @@ impl std::str::FromStr for Place {
     }
 }
 
-pub(super) async fn run(context: &Context, cp: Cp) -> Result<u8> {
+pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
     let several = cp.sources.len() > 1;
     let mut total = Copied::default();
     for source in &cp.sources {

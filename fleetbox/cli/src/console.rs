@@ -6,13 +6,13 @@ use fleetbox::names::Reference;
 use fleetbox::{Error, Result, Vm};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::output::Context;
-use super::ssh::Raw;
+use crate::output::Context;
+use crate::ssh::Raw;
 
 /// Ctrl-], which leaves as telnet's does.
 const ESCAPE: u8 = 0x1d;
 
-pub(super) async fn run(context: &Context, name: &Reference) -> Result<u8> {
+pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
     let (output, input) = tokio::io::split(vm.console().await?);
     let terminal = io::stdin().is_terminal();

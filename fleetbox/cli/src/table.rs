@@ -1,7 +1,7 @@
 //! Columns that line up.
 
 /// A table with a head line; the last column is not padded. With `colours` states stand out.
-pub(super) fn render<const N: usize>(
+pub(crate) fn render<const N: usize>(
     head: [&str; N],
     rows: &[[String; N]],
     colours: bool,
@@ -44,7 +44,7 @@ fn colour(cell: &str) -> Option<u8> {
 }
 
 /// A span of time in its largest unit: `45s`, `3m`, `2h`, `5d`.
-pub(super) fn age(seconds: u64) -> String {
+pub(crate) fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use fleetbox::Result;
 use fleetbox::proxy::Proxy;
 
-use super::output::Context;
+use crate::output::Context;
 
-pub(super) async fn run(context: &Context, listen: SocketAddr) -> Result<u8> {
+pub(crate) async fn run(context: &Context, listen: SocketAddr) -> Result<u8> {
     let proxy = Proxy::bind(context.home(), listen).await?;
     let address = proxy.address();
     if context.json {

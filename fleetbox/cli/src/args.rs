@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::cp::Place;
+use crate::cp::Place;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
@@ -22,25 +22,25 @@ use fleetbox::{Network, Ready, Result, Size};
                   name.\n\nExit status: 0 done, 1 failed, 2 arguments refused; `ssh`, `exec` and `run` end \
                   with the status of the command in the guest, and with 255 if it could not be run."
 )]
-pub(super) struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(crate) command: Command,
 
     /// State directory [default: ~/.fleetbox]
     #[arg(long, global = true, env = "FLEETBOX_HOME", value_name = "DIR")]
-    pub(super) home: Option<PathBuf>,
+    pub(crate) home: Option<PathBuf>,
 
     /// Print only what was asked for, and errors
     #[arg(short, long, global = true)]
-    pub(super) quiet: bool,
+    pub(crate) quiet: bool,
 
     /// Print results as JSON on standard output
     #[arg(long, global = true)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(crate) enum Command {
     /// Create and boot a VM, or boot one that exists, and wait until it answers by SSH
     Up(Up),
     /// Log in to a VM, or run a command line in it
@@ -137,42 +137,42 @@ pub(super) enum Command {
 
 impl Command {
     /// True if the exit status is that of a command in the guest.
-    pub(super) fn passes_status(&self) -> bool {
+    pub(crate) fn passes_status(&self) -> bool {
         matches!(self, Self::Ssh(_) | Self::Exec(_) | Self::Run(_))
     }
 }
 
 /// What a new VM is like.
 #[derive(Debug, Args)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     /// Alias, path or URL of its image [default: debian-12]
     #[arg(long, value_parser = image)]
-    pub(super) image: Option<String>,
+    pub(crate) image: Option<String>,
     /// Number of vCPUs [default: 2]
     #[arg(long, value_parser = cpus, value_name = "N")]
-    pub(super) cpus: Option<u32>,
+    pub(crate) cpus: Option<u32>,
     /// Memory, such as 512M or 2G [default: 2G]
     #[arg(long, value_parser = memory, value_name = "SIZE")]
-    pub(super) memory: Option<Size>,
+    pub(crate) memory: Option<Size>,
     /// Size of the disk, such as 20G [default: 20G]
     #[arg(long, value_parser = disk, value_name = "SIZE")]
-    pub(super) disk: Option<Size>,
+    pub(crate) disk: Option<Size>,
     /// A directory of this host for a new VM, read-only, copied at each start; repeatable
     #[arg(long, value_name = "HOST:GUEST")]
-    pub(super) fixture: Vec<Fixture>,
+    pub(crate) fixture: Vec<Fixture>,
     /// The network of a new VM or cluster: user, or bridge, which needs root [default: user]
     #[arg(long, value_name = "NETWORK")]
-    pub(super) network: Option<Network>,
+    pub(crate) network: Option<Network>,
     /// A cloud-init document for its first boot; repeatable
     #[arg(long, value_name = "FILE")]
-    pub(super) user_data: Vec<PathBuf>,
+    pub(crate) user_data: Vec<PathBuf>,
     /// Forward a port of 127.0.0.1 to a port of the VM while it runs; repeatable
     #[arg(long, value_parser = publish, value_name = "HOST:GUEST")]
-    pub(super) publish: Vec<(u16, u16)>,
+    pub(crate) publish: Vec<(u16, u16)>,
     /// What to wait for instead of SSH: ssh, cloud-init, port:N, console:REGEX or
     /// command:COMMAND; repeatable
     #[arg(long, value_parser = ready, value_name = "WHAT")]
-    pub(super) wait: Vec<Ready>,
+    pub(crate) wait: Vec<Ready>,
     /// Seconds to wait until the guest is ready
     #[arg(
         long,
@@ -180,157 +180,157 @@ pub(super) struct Machine {
         value_parser = clap::value_parser!(u64).range(1..),
         value_name = "SECONDS"
     )]
-    pub(super) timeout: u64,
+    pub(crate) timeout: u64,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Up {
+pub(crate) struct Up {
     /// The VM, which is also its hostname; one is made up if none is given
-    pub(super) name: Option<Reference>,
+    pub(crate) name: Option<Reference>,
     /// Make a cluster of N VMs in one network: NAME-1, NAME-2 and so on
     #[arg(short = 'n', long, value_parser = count, value_name = "N", conflicts_with = "publish")]
-    pub(super) count: Option<u32>,
+    pub(crate) count: Option<u32>,
     #[command(flatten)]
-    pub(super) machine: Machine,
+    pub(crate) machine: Machine,
     /// Create it, but do not start it
     #[arg(long, conflicts_with_all = ["count", "publish", "wait", "timeout"])]
-    pub(super) no_start: bool,
+    pub(crate) no_start: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Ssh {
+pub(crate) struct Ssh {
     /// The VM
-    pub(super) name: Reference,
+    pub(crate) name: Reference,
     /// Allocate a terminal even though a command is given
     #[arg(short, long)]
-    pub(super) tty: bool,
+    pub(crate) tty: bool,
     /// A command for the login shell; its words are joined by spaces
     #[arg(last = true, value_name = "COMMAND")]
-    pub(super) command: Vec<String>,
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Exec {
+pub(crate) struct Exec {
     /// The VM
-    pub(super) name: Reference,
+    pub(crate) name: Reference,
     /// Allocate a terminal
     #[arg(short, long)]
-    pub(super) tty: bool,
+    pub(crate) tty: bool,
     /// Ship the workspace's files again first; the guest's changes to them are lost
     #[arg(long)]
-    pub(super) sync: bool,
+    pub(crate) sync: bool,
     /// The guest's directory to run in: below the workspace, or the home if there is none, or absolute
     #[arg(long, value_name = "DIR", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    pub(super) dir: Option<String>,
+    pub(crate) dir: Option<String>,
     /// The program and its arguments, which the guest's shell does not change
     #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(super) command: Vec<String>,
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// A directory in a git work tree, which is shipped to the guest
-    pub(super) path: Option<PathBuf>,
+    pub(crate) path: Option<PathBuf>,
     /// Delete the VM when the command ends, or when fleetbox itself is interrupted or killed
     #[arg(long)]
-    pub(super) rm: bool,
+    pub(crate) rm: bool,
     /// Run nothing: print the VM's name and leave it running
     #[arg(short, long, conflicts_with_all = ["rm", "command"])]
-    pub(super) detach: bool,
+    pub(crate) detach: bool,
     /// The VM's name; one is made up if none is given
     #[arg(long)]
-    pub(super) name: Option<Name>,
+    pub(crate) name: Option<Name>,
     #[command(flatten)]
-    pub(super) machine: Machine,
+    pub(crate) machine: Machine,
     #[command(flatten)]
-    pub(super) shipment: Shipment,
+    pub(crate) shipment: Shipment,
     /// The program and its arguments, which the guest's shell does not change; a log-in if none
     #[arg(last = true, value_name = "COMMAND")]
-    pub(super) command: Vec<String>,
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Ship {
+pub(crate) struct Ship {
     /// The VM
-    pub(super) name: Reference,
+    pub(crate) name: Reference,
     /// A directory in a git work tree
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     #[command(flatten)]
-    pub(super) shipment: Shipment,
+    pub(crate) shipment: Shipment,
 }
 
 /// What of a work tree is shipped.
 #[derive(Debug, Args)]
-pub(super) struct Shipment {
+pub(crate) struct Shipment {
     /// Also ship new files, but for those that git ignores
     #[arg(long, requires = "path", conflicts_with_all = ["full_copy", "from"])]
-    pub(super) include_untracked: bool,
+    pub(crate) include_untracked: bool,
     /// Ship the whole directory, with ignored files and the history
     #[arg(long, requires = "path", conflicts_with_all = ["branch", "from"])]
-    pub(super) full_copy: bool,
+    pub(crate) full_copy: bool,
     /// Put the guest's repository on a new branch
     #[arg(long, requires = "path", value_name = "NAME")]
-    pub(super) branch: Option<String>,
+    pub(crate) branch: Option<String>,
     /// Begin the branch at this commit, and ship its files instead of those of the work tree
     #[arg(long, requires = "branch", value_name = "REF")]
-    pub(super) from: Option<String>,
+    pub(crate) from: Option<String>,
     /// List the files that would be shipped, and do nothing
     #[arg(long, requires = "path")]
-    pub(super) dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Cp {
+pub(crate) struct Cp {
     /// What is copied: paths of this host, or NAME:PATH
     #[arg(required = true, value_name = "SOURCE")]
-    pub(super) sources: Vec<Place>,
+    pub(crate) sources: Vec<Place>,
     /// Where it goes: NAME:PATH, or a path of this host
-    pub(super) destination: Place,
+    pub(crate) destination: Place,
     /// Use root's rights in the guest, by sudo
     #[arg(long)]
-    pub(super) root: bool,
+    pub(crate) root: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Logs {
+pub(crate) struct Logs {
     /// The VM
-    pub(super) name: Reference,
+    pub(crate) name: Reference,
     /// Go on printing until the VM ends
     #[arg(short, long)]
-    pub(super) follow: bool,
+    pub(crate) follow: bool,
     /// Print only the last N lines of those there are
     #[arg(short = 'n', long, value_name = "N")]
-    pub(super) lines: Option<usize>,
+    pub(crate) lines: Option<usize>,
 }
 
 /// VMs that are named, or all.
 #[derive(Debug, Args)]
 #[group(required = true)]
-pub(super) struct Which {
+pub(crate) struct Which {
     /// The VMs, or clusters for all of their members
     #[arg(value_name = "NAME")]
-    pub(super) names: Vec<Reference>,
+    pub(crate) names: Vec<Reference>,
     /// All VMs that run, but for those of running tests and `run --rm`
     #[arg(long, conflicts_with = "names")]
-    pub(super) all: bool,
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Down {
+pub(crate) struct Down {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(crate) which: Which,
     /// Seconds the guest gets to power off before it is killed
     #[arg(long, default_value_t = fleetbox::STOP_DEADLINE.as_secs(), value_name = "SECONDS")]
-    pub(super) timeout: u64,
+    pub(crate) timeout: u64,
     /// Kill at once
     #[arg(long, conflicts_with = "timeout")]
-    pub(super) force: bool,
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Restart {
+pub(crate) struct Restart {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(crate) which: Which,
     /// Seconds until the guest answers by SSH again; it gets 60 to power off
     #[arg(
         long,
@@ -338,15 +338,15 @@ pub(super) struct Restart {
         value_parser = clap::value_parser!(u64).range(1..),
         value_name = "SECONDS"
     )]
-    pub(super) timeout: u64,
+    pub(crate) timeout: u64,
     /// Kill instead of shutting down
     #[arg(long)]
-    pub(super) force: bool,
+    pub(crate) force: bool,
 }
 
 /// What a signal does to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     /// Ends it at once, as pulling the plug does.
     Kill,
     /// Presses its power button and does not wait.
@@ -367,61 +367,61 @@ fn signal(text: &str) -> Result<Signal, Refusal> {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Kill {
+pub(crate) struct Kill {
     #[command(flatten)]
-    pub(super) which: Which,
+    pub(crate) which: Which,
     /// KILL pulls the plug; TERM, INT and PWR press the power button and do not wait
     #[arg(short, long, default_value = "KILL", value_parser = signal)]
-    pub(super) signal: Signal,
+    pub(crate) signal: Signal,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Set {
+pub(crate) struct Set {
     /// The VM
-    pub(super) name: Reference,
+    pub(crate) name: Reference,
     /// Number of vCPUs
     #[arg(long, value_parser = cpus, value_name = "N", required_unless_present = "memory")]
-    pub(super) cpus: Option<u32>,
+    pub(crate) cpus: Option<u32>,
     /// Memory, such as 512M or 2G
     #[arg(long, value_parser = memory, value_name = "SIZE")]
-    pub(super) memory: Option<Size>,
+    pub(crate) memory: Option<Size>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Rm {
+pub(crate) struct Rm {
     /// The VMs, or clusters for all of their members
     #[arg(required = true, value_name = "NAME")]
-    pub(super) names: Vec<Reference>,
+    pub(crate) names: Vec<Reference>,
     /// Do not ask
     #[arg(short, long)]
-    pub(super) force: bool,
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Prune {
+pub(crate) struct Prune {
     /// Do not ask
     #[arg(short, long)]
-    pub(super) force: bool,
+    pub(crate) force: bool,
     /// Only say what would be deleted
     #[arg(long)]
-    pub(super) dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct SshConfig {
+pub(crate) struct SshConfig {
     /// Add an Include of it to ~/.ssh/config, if there is none yet
     #[arg(long, conflicts_with = "uninstall")]
-    pub(super) install: bool,
+    pub(crate) install: bool,
     /// Take the Include out again
     #[arg(long)]
-    pub(super) uninstall: bool,
+    pub(crate) uninstall: bool,
     /// OpenSSH's configuration [default: ~/.ssh/config]
     #[arg(long, value_name = "FILE")]
-    pub(super) file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Images {
+pub(crate) enum Images {
     /// List the catalogue's images
     Ls,
     /// Download an image, unless it is here

@@ -9,7 +9,7 @@ use fleetbox::guest::quote;
 use fleetbox::images::CATALOGUE_VARIABLE;
 use fleetbox::{BridgeError, Error};
 
-use super::output;
+use crate::output;
 
 /// Variables that say what a command does, and which sudo does not pass on.
 const OURS: [&str; 4] = [
@@ -35,7 +35,7 @@ const OF_DOWNLOADS: [&str; 10] = [
 
 /// An error's text on standard error, and once, where it is root's rights that are lacking, the command to
 /// type.
-pub(super) fn complain(home: Option<&Path>, error: &Error) {
+pub(crate) fn complain(home: Option<&Path>, error: &Error) {
     static SAID: Once = Once::new();
     output::complain(error);
     if matches!(error, Error::Bridge(BridgeError::NotPermitted)) {

@@ -9,8 +9,8 @@ use fleetbox::workspace::Workspace;
 use fleetbox::{ExtraDisk, Published, Result, Size, Vm, VmInfo, VmState};
 use serde::Serialize;
 
-use super::output::Context;
-use super::{table, vms};
+use crate::output::Context;
+use crate::{table, vms};
 
 /// Width of the names of what is shown.
 const LABEL: usize = 14;
@@ -60,7 +60,7 @@ impl From<Workspace> for Tree {
     }
 }
 
-pub(super) async fn run(context: &Context, name: &Reference) -> Result<u8> {
+pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     let vm = fleetbox::find(context.home(), name.as_str()).await?;
     let name = vm.reference();
     let info = vms::find(context, &name).await?;

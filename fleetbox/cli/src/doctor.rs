@@ -13,8 +13,8 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use super::FAILURE;
-use super::output::Context;
+use crate::FAILURE;
+use crate::output::Context;
 
 /// Less free space than this is remarked on: an image and what a guest writes at its first boot.
 const ROOM: u64 = 4 << 30;
@@ -65,7 +65,7 @@ fn bad(
     }
 }
 
-pub(super) async fn run(context: &Context) -> Result<u8> {
+pub(crate) async fn run(context: &Context) -> Result<u8> {
     let mut checks = vec![kvm(), memory(), budget(Budget::from_env()), descriptors()];
     match context.store() {
         Ok(store) => {

@@ -1,4 +1,4 @@
-//! The command line: a thin layer over the library.
+//! The program `fleetbox`: a thin layer over the library's public API.
 //!
 //! Exit status: 0 for success, 1 for a failure, 2 for arguments that are refused. `ssh`, `exec`
 //! and `run` end with the status of their command, and with 255 if it could not be run, as OpenSSH does.
@@ -29,8 +29,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use fleetbox::Result;
 
-use self::args::{Cli, Command};
-use self::output::{Context, complain};
+use crate::args::{Cli, Command};
+use crate::output::{Context, complain};
 
 /// Exit status for a failure of ours.
 const FAILURE: u8 = 1;
@@ -39,7 +39,7 @@ const REFUSED: u8 = 2;
 /// Exit status for a failure of ours where the status is otherwise that of a guest's command.
 const GUEST_FAILURE: u8 = 255;
 
-pub(crate) fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     log();
     let failure = if cli.command.passes_status() {
