@@ -62,13 +62,13 @@ pub use vm::Vm;
 pub use vm::builder::VmBuilder;
 pub use vm::cluster::{Cluster, ClusterBuilder};
 pub use vm::events::Events;
+pub use vm::fleet::Fleet;
 pub use vm::links::{LinkConditions, LinkEnd};
-pub use vm::list::{Resolution, VmInfo, VmState, find, list, resolve};
+pub use vm::list::{Resolution, VmInfo, VmState};
 pub use vm::logs;
 pub use vm::remote::Published;
-pub use vm::remove::{prune, prune_only, remove};
-pub use vm::resize::{Resize, resize};
-pub use vm::stop::{STOP_DEADLINE, Stopped, stop};
+pub use vm::resize::Resize;
+pub use vm::stop::{STOP_DEADLINE, Stopped};
 
 // The expansion of the attribute, which tests in here use too, names the crate.
 #[cfg(test)]

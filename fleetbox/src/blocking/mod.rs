@@ -20,32 +20,26 @@
 //! function included (which it then blocks).
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::path::Path;
+use std::panic::resume_unwind;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 mod builder;
 mod child;
 mod cluster;
+mod facade;
+mod fleet;
 mod vm;
 
 pub use builder::VmBuilder;
 pub use child::{Child, Stderr, Stdin, Stdout};
 pub use cluster::{Cluster, ClusterBuilder};
+pub use fleet::Fleet;
 pub use vm::Vm;
 
-use futures::FutureExt as _;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::error::{Error, Result};
 use crate::model::event::TimedEvent;
-use crate::model::names::Reference;
-use crate::store::{VmDir, VmRecord};
-use crate::util::task::ShuttingDown;
-use crate::vm::list::{Resolution, VmInfo};
-use crate::vm::resize::Resize;
-use crate::vm::stop::Stopped;
 
 /// The runtime that does the work, for all of the process.
 fn runtime() -> Result<&'static Runtime> {
@@ -63,23 +57,28 @@ fn runtime() -> Result<&'static Runtime> {
     Ok(RUNTIME.get_or_init(|| runtime))
 }
 
-/// Runs `work` on the runtime's threads. Blocking on the runtime itself would panic in a thread
-/// that belongs to another one.
-fn run<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    let (send, receive) = std::sync::mpsc::channel();
-    runtime()?.spawn(async move {
-        // The receiver waits below.
-        let _ = send.send(AssertUnwindSafe(work).catch_unwind().await);
-    });
-    match receive.recv() {
-        Ok(Ok(result)) => result,
-        // The work panicked: its panic is the caller's.
-        Ok(Err(panic)) => resume_unwind(panic),
-        Err(_) => Err(ShuttingDown.into()),
+/// Runs `work` to its end. A thread that belongs to a runtime must not block on another one, so the work
+/// is done on a thread of its own there.
+fn run<T, E>(work: impl Future<Output = Result<T, E>> + Send) -> Result<T>
+where
+    T: Send,
+    E: Into<Error> + Send,
+{
+    let runtime = runtime()?;
+    let work = || runtime.block_on(work).map_err(Into::into);
+    if Handle::try_current().is_err() {
+        return work();
     }
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("fleetbox".to_owned());
+        let thread = thread
+            .spawn_scoped(scope, work)
+            .map_err(Error::io("start a thread"))?;
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
-/// Runs something asynchronous of this crate, for what has no method in here, and waits for its end.
+/// Runs something asynchronous of this crate that has no method in here, and waits for its end.
 ///
 /// ```no_run
 /// use fleetbox::blocking::{Vm, block_on};
@@ -87,7 +86,7 @@ fn run<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static
 ///
 /// let vm = Vm::open("web")?;
 /// let inner = vm.as_async();
-/// let stats = block_on(async move { guest::stats(&inner).await })?;
+/// let stats = block_on(guest::stats(&inner))?;
 /// println!("{:.0} % of {} CPUs", stats.cpu * 100.0, stats.cpus);
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
@@ -97,149 +96,22 @@ fn run<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static
 ///
 /// # Panics
 /// If `work` does.
-pub fn block_on<T, E>(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T>
+pub fn block_on<T, E>(work: impl Future<Output = Result<T, E>> + Send) -> Result<T>
 where
-    T: Send + 'static,
-    E: Into<Error>,
+    T: Send,
+    E: Into<Error> + Send,
 {
-    run(async move { work.await.map_err(Into::into) })
+    run(work)
 }
 
-/// As [`crate::list`].
+/// [`crate::Events`] as an iterator. It ends after the VM's end, and after an error.
 ///
 /// ```no_run
-/// for vm in fleetbox::blocking::list(None)? {
-///     println!("{} is {}", vm.name, vm.state);
-/// }
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
-    let home = home.map(Path::to_owned);
-    run(async move { crate::vm::list::list(home.as_deref()).await })
-}
-
-/// As [`crate::find`].
-///
-/// ```no_run
-/// let vm = fleetbox::blocking::find(None, "web")?;
-/// println!("{} has {} of memory", vm.reference(), vm.record()?.memory);
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
-    let (home, name) = (home.map(Path::to_owned), name.to_owned());
-    run(async move { crate::vm::list::find(home.as_deref(), &name).await })
-}
-
-/// See [`crate::resolve`].
-///
-/// ```no_run
-/// use fleetbox::Resolution;
-///
-/// let free = matches!(fleetbox::blocking::resolve(None, "web")?, Resolution::Nothing);
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// Those of [`crate::resolve`].
-pub fn resolve(home: Option<&Path>, name: &str) -> Result<Resolution> {
-    let (home, name) = (home.map(Path::to_owned), name.to_owned());
-    run(async move { crate::vm::list::resolve(home.as_deref(), &name).await })
-}
-
-/// As [`crate::stop`].
-///
-/// ```no_run
-/// use fleetbox::{STOP_DEADLINE, Stopped};
-///
-/// match fleetbox::blocking::stop(None, "web", STOP_DEADLINE)? {
-///     Some(Stopped::PoweredOff) => println!("stopped"),
-///     Some(Stopped::Forced) => println!("killed"),
-///     None => println!("it did not run"),
-/// }
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
-    let (home, name) = (home.map(Path::to_owned), name.to_owned());
-    run(async move { crate::vm::stop::stop(home.as_deref(), &name, deadline).await })
-}
-
-/// As [`crate::resize()`].
-///
-/// ```no_run
-/// use fleetbox::{Resize, blocking};
-///
-/// let change = Resize { cpus: Some(4), ..Resize::default() };
-/// assert_eq!(blocking::resize(None, "web", change)?.cpus, 4);
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn resize(home: Option<&Path>, name: &str, change: Resize) -> Result<VmRecord> {
-    let (home, name) = (home.map(Path::to_owned), name.to_owned());
-    run(async move { crate::vm::resize::resize(home.as_deref(), &name, change).await })
-}
-
-/// As [`crate::prune`].
-///
-/// ```no_run
-/// println!("deleted: {:?}", fleetbox::blocking::prune(None)?);
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn prune(home: Option<&Path>) -> Result<Vec<String>> {
-    let home = home.map(Path::to_owned);
-    run(async move { crate::vm::remove::prune(home.as_deref()).await })
-}
-
-/// As [`crate::prune_only`].
-///
-/// ```no_run
-/// let old = "shop/node-1".parse()?;
-/// println!("deleted: {:?}", fleetbox::blocking::prune_only(None, &[old])?);
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn prune_only(home: Option<&Path>, vms: &[Reference]) -> Result<Vec<String>> {
-    let (home, vms) = (home.map(Path::to_owned), vms.to_vec());
-    run(async move { crate::vm::remove::prune_only(home.as_deref(), &vms).await })
-}
-
-/// As [`crate::remove`].
-///
-/// ```no_run
-/// fleetbox::blocking::remove(None, "web")?;
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
-///
-/// # Errors
-/// As there.
-pub fn remove(home: Option<&Path>, name: &str) -> Result<()> {
-    let (home, name) = (home.map(Path::to_owned), name.to_owned());
-    run(async move { crate::vm::remove::remove(home.as_deref(), &name).await })
-}
-
-/// As [`crate::Events`]; ends after the VM's end, or after an error.
-///
-/// ```no_run
-/// let vm = fleetbox::blocking::Vm::open("web")?;
+/// # fn example(vm: fleetbox::blocking::Vm) -> fleetbox::Result<()> {
 /// for event in vm.events()? {
 ///     println!("{:?}", event?.event);
 /// }
-/// # Ok::<(), fleetbox::Error>(())
+/// # Ok(()) }
 /// ```
 #[derive(Debug)]
 pub struct Events(Option<crate::vm::events::Events>);
@@ -248,18 +120,10 @@ impl Iterator for Events {
     type Item = Result<TimedEvent>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut events = self.0.take()?;
-        let next = run(async move {
-            let event = events.next().await?;
-            Ok(event.map(|event| (events, event)))
-        });
-        match next {
-            Ok(Some((events, event))) => {
-                self.0 = Some(events);
-                Some(Ok(event))
-            }
-            Ok(None) => None,
-            Err(error) => Some(Err(error)),
+        let next = run(self.0.as_mut()?.next()).transpose();
+        if !matches!(next, Some(Ok(_))) {
+            self.0 = None;
         }
+        next
     }
 }

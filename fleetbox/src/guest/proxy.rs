@@ -8,7 +8,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 use crate::model::names::{Name, Reference};
-use crate::vm::Vm;
+use crate::vm::fleet::Fleet;
 
 /// How long a client may take to say what it wants.
 const GREETING: Duration = Duration::from_secs(20);
@@ -36,9 +35,9 @@ const DOMAIN: &str = ".fleetbox";
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::proxy::Proxy;
+/// use fleetbox::{Fleet, proxy::Proxy};
 ///
-/// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 1080).into()).await?;
+/// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 1080).into()).await?;
 /// println!("socks5h://{}", proxy.address());
 /// proxy.serve().await
 /// # }
@@ -47,25 +46,25 @@ const DOMAIN: &str = ".fleetbox";
 pub struct Proxy {
     listener: TcpListener,
     address: SocketAddr,
-    home: Option<PathBuf>,
+    fleet: Fleet,
 }
 
 impl Proxy {
     /// Listens on `address`, which is one of loopback: anybody who can connect reaches all VMs of
-    /// the state directory `home`. Port 0 is one that is free.
+    /// `fleet`. Port 0 is one that is free.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::proxy::Proxy;
+    /// use fleetbox::{Fleet, proxy::Proxy};
     ///
-    /// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 0).into()).await?;
-    /// assert!(Proxy::bind(None, ([0, 0, 0, 0], 0).into()).await.is_err()); // not of loopback
+    /// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 0).into()).await?;
+    /// assert!(Proxy::bind(&Fleet::new(), ([0, 0, 0, 0], 0).into()).await.is_err()); // not of loopback
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// [`Error::Io`] if the address is not of loopback or not free.
-    pub async fn bind(home: Option<&Path>, address: SocketAddr) -> Result<Self> {
+    pub async fn bind(fleet: &Fleet, address: SocketAddr) -> Result<Self> {
         const ACTION: &str = "listen for connections to the proxy";
         if !address.ip().is_loopback() {
             return Err(Error::io(ACTION)(io::Error::other(format!(
@@ -81,7 +80,7 @@ impl Proxy {
         Ok(Self {
             listener,
             address,
-            home: home.map(Path::to_owned),
+            fleet: fleet.clone(),
         })
     }
 
@@ -89,9 +88,9 @@ impl Proxy {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::proxy::Proxy;
+    /// use fleetbox::{Fleet, proxy::Proxy};
     ///
-    /// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 0).into()).await?;
+    /// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 0).into()).await?;
     /// println!("curl --proxy socks5h://{} http://web", proxy.address());
     /// # Ok(()) }
     /// ```
@@ -103,9 +102,9 @@ impl Proxy {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::proxy::Proxy;
+    /// use fleetbox::{Fleet, proxy::Proxy};
     ///
-    /// let proxy = Proxy::bind(None, ([127, 0, 0, 1], 1080).into()).await?;
+    /// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 1080).into()).await?;
     /// let serving = tokio::spawn(proxy.serve());
     /// // … a browser has its proxy at port 1080 …
     /// serving.abort();
@@ -115,7 +114,7 @@ impl Proxy {
     /// # Errors
     /// None at present: a connection that fails fails alone.
     pub async fn serve(self) -> Result<()> {
-        let home: Option<Arc<Path>> = self.home.map(Into::into);
+        let fleet = Arc::new(self.fleet);
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -123,9 +122,9 @@ impl Proxy {
             };
             match self.listener.accept().await {
                 Ok((client, _)) => {
-                    let home = home.clone();
+                    let fleet = Arc::clone(&fleet);
                     tokio::spawn(async move {
-                        if let Err(error) = converse(client, home.as_deref()).await {
+                        if let Err(error) = converse(client, &fleet).await {
                             tracing::debug!(%error, "a proxied connection ended");
                         }
                         drop(slot);
@@ -153,13 +152,13 @@ enum Failure {
     Refused(String),
 }
 
-async fn converse(mut client: TcpStream, home: Option<&Path>) -> io::Result<()> {
+async fn converse(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
     let mut first = [0];
     timeout(GREETING, client.peek(&mut first)).await??;
     if first == [5] {
-        socks(client, home).await
+        socks(client, fleet).await
     } else {
-        http(&mut client, home).await
+        http(&mut client, fleet).await
     }
 }
 
@@ -180,12 +179,12 @@ fn guest_of(host: &str) -> Option<Reference> {
     }
 }
 
-async fn connect(home: Option<&Path>, host: &str, port: u16) -> Result<Box<dyn Duplex>, Failure> {
+async fn connect(fleet: &Fleet, host: &str, port: u16) -> Result<Box<dyn Duplex>, Failure> {
     let shown = crate::util::text::printable(host.as_bytes());
     let late = || Failure::Refused(format!("{shown} does not answer"));
     let host = host.to_ascii_lowercase();
     if let Some(name) = guest_of(&host) {
-        let vm = match Vm::open_in(home, name.as_str()).await {
+        let vm = match fleet.open(name.as_str()).await {
             Ok(vm) => Some(vm),
             // Without the domain it may still be a name of the host's own network, or the world's.
             Err(Error::NoVm { .. } | Error::NoMember { .. })
@@ -213,7 +212,7 @@ async fn connect(home: Option<&Path>, host: &str, port: u16) -> Result<Box<dyn D
 }
 
 /// RFC 1928.
-async fn socks(mut client: TcpStream, home: Option<&Path>) -> io::Result<()> {
+async fn socks(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
     const SUCCEEDED: u8 = 0;
     const UNREACHABLE: u8 = 4;
     const REFUSED: u8 = 5;
@@ -251,7 +250,7 @@ async fn socks(mut client: TcpStream, home: Option<&Path>) -> io::Result<()> {
     // The bound address is nobody's concern: zeros.
     let answer = |code: u8| [5, code, 0, 1, 0, 0, 0, 0, 0, 0];
     let connected = match (command, host) {
-        (1, Some(host)) => connect(home, &host, port).await,
+        (1, Some(host)) => connect(fleet, &host, port).await,
         (1, None) => return client.write_all(&answer(NO_ADDRESS)).await,
         _ => return client.write_all(&answer(NO_COMMAND)).await,
     };
@@ -286,13 +285,13 @@ struct HttpRequest {
     head: Option<Vec<u8>>,
 }
 
-async fn http(client: &mut TcpStream, home: Option<&Path>) -> io::Result<()> {
+async fn http(client: &mut TcpStream, fleet: &Fleet) -> io::Result<()> {
     let (head, body) = timeout(GREETING, read_head(client)).await??;
     let request = match parse(&head) {
         Ok(request) => request,
         Err(why) => return refuse(client, "400 Bad Request", why).await,
     };
-    let mut server = match connect(home, &request.host, request.port).await {
+    let mut server = match connect(fleet, &request.host, request.port).await {
         Ok(server) => server,
         Err(Failure::Unknown(why)) => return refuse(client, "404 Not Found", &why).await,
         Err(Failure::Refused(why)) => return refuse(client, "502 Bad Gateway", &why).await,
@@ -544,7 +543,7 @@ mod tests {
     async fn proxy() -> (SocketAddr, SocketAddr, tempfile::TempDir) {
         let home = tempfile::tempdir().unwrap();
         let any = ([127, 0, 0, 1], 0).into();
-        let proxy = Proxy::bind(Some(home.path()), any).await.unwrap();
+        let proxy = Proxy::bind(&Fleet::at(home.path()), any).await.unwrap();
         let address = proxy.address();
         tokio::spawn(proxy.serve());
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -614,7 +613,7 @@ mod tests {
         assert_eq!(exchange(proxy, &[5, 1, 2]).await, [5, 0xff]);
         let answer = exchange(proxy, b"GET / HTTP/1.1\r\n\r\n").await;
         assert!(answer.starts_with(b"HTTP/1.1 400 "));
-        let error = Proxy::bind(None, ([0, 0, 0, 0], 0).into())
+        let error = Proxy::bind(&Fleet::new(), ([0, 0, 0, 0], 0).into())
             .await
             .unwrap_err();
         assert!(error.to_string().contains("loopback"), "{error}");

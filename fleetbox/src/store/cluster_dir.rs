@@ -55,7 +55,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// assert_eq!(cluster.name(), vm.cluster());
     /// # Ok::<(), fleetbox::Error>(())
@@ -73,7 +73,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// assert_eq!(cluster.path(), home.join("clusters/web"));
     /// # Ok::<(), fleetbox::Error>(())
@@ -92,7 +92,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// assert!(!cluster.socket().exists()); // no worker has run yet
     /// # Ok::<(), fleetbox::Error>(())
@@ -110,7 +110,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// if let Ok(log) = std::fs::read_to_string(cluster.log()) {
     ///     println!("what the worker of {} says:\n{log}", cluster.name());
@@ -131,7 +131,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// assert_eq!(Lock::is_held(&cluster.lock_path())?, cluster.is_running()?);
@@ -150,7 +150,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// let lock = cluster.try_lock()?.expect("no worker runs");
     /// assert!(cluster.try_lock()?.is_none());
@@ -232,7 +232,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// assert!(!cluster.is_running()?);
     /// # Ok::<(), fleetbox::Error>(())
@@ -253,7 +253,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// assert!(cluster.vm(&"web".parse()?).is_some());
     /// assert!(cluster.vm(&"db".parse()?).is_none());
@@ -278,7 +278,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// for member in cluster.vms()? {
     ///     println!("{} has {}", member.name(), member.record()?.ip);
@@ -339,7 +339,7 @@ impl ClusterDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
     /// cluster.remove_if_unused()?;
     /// assert!(cluster.path().exists()); // it has a VM

@@ -8,7 +8,6 @@ mod cluster_dir;
 pub(crate) mod ephemeral;
 mod keys;
 mod lock;
-pub(crate) mod open;
 mod record;
 mod vm_dir;
 
@@ -337,7 +336,7 @@ impl Store {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// for cluster in Store::open(home)?.clusters()? {
     ///     println!("{}: {} members", cluster.name(), cluster.vms()?.len());
@@ -366,7 +365,7 @@ impl Store {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// let names: Vec<_> = Store::open(home)?.vms()?.iter().map(|vm| vm.name().to_string()).collect();
     /// assert_eq!(names, ["web"]);
@@ -393,7 +392,7 @@ impl Store {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// let found = Store::open(home)?.find(&"web".parse()?)?;
     /// assert_eq!(found[0].reference().as_str(), "web/web");

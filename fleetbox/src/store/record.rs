@@ -23,7 +23,7 @@ use crate::model::size::Size;
 /// # std::fs::write(&image, [0; 4096]).unwrap();
 /// # let image = image.display().to_string();
 /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-/// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+/// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
 /// let image = vm.record()?.image;
 /// assert_eq!(image.path, home.join("disk.raw"));
 /// assert_eq!(image.sha256, None); // a file of the user's is not read whole

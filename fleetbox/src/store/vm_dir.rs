@@ -41,7 +41,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert_eq!(vm.paths().dir(), home.join("clusters/web/web"));
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -58,7 +58,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// let json = std::fs::read_to_string(vm.paths().record()).unwrap();
     /// assert!(json.contains("\"cpus\""));
     /// # Ok::<(), fleetbox::Error>(())
@@ -76,7 +76,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// let bytes = std::fs::metadata(vm.paths().disk_layer()).unwrap().len();
     /// println!("the guest has written no more than {bytes} bytes");
     /// # Ok::<(), fleetbox::Error>(())
@@ -94,7 +94,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert!(!vm.paths().extra_disk(1).exists()); // it has none
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -111,7 +111,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert!(vm.paths().seed().is_file());
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -128,7 +128,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert!(!vm.paths().fixture(0).exists()); // before the first start, and without fixtures
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -146,7 +146,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// let key = Keypair::load(&vm.paths().host_key())?;
     /// assert_eq!(key.public(), vm.record()?.host_key.parse()?);
@@ -165,7 +165,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// if let Ok(log) = std::fs::read(vm.paths().console_log()) {
     ///     println!("{}", String::from_utf8_lossy(&log));
     /// }
@@ -184,7 +184,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert!(!vm.paths().failure().exists()); // it has not failed
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -202,7 +202,7 @@ impl VmPaths {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// assert!(!Lock::is_held(&vm.paths().lock())?); // it does not run
     /// # Ok::<(), fleetbox::Error>(())
@@ -297,7 +297,7 @@ impl VmDraft {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     ///
     /// let name: fleetbox::names::Name = "copy".parse()?;
     /// let draft = Store::open(home)?.create_vm(&name, &name)?;
@@ -406,7 +406,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert_eq!(vm.name().as_str(), "web");
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -423,7 +423,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert_eq!(vm.cluster(), vm.name()); // it was made alone
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -445,7 +445,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert_eq!(vm.reference().as_str(), "web/web");
     /// assert_eq!(vm.reference().to_string(), "web"); // as people are shown it
     /// # Ok::<(), fleetbox::Error>(())
@@ -463,7 +463,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert!(vm.paths().disk_layer().is_file());
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -480,7 +480,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// let record = vm.record()?;
     /// assert_eq!((record.cpus, record.ssh_user.as_str()), (2, "fleetbox"));
     /// # Ok::<(), fleetbox::Error>(())
@@ -507,7 +507,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// if let Some(_lock) = vm.try_lock()? {
     ///     let mut record = vm.record()?;
     ///     record.cpus = 4;
@@ -532,7 +532,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// if let Some(why) = vm.failure()? {
     ///     println!("{} failed: {why}", vm.name());
     /// }
@@ -560,7 +560,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// let lock = vm.try_lock()?.expect("it does not run");
     /// assert!(vm.is_running()?); // nobody starts or removes it as long as the lock is held
     /// # Ok::<(), fleetbox::Error>(())
@@ -581,7 +581,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// assert!(!vm.is_running()?);
     /// # Ok::<(), fleetbox::Error>(())
     /// ```
@@ -602,7 +602,7 @@ impl VmDir {
     /// # std::fs::write(&image, [0; 4096]).unwrap();
     /// # let image = image.display().to_string();
     /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::find(Some(home), "web")?;
+    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
     /// vm.destroy()?;
     /// assert!(!vm.paths().dir().exists());
     /// vm.destroy()?; // it is gone, which is all that was asked for

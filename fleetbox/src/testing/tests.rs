@@ -15,8 +15,8 @@ use crate::testing::test_support::refuses;
 use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
 use crate::vm::cluster::{Cluster, ClusterBuilder};
-use crate::vm::list::{VmState, list};
-use crate::vm::remove::remove;
+use crate::vm::fleet::Fleet;
+use crate::vm::list::VmState;
 
 /// A state directory beside this program: a test's VM goes with it, so there is nothing to clean.
 fn home() -> PathBuf {
@@ -66,7 +66,7 @@ fn a_closure_stands_for_the_test_that_it_is_in() {
 }
 
 async fn state(name: &str) -> Option<VmState> {
-    let vms = list(Some(&home().join("state"))).await.unwrap();
+    let vms = Fleet::at(home().join("state")).list().await.unwrap();
     vms.into_iter()
         .find(|vm| vm.name == name)
         .map(|vm| vm.state)
@@ -141,13 +141,13 @@ async fn an_error_fails_the_test_and_shows_the_console() {
 async fn errors_of_the_library_are_shown_as_they_are_meant() {
     type Boxed = Box<dyn std::error::Error>;
     let end = drive(&CALL, plain(), fake(Vm::test()), async |_vm| {
-        Vm::open_in(Some(&home().join("state")), "no-such-vm").await?;
+        Fleet::at(home().join("state")).open("no-such-vm").await?;
         Ok::<(), crate::error::Error>(())
     })
     .await;
     assert!(failure(&end).starts_with("there is no VM no-such-vm"));
     let end = drive(&CALL, plain(), fake(Vm::test()), async |_vm| {
-        Vm::open_in(Some(&home().join("state")), "no-such-vm").await?;
+        Fleet::at(home().join("state")).open("no-such-vm").await?;
         Ok::<(), Boxed>(())
     })
     .await;
@@ -198,11 +198,11 @@ async fn a_vm_of_a_failed_test_is_kept_where_that_is_asked_for() {
     // Its owner has let go of it.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let home = home().join("state");
-    let vm = Vm::open_in(Some(&home), &name).await.unwrap();
+    let vm = Fleet::at(&home).open(&name).await.unwrap();
     assert!(vm.console_tail().await.unwrap().ends_with("login: "));
     drop(vm);
     assert_eq!(state(&name).await, Some(VmState::Running));
-    remove(Some(&home), &name).await.unwrap();
+    Fleet::at(&home).remove(&name).await.unwrap();
     gone(&name).await;
 }
 
@@ -227,11 +227,12 @@ async fn members_of_a_cluster_are_reported_and_kept() {
             "{}",
             end.report
         );
-        let vm = Vm::open_in(Some(&home), &reference).await.unwrap();
+        let vm = Fleet::at(&home).open(&reference).await.unwrap();
         drop(vm);
     }
     for member in ["node-1", "node-2"] {
-        remove(Some(&home), &format!("{name}/{member}"))
+        Fleet::at(&home)
+            .remove(&format!("{name}/{member}"))
             .await
             .unwrap();
     }
@@ -373,7 +374,7 @@ async fn the_attribute_gives_a_vm(vm: Vm) -> crate::error::Result<()> {
         "{}",
         vm.name()
     );
-    let vms = list(Some(&home().join("state"))).await?;
+    let vms = Fleet::at(home().join("state")).list().await?;
     let info = vms.into_iter().find(|info| info.name == vm.name()).unwrap();
     assert_eq!(info.cpus, 1);
     Ok(())

@@ -1,6 +1,6 @@
 //! Describing a VM, and starting it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use crate::progress::Silent;
 use crate::store::VmRecord;
 use crate::vm::Vm;
 use crate::vm::extras::Extras;
+use crate::vm::fleet::Fleet;
 
 /// A VM that is to be started. Made by [`Vm::builder`] and [`Vm::test`].
 ///
@@ -57,7 +58,7 @@ pub struct VmBuilder {
     user: Option<String>,
     fixtures: Vec<(PathBuf, String)>,
     pub(super) network: Option<Network>,
-    pub(super) home: Option<PathBuf>,
+    pub(super) fleet: Fleet,
     /// Whether a VM of this name that exists is refused.
     pub(crate) create_new: bool,
     pub(crate) boot_timeout: Duration,
@@ -145,7 +146,7 @@ impl VmBuilder {
             user: None,
             fixtures: Vec::new(),
             network: None,
-            home: None,
+            fleet: Fleet::new(),
             create_new: false,
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             progress: Arc::new(Silent),
@@ -264,7 +265,7 @@ impl VmBuilder {
     /// let vm = Vm::builder("web").home("/srv/vms");
     /// ```
     pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
-        self.home = Some(home.into());
+        self.fleet = Fleet::at(home);
         self
     }
 
@@ -389,9 +390,10 @@ impl VmBuilder {
         self
     }
 
-    /// The state directory, if one was given.
-    pub(crate) fn home_dir(&self) -> Option<&Path> {
-        self.home.as_deref()
+    /// The same for a VM of that state directory.
+    pub(super) fn of(mut self, fleet: &Fleet) -> Self {
+        self.fleet = fleet.clone();
+        self
     }
 
     /// True if this host's KVM is needed.

@@ -1,6 +1,6 @@
 //! VMs that share a network.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use crate::process::Client;
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::store::ephemeral;
-use crate::store::open::open_store;
 use crate::util::task::blocking;
 use crate::vm::Vm;
 use crate::vm::attach;
 use crate::vm::builder::VmBuilder;
+use crate::vm::fleet::Fleet;
 use crate::vm::launch::Launch;
 use crate::vm::stop::STOP_DEADLINE;
 
@@ -332,7 +332,7 @@ impl ClusterBuilder {
             }
         }
         if names.is_empty() {
-            let store = open_store(self.template.home_dir()).await?;
+            let store = self.template.fleet.store().await?;
             let cluster = store.cluster(&name);
             let existing = blocking(move || cluster.vms()).await?;
             names.extend(existing.iter().map(|vm| vm.name().clone()));
@@ -352,7 +352,7 @@ impl ClusterBuilder {
             anywhere: false,
             alone: false,
             lifetime: self.lifetime,
-            home: self.template.home_dir().map(Path::to_owned),
+            fleet: self.template.fleet.clone(),
             members: members.collect(),
         })
     }
@@ -381,6 +381,48 @@ pub struct Cluster {
     lifetime: Lifetime,
     template: VmBuilder,
     members: Vec<Arc<Vm>>,
+}
+
+impl Fleet {
+    /// The cluster of that name with all its members, running or not, whoever started them. Dropping
+    /// the handle changes nothing.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let cluster = fleetbox::Fleet::at("/srv/vms").open_cluster("node").await?;
+    /// cluster.start().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoCluster`] if it has no members.
+    pub async fn open_cluster(&self, name: &str) -> Result<Cluster> {
+        let name = Name::new(name)?;
+        let store = self.store().await?;
+        let template = VmBuilder::new(String::new(), Lifetime::Detached).of(self);
+        blocking(move || {
+            let vms = store.cluster(&name).vms()?;
+            let Some(first) = vms.first() else {
+                return Err(Error::NoCluster { name });
+            };
+            let lifetime = if ephemeral::is_ephemeral(first) {
+                Lifetime::Ephemeral
+            } else {
+                Lifetime::Detached
+            };
+            let members = vms
+                .into_iter()
+                .map(|vm| Vm::found(&store, vm).map(Arc::new));
+            Ok(Cluster {
+                lifetime,
+                template,
+                members: members.collect::<Result<_>>()?,
+                name,
+                store,
+            })
+        })
+        .await
+    }
 }
 
 impl Cluster {
@@ -428,50 +470,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::NoCluster`] if it has no members.
     pub async fn open(name: &str) -> Result<Self> {
-        Self::open_in(None, name).await
-    }
-
-    /// As [`Cluster::open`], in a state directory of the caller's choice.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use std::path::Path;
-    ///
-    /// let cluster = fleetbox::Cluster::open_in(Some(Path::new("/srv/vms")), "node").await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cluster::open`].
-    pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
-        let name = Name::new(name)?;
-        let store = open_store(home).await?;
-        let mut template = VmBuilder::new(String::new(), Lifetime::Detached);
-        if let Some(home) = home {
-            template = template.home(home);
-        }
-        blocking(move || {
-            let vms = store.cluster(&name).vms()?;
-            let Some(first) = vms.first() else {
-                return Err(Error::NoCluster { name });
-            };
-            let lifetime = if ephemeral::is_ephemeral(first) {
-                Lifetime::Ephemeral
-            } else {
-                Lifetime::Detached
-            };
-            let members = vms
-                .into_iter()
-                .map(|vm| Vm::found(&store, vm).map(Arc::new));
-            Ok(Self {
-                lifetime,
-                template,
-                members: members.collect::<Result<_>>()?,
-                name,
-                store,
-            })
-        })
-        .await
+        Fleet::new().open_cluster(name).await
     }
 
     /// Who is told that members wait for memory when they are started again, and of the download of an
@@ -585,7 +584,7 @@ impl Cluster {
             anywhere: false,
             alone: false,
             lifetime: self.lifetime,
-            home: Some(self.store.home().to_owned()),
+            fleet: Fleet::at(self.store.home()),
             members: vec![configure(self.template.clone().named(&Name::new(name)?))],
         };
         let (_, vms) = launch.start().await?;

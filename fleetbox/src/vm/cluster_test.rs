@@ -18,14 +18,14 @@ use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
 use crate::vm::cluster::Cluster;
 use crate::vm::events::Events;
+use crate::vm::fleet::Fleet;
 use crate::vm::links::{LinkConditions, LinkEnd};
-use crate::vm::list::{VmState, list};
-use crate::vm::remove::remove;
+use crate::vm::list::VmState;
 
 impl Home {
     /// `CLUSTER/NAME` and state of all VMs.
     async fn states_by_cluster(&self) -> Vec<(String, VmState)> {
-        let vms = list(Some(&self.path())).await.unwrap();
+        let vms = Fleet::at(self.path()).list().await.unwrap();
         vms.into_iter()
             .map(|vm| (format!("{}/{}", vm.cluster, vm.name), vm.state))
             .collect()
@@ -56,11 +56,9 @@ async fn only_those_are_pruned_that_were_shown() {
         home.vm(Vm::builder(name)).create().await.unwrap();
     }
     let shown = "old/old".parse().unwrap();
-    let pruned = crate::prune_only(Some(&home.path()), &[shown])
-        .await
-        .unwrap();
+    let pruned = Fleet::at(home.path()).prune_only(&[shown]).await.unwrap();
     assert_eq!(pruned, ["old"]);
-    let pruned = crate::vm::remove::prune(Some(&home.path())).await.unwrap();
+    let pruned = Fleet::at(home.path()).prune().await.unwrap();
     assert_eq!(pruned, ["other"]);
 }
 
@@ -82,7 +80,7 @@ async fn members_have_names_addresses_and_options_of_their_own() {
         .map(|vm| vm.ip().octets()[3])
         .collect();
     assert_eq!(last, [2, 3, 4, 5]);
-    let infos = list(Some(&home.path())).await.unwrap();
+    let infos = Fleet::at(home.path()).list().await.unwrap();
     let cpus: Vec<_> = infos.iter().map(|vm| (vm.name.as_str(), vm.cpus)).collect();
     assert_eq!(
         cpus,
@@ -188,7 +186,7 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
             state("kin-3", VmState::Running)
         ]
     );
-    let infos = list(Some(&home.path())).await.unwrap();
+    let infos = Fleet::at(home.path()).list().await.unwrap();
     assert!(infos[1].failure.as_ref().unwrap().contains("SIGKILL"));
 
     let before = machines("kin-1");
@@ -197,7 +195,10 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
         home.states_by_cluster().await[1],
         state("kin-2", VmState::Running)
     );
-    assert_eq!(list(Some(&home.path())).await.unwrap()[1].ip, victim.ip());
+    assert_eq!(
+        Fleet::at(home.path()).list().await.unwrap()[1].ip,
+        victim.ip()
+    );
     assert_eq!(machines("kin-1"), before, "nobody else was touched");
 
     // Stopped and started, by another handle too.
@@ -206,7 +207,7 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
         home.states_by_cluster().await[1],
         state("kin-2", VmState::Stopped)
     );
-    let found = Cluster::open_in(Some(&home.path()), "kin").await.unwrap();
+    let found = Fleet::at(home.path()).open_cluster("kin").await.unwrap();
     assert_eq!(found.vm("kin-2").unwrap().ip(), victim.ip());
     cluster.start().await.unwrap();
     victim.restart().await.unwrap();
@@ -246,7 +247,7 @@ async fn addresses_outlive_the_worker() {
     assert!(cluster.vm("keep-3").unwrap().was_running());
     let new = cluster.vm("keep-1").unwrap();
     assert!(!ips.contains(&new.ip()));
-    remove(Some(&home.path()), "keep-2").await.unwrap();
+    Fleet::at(home.path()).remove("keep-2").await.unwrap();
     assert!(new.console_tail().await.is_ok(), "the others run on");
     cluster.vm("keep-3").unwrap().kill().await.unwrap();
     new.kill().await.unwrap();
@@ -257,7 +258,7 @@ async fn addresses_outlive_the_worker() {
         ("keep/keep-1".to_owned(), VmState::Running)
     );
     for name in ["keep-1", "keep-3"] {
-        remove(Some(&home.path()), name).await.unwrap();
+        Fleet::at(home.path()).remove(name).await.unwrap();
     }
     assert_eq!(home.clusters(), 0);
 }
@@ -294,7 +295,7 @@ async fn members_come_and_go_while_others_run() {
 async fn a_name_means_one_vm() {
     let home = Home::new();
     let tests = home.two_tests().await;
-    let open = async |name: &str| Vm::open_in(Some(&home.path()), name).await;
+    let open = async |name: &str| Fleet::at(home.path()).open(name).await;
     assert!(matches!(open("node-1").await, Err(Error::Ambiguous { .. })));
     let full = format!("{}/node-1", tests[1].name());
     assert_eq!(open(&full).await.unwrap().cluster(), tests[1].name());
@@ -322,8 +323,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
             vm.stop().await.unwrap();
         }
     }
-    let path = home.path();
-    let home_dir = Some(path.as_path());
+    let fleet = Fleet::at(home.path());
     let change = crate::vm::resize::Resize {
         cpus: Some(1),
         memory: None,
@@ -331,14 +331,10 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
     let builder = |name: &str| home.vm(Vm::builder(name)).detached();
     for error in [
         builder("node-1").start().await.unwrap_err(),
-        crate::vm::list::find(home_dir, "node-1").await.unwrap_err(),
-        crate::vm::resize::resize(home_dir, "node-1", change)
-            .await
-            .unwrap_err(),
-        crate::vm::logs::ConsoleLog::open(home_dir, "node-1")
-            .await
-            .unwrap_err(),
-        crate::guest::workspace::Workspace::of(home_dir, "node-1")
+        fleet.find("node-1").await.unwrap_err(),
+        fleet.resize("node-1", change).await.unwrap_err(),
+        fleet.console_log("node-1").await.unwrap_err(),
+        crate::guest::workspace::Workspace::of(&fleet, "node-1")
             .await
             .unwrap_err()
             .into(),
@@ -346,13 +342,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
         assert!(matches!(error, Error::Ambiguous { .. }), "{error}");
     }
     let member = format!("{}/node-1", clusters[1].name());
-    assert_eq!(
-        crate::vm::resize::resize(home_dir, &member, change)
-            .await
-            .unwrap()
-            .cpus,
-        1
-    );
+    assert_eq!(fleet.resize(&member, change).await.unwrap().cpus, 1);
     let vm = builder(&member).start().await.unwrap();
     assert_eq!(vm.reference().as_str(), member);
     assert_eq!(
@@ -380,7 +370,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
             .to_string()
             .contains(&format!("`fleetbox rm {}/late`", clusters[1].name()))
     );
-    remove(home_dir, &member).await.unwrap();
+    fleet.remove(&member).await.unwrap();
     second.destroy().await.unwrap();
     drop(clusters);
 }
@@ -489,14 +479,9 @@ async fn prune_deletes_what_does_not_run_and_nothing_else() {
         .unwrap();
     detached.vm("up-1").unwrap().stop().await.unwrap();
     // Somebody has them all.
-    assert!(
-        crate::vm::remove::prune(Some(&home.path()))
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(Fleet::at(home.path()).prune().await.unwrap().is_empty());
     drop((alone, detached));
-    let pruned = crate::vm::remove::prune(Some(&home.path())).await.unwrap();
+    let pruned = Fleet::at(home.path()).prune().await.unwrap();
     assert_eq!(pruned, ["alone", "up/up-1"]);
     named.vm("pr-2").unwrap().start().await.unwrap();
     named.vm("pr-2").unwrap().stop().await.unwrap();
@@ -514,7 +499,7 @@ async fn prune_deletes_what_does_not_run_and_nothing_else() {
     expected.sort();
     assert_eq!(left, expected);
     // It would outlive this test.
-    remove(Some(&home.path()), "up/up-2").await.unwrap();
+    Fleet::at(home.path()).remove("up/up-2").await.unwrap();
 }
 
 #[test]
@@ -533,8 +518,8 @@ fn the_blocking_facade_has_console_and_events() {
     vm.kill().unwrap();
     let last = events.last().unwrap().unwrap().event;
     assert_eq!(last, Event::Killed);
-    assert_eq!(blocking::list(Some(&home.path())).unwrap().len(), 1);
-    assert!(blocking::prune(Some(&home.path())).unwrap().is_empty());
+    assert_eq!(blocking::Fleet::at(home.path()).list().unwrap().len(), 1);
+    assert!(blocking::Fleet::at(home.path()).prune().unwrap().is_empty());
     vm.destroy().unwrap();
 }
 

@@ -12,6 +12,7 @@ use crate::store::Store;
 use crate::testing::test_support::{Home, eventually};
 use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
+use crate::vm::fleet::Fleet;
 
 impl Home {
     fn quick(&self, script: Script) -> VmBuilder {
@@ -67,9 +68,7 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
     let (what, text) = left(builder.clone().start().await.unwrap_err());
     assert_eq!(what, VmFate::Stopped(Box::new(web.clone())));
     assert!(text.ends_with("`fleetbox rm web` deletes it"), "{text}");
-    let dir = crate::vm::list::find(Some(&home.path()), "web")
-        .await
-        .unwrap();
+    let dir = Fleet::at(home.path()).find("web").await.unwrap();
     eventually("it is stopped", || !dir.is_running().unwrap());
     let held = home.prints("login: ").start().await.unwrap();
     let limit = Duration::from_millis(200);
@@ -84,9 +83,7 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
     assert_eq!(what, VmFate::Running(Box::new(web.clone())));
     assert!(text.contains("web runs on and keeps its memory"), "{text}");
     assert!(dir.is_running().unwrap());
-    crate::vm::remove::remove(Some(&home.path()), "web")
-        .await
-        .unwrap();
+    Fleet::at(home.path()).remove("web").await.unwrap();
 
     let (what, text) = left(builder.ephemeral().start().await.unwrap_err());
     assert_eq!(what, VmFate::Deleted);

@@ -1,7 +1,6 @@
 //! Finding and listing the VMs of a state directory.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -10,15 +9,16 @@ use crate::model::names::Reference;
 use crate::model::network::Network;
 use crate::model::size::Size;
 use crate::store::ephemeral;
-use crate::store::open::open_store;
 use crate::store::{Store, VmDir};
 use crate::util::task::blocking;
+use crate::vm::Vm;
+use crate::vm::fleet::Fleet;
 
 /// What a VM is doing.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
-/// for vm in fleetbox::list(None).await? {
+/// for vm in fleetbox::Fleet::new().list().await? {
 ///     if vm.state == fleetbox::VmState::Failed {
 ///         println!("{}: {}", vm.name, vm.failure.unwrap_or_default());
 ///     }
@@ -51,7 +51,7 @@ impl std::fmt::Display for VmState {
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
-/// let mine = fleetbox::list(None).await?.into_iter().find(|vm| vm.name == "web");
+/// let mine = fleetbox::Fleet::new().list().await?.into_iter().find(|vm| vm.name == "web");
 /// if let Some(vm) = mine {
 ///     println!("{} of {}: {} CPUs, {}, {}", vm.name, vm.cluster, vm.cpus, vm.memory, vm.ip);
 /// }
@@ -83,85 +83,113 @@ pub struct VmInfo {
     pub created: u64,
     /// It is deleted when the process that owns it ends.
     pub ephemeral: bool,
-    /// It does not run and nobody uses its cluster: [`prune`](crate::prune) would delete it.
+    /// It does not run and nobody uses its cluster: [`Fleet::prune`](crate::Fleet::prune) would delete it.
     pub unused: bool,
 }
 
-/// All VMs of a state directory (the default one if none is given), by cluster and name.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// for vm in fleetbox::list(None).await? {
-///     println!("{} is {}, {} of memory", vm.name, vm.state, vm.memory);
-/// }
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// The file system, or a damaged record.
-pub async fn list(home: Option<&Path>) -> Result<Vec<VmInfo>> {
-    let store = open_store(home).await?;
-    blocking(move || {
-        let mut vms = Vec::new();
-        for vm in store.vms()? {
-            let record = match vm.record() {
-                Ok(record) => record,
-                // Removed in this moment.
-                Err(_) if !vm.paths().dir().exists() => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let running = vm.is_running()?;
-            let ephemeral = ephemeral::is_ephemeral(&vm);
-            let failure = if running { None } else { vm.failure()? };
-            vms.push(VmInfo {
-                name: record.name.to_string(),
-                cluster: record.cluster.to_string(),
-                state: match (running, &failure) {
-                    (true, _) => VmState::Running,
-                    (false, None) => VmState::Stopped,
-                    (false, Some(_)) => VmState::Failed,
-                },
-                failure,
-                image: record.image.reference,
-                cpus: record.cpus,
-                memory: record.memory,
-                disk: record.disk,
-                ip: record.ip,
-                network: record.network,
-                created: record.created,
-                ephemeral,
-                unused: !running && !ephemeral && !store.cluster(vm.cluster()).is_used()?,
+impl Fleet {
+    /// All VMs, by cluster and name.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// for vm in fleetbox::Fleet::new().list().await? {
+    ///     println!("{} is {}, {} of memory", vm.name, vm.state, vm.memory);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The file system, or a damaged record.
+    pub async fn list(&self) -> Result<Vec<VmInfo>> {
+        let store = self.store().await?;
+        blocking(move || {
+            let mut vms = Vec::new();
+            for vm in store.vms()? {
+                let record = match vm.record() {
+                    Ok(record) => record,
+                    // Removed in this moment.
+                    Err(_) if !vm.paths().dir().exists() => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                let running = vm.is_running()?;
+                let ephemeral = ephemeral::is_ephemeral(&vm);
+                let failure = if running { None } else { vm.failure()? };
+                vms.push(VmInfo {
+                    name: record.name.to_string(),
+                    cluster: record.cluster.to_string(),
+                    state: match (running, &failure) {
+                        (true, _) => VmState::Running,
+                        (false, None) => VmState::Stopped,
+                        (false, Some(_)) => VmState::Failed,
+                    },
+                    failure,
+                    image: record.image.reference,
+                    cpus: record.cpus,
+                    memory: record.memory,
+                    disk: record.disk,
+                    ip: record.ip,
+                    network: record.network,
+                    created: record.created,
+                    ephemeral,
+                    unused: !running && !ephemeral && !store.cluster(vm.cluster()).is_used()?,
+                });
+            }
+            Ok(vms)
+        })
+        .await
+    }
+}
+
+impl Fleet {
+    /// The VM that a name means, running or not: `NAME`, or `CLUSTER/NAME`. VMs of running tests are meant
+    /// by a bare `NAME` only where there is no other.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Fleet::new().find("node-1").await?;
+    /// println!("{} has {} of memory", vm.reference(), vm.record()?.memory);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], or [`Error::NoMember`] of a cluster that is named; [`Error::Ambiguous`] if several
+    /// clusters have such a VM and none is named.
+    pub async fn find(&self, name: &str) -> Result<VmDir> {
+        Ok(meant(self, name).await?.1)
+    }
+}
+
+impl Fleet {
+    /// The running VM of that name, or `CLUSTER/NAME`, whoever started it. Dropping the handle
+    /// changes nothing.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Fleet::at("/srv/vms").open("web").await?;
+    /// println!("{}", vm.ssh("uptime").await?.stdout_text());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Fleet::find`], and [`Error::NotRunning`].
+    pub async fn open(&self, name: &str) -> Result<Vm> {
+        let (store, dir) = meant(self, name).await?;
+        if !dir.is_running()? {
+            return Err(Error::NotRunning {
+                name: dir.reference(),
             });
         }
-        Ok(vms)
-    })
-    .await
+        Vm::found(&store, dir)
+    }
 }
 
-/// The VM that a name means, running or not: `NAME`, or `CLUSTER/NAME`. VMs of running tests are meant
-/// by a bare `NAME` only where there is no other.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// let vm = fleetbox::find(None, "node-1").await?;
-/// println!("{} has {} of memory", vm.reference(), vm.record()?.memory);
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// [`Error::NoVm`], or [`Error::NoMember`] of a cluster that is named; [`Error::Ambiguous`] if several
-/// clusters have such a VM and none is named.
-pub async fn find(home: Option<&Path>, name: &str) -> Result<VmDir> {
-    Ok(meant(home, name).await?.1)
-}
-
-/// What a name means, see [`resolve`].
+/// What a name means, see [`Fleet::resolve`].
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
 /// use fleetbox::Resolution;
 ///
-/// match fleetbox::resolve(None, "node").await? {
+/// match fleetbox::Fleet::new().resolve("node").await? {
 ///     Resolution::Vm(vm) => println!("the VM {}", vm.reference()),
 ///     Resolution::Cluster(members) => println!("a cluster of {} VMs", members.len()),
 ///     Resolution::Nothing => println!("the name is free"),
@@ -178,40 +206,42 @@ pub enum Resolution {
     Nothing,
 }
 
-/// Finds out whether a name means a VM or a cluster: as [`find`], and where no VM has the name, the cluster
-/// of that name.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// let free = matches!(fleetbox::resolve(None, "web").await?, fleetbox::Resolution::Nothing);
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// [`Error::NoMember`] for `CLUSTER/NAME` if the cluster has no such member; [`Error::Ambiguous`] if several
-/// clusters have such a VM and none is named.
-pub async fn resolve(home: Option<&Path>, name: &str) -> Result<Resolution> {
-    match find(home, name).await {
-        Ok(vm) => Ok(Resolution::Vm(vm)),
-        Err(Error::NoVm { name }) => {
-            let store = open_store(home).await?;
-            blocking(move || {
-                let members = store.cluster(&name).vms()?;
-                Ok(if members.is_empty() {
-                    Resolution::Nothing
-                } else {
-                    Resolution::Cluster(members)
+impl Fleet {
+    /// Finds out whether a name means a VM or a cluster: as [`Fleet::find`], and where no VM has the name, the cluster
+    /// of that name.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let free = matches!(fleetbox::Fleet::new().resolve("web").await?, fleetbox::Resolution::Nothing);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoMember`] for `CLUSTER/NAME` if the cluster has no such member; [`Error::Ambiguous`] if several
+    /// clusters have such a VM and none is named.
+    pub async fn resolve(&self, name: &str) -> Result<Resolution> {
+        match self.find(name).await {
+            Ok(vm) => Ok(Resolution::Vm(vm)),
+            Err(Error::NoVm { name }) => {
+                let store = self.store().await?;
+                blocking(move || {
+                    let members = store.cluster(&name).vms()?;
+                    Ok(if members.is_empty() {
+                        Resolution::Nothing
+                    } else {
+                        Resolution::Cluster(members)
+                    })
                 })
-            })
-            .await
+                .await
+            }
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
     }
 }
 
-pub(super) async fn meant(home: Option<&Path>, text: &str) -> Result<(Store, VmDir)> {
+pub(super) async fn meant(fleet: &Fleet, text: &str) -> Result<(Store, VmDir)> {
     let reference: Reference = text.parse()?;
-    let store = open_store(home).await?;
+    let store = fleet.store().await?;
     blocking(move || {
         let name = reference.name().clone();
         if let Some(cluster) = reference.cluster() {
@@ -258,7 +288,7 @@ mod tests {
         }
         let resolved = async |name: &str| {
             let text = |vm: &VmDir| vm.reference().to_string();
-            Ok(match resolve(Some(dir.path()), name).await? {
+            Ok(match Fleet::at(dir.path()).resolve(name).await? {
                 Resolution::Vm(vm) => text(&vm),
                 Resolution::Cluster(members) => {
                     let members: Vec<_> = members.iter().map(text).collect();

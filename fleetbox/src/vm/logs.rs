@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::store::{StoreError, VmDir};
 use crate::util::text::{last_lines, printable};
+use crate::vm::fleet::Fleet;
 
 /// Most bytes that are read at once; a log has no more (`docs/processes.md`).
 const MOST: u64 = 8 << 20;
@@ -22,9 +23,9 @@ const ESCAPE: usize = 256;
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::logs::ConsoleLog;
+/// use fleetbox::Fleet;
 ///
-/// let mut log = ConsoleLog::open(None, "web").await?;
+/// let mut log = Fleet::new().console_log("web").await?;
 /// print!("{}", log.existing(Some(10))?);
 /// # Ok(())
 /// # }
@@ -44,24 +45,26 @@ struct Open {
     position: u64,
 }
 
-impl ConsoleLog {
-    /// The log of the VM of that name.
+impl Fleet {
+    /// The console log of the VM of that name, running or not.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::logs::ConsoleLog;
+    /// use fleetbox::Fleet;
     ///
-    /// let mut log = ConsoleLog::open(None, "web").await?; // running or not
+    /// let mut log = Fleet::new().console_log("web").await?; // running or not
     /// println!("{}", log.existing(Some(20))?);
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// As [`find`](crate::find).
-    pub async fn open(home: Option<&Path>, name: &str) -> Result<Self> {
-        Ok(Self::of(crate::vm::list::find(home, name).await?))
+    /// As [`Fleet::find`].
+    pub async fn console_log(&self, name: &str) -> Result<ConsoleLog> {
+        Ok(ConsoleLog::of(self.find(name).await?))
     }
+}
 
+impl ConsoleLog {
     /// The log of a VM that is known.
     pub(crate) fn of(vm: VmDir) -> Self {
         Self {
@@ -75,9 +78,9 @@ impl ConsoleLog {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::logs::ConsoleLog;
+    /// use fleetbox::Fleet;
     ///
-    /// let log = ConsoleLog::open(None, "web").await?;
+    /// let log = Fleet::new().console_log("web").await?;
     /// println!("{}", if log.is_running()? { "more may come" } else { "this is all" });
     /// # Ok(()) }
     /// ```
@@ -93,9 +96,9 @@ impl ConsoleLog {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::logs::ConsoleLog;
+    /// use fleetbox::Fleet;
     ///
-    /// let mut log = ConsoleLog::open(None, "web").await?;
+    /// let mut log = Fleet::new().console_log("web").await?;
     /// assert!(!log.existing(None)?.contains("Kernel panic"));
     /// # Ok(()) }
     /// ```
@@ -133,9 +136,9 @@ impl ConsoleLog {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::logs::ConsoleLog;
+    /// use fleetbox::Fleet;
     ///
-    /// let mut log = ConsoleLog::open(None, "web").await?;
+    /// let mut log = Fleet::new().console_log("web").await?;
     /// print!("{}", log.existing(None)?);
     /// loop {
     ///     let running = log.is_running()?;

@@ -9,6 +9,7 @@ pub(crate) mod events;
 mod extras;
 mod files;
 mod fixtures;
+pub(crate) mod fleet;
 mod launch;
 pub(crate) mod links;
 pub(crate) mod list;
@@ -35,7 +36,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use self::attach::Attached;
-use self::list::meant;
+use self::fleet::Fleet;
 use crate::error::{Error, Result};
 use crate::host::budget::Budget;
 use crate::model::defaults::DEFAULT_BOOT_TIMEOUT;
@@ -103,31 +104,9 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`find`], and [`Error::NotRunning`].
+    /// As [`Fleet::open`].
     pub async fn open(name: &str) -> Result<Self> {
-        Self::open_in(None, name).await
-    }
-
-    /// As [`Vm::open`], in a state directory of the caller's choice.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use std::path::Path;
-    ///
-    /// let vm = fleetbox::Vm::open_in(Some(Path::new("/srv/vms")), "web").await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Vm::open`].
-    pub async fn open_in(home: Option<&Path>, name: &str) -> Result<Self> {
-        let (store, dir) = meant(home, name).await?;
-        if !dir.is_running()? {
-            return Err(Error::NotRunning {
-                name: dir.reference(),
-            });
-        }
-        Self::found(&store, dir)
+        Fleet::new().open(name).await
     }
 
     /// A VM that exists, running or not.

@@ -1,6 +1,5 @@
 //! Removing VMs.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::list::meant;
@@ -9,10 +8,10 @@ use crate::error::Result;
 use crate::model::names::Reference;
 use crate::process::{Client, Lifeline};
 use crate::store::ephemeral;
-use crate::store::open::open_store;
 use crate::store::{Lock, Store, StoreError, VmDir};
 use crate::util::task::blocking;
 use crate::vm::attach;
+use crate::vm::fleet::Fleet;
 
 impl Vm {
     /// Kills the VM and removes it with its disk.
@@ -64,76 +63,81 @@ async fn destroy(
     blocking(move || Ok(cluster.remove_if_unused()?)).await
 }
 
-/// Deletes a VM with its disk, killing it if it runs.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// fleetbox::remove(None, "web").await?;
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// As [`find`](crate::find), or a process that does not end.
-pub async fn remove(home: Option<&Path>, name: &str) -> Result<()> {
-    let (store, dir) = meant(home, name).await?;
-    let client = attach::client(&store.cluster(dir.cluster()));
-    destroy(&store, &dir, &client, None).await
+impl Fleet {
+    /// Deletes a VM with its disk, killing it if it runs.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// fleetbox::Fleet::new().remove("web").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Fleet::find`], or a process that does not end.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let (store, dir) = meant(self, name).await?;
+        let client = attach::client(&store.cluster(dir.cluster()));
+        destroy(&store, &dir, &client, None).await
+    }
 }
 
-/// Deletes all VMs of a state directory (the default one if none is given) that do not run, with
-/// their disks, and what killed processes have left. Returns what was deleted, as `NAME` or, for a
-/// member of a cluster, `CLUSTER/NAME`.
-///
-/// A VM that a living process has a [`Vm`] of, or of another member of its cluster, is kept, stopped
-/// or not: tests and programs find what they have stopped. So is a VM that is just being started, or
-/// whose start waits for memory.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// for name in fleetbox::prune(None).await? {
-///     println!("{name} is deleted");
-/// }
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// The file system. What was deleted until then stays deleted.
-pub async fn prune(home: Option<&Path>) -> Result<Vec<String>> {
-    prune_those(home, |_| true).await
+impl Fleet {
+    /// Deletes all VMs that do not run, with their disks, and what killed processes have left. Returns what was deleted, as `NAME` or, for a
+    /// member of a cluster, `CLUSTER/NAME`.
+    ///
+    /// A VM that a living process has a [`Vm`] of, or of another member of its cluster, is kept, stopped
+    /// or not: tests and programs find what they have stopped. So is a VM that is just being started, or
+    /// whose start waits for memory.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// for name in fleetbox::Fleet::new().prune().await? {
+    ///     println!("{name} is deleted");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The file system. What was deleted until then stays deleted.
+    pub async fn prune(&self) -> Result<Vec<String>> {
+        prune_those(self, |_| true).await
+    }
 }
 
-/// As [`prune`], of these VMs only: those that somebody was shown and has agreed to, for example. What
-/// killed processes have left is removed all the same.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::names::Reference;
-///
-/// let old: Reference = "shop/node-1".parse()?;
-/// fleetbox::prune_only(None, &[old]).await?;
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// As [`prune`].
-pub async fn prune_only(home: Option<&Path>, vms: &[Reference]) -> Result<Vec<String>> {
-    let vms = vms.to_vec();
-    prune_those(home, move |vm| {
-        vms.iter().any(|named| {
-            let cluster = named
-                .cluster()
-                .is_none_or(|cluster| cluster == vm.cluster());
-            cluster && named.name() == vm.name()
+impl Fleet {
+    /// As [`Fleet::prune`], of these VMs only: those that somebody was shown and has agreed to, for example. What
+    /// killed processes have left is removed all the same.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::names::Reference;
+    ///
+    /// let old: Reference = "shop/node-1".parse()?;
+    /// fleetbox::Fleet::new().prune_only(&[old]).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Fleet::prune`].
+    pub async fn prune_only(&self, vms: &[Reference]) -> Result<Vec<String>> {
+        let vms = vms.to_vec();
+        prune_those(self, move |vm| {
+            vms.iter().any(|named| {
+                let cluster = named
+                    .cluster()
+                    .is_none_or(|cluster| cluster == vm.cluster());
+                cluster && named.name() == vm.name()
+            })
         })
-    })
-    .await
+        .await
+    }
 }
 
 async fn prune_those(
-    home: Option<&Path>,
+    fleet: &Fleet,
     meant: impl Fn(&VmDir) -> bool + Send + 'static,
 ) -> Result<Vec<String>> {
-    let store = open_store(home).await?;
+    let store = fleet.store().await?;
     blocking(move || {
         attach::sweep(&store)?;
         let mut pruned = Vec::new();

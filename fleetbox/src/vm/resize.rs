@@ -1,15 +1,14 @@
 //! Changing a VM that does not run.
 
-use std::path::Path;
-
 use crate::error::Result;
 use crate::host::resources::{HostResources, Request};
 use crate::model::names::check_cpus;
 use crate::model::size::Size;
 use crate::store::{StoreError, VmRecord};
 use crate::util::task::blocking;
+use crate::vm::fleet::Fleet;
 
-/// What [`resize`] changes; `None` stays as it is.
+/// What [`Fleet::resize`] changes; `None` stays as it is.
 ///
 /// ```
 /// use fleetbox::Resize;
@@ -25,36 +24,38 @@ pub struct Resize {
     pub memory: Option<Size>,
 }
 
-/// Changes what a stopped VM is booted with, and returns its new record.
-///
-/// # Errors
-/// [`Error::Invalid`](crate::Error::Invalid), and [`Error::InsufficientResources`](crate::Error::InsufficientResources) if this host
-/// has less, before anything is changed; those of [`find`](crate::find), and [`Error::Store`](crate::Error::Store) if the VM runs.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::{Resize, Size};
-///
-/// let change = Resize { cpus: Some(4), memory: Some(Size::gib(8)) };
-/// fleetbox::resize(None, "web", change).await?;
-/// # Ok(())
-/// # }
-/// ```
-pub async fn resize(home: Option<&Path>, name: &str, change: Resize) -> Result<VmRecord> {
-    let cpus = change.cpus.map(check_cpus).transpose()?;
-    let memory = change.memory.map(Size::check_memory).transpose()?;
-    let vm = crate::vm::list::find(home, name).await?;
-    blocking(move || {
-        HostResources::of_host(vm.home()).check(&Request::changed(cpus, memory))?;
-        let Some(_lock) = vm.try_lock()? else {
-            let name = vm.name().clone();
-            return Err(StoreError::Running { name }.into());
-        };
-        let mut record = vm.record()?;
-        record.cpus = cpus.unwrap_or(record.cpus);
-        record.memory = memory.unwrap_or(record.memory);
-        vm.save_record(&record)?;
-        Ok(record)
-    })
-    .await
+impl Fleet {
+    /// Changes what a stopped VM is booted with, and returns its new record.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid), and [`Error::InsufficientResources`](crate::Error::InsufficientResources) if this host
+    /// has less, before anything is changed; those of [`Fleet::find`], and [`Error::Store`](crate::Error::Store) if the VM runs.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// use fleetbox::{Resize, Size};
+    ///
+    /// let change = Resize { cpus: Some(4), memory: Some(Size::gib(8)) };
+    /// fleetbox::Fleet::new().resize("web", change).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn resize(&self, name: &str, change: Resize) -> Result<VmRecord> {
+        let cpus = change.cpus.map(check_cpus).transpose()?;
+        let memory = change.memory.map(Size::check_memory).transpose()?;
+        let vm = self.find(name).await?;
+        blocking(move || {
+            HostResources::of_host(vm.home()).check(&Request::changed(cpus, memory))?;
+            let Some(_lock) = vm.try_lock()? else {
+                let name = vm.name().clone();
+                return Err(StoreError::Running { name }.into());
+            };
+            let mut record = vm.record()?;
+            record.cpus = cpus.unwrap_or(record.cpus);
+            record.memory = memory.unwrap_or(record.memory);
+            vm.save_record(&record)?;
+            Ok(record)
+        })
+        .await
+    }
 }

@@ -1,6 +1,5 @@
 //! Stopping a VM, and waiting for its end.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,9 +8,9 @@ use super::Vm;
 use crate::error::{Error, Result};
 use crate::process::ProcessError;
 use crate::progress::ProgressEvent;
-use crate::store::open::open_store;
 use crate::util::task::blocking;
 use crate::vm::attach;
+use crate::vm::fleet::Fleet;
 
 /// How long [`Vm::stop`] gives a guest to power off.
 ///
@@ -163,34 +162,36 @@ pub enum Stopped {
     Forced,
 }
 
-/// Stops a VM, running or not: `None` if it did not run.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// let stopped = fleetbox::stop(None, "web", fleetbox::STOP_DEADLINE).await?;
-/// if stopped.is_none() {
-///     println!("it did not run");
-/// }
-/// # Ok(()) }
-/// ```
-///
-/// # Errors
-/// As [`find`](crate::find), or a worker that cannot be talked to.
-pub async fn stop(home: Option<&Path>, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
-    let store = open_store(home).await?;
-    blocking(move || {
-        attach::sweep_bridges(&store);
-        Ok::<_, Error>(())
-    })
-    .await?;
-    match Vm::open_in(home, name).await {
-        Ok(vm) => match vm.stop_within(deadline).await {
-            Ok(stopped) => Ok(Some(stopped)),
-            // It ended in between.
-            Err(error) if error.is_not_running() => Ok(None),
+impl Fleet {
+    /// Stops a VM, running or not: `None` if it did not run.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let stopped = fleetbox::Fleet::new().stop("web", fleetbox::STOP_DEADLINE).await?;
+    /// if stopped.is_none() {
+    ///     println!("it did not run");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Fleet::find`], or a worker that cannot be talked to.
+    pub async fn stop(&self, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
+        let store = self.store().await?;
+        blocking(move || {
+            attach::sweep_bridges(&store);
+            Ok::<_, Error>(())
+        })
+        .await?;
+        match self.open(name).await {
+            Ok(vm) => match vm.stop_within(deadline).await {
+                Ok(stopped) => Ok(Some(stopped)),
+                // It ended in between.
+                Err(error) if error.is_not_running() => Ok(None),
+                Err(error) => Err(error),
+            },
+            Err(Error::NotRunning { .. }) => Ok(None),
             Err(error) => Err(error),
-        },
-        Err(Error::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(error),
+        }
     }
 }

@@ -13,13 +13,13 @@ use crate::store::{Lock, StoreError, VmRecord};
 use crate::testing::test_support::{Home, eventually, refuses};
 use crate::vm::Vm;
 use crate::vm::cluster::Cluster;
-use crate::vm::list::{VmState, find, list};
-use crate::vm::remove::remove;
-use crate::vm::stop::{Stopped, stop};
+use crate::vm::fleet::Fleet;
+use crate::vm::list::VmState;
+use crate::vm::stop::Stopped;
 
 impl Home {
     async fn states(&self) -> Vec<(String, VmState)> {
-        let vms = list(Some(&self.path())).await.unwrap();
+        let vms = Fleet::at(self.path()).list().await.unwrap();
         vms.into_iter().map(|vm| (vm.name, vm.state)).collect()
     }
 }
@@ -88,7 +88,7 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
     }
     assert_eq!(states, [("web".to_owned(), VmState::Stopped)]);
     assert!(layer.exists());
-    remove(Some(&home.path()), "web").await.unwrap();
+    Fleet::at(home.path()).remove("web").await.unwrap();
     assert_eq!(home.clusters(), 0);
 }
 
@@ -114,13 +114,13 @@ async fn a_detached_vm_is_found_by_name_and_removed_while_it_runs() {
             .await
             .unwrap(),
     );
-    let vm = Vm::open_in(Some(&home.path()), "box").await.unwrap();
+    let vm = Fleet::at(home.path()).open("box").await.unwrap();
     assert_eq!(vm.name(), "box");
     drop(vm);
-    remove(Some(&home.path()), "box").await.unwrap();
+    Fleet::at(home.path()).remove("box").await.unwrap();
     assert_eq!(home.clusters(), 0);
     assert!(matches!(
-        Vm::open_in(Some(&home.path()), "box").await,
+        Fleet::at(home.path()).open("box").await,
         Err(Error::NoVm { .. })
     ));
 }
@@ -293,7 +293,7 @@ async fn what_this_host_does_not_have_is_neither_created_nor_set_nor_started() {
         }
     }
     let home = Home::new();
-    let path = home.path();
+    let fleet = Fleet::at(home.path());
     let (most, pib) = (crate::model::names::MAX_CPUS, Size::gib(1 << 10));
     let builder = || home.vm(Vm::builder("web")).memory_budget(Budget::UNLIMITED);
     lacking(builder().cpus(most).start().await, "CPUs: asked for 128");
@@ -308,17 +308,11 @@ async fn what_this_host_does_not_have_is_neither_created_nor_set_nor_started() {
     // Those that exist, whoever has given it to them.
     let vm = builder().start().await.unwrap();
     let running = vm.machine().unwrap();
-    let change = |cpus, memory| {
-        crate::vm::resize::resize(
-            Some(&path),
-            "web",
-            crate::vm::resize::Resize { cpus, memory },
-        )
-    };
+    let change = |cpus, memory| fleet.resize("web", crate::vm::resize::Resize { cpus, memory });
     lacking(change(Some(most), None).await, "CPUs: asked for 128");
     lacking(change(None, Some(pib)).await, "memory: asked for 1T");
     assert_eq!(vm.machine().unwrap().cpus, running.cpus);
-    let dir = crate::vm::list::find(Some(&path), "web").await.unwrap();
+    let dir = fleet.find("web").await.unwrap();
     let good = dir.record().unwrap();
     let records = [
         (
@@ -423,11 +417,11 @@ async fn a_new_vm_never_is_one_that_exists() {
 #[tokio::test]
 async fn a_vm_that_runs_without_an_answer_of_its_worker_is_not_said_to_be_stopped() {
     let home = Home::new();
-    let path = home.path();
+    let fleet = Fleet::at(home.path());
     home.vm(Vm::builder("web")).create().await.unwrap();
-    let dir = find(Some(&path), "web").await.unwrap();
+    let dir = fleet.find("web").await.unwrap();
     let running = Lock::acquire(&dir.paths().lock()).unwrap();
-    let stopped = stop(Some(&path), "web", Duration::ZERO).await;
+    let stopped = fleet.stop("web", Duration::ZERO).await;
     assert!(
         matches!(stopped, Err(Error::Process(ProcessError::NoWorker { .. }))),
         "{stopped:?}"
@@ -437,7 +431,7 @@ async fn a_vm_that_runs_without_an_answer_of_its_worker_is_not_said_to_be_stoppe
         std::thread::sleep(Duration::from_millis(100));
         drop(running);
     });
-    let stopped = stop(Some(&path), "web", Duration::ZERO).await;
+    let stopped = fleet.stop("web", Duration::ZERO).await;
     assert!(matches!(stopped, Ok(None)), "{stopped:?}");
     ending.join().unwrap();
 }

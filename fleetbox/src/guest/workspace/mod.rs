@@ -11,7 +11,7 @@ mod patch;
 mod ship;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,7 @@ use crate::util::fs::{read_limited, write_atomic};
 use crate::util::task::blocking;
 use crate::util::text::quote;
 use crate::vm::Vm;
+use crate::vm::fleet::Fleet;
 
 pub use self::error::WorkspaceError;
 pub use self::git::Tree;
@@ -132,9 +133,9 @@ impl Workspace {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::workspace::Workspace;
+    /// use fleetbox::{Fleet, workspace::Workspace};
     ///
-    /// match Workspace::of(None, "web").await? {
+    /// match Workspace::of(&Fleet::new(), "web").await? {
     ///     Some(workspace) => println!("{}", workspace.host.display()),
     ///     None => println!("nothing was shipped to it"),
     /// }
@@ -142,9 +143,9 @@ impl Workspace {
     /// ```
     ///
     /// # Errors
-    /// Those of [`find`](crate::find), a damaged note, the file system.
-    pub async fn of(home: Option<&Path>, name: &str) -> Result<Option<Self>, WorkspaceError> {
-        let dir = crate::vm::list::find(home, name).await?;
+    /// Those of [`Fleet::find`], a damaged note, the file system.
+    pub async fn of(fleet: &Fleet, name: &str) -> Result<Option<Self>, WorkspaceError> {
+        let dir = fleet.find(name).await?;
         blocking(move || load(&dir)).await
     }
 
@@ -153,9 +154,9 @@ impl Workspace {
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::workspace::Workspace;
+    /// use fleetbox::{Fleet, workspace::Workspace};
     ///
-    /// if let Some(workspace) = Workspace::of(None, vm.name()).await? {
+    /// if let Some(workspace) = Workspace::of(&Fleet::new(), vm.name()).await? {
     ///     if let Some(what) = workspace.moved_on().await? {
     ///         println!("shipping again: {what}");
     ///         workspace.sync(&vm).await?;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Cursor, Read as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 
 use super::*;
 

@@ -30,7 +30,7 @@ use crate::testing::REQUIRE_VARIABLE;
 use crate::testing::test_support::{Home, eventually};
 use crate::vm::Vm;
 use crate::vm::cluster::Cluster;
-use crate::vm::remove::prune;
+use crate::vm::fleet::Fleet;
 
 /// Set where a test runs in its namespace.
 const INSIDE: &str = "FLEETBOX_TEST_IN_NAMESPACE";
@@ -342,7 +342,7 @@ fn what_a_kill_leaves_is_swept() {
             let store = Store::open(home.path()).unwrap();
             let dir = store.cluster(&name(cluster.name()));
             eventually("the worker has ended", || !dir.is_running().unwrap());
-            prune(Some(&home.path())).await.unwrap();
+            Fleet::at(home.path()).prune().await.unwrap();
             assert_clean();
             assert_eq!(files(&home.path()), 0);
         });

@@ -20,9 +20,9 @@ use crate::testing::test_support::{Home, refuses};
 use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
 use crate::vm::cluster::Cluster;
-use crate::vm::list::{VmState, list};
-use crate::vm::remove::prune;
-use crate::vm::resize::{Resize, resize};
+use crate::vm::fleet::Fleet;
+use crate::vm::list::VmState;
+use crate::vm::resize::Resize;
 use crate::vm::stop::STOP_DEADLINE;
 
 /// A state directory with a budget of 1000 MiB.
@@ -519,7 +519,8 @@ async fn a_vm_that_was_changed_is_started_with_its_new_sizes() {
         cpus: Some(1),
         memory: Some(Size::mib(500)),
     };
-    resize(Some(fixture.store.home()), "changed", change)
+    Fleet::at(fixture.store.home())
+        .resize("changed", change)
         .await
         .unwrap();
     let spec = vm.machine().unwrap();
@@ -563,7 +564,7 @@ async fn a_cluster_that_is_started_again_waits_as_one_and_says_so() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(fixture.tickets(), (2, 0));
     let running = async || {
-        let vms = list(Some(fixture.store.home())).await.unwrap();
+        let vms = Fleet::at(fixture.store.home()).list().await.unwrap();
         let running = vms.into_iter().filter(|vm| vm.state == VmState::Running);
         running.map(|vm| vm.name).collect::<Vec<_>>()
     };
@@ -621,7 +622,7 @@ async fn a_cluster_is_restarted_as_one() {
     let heard = Arc::new(Heard::default());
     let cluster = builder(&heard).start().await.unwrap();
     let runs = async || {
-        let vms = list(Some(fixture.store.home())).await.unwrap();
+        let vms = Fleet::at(fixture.store.home()).list().await.unwrap();
         let running = vms.into_iter().filter(|vm| vm.state == VmState::Running);
         running.map(|vm| vm.name).collect::<Vec<_>>()
     };
@@ -642,7 +643,13 @@ async fn a_cluster_is_restarted_as_one() {
         assert_eq!(fixture.tickets(), (1, 0));
         assert_eq!(runs().await, ["other"]);
         // There is memory for one of the two: neither has it.
-        assert!(prune(Some(fixture.store.home())).await.unwrap().is_empty());
+        assert!(
+            Fleet::at(fixture.store.home())
+                .prune()
+                .await
+                .unwrap()
+                .is_empty()
+        );
         other.destroy().await.unwrap();
         restarted.await.unwrap().unwrap();
         assert_eq!(runs().await, ["ca-1", "ca-2"]);
@@ -726,10 +733,10 @@ async fn what_waits_for_memory_is_not_pruned() {
     fixture.queued(1).await;
     let cluster = tokio::spawn(members.start());
     fixture.queued(2).await;
-    let unused = list(Some(home)).await.unwrap().into_iter();
+    let unused = Fleet::at(&home).list().await.unwrap().into_iter();
     let unused: Vec<_> = unused.filter(|vm| vm.unused).map(|vm| vm.name).collect();
     assert_eq!(unused, ["unused"]);
-    assert_eq!(prune(Some(home)).await.unwrap(), ["unused"]);
+    assert_eq!(Fleet::at(&home).prune().await.unwrap(), ["unused"]);
 
     // Nor once it runs; who has given up keeps nothing from being pruned.
     cluster.abort();
@@ -737,9 +744,9 @@ async fn what_waits_for_memory_is_not_pruned() {
     fixture.queued(1).await;
     holder.destroy().await.unwrap();
     let web = alone.await.unwrap().unwrap();
-    assert_eq!(prune(Some(home)).await.unwrap(), ["mem/mem-1"]);
+    assert_eq!(Fleet::at(&home).prune().await.unwrap(), ["mem/mem-1"]);
     web.destroy().await.unwrap();
-    assert!(list(Some(home)).await.unwrap().is_empty());
+    assert!(Fleet::at(&home).list().await.unwrap().is_empty());
 }
 
 #[tokio::test]

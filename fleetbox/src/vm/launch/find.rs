@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::images::{Image, ImageRef, Images};
 use crate::model::lifetime::Lifetime;
 use crate::model::names::Name;
-use crate::store::open::open_store;
 use crate::store::{Lock, Store, StoreError, VmDir, ephemeral};
 use crate::util::task::blocking;
 use crate::vm::builder::{Plan, VmBuilder};
@@ -36,15 +35,11 @@ impl Launch {
     /// Refuses members that exist and must not, before it is known whether this host can run them.
     /// [`super::members::make`] does so for one that comes to be later.
     pub(super) async fn refuse_existing(&self, members: &[Member]) -> Result<()> {
-        let home = match &self.home {
-            Some(home) => home.clone(),
-            None => Store::default_home()?,
-        };
         // Where nothing has ever been made, nothing is made by looking for it.
-        if !home.is_dir() || !members.iter().any(|member| member.builder.create_new) {
+        if !self.fleet.home()?.is_dir() || !members.iter().any(|member| member.builder.create_new) {
             return Ok(());
         }
-        let store = open_store(Some(&home)).await?;
+        let store = self.fleet.store().await?;
         let cluster = store.cluster(&self.cluster);
         for Member { plan, .. } in members.iter().filter(|member| member.builder.create_new) {
             let mut found: Vec<_> = cluster.vm(&plan.name).into_iter().collect();

@@ -4,7 +4,6 @@ mod check;
 mod find;
 mod members;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +19,9 @@ use crate::model::names::{Name, Reference};
 use crate::model::timing::{Clock, Phase};
 use crate::progress::Silent;
 use crate::store::Store;
-use crate::store::open::open_store;
 use crate::util::task::blocking;
 use crate::vm::builder::VmBuilder;
+use crate::vm::fleet::Fleet;
 use crate::vm::{Vm, attach};
 
 impl VmBuilder {
@@ -83,7 +82,7 @@ impl VmBuilder {
             anywhere: reference.cluster().is_none(),
             alone: true,
             lifetime: self.lifetime,
-            home: self.home.clone(),
+            fleet: self.fleet.clone(),
             members: vec![self.named(&name)],
         };
         Ok((name, launch))
@@ -119,7 +118,7 @@ pub(crate) struct Launch {
     /// started or none.
     pub(crate) alone: bool,
     pub(crate) lifetime: Lifetime,
-    pub(crate) home: Option<PathBuf>,
+    pub(crate) fleet: Fleet,
     pub(crate) members: Vec<VmBuilder>,
 }
 
@@ -134,7 +133,7 @@ impl Launch {
         let budget = check::budget_of(&members)?;
         clock.done(Phase::Preflight);
 
-        let store = open_store(self.home.as_deref()).await?;
+        let store = self.fleet.store().await?;
         sweep(&store).await?;
         let (cluster, _share) = self.locate(&store, &members).await?;
         check::network(&store, &cluster, &members)?;
@@ -169,7 +168,7 @@ impl Launch {
     pub(crate) async fn restart(self, deadline: Duration) -> Result<(Store, Vec<Vm>)> {
         let members = self.plan()?;
         let budget = check::budget_of(&members)?;
-        let store = open_store(self.home.as_deref()).await?;
+        let store = self.fleet.store().await?;
         let (cluster, _share) = self.locate(&store, &members).await?;
         let mut vms = Vec::new();
         let mut wants = Vec::new();
@@ -196,7 +195,7 @@ impl Launch {
     pub(crate) async fn create(self) -> Result<Vec<Name>> {
         let mut members = self.plan()?;
         self.refuse_existing(&members).await?;
-        let store = open_store(self.home.as_deref()).await?;
+        let store = self.fleet.store().await?;
         let elsewhere = find::existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
         if let ([_], true) = (elsewhere.as_slice(), self.anywhere) {
             return Ok(Vec::new());
