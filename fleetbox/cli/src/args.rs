@@ -1,16 +1,15 @@
-//! What can be said on the command line.
+//! The commands and their arguments, of which `--help`, completions and manual pages are made.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use crate::cp::Place;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
-use fleetbox::images::ImageRef;
-use fleetbox::names::{Name, Reference, check_count, check_cpus};
-use fleetbox::{Network, Ready, Result, Size};
+use fleetbox::names::{Name, Reference};
+use fleetbox::{Network, Ready, Size};
+
+use crate::values::{Place, Signal, count, cpus, disk, image, memory, publish, ready, signal};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
 #[derive(Debug, Parser)]
@@ -18,9 +17,9 @@ use fleetbox::{Network, Ready, Result, Size};
     name = "fleetbox",
     version,
     disable_help_subcommand = true,
-    after_help = "A VM is named by NAME, or by CLUSTER/NAME where several clusters have one of that \
-                  name.\n\nExit status: 0 done, 1 failed, 2 arguments refused; `ssh`, `exec` and `run` end \
-                  with the status of the command in the guest, and with 255 if it could not be run."
+    after_help = "Name a VM by NAME, or by CLUSTER/NAME if several clusters have a VM of that name.\n\n\
+                  Exit status: 0 success, 1 failure, 2 invalid arguments. `ssh`, `exec` and `run` exit with \
+                  the status of the command in the guest, or with 255 if it could not be run."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -30,7 +29,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true, env = "FLEETBOX_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
 
-    /// Print only what was asked for, and errors
+    /// Print only results and errors
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 
@@ -41,17 +40,17 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create and boot a VM, or boot one that exists, and wait until it answers by SSH
+    /// Create a VM or boot an existing one, and wait until SSH answers
     Up(Up),
-    /// Log in to a VM, or run a command line in it
+    /// Log in to a VM, or run a shell command in it
     Ssh(Ssh),
-    /// Run a program in a VM with its arguments as they are, in its workspace if it has one
+    /// Run a program in a VM, in its workspace if it has one
     Exec(Exec),
-    /// Run a program or log in, in a new VM, with a git work tree if one is named
+    /// Create a VM and run a program or log in, with a git work tree if PATH is given
     Run(Run),
-    /// Ship a git work tree to a VM that runs, as `run PATH` does to a new one
+    /// Copy a git work tree to a running VM, as `run PATH` does to a new one
     Ship(Ship),
-    /// Print what was changed in a VM's workspace, as a patch against the commit that was shipped
+    /// Print the changes in a VM's workspace as a patch against the commit that was copied
     PullDiff {
         /// The VM
         name: Reference,
@@ -67,39 +66,39 @@ pub(crate) enum Command {
         /// The VM
         name: Reference,
     },
-    /// Print what a VM wrote to its serial console
+    /// Print the output of a VM's serial console
     Logs(Logs),
-    /// Attach to a VM's serial console; Ctrl-] leaves it
+    /// Attach to a VM's serial console; Ctrl-] detaches
     Console {
         /// The VM
         name: Reference,
     },
-    /// Show what listens for connections in a VM
+    /// List the listening ports in a VM
     Ports {
         /// The VM
         name: Reference,
     },
-    /// Show what VMs use: CPU, memory, disk, network
+    /// Show the CPU, memory, disk and network use of VMs
     Stats {
-        /// The VMs [default: all that run]
+        /// The VMs [default: all running VMs]
         #[arg(value_name = "NAME")]
         names: Vec<Reference>,
     },
     /// Copy files and directories to or from a VM
     Cp(Cp),
-    /// Shut VMs down; their disks stay
+    /// Shut VMs down and keep their disks
     Down(Down),
     /// Shut VMs down and boot them again
     Restart(Restart),
-    /// Kill VMs without notice to the guest; their disks stay
+    /// Stop VMs at once, without a shutdown, and keep their disks
     Kill(Kill),
     /// Change the CPUs or memory of a stopped VM
     Set(Set),
-    /// Delete VMs with their disks, running or not
+    /// Delete VMs and their disks, even if they are running
     Rm(Rm),
-    /// Delete all VMs that do not run, and what killed processes left behind
+    /// Delete all stopped VMs, and files that killed processes left behind
     Prune(Prune),
-    /// Connect standard input and output to a TCP port of a VM (for OpenSSH's ProxyCommand)
+    /// Connect standard input and output to a TCP port of a VM, for OpenSSH's ProxyCommand
     Dial {
         /// The VM
         name: Reference,
@@ -107,25 +106,25 @@ pub(crate) enum Command {
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
     },
-    /// Serve a SOCKS5 and HTTP proxy on loopback that knows VMs by their names
+    /// Serve a SOCKS5 and HTTP proxy that reaches VMs by name
     Proxy {
-        /// Where to listen; port 0 is any that is free
+        /// Address to listen on; port 0 picks a free port
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1080")]
         listen: SocketAddr,
     },
-    /// Print or install OpenSSH's configuration, so that plain `ssh NAME` works
+    /// Print or install configuration for OpenSSH, so that plain `ssh NAME` works
     SshConfig(SshConfig),
-    /// Show, download and delete images
+    /// List, download and delete images
     #[command(subcommand)]
     Images(Images),
-    /// Check whether VMs can run here, and say what to do if not
+    /// Check whether VMs can run here, and how to fix what prevents it
     Doctor,
-    /// Print completions for a shell
+    /// Print shell completions
     Completions {
         /// The shell
         shell: Shell,
     },
-    /// Print the manual page, or write those of all commands
+    /// Print the manual page, or write the pages of all commands
     Man {
         /// Write fleetbox.1, fleetbox-up.1 and so on to this directory
         #[arg(long, value_name = "DIR")]
@@ -136,16 +135,16 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// True if the exit status is that of a command in the guest.
+    /// True if the exit status is the one of a command in the guest.
     pub(crate) fn passes_status(&self) -> bool {
         matches!(self, Self::Ssh(_) | Self::Exec(_) | Self::Run(_))
     }
 }
 
-/// What a new VM is like.
+/// The options of a new VM.
 #[derive(Debug, Args)]
 pub(crate) struct Machine {
-    /// Alias, path or URL of its image [default: debian-12]
+    /// Alias, path or URL of the image [default: debian-12]
     #[arg(long, value_parser = image)]
     pub(crate) image: Option<String>,
     /// Number of vCPUs [default: 2]
@@ -154,26 +153,26 @@ pub(crate) struct Machine {
     /// Memory, such as 512M or 2G [default: 2G]
     #[arg(long, value_parser = memory, value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
-    /// Size of the disk, such as 20G [default: 20G]
+    /// Disk size, such as 20G [default: 20G]
     #[arg(long, value_parser = disk, value_name = "SIZE")]
     pub(crate) disk: Option<Size>,
-    /// A directory of this host for a new VM, read-only, copied at each start; repeatable
+    /// Copy a host directory into a new VM at each start, read-only; repeatable
     #[arg(long, value_name = "HOST:GUEST")]
     pub(crate) fixture: Vec<Fixture>,
-    /// The network of a new VM or cluster: user, or bridge, which needs root [default: user]
+    /// Network of a new VM or cluster: user, or bridge (needs root) [default: user]
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<Network>,
-    /// A cloud-init document for its first boot; repeatable
+    /// Cloud-init user data for the first boot; repeatable
     #[arg(long, value_name = "FILE")]
     pub(crate) user_data: Vec<PathBuf>,
     /// Forward a port of 127.0.0.1 to a port of the VM while it runs; repeatable
     #[arg(long, value_parser = publish, value_name = "HOST:GUEST")]
     pub(crate) publish: Vec<(u16, u16)>,
-    /// What to wait for instead of SSH: ssh, cloud-init, port:N, console:REGEX or
+    /// Wait for this instead of SSH: ssh, cloud-init, port:N, console:REGEX or
     /// command:COMMAND; repeatable
     #[arg(long, value_parser = ready, value_name = "WHAT")]
     pub(crate) wait: Vec<Ready>,
-    /// Seconds to wait until the guest is ready
+    /// Seconds to wait for the guest
     #[arg(
         long,
         default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),
@@ -185,14 +184,14 @@ pub(crate) struct Machine {
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// The VM, which is also its hostname; one is made up if none is given
+    /// Name and hostname of the VM [default: a random name]
     pub(crate) name: Option<Reference>,
-    /// Make a cluster of N VMs in one network: NAME-1, NAME-2 and so on
+    /// Create a cluster of N VMs in one network: NAME-1, NAME-2 and so on
     #[arg(short = 'n', long, value_parser = count, value_name = "N", conflicts_with = "publish")]
     pub(crate) count: Option<u32>,
     #[command(flatten)]
     pub(crate) machine: Machine,
-    /// Create it, but do not start it
+    /// Create the VM, but do not start it
     #[arg(long, conflicts_with_all = ["count", "publish", "wait", "timeout"])]
     pub(crate) no_start: bool,
 }
@@ -201,10 +200,10 @@ pub(crate) struct Up {
 pub(crate) struct Ssh {
     /// The VM
     pub(crate) name: Reference,
-    /// Allocate a terminal even though a command is given
+    /// Allocate a terminal even if a command is given
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// A command for the login shell; its words are joined by spaces
+    /// Command for the login shell; its words are joined with spaces
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
@@ -216,35 +215,35 @@ pub(crate) struct Exec {
     /// Allocate a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Ship the workspace's files again first; the guest's changes to them are lost
+    /// Copy the work tree again first; changes in the guest are lost
     #[arg(long)]
     pub(crate) sync: bool,
-    /// The guest's directory to run in: below the workspace, or the home if there is none, or absolute
+    /// Directory to run in: absolute, or relative to the workspace, or to the home without one
     #[arg(long, value_name = "DIR", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) dir: Option<String>,
-    /// The program and its arguments, which the guest's shell does not change
+    /// The program and its arguments, which no shell expands
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// A directory in a git work tree, which is shipped to the guest
+    /// Directory in a git work tree, which is copied to the guest
     pub(crate) path: Option<PathBuf>,
-    /// Delete the VM when the command ends, or when fleetbox itself is interrupted or killed
+    /// Delete the VM when the command ends, or when fleetbox is interrupted or killed
     #[arg(long)]
     pub(crate) rm: bool,
     /// Run nothing: print the VM's name and leave it running
     #[arg(short, long, conflicts_with_all = ["rm", "command"])]
     pub(crate) detach: bool,
-    /// The VM's name; one is made up if none is given
+    /// Name of the VM [default: a random name]
     #[arg(long)]
     pub(crate) name: Option<Name>,
     #[command(flatten)]
     pub(crate) machine: Machine,
     #[command(flatten)]
     pub(crate) shipment: Shipment,
-    /// The program and its arguments, which the guest's shell does not change; a log-in if none
+    /// The program and its arguments, which no shell expands; without one, log in
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
@@ -253,40 +252,40 @@ pub(crate) struct Run {
 pub(crate) struct Ship {
     /// The VM
     pub(crate) name: Reference,
-    /// A directory in a git work tree
+    /// Directory in a git work tree
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) shipment: Shipment,
 }
 
-/// What of a work tree is shipped.
+/// What is copied of a work tree.
 #[derive(Debug, Args)]
 pub(crate) struct Shipment {
-    /// Also ship new files, but for those that git ignores
+    /// Also copy untracked files, except those that git ignores
     #[arg(long, requires = "path", conflicts_with_all = ["full_copy", "from"])]
     pub(crate) include_untracked: bool,
-    /// Ship the whole directory, with ignored files and the history
+    /// Copy the whole directory, with ignored files and the history
     #[arg(long, requires = "path", conflicts_with_all = ["branch", "from"])]
     pub(crate) full_copy: bool,
-    /// Put the guest's repository on a new branch
+    /// Create this branch in the guest's repository
     #[arg(long, requires = "path", value_name = "NAME")]
     pub(crate) branch: Option<String>,
-    /// Begin the branch at this commit, and ship its files instead of those of the work tree
+    /// Start the branch at this commit, and copy its files instead of the work tree's
     #[arg(long, requires = "branch", value_name = "REF")]
     pub(crate) from: Option<String>,
-    /// List the files that would be shipped, and do nothing
+    /// List the files that would be copied, and do nothing
     #[arg(long, requires = "path")]
     pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
-    /// What is copied: paths of this host, or NAME:PATH
+    /// Paths on this host, or NAME:PATH for paths in a VM
     #[arg(required = true, value_name = "SOURCE")]
     pub(crate) sources: Vec<Place>,
-    /// Where it goes: NAME:PATH, or a path of this host
+    /// NAME:PATH for a path in a VM, or a path on this host
     pub(crate) destination: Place,
-    /// Use root's rights in the guest, by sudo
+    /// Act as root in the guest, with sudo
     #[arg(long)]
     pub(crate) root: bool,
 }
@@ -295,22 +294,22 @@ pub(crate) struct Cp {
 pub(crate) struct Logs {
     /// The VM
     pub(crate) name: Reference,
-    /// Go on printing until the VM ends
+    /// Keep printing until the VM stops
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Print only the last N lines of those there are
+    /// Print only the last N lines
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) lines: Option<usize>,
 }
 
-/// VMs that are named, or all.
+/// Named VMs, or all.
 #[derive(Debug, Args)]
 #[group(required = true)]
 pub(crate) struct Which {
-    /// The VMs, or clusters for all of their members
+    /// The VMs, or clusters for all their members
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<Reference>,
-    /// All VMs that run, but for those of running tests and `run --rm`
+    /// All running VMs, except those of running tests and of `run --rm`
     #[arg(long, conflicts_with = "names")]
     pub(crate) all: bool,
 }
@@ -319,7 +318,7 @@ pub(crate) struct Which {
 pub(crate) struct Down {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// Seconds the guest gets to power off before it is killed
+    /// Seconds to wait for the guest to power off before it is killed
     #[arg(long, default_value_t = fleetbox::STOP_DEADLINE.as_secs(), value_name = "SECONDS")]
     pub(crate) timeout: u64,
     /// Kill at once
@@ -331,7 +330,7 @@ pub(crate) struct Down {
 pub(crate) struct Restart {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// Seconds until the guest answers by SSH again; it gets 60 to power off
+    /// Seconds to wait until SSH answers again; powering off may take 60 more
     #[arg(
         long,
         default_value_t = fleetbox::DEFAULT_BOOT_TIMEOUT.as_secs(),
@@ -344,33 +343,11 @@ pub(crate) struct Restart {
     pub(crate) force: bool,
 }
 
-/// What a signal does to a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signal {
-    /// Ends it at once, as pulling the plug does.
-    Kill,
-    /// Presses its power button and does not wait.
-    PowerButton,
-}
-
-/// A signal by its name, with or without `SIG`, or by its number. All that ask a process to end in order press the
-/// power button; the others have no meaning for a machine.
-fn signal(text: &str) -> Result<Signal, Refusal> {
-    let name = text.to_ascii_uppercase();
-    match name.strip_prefix("SIG").unwrap_or(&name) {
-        "KILL" | "9" => Ok(Signal::Kill),
-        "TERM" | "15" | "INT" | "2" | "PWR" | "30" => Ok(Signal::PowerButton),
-        _ => Err("it means nothing to a VM: KILL (9) pulls the plug; TERM (15), INT (2) and PWR (30) \
-                  press the power button. For a process in the guest use `fleetbox exec NAME -- kill`"
-            .into()),
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// KILL pulls the plug; TERM, INT and PWR press the power button and do not wait
+    /// KILL stops the VM at once; TERM, INT and PWR press the power button and do not wait
     #[arg(short, long, default_value = "KILL", value_parser = signal)]
     pub(crate) signal: Signal,
 }
@@ -389,110 +366,62 @@ pub(crate) struct Set {
 
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
-    /// The VMs, or clusters for all of their members
+    /// The VMs, or clusters for all their members
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<Reference>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Only say what would be deleted
+    /// Only print what would be deleted
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct SshConfig {
-    /// Add an Include of it to ~/.ssh/config, if there is none yet
+    /// Include it in ~/.ssh/config, unless it is included already
     #[arg(long, conflicts_with = "uninstall")]
     pub(crate) install: bool,
-    /// Take the Include out again
+    /// Remove the Include again
     #[arg(long)]
     pub(crate) uninstall: bool,
-    /// OpenSSH's configuration [default: ~/.ssh/config]
+    /// OpenSSH's configuration file [default: ~/.ssh/config]
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Images {
-    /// List the catalogue's images
+    /// List the images of the catalogue
     Ls,
-    /// Download an image, unless it is here
+    /// Download an image, unless it is here already
     Pull {
         /// Alias, path or URL
         #[arg(value_parser = image)]
         image: String,
     },
-    /// Delete downloaded images that no VM is made from
+    /// Delete downloaded images that no VM uses
     Rm {
         /// Aliases or URLs
         #[arg(required_unless_present = "all", conflicts_with = "all", value_parser = image)]
         images: Vec<String>,
-        /// All that no VM is made from
+        /// All images that no VM uses
         #[arg(long)]
         all: bool,
     },
-    /// Show what newer snapshots of the catalogue's images the distributions publish
+    /// Check for newer snapshots of the catalogue's images
     Refresh {
         /// Aliases [default: all]
         #[arg(value_parser = image)]
         images: Vec<String>,
     },
-}
-
-fn image(text: &str) -> Result<String, impl std::error::Error + Send + Sync + 'static + use<>> {
-    ImageRef::from_str(text).map(|_| text.to_owned())
-}
-
-type Refusal = Box<dyn std::error::Error + Send + Sync>;
-
-fn cpus(text: &str) -> Result<u32, Refusal> {
-    Ok(check_cpus(text.parse()?)?.into())
-}
-
-/// `HOST:GUEST`, two ports.
-fn publish(text: &str) -> Result<(u16, u16), Refusal> {
-    let ports = text.split_once(':').and_then(|(host, guest)| {
-        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
-        Some((port(host)?, port(guest)?))
-    });
-    ports.ok_or_else(|| "give two ports, such as 8080:80".into())
-}
-
-fn ready(text: &str) -> Result<Ready, Refusal> {
-    const WRONG: &str = "give ssh, cloud-init, port:80, console:REGEX or command:COMMAND";
-    Ok(match text.split_once(':') {
-        None if text == "ssh" => Ready::Ssh,
-        None if text == "cloud-init" => Ready::CloudInit,
-        Some(("port", port)) => match port.parse() {
-            Ok(port @ 1..) => Ready::Port(port),
-            _ => return Err(WRONG.into()),
-        },
-        Some(("console", pattern)) if !pattern.is_empty() => Ready::Console(pattern.to_owned()),
-        Some(("command", command)) if !command.trim().is_empty() => {
-            Ready::Command(command.to_owned())
-        }
-        _ => return Err(WRONG.into()),
-    })
-}
-
-fn count(text: &str) -> Result<u32, Refusal> {
-    Ok(check_count(text.parse()?)?)
-}
-
-fn memory(text: &str) -> Result<Size, Refusal> {
-    Ok(text.parse::<Size>()?.check_memory()?)
-}
-
-fn disk(text: &str) -> Result<Size, Refusal> {
-    Ok(text.parse::<Size>()?.check_disk()?)
 }
 
 #[cfg(test)]
@@ -666,7 +595,7 @@ mod tests {
         }
         let error = parse(&["kill", "web", "--signal", "HUP"]).unwrap_err();
         assert!(
-            error.to_string().contains("means nothing to a VM"),
+            error.to_string().contains("not a signal for a VM"),
             "{error}"
         );
     }

@@ -7,9 +7,9 @@ use fleetbox::{Error, Result, Vm};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::output::Context;
-use crate::ssh::Raw;
+use crate::terminal::RawMode;
 
-/// Ctrl-], which leaves as telnet's does.
+/// Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
 
 pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
@@ -17,9 +17,11 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     let (output, input) = tokio::io::split(vm.console().await?);
     let terminal = io::stdin().is_terminal();
     if terminal {
-        context.note(format_args!("the console of {name}; Ctrl-] leaves it"));
+        context.note(format_args!(
+            "attached to the console of {name}; Ctrl-] detaches"
+        ));
     }
-    let raw = Raw::enter();
+    let raw = RawMode::enter();
     let ended = attach(
         output,
         input,
@@ -33,13 +35,13 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
         context.note("");
     }
     ended.map(|()| 0).map_err(|source| Error::Io {
-        action: "pass on the console",
+        action: "read or write the console",
         source,
     })
 }
 
-/// Passes bytes until the VM ends, nobody reads any more, or, with `terminal`, Ctrl-] is typed.
-/// Without a terminal the end of the input ends nothing: what comes is still of interest.
+/// Copies bytes until the VM stops, the reader has gone, or, with `terminal`, Ctrl-] is typed.
+/// Without a terminal the end of the input does not end it: the output still matters.
 async fn attach(
     mut output: impl AsyncRead + Unpin,
     mut input: impl AsyncWrite + Unpin,
@@ -55,7 +57,7 @@ async fn attach(
                 n => n,
             };
             let bytes = buffer.get(..n).unwrap_or_default();
-            // A console is there to be driven by what is attached to it: bytes go as they are.
+            // Bytes go as they are: the terminal interprets them.
             let shown = async {
                 screen.write_all(bytes).await?;
                 screen.flush().await
@@ -77,7 +79,7 @@ async fn attach(
             let end = typed.iter().position(|key| terminal && *key == ESCAPE);
             let typed = typed.get(..end.unwrap_or(n)).unwrap_or_default();
             if input.write_all(typed).await.is_err() {
-                // The other direction tells of the end.
+                // The other direction reports the end.
                 return std::future::pending().await;
             }
             if end.is_some() {

@@ -1,39 +1,39 @@
-//! `doctor`: whether VMs can run here, a line for each thing they need, and what to do about what
-//! is missing.
+//! `doctor`: checks what VMs need on this host, and says how to fix what is missing.
 
 use std::path::{Path, PathBuf};
 
 use fleetbox::budget::{self, Budget, QUEUE_VARIABLE};
 use fleetbox::images::{CATALOGUE_VARIABLE, Images};
 use fleetbox::store::Store;
-use fleetbox::{BridgeError, DEFAULT_MEMORY, Error, Result, Size, VmState, preflight};
+use fleetbox::{BridgeError, DEFAULT_MEMORY, Error, Result, VmState, preflight};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use crate::FAILURE;
+use crate::exit::FAILURE;
 use crate::output::Context;
+use crate::table;
 
-/// Less free space than this is remarked on: an image and what a guest writes at its first boot.
-const ROOM: u64 = 4 << 30;
+/// With less free space there is a warning: an image and what a guest writes at its first boot.
+const MIN_SPACE: u64 = 4 << 30;
 
-/// A process of a VM has as many descriptors as a worker with a busy network.
-const DESCRIPTORS: u64 = 1024;
+/// Descriptors of a worker with a busy network.
+const MIN_DESCRIPTORS: u64 = 1024;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// VMs run, but something else does not, or soon will not.
+    /// VMs run, but something else does not work, or will soon fail.
     Warn,
-    /// No VM runs before this is mended.
+    /// No VM runs until this is fixed.
     Fail,
 }
 
-/// What was looked at, what was found, and what to do.
+/// What was checked, what was found, and how to fix it.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
@@ -81,7 +81,7 @@ pub(crate) async fn run(context: &Context) -> Result<u8> {
             "state",
             Verdict::Fail,
             error.to_string(),
-            "name a directory that you may write to by FLEETBOX_HOME or --home",
+            "set FLEETBOX_HOME or --home to a directory that you may write to",
         )),
     }
     checks.extend([
@@ -123,7 +123,7 @@ fn kvm() -> Check {
 
 fn memory() -> Check {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    // All that this process may have at all: its control group may have less than the host.
+    // The control group of this process may have less than the host.
     let all = "100%".parse::<Budget>().ok().and_then(|all| all.limit());
     let available = available_memory(&text)
         .map(|available| all.map_or(available, |all| all.bytes().min(available)));
@@ -131,7 +131,7 @@ fn memory() -> Check {
         return bad(
             "memory",
             Verdict::Warn,
-            "this host does not say how much is available",
+            "cannot read how much is available",
             "mount /proc",
         );
     };
@@ -144,25 +144,26 @@ fn memory() -> Check {
             Verdict::Warn,
             found,
             format!(
-                "a VM is given {DEFAULT_MEMORY} unless told otherwise: end programs, or give it less by --memory"
+                "a VM gets {DEFAULT_MEMORY} by default: close programs, or use --memory to give it less"
             ),
         )
     }
 }
 
-/// What all VMs together may have.
+/// The memory limit of all VMs together.
 fn budget(budget: Result<Budget, impl std::fmt::Display>) -> Check {
     match budget.map(|budget| budget.limit()) {
-        Ok(None) => good("budget", "no limit for the memory of all VMs together"),
-        Ok(Some(limit)) if limit >= DEFAULT_MEMORY => {
-            good("budget", format!("{limit} of memory for all VMs together"))
-        }
+        Ok(None) => good("budget", "the total memory of all VMs has no limit"),
+        Ok(Some(limit)) if limit >= DEFAULT_MEMORY => good(
+            "budget",
+            format!("all VMs together may use {limit} of memory"),
+        ),
         Ok(Some(limit)) => bad(
             "budget",
             Verdict::Warn,
-            format!("{limit} of memory for all VMs together"),
+            format!("all VMs together may use {limit} of memory"),
             format!(
-                "a VM is given {DEFAULT_MEMORY} unless told otherwise: give it less by --memory, or raise \
+                "a VM gets {DEFAULT_MEMORY} by default: use --memory to give it less, or raise \
                  FLEETBOX_MEMORY_BUDGET"
             ),
         ),
@@ -170,12 +171,12 @@ fn budget(budget: Result<Budget, impl std::fmt::Display>) -> Check {
             "budget",
             Verdict::Fail,
             error.to_string(),
-            "mend or unset FLEETBOX_MEMORY_BUDGET",
+            "fix or unset FLEETBOX_MEMORY_BUDGET",
         ),
     }
 }
 
-/// Where all VMs of the host tell each other of their memory: whose it is, as `user` sees it.
+/// The directory in which all VMs of the host register their memory: who owns it, as seen by `user`.
 fn queue(found: Result<(PathBuf, u32), impl std::fmt::Display>, user: u32) -> Check {
     match found {
         Ok((path, owner)) if owner == 0 || owner == user => {
@@ -185,12 +186,12 @@ fn queue(found: Result<(PathBuf, u32), impl std::fmt::Display>, user: u32) -> Ch
             "queue",
             Verdict::Warn,
             format!(
-                "{} belongs to user {owner}, who may remove what others say there of their memory",
+                "{} belongs to user {owner}, who can delete the memory claims of other users",
                 path.display()
             ),
             format!(
-                "`sudo chown root {0}`, and `d {0} 1777 root root` in /etc/tmpfiles.d/fleetbox.conf, so \
-                 that it is root's from the start",
+                "run `sudo chown root {0}`; to keep it so after a reboot, write `d {0} 1777 root root` to \
+                 /etc/tmpfiles.d/fleetbox.conf",
                 path.display()
             ),
         ),
@@ -199,7 +200,7 @@ fn queue(found: Result<(PathBuf, u32), impl std::fmt::Display>, user: u32) -> Ch
             Verdict::Fail,
             error.to_string(),
             format!(
-                "put a directory of mode 1777 in its place, or name another one by {QUEUE_VARIABLE}"
+                "replace it by a directory with mode 1777, or set {QUEUE_VARIABLE} to another directory"
             ),
         ),
     }
@@ -216,15 +217,15 @@ fn available_memory(meminfo: &str) -> Option<u64> {
 
 fn descriptors() -> Check {
     match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((_, most)) if most >= DESCRIPTORS => {
-            good("descriptors", format!("{most} for each process"))
+        Ok((_, most)) if most >= MIN_DESCRIPTORS => {
+            good("descriptors", format!("{most} per process"))
         }
         Ok((_, most)) => bad(
             "descriptors",
             Verdict::Warn,
-            format!("{most} for each process"),
+            format!("{most} per process"),
             format!(
-                "raise the limit to {DESCRIPTORS} (`ulimit -Hn`), or connections will be refused"
+                "raise the limit to {MIN_DESCRIPTORS} (`ulimit -Hn`); otherwise a busy VM refuses connections"
             ),
         ),
         Err(error) => bad(
@@ -242,7 +243,7 @@ fn space(home: &Path) -> Option<Check> {
         .blocks_available()
         .saturating_mul(space.fragment_size());
     let found = format!("{} MiB free for images and disks", free >> 20);
-    Some(if free >= ROOM {
+    Some(if free >= MIN_SPACE {
         good("space", found)
     } else {
         bad(
@@ -251,8 +252,8 @@ fn space(home: &Path) -> Option<Check> {
             found,
             format!(
                 "free {} MiB: `fleetbox prune` deletes stopped VMs, `fleetbox images rm --all` unused images; \
-                 or put the state elsewhere by FLEETBOX_HOME",
-                ROOM.saturating_sub(free).div_ceil(1 << 20)
+                 or set FLEETBOX_HOME to a directory on another disk",
+                MIN_SPACE.saturating_sub(free).div_ceil(1 << 20)
             ),
         )
     })
@@ -264,7 +265,7 @@ fn images(store: &Store) -> Check {
         Ok(list) => {
             let here = list.iter().filter(|image| image.bytes.is_some());
             let bytes: u64 = here.clone().filter_map(|image| image.bytes).sum();
-            let size = Size::mib(bytes.div_ceil(1 << 20));
+            let size = table::size(bytes);
             good(
                 "images",
                 format!("{} known, {} downloaded ({size})", list.len(), here.count()),
@@ -274,7 +275,7 @@ fn images(store: &Store) -> Check {
             "images",
             Verdict::Fail,
             error.to_string(),
-            format!("mend or unset what {CATALOGUE_VARIABLE} names"),
+            format!("fix the file that {CATALOGUE_VARIABLE} names, or unset the variable"),
         ),
     }
 }
@@ -283,52 +284,52 @@ async fn vms(store: &Store) -> Check {
     match fleetbox::list(Some(store.home())).await {
         Ok(vms) => {
             let running = vms.iter().filter(|vm| vm.state == VmState::Running).count();
-            good("vms", format!("{} in all, {running} running", vms.len()))
+            good("vms", format!("{} in total, {running} running", vms.len()))
         }
         Err(error) => bad(
             "vms",
             Verdict::Warn,
             error.to_string(),
-            "delete the VM that is named by `fleetbox rm`, or use another state directory",
+            "delete the VM with `fleetbox rm`, or use another state directory",
         ),
     }
 }
 
 /// Needed by `run PATH`, `ship` and `pull-diff` only.
 fn git() -> Check {
-    let remedy = "install git to ship work trees by `fleetbox run PATH`";
+    let remedy = "install git to copy work trees with `fleetbox run PATH`";
     program("git", "git", "--version", remedy)
 }
 
-/// Needed by those who use `ssh-config`.
+/// Needed by `ssh-config` only.
 fn openssh() -> Check {
-    let remedy = "install an OpenSSH client for plain `ssh`, scp and rsync by `fleetbox ssh-config`; `fleetbox ssh` \
-                  and `cp` need none";
+    let remedy = "install an OpenSSH client to use plain `ssh`, scp and rsync; `fleetbox ssh` and `fleetbox cp` do \
+                  not need it";
     program("openssh", "ssh", "-V", remedy)
 }
 
-/// Whether there is a program, which only some commands need, by what it says of its version.
+/// Whether a program that only some commands need is there, by its version.
 fn program(what: &'static str, program: &str, version: &str, remedy: &str) -> Check {
     match std::process::Command::new(program).arg(version).output() {
         Ok(output) if output.status.success() => {
-            // OpenSSH's is on standard error.
-            let told = [output.stdout, output.stderr].concat();
-            good(what, String::from_utf8_lossy(&told).trim().to_owned())
+            // OpenSSH prints it on standard error.
+            let version = [output.stdout, output.stderr].concat();
+            good(what, String::from_utf8_lossy(&version).trim().to_owned())
         }
         _ => bad(what, Verdict::Warn, "not found", remedy),
     }
 }
 
-/// Needed by guests that ping more than each other.
+/// Needed by guests that ping hosts outside their network.
 fn ping() -> Check {
     let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_CLOEXEC);
     match socket(AddressFamily::Inet, kind, flags, SockProtocol::Icmp) {
-        Ok(_) => good("ping", "guests can ping the world"),
+        Ok(_) => good("ping", "guests can ping other hosts"),
         Err(error) => bad(
             "ping",
             Verdict::Warn,
-            format!("guests cannot ping the world: {error}"),
-            "`sudo sysctl net.ipv4.ping_group_range='0 2147483647'` lets every user of this host ping",
+            format!("guests cannot ping other hosts: {error}"),
+            "run `sudo sysctl net.ipv4.ping_group_range='0 2147483647'` to let all users of this host ping",
         ),
     }
 }
@@ -336,7 +337,7 @@ fn ping() -> Check {
 /// Needed by `--network bridge`.
 fn bridge(may: Result<()>) -> Check {
     match may {
-        Ok(()) => good("bridge", "this process may make bridge networks"),
+        Ok(()) => good("bridge", "this process may create bridge networks"),
         Err(error) => bad(
             "bridge",
             Verdict::Warn,
@@ -348,10 +349,10 @@ fn bridge(may: Result<()>) -> Check {
             },
             match &error {
                 Error::Bridge(BridgeError::NotPermitted) => {
-                    "`fleetbox up --network bridge` prints the command to run with sudo; the user network needs no rights"
+                    "`fleetbox up --network bridge` prints the command to run with sudo; the user network needs no root"
                 }
                 _ => {
-                    "`sudo modprobe tun` for `--network bridge`; the user network needs none of it"
+                    "run `sudo modprobe tun` to use `--network bridge`; the user network does not need it"
                 }
             },
         ),
@@ -361,13 +362,13 @@ fn bridge(may: Result<()>) -> Check {
 /// Needed by guests that run VMs themselves.
 fn nested() -> Check {
     if fleetbox::nested_virt_supported() {
-        return good("nested", "guests have a /dev/kvm of their own");
+        return good("nested", "guests have /dev/kvm");
     }
     bad(
         "nested",
         Verdict::Warn,
-        "guests have no /dev/kvm of their own",
-        "for VMs in guests, load the KVM module with nested virtualisation: `sudo modprobe -r kvm_intel && sudo \
+        "guests have no /dev/kvm",
+        "to run VMs in guests, load the KVM module with nested virtualisation: `sudo modprobe -r kvm_intel && sudo \
          modprobe kvm_intel nested=1` (kvm_amd on AMD)",
     )
 }

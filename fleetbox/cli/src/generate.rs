@@ -1,4 +1,4 @@
-//! Completions and manual pages, made from the arguments' description.
+//! Completions and manual pages, generated from the description of the arguments.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -33,7 +33,7 @@ pub(crate) fn man(dir: Option<&Path>) -> Result<u8> {
 
 fn print(text: &[u8]) -> Result<u8> {
     match io::stdout().write_all(text) {
-        // Whoever reads it has enough.
+        // The reader has seen enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(failed("write to standard output")(error))
         }

@@ -2,13 +2,14 @@
 
 use std::str::FromStr as _;
 
+use fleetbox::Result;
 use fleetbox::images::{Freshness, ImageRef, Images};
-use fleetbox::{Result, Size};
 
 use crate::args;
+use crate::exit::FAILURE;
 use crate::output::{Context, complain};
 use crate::progress::Display;
-use crate::{FAILURE, ask, table};
+use crate::{confirm, table};
 
 pub(crate) async fn run(context: &Context, command: args::Images) -> Result<u8> {
     let images = Images::new(&context.store()?)?;
@@ -18,10 +19,6 @@ pub(crate) async fn run(context: &Context, command: args::Images) -> Result<u8> 
         args::Images::Rm { images: names, all } => rm(context, &images, &names, all),
         args::Images::Refresh { images: names } => refresh(context, &images, &names).await,
     }
-}
-
-fn size(bytes: u64) -> String {
-    Size::mib(bytes.div_ceil(1 << 20)).to_string()
 }
 
 fn ls(context: &Context, images: &Images) -> Result<u8> {
@@ -38,13 +35,13 @@ fn ls(context: &Context, images: &Images) -> Result<u8> {
                 image.snapshot.unwrap_or_default(),
                 image
                     .bytes
-                    .map_or_else(|| "not downloaded".to_owned(), size),
+                    .map_or_else(|| "not downloaded".to_owned(), table::size),
                 image.url,
             ]
         })
         .collect();
     context.say(table::render(
-        ["ALIAS", "SNAPSHOT", "HERE", "URL"],
+        ["ALIAS", "SNAPSHOT", "SIZE", "URL"],
         &rows,
         false,
     ));
@@ -74,7 +71,7 @@ fn rm(context: &Context, images: &Images, names: &[String], all: bool) -> Result
     let mut status = 0;
     let mut removed = Vec::new();
     if all {
-        if !ask::may("Delete all images that no VM is made from?", false) {
+        if !confirm::confirm("Delete all images that no VM uses?", false) {
             context.note("nothing was deleted");
             if context.json {
                 context.say_json(&[(); 0])?;
@@ -91,7 +88,7 @@ fn rm(context: &Context, images: &Images, names: &[String], all: bool) -> Result
                 Ok::<_, fleetbox::Error>(images.remove(&resolved)?)
             }) {
             Ok(Some(path)) => removed.push(path),
-            Ok(None) => context.tell(format_args!("{name} is not here")),
+            Ok(None) => context.tell(format_args!("{name} is not downloaded")),
             Err(error) => {
                 complain(error);
                 status = FAILURE;
@@ -99,7 +96,7 @@ fn rm(context: &Context, images: &Images, names: &[String], all: bool) -> Result
         }
     }
     for path in &removed {
-        context.tell(format_args!("{} is deleted", path.display()));
+        context.tell(format_args!("deleted {}", path.display()));
     }
     if context.json {
         let outcome = |path| serde_json::json!({"path": path, "result": "deleted"});
@@ -124,7 +121,7 @@ async fn refresh(context: &Context, images: &Images, names: &[String]) -> Result
         }
     }
     for name in names {
-        // Says which aliases there are.
+        // The error lists the aliases.
         if let Err(error) = ImageRef::from_str(name)
             .map_err(fleetbox::Error::from)
             .and_then(|image| Ok(images.resolve(&image)?))
@@ -149,7 +146,7 @@ async fn refresh(context: &Context, images: &Images, names: &[String]) -> Result
                 let news = match &newest {
                     Some(newest) if Some(newest) != snapshot.as_ref() => newest.clone(),
                     Some(_) => "up to date".to_owned(),
-                    None => "not known".to_owned(),
+                    None => "unknown".to_owned(),
                 };
                 [alias, snapshot.unwrap_or_default(), news]
             },

@@ -9,7 +9,7 @@ use fleetbox::logs::ConsoleLog;
 use crate::args::Logs;
 use crate::output::Context;
 
-/// How often the log is looked at.
+/// How often the log is read.
 const POLL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(context: &Context, logs: Logs) -> Result<u8> {
@@ -18,7 +18,7 @@ pub(crate) async fn run(context: &Context, logs: Logs) -> Result<u8> {
         return Ok(0);
     }
     loop {
-        // Asked before reading, so that nothing that was written before the end is missed.
+        // Asked before reading, so that nothing written before the end is missed.
         let running = log.is_running()?;
         let text = log.next(!running)?;
         if !print(text.as_bytes()) {
@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, logs: Logs) -> Result<u8> {
     }
 }
 
-/// False if nobody reads any more.
+/// False if the reader has gone.
 fn print(text: &[u8]) -> bool {
     let mut out = std::io::stdout();
     out.write_all(text).and_then(|()| out.flush()).is_ok()

@@ -1,28 +1,48 @@
 //! The program `fleetbox`: a thin layer over the library's public API.
 //!
-//! Exit status: 0 for success, 1 for a failure, 2 for arguments that are refused. `ssh`, `exec`
-//! and `run` end with the status of their command, and with 255 if it could not be run, as OpenSSH does.
+//! Each command is a function of a module. Modules import only those further down in this list:
+//!
+//! 1. `generate`, `doctor`, `guest_info`, `list`, `show`, `logs`, `console`, `proxy`, `images`, `cp`, `up`, `run`,
+//!    `lifecycle`, `remove`, `set`: commands
+//! 2. `workspace`: work trees, for `run` too
+//! 3. `ssh`: `ssh`, `dial`, and commands with this process's streams
+//! 4. `machine`: the options of a new VM, `outcome`: what became of VMs
+//! 5. `select`: which VMs are meant
+//! 6. `ssh_config`, `sudo`, `progress`, `confirm`, `disk`, `table`, `terminal`
+//! 7. `output`, `args`
+//! 8. `values`, `exit`
 
 mod args;
-mod ask;
+mod confirm;
 mod console;
 mod cp;
+mod disk;
 mod doctor;
+mod exit;
 mod generate;
+mod guest_info;
 mod images;
-mod inside;
+mod lifecycle;
+mod list;
 mod logs;
+mod machine;
+mod outcome;
 mod output;
 mod progress;
 mod proxy;
+mod remove;
 mod run;
+mod select;
+mod set;
 mod show;
 mod ssh;
 mod ssh_config;
 mod sudo;
 mod table;
+mod terminal;
 mod up;
-mod vms;
+mod values;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -30,14 +50,8 @@ use clap::Parser as _;
 use fleetbox::Result;
 
 use crate::args::{Cli, Command};
+use crate::exit::{FAILURE, GUEST_FAILURE};
 use crate::output::{Context, complain};
-
-/// Exit status for a failure of ours.
-const FAILURE: u8 = 1;
-/// Exit status for arguments that are refused.
-const REFUSED: u8 = 2;
-/// Exit status for a failure of ours where the status is otherwise that of a guest's command.
-const GUEST_FAILURE: u8 = 255;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -62,7 +76,7 @@ fn main() -> ExitCode {
         sudo::complain(home.as_deref(), &error);
         failure
     });
-    // A thread may still be waiting for standard input, which nobody needs any more.
+    // A thread may still wait for standard input, which is not needed any more.
     runtime.shutdown_background();
     ExitCode::from(status)
 }
@@ -77,23 +91,23 @@ async fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(up) => up::run(context, up).await,
         Command::Ssh(ssh) => ssh::run(context, ssh).await,
-        Command::Exec(exec) => run::exec(context, exec).await,
+        Command::Exec(exec) => workspace::exec(context, exec).await,
         Command::Run(run) => run::run(context, run).await,
-        Command::Ship(ship) => run::ship(context, ship).await,
-        Command::PullDiff { name, output } => run::pull_diff(context, &name, output).await,
-        Command::Ls => vms::ls(context).await,
+        Command::Ship(ship) => workspace::ship(context, ship).await,
+        Command::PullDiff { name, output } => workspace::pull_diff(context, &name, output).await,
+        Command::Ls => list::run(context).await,
         Command::Show { name } => show::run(context, &name).await,
         Command::Logs(logs) => logs::run(context, logs).await,
         Command::Console { name } => console::run(context, &name).await,
-        Command::Ports { name } => inside::ports(context, &name).await,
-        Command::Stats { names } => inside::stats(context, &names).await,
+        Command::Ports { name } => guest_info::ports(context, &name).await,
+        Command::Stats { names } => guest_info::stats(context, &names).await,
         Command::Cp(cp) => cp::run(context, cp).await,
-        Command::Down(down) => vms::down(context, down).await,
-        Command::Restart(restart) => vms::restart(context, restart).await,
-        Command::Kill(kill) => vms::kill(context, kill).await,
-        Command::Set(set) => vms::set(context, set).await,
-        Command::Rm(rm) => vms::rm(context, rm).await,
-        Command::Prune(prune) => vms::prune(context, prune).await,
+        Command::Down(down) => lifecycle::down(context, down).await,
+        Command::Restart(restart) => lifecycle::restart(context, restart).await,
+        Command::Kill(kill) => lifecycle::kill(context, kill).await,
+        Command::Set(set) => set::run(context, set).await,
+        Command::Rm(rm) => remove::rm(context, rm).await,
+        Command::Prune(prune) => remove::prune(context, prune).await,
         Command::Dial { name, port } => ssh::dial(context, &name, port).await,
         Command::Proxy { listen } => proxy::run(context, listen).await,
         Command::SshConfig(options) => ssh_config::run(context, options).await,

@@ -1,4 +1,4 @@
-//! What is written where: results on standard output, everything else on standard error.
+//! Results go to standard output, everything else to standard error.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write as _};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fleetbox::store::Store;
 use fleetbox::{Error, Result};
 
-/// What holds for a command whichever it is.
+/// The options of all commands.
 pub(crate) struct Context {
     pub(crate) home: Option<PathBuf>,
     pub(crate) quiet: bool,
@@ -15,7 +15,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// The state directory that was named.
+    /// The state directory, if one was given.
     pub(crate) fn home(&self) -> Option<&Path> {
         self.home.as_deref()
     }
@@ -28,27 +28,27 @@ impl Context {
         })
     }
 
-    /// A line that was asked for.
+    /// Prints a result.
     pub(crate) fn say(&self, line: impl Display) {
-        // If nobody reads it, so be it.
+        // A reader that has gone is no error.
         let _ = writeln!(std::io::stdout(), "{line}");
     }
 
-    /// A line about what was done, on standard output; not with `--quiet`, nor beside JSON.
+    /// Prints what was done on standard output; not with `--quiet` or with `--json`.
     pub(crate) fn tell(&self, line: impl Display) {
         if !self.quiet && !self.json {
             self.say(line);
         }
     }
 
-    /// The answer alone, with `--quiet`: in place of a line of [`Context::tell`] that has it.
+    /// Prints the result alone with `--quiet`, in place of a line of [`Context::tell`].
     pub(crate) fn answer(&self, answer: impl Display) {
         if self.quiet && !self.json {
             self.say(answer);
         }
     }
 
-    /// A remark on standard error; not with `--quiet`.
+    /// Prints a remark on standard error; not with `--quiet`.
     pub(crate) fn note(&self, line: impl Display) {
         if !self.quiet {
             let _ = writeln!(std::io::stderr(), "{line}");
@@ -66,7 +66,7 @@ impl Context {
     }
 }
 
-/// An error's text on standard error.
+/// Prints an error on standard error.
 pub(crate) fn complain(error: impl Display) {
     let _ = writeln!(std::io::stderr(), "fleetbox: {error}");
 }

@@ -1,4 +1,7 @@
-//! What shows how far something has come: a line that moves on a terminal, plain lines elsewhere.
+//! Progress of long work: a line that is redrawn on a terminal, plain lines elsewhere.
+//!
+//! The plain lines of downloads are the library's; the redrawn line is drawn here only, so that the library
+//! needs no terminal.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write};
@@ -10,43 +13,43 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::Context;
 
-/// A moving line on a terminal, plain lines elsewhere, one for each phase, nothing with `--quiet`. The
-/// moving line is gone when this is dropped.
-pub(crate) struct Display(Shown);
+/// A redrawn line on a terminal, plain lines elsewhere, one for each phase, nothing with `--quiet`. The
+/// redrawn line is cleared when this is dropped.
+pub(crate) struct Display(Mode);
 
-enum Shown {
-    Nothing,
+enum Mode {
+    Silent,
     Line(Arc<Line>),
     Plain(Arc<Plain<std::io::Stderr>>),
 }
 
 impl Display {
-    /// Shows that `what` is done, such as `starting web`; without a terminal only once there is a phase
-    /// of it, since what is there already takes no time.
+    /// Shows `what`, such as `starting web`; without a terminal only once a phase of it begins, since it may
+    /// turn out that there is nothing to do.
     pub(crate) fn new(context: &Context, what: &str) -> Self {
         Self(if context.quiet {
-            Shown::Nothing
+            Mode::Silent
         } else if std::io::stderr().is_terminal() {
-            Shown::Line(Arc::new(Line::new(what)))
+            Mode::Line(Arc::new(Line::new(what)))
         } else {
-            Shown::Plain(Arc::new(Plain::new(what, std::io::stderr())))
+            Mode::Plain(Arc::new(Plain::new(what, std::io::stderr())))
         })
     }
 
-    /// As [`Display::new`], of what begins now in any case.
+    /// Like [`Display::new`], and shows `what` at once.
     pub(crate) fn begin(context: &Context, what: &str) -> Self {
         let display = Self::new(context, what);
-        if let Shown::Plain(plain) = &display.0 {
-            plain.tell(what.to_owned());
+        if let Mode::Plain(plain) = &display.0 {
+            plain.print(what.to_owned());
         }
         display
     }
 
-    /// Changes what the line says; nothing where there is no line.
-    pub(crate) fn teller(&self) -> impl Fn(String) + Send + Sync + 'static {
+    /// Returns what changes the text of the redrawn line; without a terminal it does nothing.
+    pub(crate) fn updater(&self) -> impl Fn(String) + Send + Sync + 'static {
         let line = match &self.0 {
-            Shown::Line(line) => Some(Arc::clone(line)),
-            Shown::Nothing | Shown::Plain(_) => None,
+            Mode::Line(line) => Some(Arc::clone(line)),
+            Mode::Silent | Mode::Plain(_) => None,
         };
         move |text| {
             if let Some(line) = &line {
@@ -55,41 +58,43 @@ impl Display {
         }
     }
 
-    /// What is told of phases and downloads.
+    /// The receiver of events about phases and downloads.
     pub(crate) fn progress(&self) -> Arc<dyn Progress> {
         match &self.0 {
-            Shown::Nothing => Arc::new(progress::Silent),
-            Shown::Line(line) => Arc::clone(line) as _,
-            Shown::Plain(plain) => Arc::clone(plain) as _,
+            Mode::Silent => Arc::new(progress::Silent),
+            Mode::Line(line) => Arc::clone(line) as _,
+            Mode::Plain(plain) => Arc::clone(plain) as _,
         }
     }
 
-    /// Does what prints something, with the moving line out of its way.
-    pub(crate) fn aside(&self, print: impl FnOnce()) {
+    /// Runs `print` with the redrawn line out of its way.
+    pub(crate) fn suspend(&self, print: impl FnOnce()) {
         match &self.0 {
-            Shown::Line(line) => line.bar.suspend(print),
-            Shown::Nothing | Shown::Plain(_) => print(),
+            Mode::Line(line) => line.bar.suspend(print),
+            Mode::Silent | Mode::Plain(_) => print(),
         }
     }
 }
 
 impl Drop for Display {
     fn drop(&mut self) {
-        if let Shown::Line(line) = &self.0 {
+        if let Mode::Line(line) = &self.0 {
             line.bar.finish_and_clear();
         }
     }
 }
 
-/// What is said of a phase while `what` is done; `None` for an event of something else.
+/// The text of a phase of `what`; `None` for other events.
 fn phase(what: &str, event: ProgressEvent<'_>) -> Option<String> {
     Some(match event {
         ProgressEvent::Starting { .. } if what.starts_with("starting") => what.to_owned(),
         ProgressEvent::Starting { .. } => format!("{what}: starting"),
         ProgressEvent::Stopping { .. } => format!("{what}: stopping"),
         ProgressEvent::CopyingFixtures { .. } => format!("{what}: copying fixtures"),
-        ProgressEvent::WaitingFor { what: awaited, .. } => {
-            format!("{what}: waiting for {awaited}")
+        ProgressEvent::WaitingFor {
+            what: condition, ..
+        } => {
+            format!("{what}: waiting for {condition}")
         }
         _ => return None,
     })
@@ -98,7 +103,7 @@ fn phase(what: &str, event: ProgressEvent<'_>) -> Option<String> {
 /// Lines for logs: one for each phase, however many VMs go through it.
 struct Plain<W> {
     what: String,
-    told: Mutex<(BTreeSet<String>, W)>,
+    printed: Mutex<(BTreeSet<String>, W)>,
     downloads: progress::Lines<std::io::Stderr>,
 }
 
@@ -106,15 +111,15 @@ impl<W: Write + Send> Plain<W> {
     fn new(what: &str, out: W) -> Self {
         Self {
             what: what.to_owned(),
-            told: Mutex::new((BTreeSet::new(), out)),
+            printed: Mutex::new((BTreeSet::new(), out)),
             downloads: progress::Lines::new(std::io::stderr()),
         }
     }
 
-    fn tell(&self, text: String) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let (told, out) = &mut *told;
-        if told.insert(text.clone()) {
+    fn print(&self, text: String) {
+        let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (printed, out) = &mut *printed;
+        if printed.insert(text.clone()) {
             let _ = writeln!(out, "{text}");
         }
     }
@@ -123,7 +128,7 @@ impl<W: Write + Send> Plain<W> {
 impl<W: Write + Send> Progress for Plain<W> {
     fn event(&self, event: ProgressEvent<'_>) {
         match phase(&self.what, event) {
-            Some(text) => self.tell(text),
+            Some(text) => self.print(text),
             None => self.downloads.event(event),
         }
     }
@@ -187,8 +192,10 @@ impl Progress for Line {
             }
             ProgressEvent::Advanced { bytes } => self.bar.set_position(bytes),
             ProgressEvent::Retrying { why } => self.bar.println(format!("{why}; trying again")),
-            ProgressEvent::WaitingForMemory { vm, why } => self.wait(&format!("{vm} waits: {why}")),
-            // Booting is what follows.
+            ProgressEvent::WaitingForMemory { vm, why } => {
+                self.wait(&format!("{vm} waits for memory: {why}"))
+            }
+            // The VM boots next.
             ProgressEvent::MemoryGranted | ProgressEvent::Finished { .. } => {
                 self.bar.unset_length();
                 self.wait(&self.what);
@@ -214,7 +221,7 @@ mod tests {
                 plain.event(ProgressEvent::WaitingFor { vm, what });
             }
         }
-        let (_, out) = plain.told.into_inner().unwrap();
+        let (_, out) = plain.printed.into_inner().unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "starting cluster node\n\
@@ -229,7 +236,7 @@ mod tests {
         let plain = Plain::new("restarting web", Vec::new());
         plain.event(ProgressEvent::Stopping { vm: "web" });
         plain.event(ProgressEvent::Starting { vm: "web" });
-        let (_, out) = plain.told.into_inner().unwrap();
+        let (_, out) = plain.printed.into_inner().unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "restarting web: stopping\nrestarting web: starting\n"

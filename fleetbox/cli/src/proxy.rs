@@ -16,7 +16,7 @@ pub(crate) async fn run(context: &Context, listen: SocketAddr) -> Result<u8> {
         context.say(format_args!("socks5h://{address}"));
         context.say(format_args!("http://{address}"));
     }
-    context.note("serves until it is interrupted");
+    context.note("serving until interrupted with Ctrl-C");
     proxy.serve().await?;
     Ok(0)
 }

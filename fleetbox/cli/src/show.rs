@@ -6,18 +6,18 @@ use fleetbox::fixture::Fixture;
 use fleetbox::names::Reference;
 use fleetbox::store::now;
 use fleetbox::workspace::Workspace;
-use fleetbox::{ExtraDisk, Published, Result, Size, Vm, VmInfo, VmState};
+use fleetbox::{ExtraDisk, Published, Result, Vm, VmInfo, VmState};
 use serde::Serialize;
 
 use crate::output::Context;
-use crate::{table, vms};
+use crate::{disk, select, table};
 
-/// Width of the names of what is shown.
+/// Width of the labels.
 const LABEL: usize = 14;
 
 /// All that is known of a VM: what `ls` says, and more.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct Details {
     #[serde(flatten)]
     info: VmInfo,
     image_file: PathBuf,
@@ -31,7 +31,7 @@ struct Shown {
     disk_used: u64,
     fixtures: Vec<Fixture>,
     extra_disks: Vec<ExtraDisk>,
-    /// Nothing of a VM that runs and whose worker does not say.
+    /// `None` if the VM runs, but its worker does not answer.
     published: Option<Vec<Published>>,
     workspace: Option<Tree>,
 }
@@ -43,7 +43,7 @@ struct Tree {
     host: PathBuf,
     /// The directory in the guest, in the user's home.
     guest: String,
-    /// What changes are told against.
+    /// The commit that changes are relative to.
     commit: Option<String>,
     /// The branch that was asked for.
     branch: Option<String>,
@@ -63,7 +63,7 @@ impl From<Workspace> for Tree {
 pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     let vm = fleetbox::find(context.home(), name.as_str()).await?;
     let name = vm.reference();
-    let info = vms::find(context, &name).await?;
+    let info = select::info(context, &name).await?;
     let record = vm.record()?;
     let paths = vm.paths();
     let (published, unknown) = match published(context, &name, info.state).await {
@@ -71,7 +71,7 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
         Err(error) => (None, Some(error)),
     };
     let workspace = Workspace::of(context.home(), name.as_str()).await?;
-    let shown = Shown {
+    let details = Details {
         info,
         image_file: record.image.path,
         image_sha256: record.image.sha256,
@@ -80,19 +80,19 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
         host_key: record.host_key,
         directory: paths.dir().to_owned(),
         console_log: paths.console_log(),
-        disk_used: vms::allocated(&paths.disk_layer()),
+        disk_used: disk::allocated(&paths.disk_layer()),
         fixtures: record.fixtures,
         extra_disks: record.extra_disks,
         published,
         workspace: workspace.map(Tree::from),
     };
     if context.json {
-        context.say_json(&shown)?;
+        context.say_json(&details)?;
     } else {
-        context.say(shown.text());
+        context.say(details.text());
     }
     if let Some(error) = unknown {
-        context.note(format_args!("its published ports are not known: {error}"));
+        context.note(format_args!("cannot list its published ports: {error}"));
     }
     Ok(0)
 }
@@ -106,12 +106,12 @@ async fn published(context: &Context, name: &Reference, state: VmState) -> Resul
     vm.published().await
 }
 
-impl Shown {
-    /// For people: a line for each thing, and nothing of what there is not.
+impl Details {
+    /// For people: a line for each thing that the VM has.
     fn text(&self) -> String {
         let info = &self.info;
         let age = table::age(now().saturating_sub(info.created));
-        let used = Size::mib(self.disk_used.div_ceil(1 << 20));
+        let used = table::size(self.disk_used);
         let mut text = Text::default();
         text.line("name", &info.name);
         text.line("cluster", &info.cluster);

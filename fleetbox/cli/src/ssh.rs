@@ -1,19 +1,19 @@
-//! `ssh` and `dial`: standard streams that go to the guest.
+//! `ssh` and `dial`: standard streams connected to the guest.
 
 use std::io::{self, IsTerminal as _};
 
-use crossterm::terminal;
 use fleetbox::names::Reference;
 use fleetbox::ssh::{Child, PtyRequest};
 use fleetbox::{Error, ExitStatus, Result, Vm};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::GUEST_FAILURE;
 use crate::args::Ssh;
+use crate::exit::GUEST_FAILURE;
 use crate::output::{Context, complain};
+use crate::terminal::{self, RawMode};
 
-/// What a login without a terminal runs.
+/// The command of a log-in without a terminal.
 const SHELL: &str = "exec \"${SHELL:-/bin/sh}\" -l";
 
 pub(crate) async fn run(context: &Context, ssh: Ssh) -> Result<u8> {
@@ -60,7 +60,7 @@ async fn on_pipes(mut child: Child) -> Result<ExitStatus> {
 }
 
 async fn on_terminal(vm: &Vm, command: Option<&str>) -> Result<ExitStatus> {
-    let (columns, rows) = size();
+    let (columns, rows) = terminal::size();
     let term = std::env::var("TERM").unwrap_or_else(|_| "xterm-256color".to_owned());
     let mut child = vm
         .ssh_pty(
@@ -76,7 +76,7 @@ async fn on_terminal(vm: &Vm, command: Option<&str>) -> Result<ExitStatus> {
     let output = child.stdout.take();
     let mut resized =
         signal(SignalKind::window_change()).map_err(failed("watch the terminal's size"))?;
-    let raw = Raw::enter();
+    let raw = RawMode::enter();
     let feeding = tokio::spawn(async move {
         if let Some(mut input) = input {
             let _ = copy(&mut tokio::io::stdin(), &mut input).await;
@@ -88,8 +88,8 @@ async fn on_terminal(vm: &Vm, command: Option<&str>) -> Result<ExitStatus> {
         tokio::select! {
             () = &mut passing => break,
             Some(()) = resized.recv() => {
-                let (columns, rows) = size();
-                // The next read tells if the connection is lost.
+                let (columns, rows) = terminal::size();
+                // The next read fails if the connection is lost.
                 let _ = child.resize(columns, rows).await;
             }
         }
@@ -98,29 +98,6 @@ async fn on_terminal(vm: &Vm, command: Option<&str>) -> Result<ExitStatus> {
     feeding.abort();
     drop(raw);
     Ok(status?)
-}
-
-fn size() -> (u32, u32) {
-    let (columns, rows) = terminal::size().unwrap_or((80, 24));
-    (columns.into(), rows.into())
-}
-
-/// The terminal in raw mode, until dropped; nothing if there is no terminal.
-pub(crate) struct Raw;
-
-impl Raw {
-    pub(crate) fn enter() -> Option<Self> {
-        if !io::stdin().is_terminal() {
-            return None;
-        }
-        terminal::enable_raw_mode().ok().map(|()| Self)
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        let _ = terminal::disable_raw_mode();
-    }
 }
 
 /// Copies until either side is closed.
@@ -136,7 +113,7 @@ pub(crate) async fn dial(context: &Context, name: &Reference, port: u16) -> Resu
     let (mut read, mut write) = tokio::io::split(vm.connect(port).await?);
     let sending = tokio::spawn(async move {
         let _ = copy(&mut tokio::io::stdin(), &mut write).await;
-        // The guest may still have something to say.
+        // The guest may still send something.
         let _ = write.shutdown().await;
     });
     let mut output = tokio::io::stdout();
@@ -144,11 +121,11 @@ pub(crate) async fn dial(context: &Context, name: &Reference, port: u16) -> Resu
     let _ = output.flush().await;
     sending.abort();
     match received {
-        // Whoever read standard output has enough.
+        // The reader of standard output has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
         received => received
             .map(|_| 0)
-            .map_err(failed("pass on what the guest sends")),
+            .map_err(failed("receive data from the guest")),
     }
 }
 

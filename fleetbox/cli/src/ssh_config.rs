@@ -21,14 +21,20 @@ pub(crate) async fn run(context: &Context, options: args::SshConfig) -> Result<u
     let (result, text) = if options.install {
         let includes = format!("{shown} includes {}", included.display());
         if config.install(&file)? {
-            ("installed", format!("{includes}; `ssh NAME` reaches a VM"))
+            (
+                "installed",
+                format!("{includes}; log in to a VM with `ssh NAME`"),
+            )
         } else {
             ("unchanged", format!("{includes} already"))
         }
     } else if config.uninstall(&file)? {
-        ("uninstalled", format!("{shown} is as it was"))
+        ("uninstalled", format!("removed the Include from {shown}"))
     } else {
-        ("unchanged", format!("{shown} has nothing of fleetbox's"))
+        (
+            "unchanged",
+            format!("{shown} includes nothing of fleetbox's"),
+        )
     };
     if context.json {
         context.say_json(&serde_json::json!({
@@ -49,10 +55,12 @@ fn config(context: &Context) -> Result<SshConfig> {
     Ok(SshConfig::new(&context.store()?, &program))
 }
 
-/// Tells OpenSSH which VMs there are now, if it was told of any.
+/// Updates OpenSSH's configuration after a change of VMs, if it is installed.
 pub(crate) fn refresh(context: &Context) {
     let refreshed = config(context).and_then(|config| Ok(config.refresh(false)?));
     if let Err(error) = refreshed {
-        context.note(format_args!("`ssh` does not know of the change: {error}"));
+        context.note(format_args!(
+            "cannot update the configuration of OpenSSH: {error}"
+        ));
     }
 }

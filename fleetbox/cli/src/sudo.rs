@@ -1,4 +1,4 @@
-//! What to type in order to have root do what this user may not. It is said, never done.
+//! The command with which root can do what this user may not. It is printed, never run.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use fleetbox::{BridgeError, Error};
 
 use crate::output;
 
-/// Variables that say what a command does, and which sudo does not pass on.
+/// Variables that change what a command does, and which sudo does not pass on.
 const OURS: [&str; 4] = [
     CATALOGUE_VARIABLE,
     BUDGET_VARIABLE,
@@ -19,7 +19,7 @@ const OURS: [&str; 4] = [
     "FLEETBOX_LOG",
 ];
 
-/// Variables that downloads go by. Their values may hold passwords, so they are named and not shown.
+/// Variables that downloads use. Their values may hold passwords, so only their names are shown.
 const OF_DOWNLOADS: [&str; 10] = [
     "HTTPS_PROXY",
     "https_proxy",
@@ -33,31 +33,29 @@ const OF_DOWNLOADS: [&str; 10] = [
     "SSL_CERT_DIR",
 ];
 
-/// An error's text on standard error, and once, where it is root's rights that are lacking, the command to
-/// type.
+/// An error's text on standard error. If it is that the user is not root, the command with sudo follows, once.
 pub(crate) fn complain(home: Option<&Path>, error: &Error) {
-    static SAID: Once = Once::new();
+    static PRINTED: Once = Once::new();
     output::complain(error);
     if matches!(error, Error::Bridge(BridgeError::NotPermitted)) {
-        SAID.call_once(|| {
+        PRINTED.call_once(|| {
             let variable = |name: &str| std::env::var_os(name);
             output::complain(format_args!(
-                "as root it is:\n  {}",
+                "to run it as root:\n  {}",
                 command(home, variable, std::env::args_os())
             ));
         });
     }
 }
 
-/// This very command line by sudo, with what the environment says to it: the state directory, the
-/// catalogue and the like.
+/// This command line with sudo, and with the variables it reads: the state directory, the catalogue and so on.
 fn command(
     home: Option<&Path>,
     variable: impl Fn(&str) -> Option<OsString>,
     mut args: impl Iterator<Item = OsString>,
 ) -> String {
     let called = args.next().unwrap_or_else(|| "fleetbox".into());
-    // Where root looks for programs is not where this user does.
+    // Root's PATH may be another one.
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(called));
     let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
     let named = args

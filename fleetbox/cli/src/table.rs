@@ -1,4 +1,6 @@
-//! Columns that line up.
+//! Columns that line up, and numbers for people.
+
+use fleetbox::Size;
 
 /// A table with a head line; the last column is not padded. With `colours` states stand out.
 pub(crate) fn render<const N: usize>(
@@ -41,6 +43,11 @@ fn colour(cell: &str) -> Option<u8> {
         "failed" => Some(31),
         _ => None,
     }
+}
+
+/// A number of bytes in whole MiB or larger units, rounded up: `350M`.
+pub(crate) fn size(bytes: u64) -> String {
+    Size::mib(bytes.div_ceil(1 << 20)).to_string()
 }
 
 /// A span of time in its largest unit: `45s`, `3m`, `2h`, `5d`.

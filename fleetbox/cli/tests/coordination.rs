@@ -382,8 +382,9 @@ fn a_cluster_is_restarted_as_one_or_not_at_all() {
 fn a_killed_command_leaves_a_vm_that_the_next_one_starts() {
     let host = Host::new("cmd");
     let mut child = host.up().spawn().unwrap();
-    // At whatever it is doing by then.
-    std::thread::sleep(Duration::from_millis(30));
+    // In the middle of its work: the VM is being created.
+    let cluster = host.home().join("clusters").join(&host.stem);
+    eventually("it begins", || cluster.exists());
     child.kill().unwrap();
     child.wait().unwrap();
     succeeded(host.up().output().unwrap());
@@ -534,7 +535,7 @@ fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
     assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
     for part in [
         &format!("cannot publish port 80 of {}", host.stem),
-        &format!("{} runs all the same", host.stem),
+        &format!("{} is running; publish another port", host.stem),
     ] {
         assert!(said(&failed).contains(part), "{}", said(&failed));
     }
@@ -551,7 +552,7 @@ fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
         (RUNS, "runs on and keeps its memory"),
         (
             r#"{"Fail": {"console": "", "error": "the CPU has caught fire"}}"#,
-            "is left with its disk: `fleetbox logs",
+            "and its disk are kept: `fleetbox logs",
         ),
     ] {
         let mut up = host.up();
@@ -577,7 +578,7 @@ fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
     let mut run = host.command(&["run", "-d", "--name", &host.stem, "--disk", "8M", "--image"]);
     let failed = run.arg(image).arg(tree).output().unwrap();
     assert_eq!(failed.status.code(), Some(255), "{}", said(&failed));
-    let told = format!("{} is deleted again", host.stem);
+    let told = format!("deleted {} again", host.stem);
     assert!(said(&failed).contains(&told), "{}", said(&failed));
     assert!(host.states().is_empty());
 }

@@ -464,10 +464,10 @@ pub(crate) fn work_tree(suite: &Suite) {
     );
     assert!(!tree.join("out").exists());
 
-    // The host's tree has moved on: that is said, and a sync brings it along.
+    // The host's tree has changed: that is reported, and a sync copies it again.
     let output = fleetbox(&["exec", "tree", "--", "cat", "changed"], 0, QUICK);
     let remark = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(remark.contains("has moved on"), "{remark}");
+    assert!(remark.contains("has changed since"), "{remark}");
     fs::write(tree.join("changed"), "5\n").must("cannot write a file");
     let output = fleetbox(
         &["exec", "tree", "--sync", "--", "cat", "changed"],
@@ -508,11 +508,11 @@ pub(crate) fn work_tree(suite: &Suite) {
     assert_eq!(text(&output), "by mise: exec -- echo x");
 
     stopped_vm(&home, "old");
-    assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "old is deleted");
+    assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "deleted old");
     let list = text(&fleetbox(&["ls"], 0, QUICK));
     assert!(list.contains("tree") && list.contains("running"), "{list}");
     fleetbox(&["down", "--all"], 0, QUICK);
-    assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "tree is deleted");
+    assert_eq!(text(&fleetbox(&["prune"], 0, QUICK)), "deleted tree");
 }
 
 fn git(tree: &Path, arguments: &[&str]) -> String {

@@ -1,18 +1,19 @@
-//! Commands about what is in a guest: `ports`, `stats`.
+//! Commands that ask the guest: `ports`, `stats`.
 
 use std::time::Duration;
 
 use fleetbox::guest::{self, Stats};
 use fleetbox::names::Reference;
-use fleetbox::{Result, Size, Vm, VmState};
+use fleetbox::{Result, Vm, VmState};
 use futures::future::join_all;
 use serde::Serialize;
 
+use crate::exit::FAILURE;
 use crate::output::{Context, complain};
-use crate::{FAILURE, table, vms};
+use crate::{disk, select, table};
 
-/// How long a guest may take to say what it uses.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a guest may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
     let vm = Vm::open_in(context.home(), name.as_str()).await?;
@@ -38,9 +39,9 @@ pub(crate) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
     Ok(0)
 }
 
-/// What a VM uses, in the guest and on this host.
+/// What a VM uses in the guest and on this host.
 #[derive(Debug, Serialize)]
-struct Used {
+struct Usage {
     name: String,
     cluster: String,
     #[serde(skip)]
@@ -55,33 +56,17 @@ pub(crate) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> 
     let names = if names.is_empty() {
         let all = fleetbox::list(context.home()).await?.into_iter();
         all.filter(|vm| vm.state == VmState::Running)
-            .map(|vm| vms::reference(&vm))
+            .map(|vm| select::reference(&vm))
             .collect::<Result<Vec<_>>>()?
     } else {
         names.to_vec()
     };
-    let asked = join_all(names.iter().map(|name| async move {
-        let vm = Vm::open_in(context.home(), name.as_str()).await?;
-        let asked = tokio::time::timeout(PATIENCE, guest::stats(&vm)).await;
-        let stats = asked.map_err(|_| fleetbox::Error::Guest {
-            name: name.to_string(),
-            what: "say what it uses",
-            why: format!("it did not answer in {} s", PATIENCE.as_secs()),
-        })??;
-        Ok::<_, fleetbox::Error>(Used {
-            name: vm.name().to_owned(),
-            cluster: vm.cluster().to_owned(),
-            shown: name.to_string(),
-            guest: stats,
-            host_disk: vms::disk_used(context, name).await?,
-        })
-    }))
-    .await;
+    let results = join_all(names.iter().map(|name| usage(context, name))).await;
     let mut status = 0;
-    let mut used = Vec::new();
-    for asked in asked {
-        match asked {
-            Ok(one) => used.push(one),
+    let mut usages = Vec::new();
+    for result in results {
+        match result {
+            Ok(usage) => usages.push(usage),
             Err(error) => {
                 complain(error);
                 status = FAILURE;
@@ -89,29 +74,45 @@ pub(crate) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> 
         }
     }
     if context.json {
-        context.say_json(&used)?;
+        context.say_json(&usages)?;
         return Ok(status);
     }
-    let rows: Vec<_> = used
+    print_usage(context, &usages);
+    Ok(status)
+}
+
+async fn usage(context: &Context, name: &Reference) -> Result<Usage> {
+    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, guest::stats(&vm)).await;
+    let stats = answer.map_err(|_| fleetbox::Error::Guest {
+        name: name.to_string(),
+        what: "report its resource use",
+        why: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+    })??;
+    Ok(Usage {
+        name: vm.name().to_owned(),
+        cluster: vm.cluster().to_owned(),
+        shown: name.to_string(),
+        guest: stats,
+        host_disk: disk::used(context, name).await?,
+    })
+}
+
+fn print_usage(context: &Context, usages: &[Usage]) {
+    let rows: Vec<_> = usages
         .iter()
-        .map(
-            |Used {
-                 shown,
-                 guest,
-                 host_disk,
-                 ..
-             }| {
-                [
-                    shown.clone(),
-                    format!("{:.0}% of {}", guest.cpu * 100.0, guest.cpus),
-                    share(guest.memory_used, guest.memory_total),
-                    share(guest.disk_used, guest.disk_total),
-                    mib(*host_disk),
-                    format!("{}/s {}/s", kib(guest.disk_read), kib(guest.disk_written)),
-                    format!("{}/s {}/s", kib(guest.net_received), kib(guest.net_sent)),
-                ]
-            },
-        )
+        .map(|usage| {
+            let guest = &usage.guest;
+            [
+                usage.shown.clone(),
+                format!("{:.0}% of {}", guest.cpu * 100.0, guest.cpus),
+                share(guest.memory_used, guest.memory_total),
+                share(guest.disk_used, guest.disk_total),
+                table::size(usage.host_disk),
+                format!("{}/s {}/s", kib(guest.disk_read), kib(guest.disk_written)),
+                format!("{}/s {}/s", kib(guest.net_received), kib(guest.net_sent)),
+            ]
+        })
         .collect();
     let head = [
         "NAME",
@@ -123,15 +124,10 @@ pub(crate) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> 
         "NET IN OUT",
     ];
     context.say(table::render(head, &rows, false));
-    Ok(status)
-}
-
-fn mib(bytes: u64) -> String {
-    Size::mib(bytes.div_ceil(1 << 20)).to_string()
 }
 
 fn share(used: u64, total: u64) -> String {
-    format!("{} of {}", mib(used), mib(total))
+    format!("{} of {}", table::size(used), table::size(total))
 }
 
 fn kib(bytes: u64) -> String {

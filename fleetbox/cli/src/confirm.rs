@@ -1,10 +1,10 @@
-//! Questions before something is lost.
+//! Questions before something is deleted.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-/// True if `what` may be done: it was forced, nobody is there to be asked, or somebody says yes.
-/// A script that got this far wants it done.
-pub(crate) fn may(what: &str, force: bool) -> bool {
+/// True if `what` may be done: it was forced, there is no terminal to ask on, or the answer is yes.
+/// Without a terminal it is a script, which means what it says.
+pub(crate) fn confirm(what: &str, force: bool) -> bool {
     if force || !std::io::stdin().is_terminal() {
         return true;
     }

@@ -1,0 +1,36 @@
+//! `ls`.
+
+use fleetbox::Result;
+use fleetbox::store::now;
+
+use crate::output::{Context, colours};
+use crate::{select, table};
+
+pub(crate) async fn run(context: &Context) -> Result<u8> {
+    let vms = fleetbox::list(context.home()).await?;
+    if context.json {
+        context.say_json(&vms)?;
+        return Ok(0);
+    }
+    let rows = vms
+        .into_iter()
+        .map(|vm| {
+            Ok([
+                // What is shown names this VM only.
+                select::reference(&vm)?.to_string(),
+                vm.state.to_string(),
+                vm.image,
+                vm.cpus.to_string(),
+                vm.memory.to_string(),
+                vm.disk.to_string(),
+                vm.ip.to_string(),
+                table::age(now().saturating_sub(vm.created)),
+            ])
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let head = [
+        "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "IP", "AGE",
+    ];
+    context.say(table::render(head, &rows, colours()));
+    Ok(0)
+}

@@ -1,0 +1,100 @@
+//! Commands that delete VMs: `rm`, `prune`.
+
+use fleetbox::Result;
+use fleetbox::names::Reference;
+
+use crate::args::{Prune, Rm};
+use crate::exit::FAILURE;
+use crate::outcome::Outcome;
+use crate::output::{Context, complain};
+use crate::{confirm, select, ssh_config};
+
+pub(crate) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
+    let (mut names, mut status) = select::all(context, &rm.names).await;
+    let what = format!(
+        "Delete {} and all data on its disk?",
+        select::enumerate(&names)
+    );
+    if !names.is_empty() && !confirm::confirm(&what, rm.force) {
+        context.note("nothing was deleted");
+        (names, status) = (Vec::new(), FAILURE);
+    }
+    status = status.max(remove(context, &names).await?);
+    Ok(status)
+}
+
+/// Deletes one after another: the last member of a cluster takes the cluster's directory with it.
+async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
+    let mut status = 0;
+    let mut outcomes = Vec::new();
+    for name in names {
+        match fleetbox::remove(context.home(), name.as_str()).await {
+            Ok(()) => {
+                let outcome = Outcome::new(name, "deleted", format!("deleted {name}"));
+                context.tell(outcome.text());
+                outcomes.push(outcome);
+            }
+            Err(error) => {
+                complain(error);
+                status = FAILURE;
+            }
+        }
+    }
+    if context.json {
+        context.say_json(&outcomes)?;
+    }
+    if !names.is_empty() {
+        ssh_config::refresh(context);
+    }
+    Ok(status)
+}
+
+pub(crate) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
+    let mut names = Vec::new();
+    for vm in fleetbox::list(context.home()).await? {
+        if vm.unused {
+            names.push(select::reference(&vm)?);
+        }
+    }
+    if prune.dry_run {
+        if context.json {
+            let outcome = |name| Outcome::new(name, "would-be-deleted", "");
+            context.say_json(&names.iter().map(outcome).collect::<Vec<_>>())?;
+            return Ok(0);
+        }
+        for name in &names {
+            context.say(format_args!("{name} would be deleted"));
+        }
+        return Ok(0);
+    }
+    if !names.is_empty() {
+        let what = format!(
+            "Delete {} and all data on its disk?",
+            select::enumerate(&names)
+        );
+        if !confirm::confirm(&what, prune.force) {
+            context.note("nothing was deleted");
+            if context.json {
+                context.say_json(&[(); 0])?;
+            }
+            return Ok(FAILURE);
+        }
+    }
+    let mut outcomes = Vec::new();
+    // Only what was shown: other VMs may have stopped since.
+    for name in fleetbox::prune_only(context.home(), &names).await? {
+        let name: Reference = name.parse()?;
+        let name = Reference::new(select::cluster_of(&name).clone(), name.name().clone());
+        let outcome = Outcome::new(&name, "deleted", format!("deleted {name}"));
+        context.tell(outcome.text());
+        outcomes.push(outcome);
+    }
+    ssh_config::refresh(context);
+    if outcomes.is_empty() {
+        context.tell("nothing to delete");
+    }
+    if context.json {
+        context.say_json(&outcomes)?;
+    }
+    Ok(0)
+}

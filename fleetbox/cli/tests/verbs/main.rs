@@ -1,0 +1,16 @@
+//! The program where it needs no running VM: refusals, configuration, what is generated.
+
+mod arguments;
+mod doctor;
+mod generate;
+mod host;
+mod images;
+mod json;
+mod logs;
+mod names;
+mod remove;
+mod set;
+mod show;
+mod ssh_config;
+mod up;
+mod work_trees;
