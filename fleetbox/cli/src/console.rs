@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _};
 
 use fleetbox::names::Reference;
-use fleetbox::{Error, Result, Vm};
+use fleetbox::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::output::Context;
@@ -13,7 +13,7 @@ use crate::terminal::RawMode;
 const ESCAPE: u8 = 0x1d;
 
 pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
-    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let vm = context.fleet().open(name.as_str()).await?;
     let (output, input) = tokio::io::split(vm.console().await?);
     let terminal = io::stdin().is_terminal();
     if terminal {

@@ -25,12 +25,12 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
         }
         let copied = match (source, &cp.destination) {
             (Place::Host(host), Place::Guest(name, path)) => {
-                let vm = Vm::open_in(context.home(), name.as_str()).await?;
+                let vm = context.fleet().open(name.as_str()).await?;
                 let path = guest_directory(&vm, path, several).await?;
                 vm.copy_to_with(host, &path, &options).await?
             }
             (Place::Guest(name, path), Place::Host(host)) => {
-                let vm = Vm::open_in(context.home(), name.as_str()).await?;
+                let vm = context.fleet().open(name.as_str()).await?;
                 // An existing directory is copied into, not replaced.
                 let into = if several || host.is_dir() {
                     host.join("")

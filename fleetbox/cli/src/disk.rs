@@ -10,7 +10,7 @@ use crate::output::Context;
 
 /// Bytes that a VM's disk takes on this host.
 pub(crate) async fn used(context: &Context, name: &Reference) -> Result<u64> {
-    let vm = fleetbox::find(context.home(), name.as_str()).await?;
+    let vm = context.fleet().find(name.as_str()).await?;
     Ok(allocated(&vm.paths().disk_layer()))
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use fleetbox::budget::{self, Budget, QUEUE_VARIABLE};
 use fleetbox::images::{CATALOGUE_VARIABLE, Images};
 use fleetbox::store::Store;
-use fleetbox::{BridgeError, DEFAULT_MEMORY, Error, Result, VmState, preflight};
+use fleetbox::{BridgeError, DEFAULT_MEMORY, Error, Fleet, Result, VmState, preflight};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use nix::sys::statvfs::statvfs;
@@ -281,7 +281,7 @@ fn images(store: &Store) -> Check {
 }
 
 async fn vms(store: &Store) -> Check {
-    match fleetbox::list(Some(store.home())).await {
+    match Fleet::at(store.home()).list().await {
         Ok(vms) => {
             let running = vms.iter().filter(|vm| vm.state == VmState::Running).count();
             good("vms", format!("{} in total, {running} running", vms.len()))

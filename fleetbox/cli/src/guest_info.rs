@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fleetbox::guest::{self, Stats};
 use fleetbox::names::Reference;
-use fleetbox::{Result, Vm, VmState};
+use fleetbox::{Result, VmState};
 use futures::future::join_all;
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::{disk, select, table};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
-    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let vm = context.fleet().open(name.as_str()).await?;
     let listeners = guest::ports(&vm).await?;
     if context.json {
         context.say_json(&listeners)?;
@@ -54,7 +54,7 @@ struct Usage {
 
 pub(crate) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> {
     let names = if names.is_empty() {
-        let all = fleetbox::list(context.home()).await?.into_iter();
+        let all = context.fleet().list().await?.into_iter();
         all.filter(|vm| vm.state == VmState::Running)
             .map(|vm| select::reference(&vm))
             .collect::<Result<Vec<_>>>()?
@@ -82,7 +82,7 @@ pub(crate) async fn stats(context: &Context, names: &[Reference]) -> Result<u8> 
 }
 
 async fn usage(context: &Context, name: &Reference) -> Result<Usage> {
-    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let vm = context.fleet().open(name.as_str()).await?;
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, guest::stats(&vm)).await;
     let stats = answer.map_err(|_| fleetbox::Error::Guest {
         name: name.to_string(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fleetbox::images::Progress;
 use fleetbox::names::Reference;
+use fleetbox::progress::Progress;
 use fleetbox::{Cluster, Result, Stopped, Vm, VmBuilder};
 
 use crate::args::{Down, Kill, Restart};
@@ -26,7 +26,7 @@ pub(crate) async fn down(context: &Context, down: Down) -> Result<u8> {
     // Only a running VM takes time.
     let mut running = Vec::new();
     for name in names.0.iter().filter(|_| !limit.is_zero()) {
-        let vm = fleetbox::find(context.home(), name.as_str()).await;
+        let vm = context.fleet().find(name.as_str()).await;
         if vm.is_ok_and(|vm| vm.is_running().unwrap_or(false)) {
             running.push(name.clone());
         }
@@ -41,7 +41,7 @@ pub(crate) async fn down(context: &Context, down: Down) -> Result<u8> {
 
 async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Outcome> {
     let began = Instant::now();
-    let stopped = fleetbox::stop(context.home(), name.as_str(), limit).await?;
+    let stopped = context.fleet().stop(name.as_str(), limit).await?;
     let took = began.elapsed().as_secs_f32();
     Ok(match stopped {
         Some(Stopped::PoweredOff) => Outcome::new(

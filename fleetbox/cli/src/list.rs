@@ -7,7 +7,7 @@ use crate::output::{Context, colours};
 use crate::{select, table};
 
 pub(crate) async fn run(context: &Context) -> Result<u8> {
-    let vms = fleetbox::list(context.home()).await?;
+    let vms = context.fleet().list().await?;
     if context.json {
         context.say_json(&vms)?;
         return Ok(0);

@@ -4,7 +4,6 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use fleetbox::Result;
-use fleetbox::logs::ConsoleLog;
 
 use crate::args::Logs;
 use crate::output::Context;
@@ -13,7 +12,7 @@ use crate::output::Context;
 const POLL: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(context: &Context, logs: Logs) -> Result<u8> {
-    let mut log = ConsoleLog::open(context.home(), logs.name.as_str()).await?;
+    let mut log = context.fleet().console_log(logs.name.as_str()).await?;
     if !print(log.existing(logs.lines)?.as_bytes()) || !logs.follow {
         return Ok(0);
     }

@@ -140,7 +140,7 @@ pub(crate) fn configure(
 pub(crate) async fn free_name(context: &Context) -> Result<Name> {
     for _ in 0..ATTEMPTS {
         let name = Name::made_up();
-        match fleetbox::resolve(context.home(), name.as_str()).await {
+        match context.fleet().resolve(name.as_str()).await {
             Ok(Resolution::Nothing) => return Ok(name),
             Ok(_) | Err(Error::Ambiguous { .. }) => {}
             Err(error) => return Err(error),
@@ -161,7 +161,7 @@ pub(crate) async fn failed(
     status: u8,
 ) -> Result<u8> {
     let machine = matches!(error, Error::Process(ProcessError::Failed(_)));
-    if !machine || fleetbox::find(context.home(), name.as_str()).await.is_err() {
+    if !machine || context.fleet().find(name.as_str()).await.is_err() {
         return Err(error);
     }
     complain(error);

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 
 use fleetbox::store::Store;
-use fleetbox::{Error, Result};
+use fleetbox::{Error, Fleet, Result};
 
 /// The options of all commands.
 pub(crate) struct Context {
@@ -18,6 +18,14 @@ impl Context {
     /// The state directory, if one was given.
     pub(crate) fn home(&self) -> Option<&Path> {
         self.home.as_deref()
+    }
+
+    /// The VMs of the state directory.
+    pub(crate) fn fleet(&self) -> Fleet {
+        match &self.home {
+            Some(home) => Fleet::at(home),
+            None => Fleet::new(),
+        }
     }
 
     /// Opens the state directory.

@@ -8,7 +8,7 @@ use fleetbox::proxy::Proxy;
 use crate::output::Context;
 
 pub(crate) async fn run(context: &Context, listen: SocketAddr) -> Result<u8> {
-    let proxy = Proxy::bind(context.home(), listen).await?;
+    let proxy = Proxy::bind(&context.fleet(), listen).await?;
     let address = proxy.address();
     if context.json {
         context.say_json(&serde_json::json!({"address": address}))?;

@@ -28,7 +28,7 @@ async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
     let mut status = 0;
     let mut outcomes = Vec::new();
     for name in names {
-        match fleetbox::remove(context.home(), name.as_str()).await {
+        match context.fleet().remove(name.as_str()).await {
             Ok(()) => {
                 let outcome = Outcome::new(name, "deleted", format!("deleted {name}"));
                 context.tell(outcome.text());
@@ -51,7 +51,7 @@ async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
 
 pub(crate) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     let mut names = Vec::new();
-    for vm in fleetbox::list(context.home()).await? {
+    for vm in context.fleet().list().await? {
         if vm.unused {
             names.push(select::reference(&vm)?);
         }
@@ -82,7 +82,7 @@ pub(crate) async fn prune(context: &Context, prune: Prune) -> Result<u8> {
     }
     let mut outcomes = Vec::new();
     // Only what was shown: other VMs may have stopped since.
-    for name in fleetbox::prune_only(context.home(), &names).await? {
+    for name in context.fleet().prune_only(&names).await? {
         let name: Reference = name.parse()?;
         let name = Reference::new(select::cluster_of(&name).clone(), name.name().clone());
         let outcome = Outcome::new(&name, "deleted", format!("deleted {name}"));

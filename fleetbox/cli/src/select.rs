@@ -9,8 +9,10 @@ use crate::output::{Context, complain};
 
 /// The VM with that name, or `CLUSTER/NAME`, as `ls` lists it.
 pub(crate) async fn info(context: &Context, name: &Reference) -> Result<VmInfo> {
-    let vm = fleetbox::find(context.home(), name.as_str()).await?;
-    fleetbox::list(context.home())
+    let vm = context.fleet().find(name.as_str()).await?;
+    context
+        .fleet()
+        .list()
         .await?
         .into_iter()
         .find(|info| info.name == vm.name().as_str() && info.cluster == vm.cluster().as_str())
@@ -31,7 +33,7 @@ pub(crate) fn cluster_of(vm: &Reference) -> &Name {
 
 /// The VM of a name, or else all members of the cluster of that name.
 async fn resolve(context: &Context, name: &Reference) -> Result<Vec<Reference>> {
-    match fleetbox::resolve(context.home(), name.as_str()).await? {
+    match context.fleet().resolve(name.as_str()).await? {
         Resolution::Vm(vm) => Ok(vec![vm.reference()]),
         Resolution::Cluster(members) => Ok(members.iter().map(|vm| vm.reference()).collect()),
         Resolution::Nothing => Err(Error::NoVm {
@@ -69,7 +71,7 @@ pub(crate) async fn which(context: &Context, which: &Which) -> Result<(Vec<Refer
     }
     let mut names = Vec::new();
     let mut ephemeral = 0;
-    for vm in fleetbox::list(context.home()).await? {
+    for vm in context.fleet().list().await? {
         match vm.state {
             VmState::Running if vm.ephemeral => ephemeral += 1,
             VmState::Running => names.push(reference(&vm)?),

@@ -12,7 +12,7 @@ pub(crate) async fn run(context: &Context, set: Set) -> Result<u8> {
         cpus: set.cpus,
         memory: set.memory,
     };
-    let vm = fleetbox::resize(context.home(), set.name.as_str(), change).await?;
+    let vm = context.fleet().resize(set.name.as_str(), change).await?;
     let (cpus, memory) = (vm.cpus, vm.memory);
     let vm = Reference::new(vm.cluster, vm.name);
     outcome::print_changed(context, &[(vm.clone(), "changed")]).await?;

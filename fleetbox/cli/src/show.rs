@@ -6,7 +6,7 @@ use fleetbox::fixture::Fixture;
 use fleetbox::names::Reference;
 use fleetbox::store::now;
 use fleetbox::workspace::Workspace;
-use fleetbox::{ExtraDisk, Published, Result, Vm, VmInfo, VmState};
+use fleetbox::{ExtraDisk, Published, Result, VmInfo, VmState};
 use serde::Serialize;
 
 use crate::output::Context;
@@ -61,7 +61,7 @@ impl From<Workspace> for Tree {
 }
 
 pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
-    let vm = fleetbox::find(context.home(), name.as_str()).await?;
+    let vm = context.fleet().find(name.as_str()).await?;
     let name = vm.reference();
     let info = select::info(context, &name).await?;
     let record = vm.record()?;
@@ -70,7 +70,7 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
         Ok(published) => (Some(published), None),
         Err(error) => (None, Some(error)),
     };
-    let workspace = Workspace::of(context.home(), name.as_str()).await?;
+    let workspace = Workspace::of(&context.fleet(), name.as_str()).await?;
     let details = Details {
         info,
         image_file: record.image.path,
@@ -102,7 +102,7 @@ async fn published(context: &Context, name: &Reference, state: VmState) -> Resul
     if state != VmState::Running {
         return Ok(Vec::new());
     }
-    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let vm = context.fleet().open(name.as_str()).await?;
     vm.published().await
 }
 

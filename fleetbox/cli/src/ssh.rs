@@ -17,7 +17,7 @@ use crate::terminal::{self, RawMode};
 const SHELL: &str = "exec \"${SHELL:-/bin/sh}\" -l";
 
 pub(crate) async fn run(context: &Context, ssh: Ssh) -> Result<u8> {
-    let vm = Vm::open_in(context.home(), ssh.name.as_str()).await?;
+    let vm = context.fleet().open(ssh.name.as_str()).await?;
     let command = (!ssh.command.is_empty()).then(|| ssh.command.join(" "));
     pass_through(&vm, command.as_deref(), ssh.tty).await
 }
@@ -109,7 +109,7 @@ async fn pass(from: Option<impl AsyncRead + Unpin>, mut to: impl AsyncWrite + Un
 }
 
 pub(crate) async fn dial(context: &Context, name: &Reference, port: u16) -> Result<u8> {
-    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let vm = context.fleet().open(name.as_str()).await?;
     let (mut read, mut write) = tokio::io::split(vm.connect(port).await?);
     let sending = tokio::spawn(async move {
         let _ = copy(&mut tokio::io::stdin(), &mut write).await;

@@ -43,7 +43,7 @@ async fn named(context: &Context, name: &Reference, up: &Up, user_data: &UserDat
     let is_running = if name.cluster().is_some() {
         is_running(context, name).await?
     } else {
-        match fleetbox::resolve(context.home(), name.as_str()).await? {
+        match context.fleet().resolve(name.as_str()).await? {
             Resolution::Vm(vm) => vm.is_running()?,
             Resolution::Nothing => false,
             Resolution::Cluster(members) => {
@@ -72,7 +72,7 @@ async fn named(context: &Context, name: &Reference, up: &Up, user_data: &UserDat
 
 /// Whether a VM exists and runs.
 async fn is_running(context: &Context, name: &Reference) -> Result<bool> {
-    match fleetbox::find(context.home(), name.as_str()).await {
+    match context.fleet().find(name.as_str()).await {
         Ok(vm) => Ok(vm.is_running()?),
         Err(fleetbox::Error::NoVm { .. } | fleetbox::Error::NoMember { .. }) => Ok(false),
         Err(error) => Err(error),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use fleetbox::guest::quote;
 use fleetbox::names::Reference;
 use fleetbox::workspace::{Selection, ShipOptions, Tree, Workspace, WorkspaceError};
-use fleetbox::{Error, Result, Vm};
+use fleetbox::{Error, Result};
 
 use crate::args::{Exec, Ship, Shipment};
 use crate::output::Context;
@@ -57,12 +57,12 @@ pub(crate) async fn list(context: &Context, tree: &Tree, options: &ShipOptions) 
 }
 
 pub(crate) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
-    let vm = Vm::open_in(context.home(), exec.name.as_str()).await?;
+    let vm = context.fleet().open(exec.name.as_str()).await?;
     let is_absolute = exec.dir.as_ref().is_some_and(|dir| dir.starts_with('/'));
     let mut workspace = if is_absolute && !exec.sync {
         None
     } else {
-        Workspace::of(context.home(), exec.name.as_str()).await?
+        Workspace::of(&context.fleet(), exec.name.as_str()).await?
     };
     if exec.sync && workspace.is_none() {
         return Err(no_workspace(&exec.name));
@@ -101,9 +101,9 @@ pub(crate) async fn ship(context: &Context, ship: Ship) -> Result<u8> {
         return list(context, &tree, &options).await;
     }
     tree.check(&options).await?;
-    let vm = Vm::open_in(context.home(), ship.name.as_str()).await?;
+    let vm = context.fleet().open(ship.name.as_str()).await?;
     let name = vm.reference();
-    let earlier = Workspace::of(context.home(), name.as_str()).await?;
+    let earlier = Workspace::of(&context.fleet(), name.as_str()).await?;
     let display = Display::begin(context, &format!("copying {}", tree.root().display()));
     let shipped = Workspace::ship(&vm, &tree, &options).await;
     drop(display);
@@ -129,10 +129,10 @@ pub(crate) async fn pull_diff(
     name: &Reference,
     output: Option<PathBuf>,
 ) -> Result<u8> {
-    let Some(workspace) = Workspace::of(context.home(), name.as_str()).await? else {
+    let Some(workspace) = Workspace::of(&context.fleet(), name.as_str()).await? else {
         return Err(no_workspace(name));
     };
-    let vm = Vm::open_in(context.home(), name.as_str()).await?;
+    let vm = context.fleet().open(name.as_str()).await?;
     let display = Display::begin(context, &format!("fetching the changes in {name}"));
     let patch = workspace.diff(&vm).await;
     drop(display);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fleetbox::budget::QUEUE_VARIABLE;
 use fleetbox::images::CATALOGUE_VARIABLE;
-use fleetbox::{Output, Size, Vm, VmBuilder, VmState};
+use fleetbox::{Fleet, Output, Size, Vm, VmBuilder, VmState};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -284,7 +284,7 @@ impl Suite {
 
     /// Whether a VM runs.
     fn runs(&self, name: &str) -> bool {
-        let vms = self.block(fleetbox::list(None)).must("cannot list the VMs");
+        let vms = self.block(Fleet::new().list()).must("cannot list the VMs");
         vms.iter()
             .any(|vm| vm.name == name && vm.state == VmState::Running)
     }
@@ -387,10 +387,10 @@ impl Suite {
             return;
         }
         let vms = self
-            .block(fleetbox::list(Some(&self.home())))
+            .block(Fleet::at(self.home()).list())
             .unwrap_or_default();
         for vm in vms {
-            if let Err(error) = self.block(fleetbox::remove(Some(&self.home()), &vm.name)) {
+            if let Err(error) = self.block(Fleet::at(self.home()).remove(&vm.name)) {
                 eprintln!("fleetbox-e2e: {error}");
             }
         }

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use fleetbox::Vm;
+use fleetbox::Fleet;
 use fleetbox::budget::QUEUE_VARIABLE;
 
 use crate::host;
@@ -206,7 +206,7 @@ pub(crate) fn failing(suite: &Suite) {
     uses(&name);
     let home = suite.home();
     let vm = suite
-        .block(Vm::open_in(Some(&home), &name))
+        .block(Fleet::at(&home).open(&name))
         .must("the VM was not kept");
     assert_eq!(suite.sh(&vm, "hostname"), name);
     drop(vm);

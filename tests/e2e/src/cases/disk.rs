@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fleetbox::{ExtraDisk, Size, Vm, VmState};
+use fleetbox::{ExtraDisk, Fleet, Size, Vm, VmState};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
@@ -102,7 +102,7 @@ pub(crate) fn full_on_the_host(suite: &Suite) {
         "{error}"
     );
     let listed = suite
-        .block(fleetbox::list(Some(&home)))
+        .block(Fleet::at(&home).list())
         .must("cannot list the VMs");
     assert_eq!(listed[0].state, VmState::Running, "{listed:?}");
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fleetbox::{Vm, images::ImageRef};
+use fleetbox::{Fleet, Vm, images::ImageRef};
 
 use crate::host;
 use crate::report::Must;
@@ -125,7 +125,7 @@ fn refused_boot(suite: &Suite, name: &str, image: &Path) -> String {
     );
     let home = suite.home();
     suite
-        .block(fleetbox::remove(Some(&home), name))
+        .block(Fleet::at(&home).remove(name))
         .must("cannot remove the VM");
     error
 }

@@ -5,7 +5,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use fleetbox::{Size, Vm};
+use fleetbox::{Fleet, Size, Vm};
 
 use crate::host;
 use crate::report::{Must, uses};
@@ -141,7 +141,7 @@ pub(crate) fn owner(suite: &Suite) {
     assert_eq!(first_line(&mut owner), format!("started {VICTIM}"));
     let home = suite.home();
     let vm = suite
-        .block(Vm::open_in(Some(&home), VICTIM))
+        .block(Fleet::at(&home).open(VICTIM))
         .must("cannot open the VM");
     make_dirty(suite, &vm, "owner");
     owner.kill().must("cannot kill the owner");
@@ -191,7 +191,7 @@ pub(crate) fn owner_of_test_vm(suite: &Suite) {
 fn names(suite: &Suite) -> Vec<String> {
     let home = suite.home();
     suite
-        .block(fleetbox::list(Some(&home)))
+        .block(Fleet::at(&home).list())
         .must("cannot list VMs")
         .into_iter()
         .map(|vm| vm.name)

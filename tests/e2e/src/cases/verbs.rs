@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fleetbox::budget::QUEUE_VARIABLE;
 use fleetbox::names::Name;
 use fleetbox::store::{Store, VmRecord, now};
-use fleetbox::{Event, Vm};
+use fleetbox::{Event, Fleet};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
@@ -299,7 +299,7 @@ pub(crate) fn down(suite: &Suite, name: &str) -> Output {
     let home = suite.home();
     let (vm, mut events, mut console) = suite
         .block(async {
-            let vm = Vm::open_in(Some(&home), name).await?;
+            let vm = Fleet::at(&home).open(name).await?;
             let (events, console) = (vm.events().await?, vm.console().await?);
             Ok::<_, fleetbox::Error>((vm, events, console))
         })
