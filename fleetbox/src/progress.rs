@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// What happens while an image is pulled and while VMs are started, restarted and waited for.
 ///
 /// ```
-/// use fleetbox::images::ProgressEvent;
+/// use fleetbox::progress::ProgressEvent;
 ///
 /// fn line(event: &ProgressEvent<'_>) -> Option<String> {
 ///     match event {

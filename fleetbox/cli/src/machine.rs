@@ -81,7 +81,7 @@ pub(crate) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Re
     for (host, guest) in &machine.publish {
         let address = vm.publish(*host, *guest).await?;
         context.note(format_args!(
-            "{address} -> port {guest} of {}",
+            "{address} -> guest port {guest} of {}",
             vm.reference()
         ));
     }
@@ -139,7 +139,7 @@ pub(crate) fn configure(
 /// A random name that no VM and no cluster has.
 pub(crate) async fn free_name(context: &Context) -> Result<Name> {
     for _ in 0..ATTEMPTS {
-        let name = Name::made_up();
+        let name = Name::random();
         match context.fleet().resolve(name.as_str()).await {
             Ok(Resolution::Nothing) => return Ok(name),
             Ok(_) | Err(Error::Ambiguous { .. }) => {}

@@ -7,7 +7,7 @@
 //! 2. `workspace`: work trees, for `run` too
 //! 3. `ssh`: `ssh`, `dial`, and commands with this process's streams
 //! 4. `machine`: the options of a new VM, `outcome`: what became of VMs
-//! 5. `select`: which VMs are meant
+//! 5. `select`: which VMs a command is about
 //! 6. `ssh_config`, `sudo`, `progress`, `confirm`, `disk`, `table`, `terminal`
 //! 7. `output`, `args`
 //! 8. `values`, `exit`

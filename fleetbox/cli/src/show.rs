@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_told_in_a_line() {
+    fn a_tree_is_one_line() {
         let mut tree = Tree {
             host: "/src/x".into(),
             guest: "x".to_owned(),

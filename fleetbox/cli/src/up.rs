@@ -113,7 +113,7 @@ async fn create(context: &Context, name: &Reference, up: &Up, user_data: &UserDa
     Ok(0)
 }
 
-/// Starts a VM, which is created if there is none.
+/// Starts a VM, and creates it first if it does not exist.
 async fn start(context: &Context, name: &Reference, up: &Up, user_data: &UserData) -> Result<u8> {
     let display = Display::new(context, &format!("starting {name}"));
     let started = machine::builder(context, name, &up.machine, user_data)

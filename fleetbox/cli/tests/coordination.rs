@@ -180,7 +180,7 @@ fn a_killed_worker_takes_its_machine_along_and_its_socket_means_nothing() {
     eventually("the machine ends", || {
         host.processes("machine", &host.stem).is_empty()
     });
-    assert!(host.socket().exists(), "nobody was there to remove it");
+    assert!(host.socket().exists(), "a killed worker removes nothing");
     assert_eq!(host.state(), "stopped");
     succeeded(host.up().output().unwrap());
     assert_eq!(host.state(), "running");
@@ -189,7 +189,7 @@ fn a_killed_worker_takes_its_machine_along_and_its_socket_means_nothing() {
 }
 
 #[test]
-fn what_is_in_the_sockets_place_hinders_nobody() {
+fn a_file_in_the_sockets_place_does_no_harm() {
     let host = Host::new("sock");
     succeeded(host.up().output().unwrap());
     succeeded(host.run(&["down", &host.stem]));
@@ -255,7 +255,7 @@ fn published_ports_are_shown_while_the_vm_runs() {
     );
     let text = said(&succeeded(host.run(&["show", &host.stem])));
     assert!(
-        text.contains(&format!("published     {address} is its port 80\n")),
+        text.contains(&format!("published     {address} -> guest port 80\n")),
         "{text}"
     );
     succeeded(host.run(&["down", &host.stem]));
@@ -269,7 +269,7 @@ fn each_phase_is_a_line_where_there_is_no_terminal() {
     let lines = |output: Output| {
         let output = succeeded(output);
         let text = String::from_utf8(output.stderr).unwrap();
-        // What is told of the times is another thing.
+        // Timings are not phases.
         let lines = text.lines().filter(|line| !line.starts_with("preflight"));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
@@ -565,7 +565,7 @@ fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
         succeeded(host.run(&["rm", "--force", &host.stem]));
     }
 
-    // Nobody answers by SSH, so that no tree can be shipped.
+    // SSH does not answer, so no tree can be copied.
     let tree = host.dir.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     let git = Command::new("git")

@@ -413,7 +413,8 @@ struct Sidecar {
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::images::{ImageRef, Images, progress};
+/// use fleetbox::images::{ImageRef, Images};
+/// use fleetbox::progress;
 /// use fleetbox::store::Store;
 ///
 /// let images = Images::new(&Store::open_default()?)?;
@@ -620,7 +621,8 @@ impl Images {
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::images::{Images, progress};
+    /// use fleetbox::images::Images;
+    /// use fleetbox::progress;
     /// use fleetbox::store::Store;
     ///
     /// let images = Images::new(&Store::open_default()?)?;

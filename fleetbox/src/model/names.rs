@@ -147,14 +147,13 @@ impl Name {
         Err(InvalidValue::Name { name, why })
     }
 
-    /// A name for something that nobody has named, such as `brisk-otter-4f`. Two are seldom the
-    /// same, but may be.
+    /// A random name, such as `brisk-otter-4f`. Two are rarely the same, but may be.
     ///
     /// ```
     /// use fleetbox::names::Name;
-    /// assert_eq!(Name::made_up().as_str().split('-').count(), 3);
+    /// assert_eq!(Name::random().as_str().split('-').count(), 3);
     /// ```
-    pub fn made_up() -> Self {
+    pub fn random() -> Self {
         let pick = |words: &[&'static str]| {
             let at = rand::random::<u32>() as usize % words.len().max(1);
             words.get(at).copied().unwrap_or_default()
@@ -405,8 +404,8 @@ mod tests {
     }
 
     #[test]
-    fn made_up_names_are_names_and_differ() {
-        let names: std::collections::BTreeSet<_> = (0..20).map(|_| Name::made_up()).collect();
+    fn random_names_are_names_and_differ() {
+        let names: std::collections::BTreeSet<_> = (0..20).map(|_| Name::random()).collect();
         assert!(names.len() > 10, "{names:?}");
         for name in names {
             assert!(Name::new(name.as_str()).is_ok(), "{name}");

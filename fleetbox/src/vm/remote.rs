@@ -22,7 +22,7 @@ const OUTPUT_LIMIT: usize = 256 << 20;
 /// use fleetbox::Published;
 ///
 /// let published = Published { address: ([127, 0, 0, 1], 8080).into(), port: 80 };
-/// assert_eq!(published.to_string(), "127.0.0.1:8080 is its port 80");
+/// assert_eq!(published.to_string(), "127.0.0.1:8080 -> guest port 80");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Published {
@@ -34,7 +34,7 @@ pub struct Published {
 
 impl std::fmt::Display for Published {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} is its port {}", self.address, self.port)
+        write!(f, "{} -> guest port {}", self.address, self.port)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::host::Host;
 fn logs_of_a_command_have_colours_on_terminals_only() {
     let host = Host::new();
     let traced = || {
-        // What a killed process has left, which is told of.
+        // Left by a killed process; removing it is logged.
         fs::create_dir_all(host.state().join("clusters/web/web")).expect("a directory");
         let mut command = host.command(&["prune"]);
         command
@@ -34,7 +34,7 @@ fn logs_of_a_command_have_colours_on_terminals_only() {
         // Else this process has the other end of the terminal, too, and there is no end to read.
         drop(command);
         let mut log = Vec::new();
-        // The end is an error for whoever reads a terminal.
+        // Reading a terminal ends with an error.
         let _ = fs::File::from(pair.master).read_to_end(&mut log);
         assert!(child.wait().expect("its end").success());
         String::from_utf8_lossy(&log).into_owned()

@@ -74,7 +74,7 @@ fn a_clusters_name_means_its_own_members() {
     }
     let output = host.run(&["down", test.as_str()]);
     let text = String::from_utf8_lossy(&output.stdout);
-    // They are shut down together, and told of as they are done.
+    // They are shut down together, and reported in the order in which they finish.
     let mut lines = text.lines().collect::<Vec<_>>();
     lines.sort_unstable();
     assert_eq!(

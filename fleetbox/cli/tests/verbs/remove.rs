@@ -21,7 +21,7 @@ fn rm_deletes_a_vm_or_a_whole_cluster() {
         "deleted node/node-1\ndeleted node/node-2\n"
     );
     assert_eq!(host.names(), ["node-extra", "web"]);
-    // One that is there is deleted although another is not.
+    // The VM that exists is deleted even if the other name is unknown.
     let output = host.run(&["rm", "none", "web", "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
