@@ -31,7 +31,7 @@ fn a_stopped_vm_is_changed_and_a_running_one_is_not() {
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(
-        error.contains("cannot have 128 CPUs: this host has"),
+        error.contains("not enough CPUs: asked for 128, this host has"),
         "{error}"
     );
 
