@@ -207,7 +207,7 @@ pub enum Resolution {
 }
 
 impl Fleet {
-    /// Finds out whether a name means a VM or a cluster: as [`Fleet::find`], and where no VM has the name, the cluster
+    /// Finds out whether a name means a VM or a cluster: like [`Fleet::find`], and if no VM has the name, the cluster
     /// of that name.
     ///
     /// ```no_run
@@ -287,7 +287,7 @@ mod tests {
             std::fs::write(path.join("vm.json"), "{}").unwrap();
         }
         let resolved = async |name: &str| {
-            let text = |vm: &VmDir| vm.reference().to_string();
+            let text = |vm: &VmDir| vm.reference().as_str().to_owned();
             Ok(match Fleet::at(dir.path()).resolve(name).await? {
                 Resolution::Vm(vm) => text(&vm),
                 Resolution::Cluster(members) => {
