@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fleetbox_devices::virtio::offload::{HEADER, Packet};
+use fleetbox_packet::{HEADER, Packet};
 
 use super::config::NetworkConfig;
 use super::dhcp;

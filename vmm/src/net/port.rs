@@ -18,7 +18,7 @@ use nix::unistd::{read, write};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use fleetbox_devices::virtio::offload::{HEADER, MAX_PACKET, Packet};
+use fleetbox_packet::{HEADER, MAX_PACKET, Packet};
 
 use super::core::Joining;
 use super::frame::Mac;

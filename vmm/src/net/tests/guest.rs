@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fleetbox_devices::virtio::offload::{HEADER, MAX_PACKET, Packet, leave_tcp};
+use fleetbox_packet::{HEADER, MAX_PACKET, Packet, offload_tcp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
@@ -151,7 +151,7 @@ impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut bytes = vec![0; HEADER + len];
         let result = f(&mut bytes[HEADER..]);
-        if self.wire.large && !leave_tcp(&mut bytes, self.segment) {
+        if self.wire.large && !offload_tcp(&mut bytes, self.segment) {
             bytes[..HEADER].fill(0);
         }
         let _ = self.wire.send_packet(&bytes);

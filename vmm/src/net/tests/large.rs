@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use fleetbox_devices::virtio::offload::{HEADER, MAX_FRAME, Packet, leave_tcp};
+use fleetbox_packet::{HEADER, MAX_FRAME, Packet, offload_tcp};
 use proptest::prelude::*;
 
 use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
@@ -24,7 +24,7 @@ fn large(to: [u8; 6], source: std::net::Ipv4Addr, target: std::net::Ipv4Addr) ->
     Ipv4Header::new(source, target, PROTO_TCP).write(&mut frame[ETHERNET..], total);
     frame[ETHERNET + IPV4..][..14]
         .copy_from_slice(&[0, 9, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 16]);
-    assert!(leave_tcp(&mut bytes, 1460));
+    assert!(offload_tcp(&mut bytes, 1460));
     bytes
 }
 
