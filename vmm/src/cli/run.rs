@@ -13,12 +13,12 @@ use fleetbox_devices::block::{
     Base, Disk, Format, LayerOptions, OpenOptions, create_layer, open_disk,
 };
 use fleetbox_devices::event::Event;
+use fleetbox_net::{Network, NetworkConfig, Port};
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{
     BootSource, DiskConfig, Exit, LinkFormat, Machine, MachineConfig, NicConfig,
 };
-use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 use fleetbox_vmm::output::BoundedWriter;
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use smoltcp::socket::udp;
 
 use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
-use crate::net::frame::{self, ETHERNET};
-use crate::net::{LinkConditions, LinkEnd, Network, NetworkError};
+use crate::frame::{self, ETHERNET};
+use crate::{LinkConditions, LinkEnd, Network, NetworkError};
 
 /// A frame of its own kind, with a number.
 fn numbered(to: u8, from: u8, number: u32) -> Vec<u8> {

@@ -8,9 +8,9 @@ use fleetbox_packet::{HEADER, MAX_FRAME, Packet, offload_tcp};
 use proptest::prelude::*;
 
 use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
-use crate::net::core::GATEWAY_MAC;
-use crate::net::frame::{self, ETHERNET, IPV4, Ipv4Header, PROTO_TCP, TCP};
-use crate::net::{LinkConditions, Network, port};
+use crate::core::GATEWAY_MAC;
+use crate::frame::{self, ETHERNET, IPV4, Ipv4Header, PROTO_TCP, TCP};
+use crate::{LinkConditions, Network, port};
 
 const HEADERS: usize = HEADER + ETHERNET + IPV4 + TCP;
 

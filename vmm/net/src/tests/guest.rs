@@ -19,7 +19,7 @@ use smoltcp::phy::{
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
-use crate::net::{Attachment, Network, NetworkConfig, Port};
+use crate::{Attachment, Network, NetworkConfig, Port};
 
 /// Where tests see the host's loopback.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::guest::{Guest, HOST, Wire, attach, config, mac};
-use crate::net::core::GATEWAY_MAC;
-use crate::net::frame::{self, Arp, ETHERNET, IPV4, Ipv4, Ipv4Header, PROTO_ICMP, PROTO_UDP, Udp};
-use crate::net::{Limits, Network, NetworkConfig, NetworkError, Port, Subnet};
+use crate::core::GATEWAY_MAC;
+use crate::frame::{self, Arp, ETHERNET, IPV4, Ipv4, Ipv4Header, PROTO_ICMP, PROTO_UDP, Udp};
+use crate::{Limits, Network, NetworkConfig, NetworkError, Port, Subnet};
 
 fn frame(to: [u8; 6], from: [u8; 6], ethertype: u16, body: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; ETHERNET];

@@ -9,7 +9,7 @@ use smoltcp::socket::tcp::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::guest::{Guest, PATIENCE, attach, config, pattern};
-use crate::net::{ConnectError, GuestStream, Network, NetworkConfig, NetworkError};
+use crate::{ConnectError, GuestStream, Network, NetworkConfig, NetworkError};
 
 /// Runs `work` on a runtime of its own while the test drives the guest.
 fn host<R: Send + 'static>(

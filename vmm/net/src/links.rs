@@ -21,7 +21,7 @@ const MAX_LATENCY: Duration = Duration::from_secs(60);
 /// An end of a link.
 ///
 /// ```
-/// use fleetbox_vmm::net::LinkEnd;
+/// use fleetbox_net::LinkEnd;
 ///
 /// assert_eq!(LinkEnd::from("db"), LinkEnd::Member("db".to_owned()));
 /// assert_ne!(LinkEnd::from("gateway"), LinkEnd::Gateway); // a member may be called so
@@ -71,7 +71,7 @@ impl From<String> for LinkEnd {
 ///
 /// ```
 /// use std::time::Duration;
-/// use fleetbox_vmm::net::LinkConditions;
+/// use fleetbox_net::LinkConditions;
 ///
 /// let dsl = LinkConditions {
 ///     latency: Duration::from_millis(15),

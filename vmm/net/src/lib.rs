@@ -14,7 +14,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use fleetbox_vmm::net::{Network, NetworkConfig, Port};
+//! use fleetbox_net::{Network, NetworkConfig, Port};
 //!
 //! let network = Network::start(NetworkConfig::default())?;
 //! let nic = network.attach(Port { name: "web".into(), mac: [2, 0, 0, 0, 0, 1], ip: None })?;
@@ -78,7 +78,7 @@ pub struct Port {
 #[derive(Debug)]
 pub struct Attachment {
     /// The guest's end: an `AF_UNIX` `SOCK_SEQPACKET` socket, non-blocking and close-on-exec.
-    /// Its format is [`LinkFormat::Packets`](crate::machine::LinkFormat::Packets): each packet is a
+    /// Its format is [`fleetbox_packet::Packet`]: each packet is a
     /// header of 12 bytes and an Ethernet frame of at most 1518 bytes, without preamble or FCS, or a
     /// TCP packet of at most 65549 bytes from its Ethernet header on.
     pub link: OwnedFd,
@@ -216,7 +216,7 @@ impl Network {
     /// Adds a member. One of the same name whose link has closed is replaced.
     ///
     /// ```
-    /// # use fleetbox_vmm::net::{Network, NetworkConfig, NetworkError, Port};
+    /// # use fleetbox_net::{Network, NetworkConfig, NetworkError, Port};
     /// # fn main() -> Result<(), NetworkError> {
     /// let network = Network::start(NetworkConfig::default())?;
     /// let db = network.attach(Port { name: "db".into(), mac: [2, 0, 0, 0, 0, 1], ip: None })?;
@@ -310,7 +310,7 @@ impl Network {
     /// for further names of a member.
     ///
     /// ```
-    /// # use fleetbox_vmm::net::{Network, NetworkConfig, NetworkError};
+    /// # use fleetbox_net::{Network, NetworkConfig, NetworkError};
     /// # fn main() -> Result<(), NetworkError> {
     /// let network = Network::start(NetworkConfig::default())?;
     /// network.register_name("db", "10.187.41.7".parse().unwrap())?;
@@ -428,7 +428,7 @@ impl Network {
     /// it, unless [`LinkEnd::Gateway`] is in a group. Several partitions add up.
     ///
     /// ```no_run
-    /// # use fleetbox_vmm::net::{LinkEnd, Network, NetworkError};
+    /// # use fleetbox_net::{LinkEnd, Network, NetworkError};
     /// # fn example(network: Network) -> Result<(), NetworkError> {
     /// network.partition(&["node-1"], &["node-2", "node-3"])?;
     /// // … the minority must not accept writes …
@@ -478,7 +478,7 @@ impl Network {
     /// what is set for all links of its receiver ([`Self::set_links_of`]).
     ///
     /// ```no_run
-    /// # use fleetbox_vmm::net::{LinkConditions, LinkEnd, Network, NetworkError};
+    /// # use fleetbox_net::{LinkConditions, LinkEnd, Network, NetworkError};
     /// # fn example(network: Network) -> Result<(), NetworkError> {
     /// let lossy = LinkConditions { loss: 0.05, ..LinkConditions::default() };
     /// network.set_link("node-1", "node-2", lossy)?;

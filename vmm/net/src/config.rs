@@ -13,13 +13,13 @@ use super::NetworkError;
 /// An IPv4 network such as `10.187.41.0/24`.
 ///
 /// ```
-/// use fleetbox_vmm::net::Subnet;
+/// use fleetbox_net::Subnet;
 ///
 /// let subnet: Subnet = "172.20.3.0/24".parse()?;
 /// assert_eq!(subnet.gateway().to_string(), "172.20.3.1");
 /// assert!(subnet.is_guest("172.20.3.7".parse().unwrap()));
 /// assert!(!subnet.is_guest(subnet.broadcast()));
-/// # Ok::<(), fleetbox_vmm::net::NetworkError>(())
+/// # Ok::<(), fleetbox_net::NetworkError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -152,12 +152,12 @@ impl From<Subnet> for String {
 /// How a [`Network`](super::Network) is set up. `NetworkConfig::default()` suits most uses.
 ///
 /// ```
-/// use fleetbox_vmm::net::NetworkConfig;
+/// use fleetbox_net::NetworkConfig;
 ///
 /// let mut config = NetworkConfig { subnet: "10.9.8.0/24".parse()?, ..NetworkConfig::default() };
 /// config.limits.tcp_flows = 64;
 /// assert_eq!(config.domain, "fleetbox");
-/// # Ok::<(), fleetbox_vmm::net::NetworkError>(())
+/// # Ok::<(), fleetbox_net::NetworkError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -23,7 +23,7 @@ mod ioctl {
 ///
 /// ```no_run
 /// # fn main() -> std::io::Result<()> {
-/// let tap = fleetbox_vmm::net::open_tap("tap0")?;
+/// let tap = fleetbox_net::open_tap("tap0")?;
 /// # Ok(()) }
 /// ```
 ///

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::guest::{Guest, config};
-use crate::net::{Network, NetworkConfig, NetworkError};
+use crate::{Network, NetworkConfig, NetworkError};
 
 fn query(id: u16, name: &str, kind: u16) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();

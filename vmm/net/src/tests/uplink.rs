@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::guest::{Wire, attach, config, mac};
-use crate::net::frame::{self, Arp, ETHERNET, IPV4, Ipv4Header, PROTO_UDP, TYPE_ARP, TYPE_IPV4};
-use crate::net::{Attachment, LinkEnd, Network, NetworkError, Subnet, port};
+use crate::frame::{self, Arp, ETHERNET, IPV4, Ipv4Header, PROTO_UDP, TYPE_ARP, TYPE_IPV4};
+use crate::{Attachment, LinkEnd, Network, NetworkError, Subnet, port};
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 187, 41, 254);
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 254];
@@ -145,7 +145,7 @@ fn the_uplink_is_no_member() {
     assert!(taken(network.uplink(tap, [2, 0, 0, 0, 1, 253], second)));
     let member = |name: &str, ip| {
         let name = name.to_owned();
-        let port = crate::net::Port {
+        let port = crate::Port {
             name,
             mac: mac(1),
             ip,

@@ -1,4 +1,4 @@
-//! How fast one connection is: `cargo test -p fleetbox-vmm --release net::tests::speed --
+//! How fast one connection is: `cargo test -p fleetbox-net --release tests::speed --
 //! --ignored --nocapture`. The guest is smoltcp too and costs about as much as the gateway.
 
 use std::io::{Read, Write};
@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use super::guest::{Guest, HOST, PATIENCE, config, serve_many};
-use crate::net::Network;
+use crate::Network;
 
 const TIME: Duration = Duration::from_secs(3);
 
