@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::NetworkError;
+use crate::error::NetworkError;
 
 /// An IPv4 network such as `10.187.41.0/24`.
 ///
@@ -149,7 +149,7 @@ impl From<Subnet> for String {
     }
 }
 
-/// How a [`Network`](super::Network) is set up. `NetworkConfig::default()` suits most uses.
+/// How a [`Network`](crate::Network) is set up. `NetworkConfig::default()` suits most uses.
 ///
 /// ```
 /// use fleetbox_net::NetworkConfig;
@@ -166,7 +166,7 @@ pub struct NetworkConfig {
     /// which the guests then cannot reach.
     pub subnet: Subnet,
     /// The router that guests are told of; `None` for the gateway, which leads them to the world by
-    /// this process's own sockets. Of use where an [uplink](super::Network::uplink) leads to one.
+    /// this process's own sockets. Of use where an [uplink](crate::Network::uplink) leads to one.
     pub router: Option<Ipv4Addr>,
     /// The domain under which members find each other: `NAME` and `NAME.DOMAIN`.
     pub domain: String,
@@ -205,7 +205,7 @@ impl Default for NetworkConfig {
 #[serde(default)]
 pub struct Limits {
     /// Members of the network.
-    pub ports: usize,
+    pub members: usize,
     /// TCP connections of one member, in both directions. A new one takes the place of the one
     /// that has been idle longest, or is refused if none has been idle for ten seconds.
     pub tcp_flows: usize,
@@ -226,7 +226,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            ports: 64,
+            members: 64,
             tcp_flows: 1024,
             udp_flows: 256,
             dns_questions: 64,

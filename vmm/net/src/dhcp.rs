@@ -2,12 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use super::config::NetworkConfig;
-use super::dns::encode;
-use super::frame::{MTU, Mac, be16, be32, ipv4_at, mac_at, put};
+use crate::config::NetworkConfig;
+use crate::frame::{MTU, Mac, be16, be32, ipv4_at, mac_at, put};
+use crate::name::encode;
 
-pub(super) const SERVER_PORT: u16 = 67;
-pub(super) const CLIENT_PORT: u16 = 68;
+pub(crate) const SERVER_PORT: u16 = 67;
+pub(crate) const CLIENT_PORT: u16 = 68;
 
 /// Bytes before the options: the BOOTP message and the magic number.
 const FIXED: usize = 240;
@@ -76,27 +76,27 @@ impl<'a> Request<'a> {
 
 /// A message for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     /// The UDP payload.
-    pub(super) message: Vec<u8>,
+    pub(crate) message: Vec<u8>,
     /// Where to send it; the broadcast address for a client that has no address yet and wants
     /// the answer so.
-    pub(super) to: Ipv4Addr,
+    pub(crate) to: Ipv4Addr,
 }
 
-/// The member that asked.
+/// The member that asks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Member<'a> {
-    pub(super) name: &'a str,
-    pub(super) mac: Mac,
-    pub(super) ip: Ipv4Addr,
+pub(crate) struct Client<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: Mac,
+    pub(crate) ip: Ipv4Addr,
 }
 
 /// Answers a DHCP message of a member; `None` where the protocol wants silence, as for clients
 /// behind the member that have other hardware addresses.
-pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8]) -> Option<Reply> {
+pub(crate) fn answer(config: &NetworkConfig, client: Client<'_>, message: &[u8]) -> Option<Reply> {
     let request = Request::parse(message)?;
-    if request.client_mac != member.mac {
+    if request.client_mac != client.mac {
         return None;
     }
     let gateway = config.subnet.gateway();
@@ -107,7 +107,7 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
                 return None;
             }
             let wanted = request.requested.unwrap_or(request.client_ip);
-            if wanted == member.ip { ACK } else { NAK }
+            if wanted == client.ip { ACK } else { NAK }
         }
         INFORM => ACK,
         _ => return None,
@@ -122,7 +122,7 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
     if kind != NAK {
         put(&mut reply, 12, &request.client_ip.octets());
         if request.kind != INFORM {
-            put(&mut reply, 16, &member.ip.octets());
+            put(&mut reply, 16, &client.ip.octets());
         }
     }
     put(&mut reply, 28, &request.client_mac);
@@ -151,7 +151,7 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
         option(28, &config.subnet.broadcast().octets());
         option(3, &config.router.unwrap_or(gateway).octets());
         option(6, &gateway.octets());
-        option(12, member.name.as_bytes());
+        option(12, client.name.as_bytes());
         if !config.domain.is_empty() {
             option(15, config.domain.as_bytes());
             // RFC 3397: some clients search what option 15 names, others only what this one does.
@@ -168,7 +168,7 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
     } else if !request.client_ip.is_unspecified() {
         request.client_ip
     } else {
-        member.ip
+        client.ip
     };
     Some(Reply { message: reply, to })
 }
@@ -177,7 +177,7 @@ pub(super) fn answer(config: &NetworkConfig, member: Member<'_>, message: &[u8])
 mod tests {
     use super::*;
 
-    const MEMBER: Member<'static> = Member {
+    const CLIENT: Client<'static> = Client {
         name: "web",
         mac: [2, 0, 0, 0, 0, 9],
         ip: Ipv4Addr::new(10, 187, 41, 9),
@@ -186,7 +186,7 @@ mod tests {
     fn ask(kind: u8, options: &[&[u8]]) -> Vec<u8> {
         let mut message = vec![0; FIXED];
         put(&mut message, 0, &[1, 1, 6, 0, 1, 2, 3, 4]);
-        put(&mut message, 28, &MEMBER.mac);
+        put(&mut message, 28, &CLIENT.mac);
         put(&mut message, 236, &MAGIC.to_be_bytes());
         message.extend([53, 1, kind]);
         options.iter().for_each(|option| message.extend(*option));
@@ -211,10 +211,10 @@ mod tests {
     #[test]
     fn a_member_is_offered_its_address_and_all_it_needs() {
         let config = NetworkConfig::default();
-        let reply = answer(&config, MEMBER, &ask(DISCOVER, &[&[61, 3, 255, 7, 8]])).unwrap();
-        assert_eq!(reply.to, MEMBER.ip);
+        let reply = answer(&config, CLIENT, &ask(DISCOVER, &[&[61, 3, 255, 7, 8]])).unwrap();
+        assert_eq!(reply.to, CLIENT.ip);
         assert_eq!(reply.message[4..8], [1, 2, 3, 4]);
-        assert_eq!(reply.message[16..20], MEMBER.ip.octets());
+        assert_eq!(reply.message[16..20], CLIENT.ip.octets());
         assert_eq!(option(&reply, 53), Some(vec![OFFER]));
         assert_eq!(option(&reply, 3), Some(vec![10, 187, 41, 1]));
         assert_eq!(option(&reply, 6), Some(vec![10, 187, 41, 1]));
@@ -231,7 +231,7 @@ mod tests {
             router: Some(Ipv4Addr::new(10, 187, 41, 254)),
             ..NetworkConfig::default()
         };
-        let reply = answer(&config, MEMBER, &ask(DISCOVER, &[])).unwrap();
+        let reply = answer(&config, CLIENT, &ask(DISCOVER, &[])).unwrap();
         assert_eq!(option(&reply, 3), Some(vec![10, 187, 41, 254]));
         assert_eq!(option(&reply, 6), Some(vec![10, 187, 41, 1]));
         assert_eq!(option(&reply, 54), Some(vec![10, 187, 41, 1]));
@@ -240,14 +240,14 @@ mod tests {
     #[test]
     fn a_request_is_granted_only_for_the_own_address() {
         let config = NetworkConfig::default();
-        let right = answer(&config, MEMBER, &ask(REQUEST, &[&[50, 4, 10, 187, 41, 9]]));
+        let right = answer(&config, CLIENT, &ask(REQUEST, &[&[50, 4, 10, 187, 41, 9]]));
         assert_eq!(option(&right.unwrap(), 53), Some(vec![ACK]));
-        let wrong = answer(&config, MEMBER, &ask(REQUEST, &[&[50, 4, 10, 187, 41, 8]])).unwrap();
+        let wrong = answer(&config, CLIENT, &ask(REQUEST, &[&[50, 4, 10, 187, 41, 8]])).unwrap();
         assert_eq!(option(&wrong, 53), Some(vec![NAK]));
         assert_eq!(wrong.to, Ipv4Addr::BROADCAST);
         // A request that accepts another server's offer is not ours to answer.
         let other = ask(REQUEST, &[&[54, 4, 10, 187, 41, 77]]);
-        assert_eq!(answer(&config, MEMBER, &other), None);
+        assert_eq!(answer(&config, CLIENT, &other), None);
     }
 
     #[test]
@@ -255,10 +255,10 @@ mod tests {
         let config = NetworkConfig::default();
         let mut foreign = ask(DISCOVER, &[]);
         foreign[33] = 1;
-        assert_eq!(answer(&config, MEMBER, &foreign), None);
+        assert_eq!(answer(&config, CLIENT, &foreign), None);
         let mut reply = ask(DISCOVER, &[]);
         reply[0] = 2;
-        assert_eq!(answer(&config, MEMBER, &reply), None);
+        assert_eq!(answer(&config, CLIENT, &reply), None);
     }
 
     proptest::proptest! {
@@ -267,7 +267,7 @@ mod tests {
             let mut message = ask(DISCOVER, &[]);
             message.truncate(FIXED);
             message.extend(tail);
-            let _ = answer(&NetworkConfig::default(), MEMBER, &message);
+            let _ = answer(&NetworkConfig::default(), CLIENT, &message);
         }
     }
 }

@@ -120,7 +120,7 @@ pub enum ConnectError {
     TooMany {
         /// The guest.
         ip: IpAddr,
-        /// The limit, [`Limits::tcp_flows`](super::Limits::tcp_flows).
+        /// The limit, [`Limits::tcp_flows`](crate::Limits::tcp_flows).
         limit: usize,
     },
     /// The member was detached meanwhile, or the network shut down.

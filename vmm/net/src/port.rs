@@ -2,7 +2,7 @@
 //! too, with a tap in place of the socket.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,167 +20,76 @@ use tokio::io::unix::AsyncFd;
 
 use fleetbox_packet::{HEADER, MAX_PACKET, Packet};
 
-use super::core::Joining;
-use super::frame::Mac;
-use super::links::Links;
-use super::pipe::{Fate, GATEWAY};
+use crate::faults::{Fate, Faults, GATEWAY};
+use crate::frame::Mac;
+use crate::queue::{BYTES, Ring, Waiting};
 
 /// Bytes in the queue for each flow that is told of room.
 const SHARE: usize = 64 << 10;
-/// Bytes that may wait for a member.
-const BYTES: usize = 1 << 20;
-/// Packets that may wait for a member.
-const PACKETS: usize = 512;
-/// Of both, what bulk data leaves to ARP, DHCP, DNS and the like.
-const RESERVED: usize = 32;
-const RESERVED_BYTES: usize = 48 << 10;
 /// Packets waiting at which they are handed to the kernel without waiting for more.
 const BATCH: usize = 64;
 /// What is asked of the kernel for each end; it grants what its own limit allows.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// Packets that wait for a member, one after another in a ring of bytes.
-#[derive(Debug)]
-struct Ring {
-    bytes: Vec<u8>,
-    /// Start and length of each packet.
-    packets: VecDeque<(usize, usize)>,
-    /// Bytes of all packets.
-    used: usize,
+/// A new member, checked as far as it can be without the others.
+#[derive(Debug, Clone)]
+pub(crate) struct Joining {
+    pub(crate) name: String,
+    pub(crate) mac: Mac,
+    pub(crate) ip: Option<Ipv4Addr>,
+    pub(crate) uplink: bool,
 }
 
-impl Ring {
-    fn new() -> Self {
-        Self {
-            // Zero pages: costs nothing until used.
-            bytes: vec![0; BYTES],
-            packets: VecDeque::new(),
-            used: 0,
+impl Joining {
+    /// Whether it takes the place of `port`: there cannot be both.
+    pub(crate) fn replaces(&self, port: &Port) -> bool {
+        if self.uplink {
+            port.uplink
+        } else {
+            port.is_named(&self.name)
         }
-    }
-
-    /// Where `len` bytes in one piece are free.
-    fn place(&self, len: usize) -> Option<usize> {
-        let (Some((head, _)), Some((last, last_len))) = (self.packets.front(), self.packets.back())
-        else {
-            return (len <= BYTES).then_some(0);
-        };
-        let tail = last + last_len;
-        if tail <= *head {
-            return (tail + len <= *head).then_some(tail);
-        }
-        if tail + len <= BYTES {
-            return Some(tail);
-        }
-        (len <= *head).then_some(0)
-    }
-
-    /// Room for a packet, and what [`Ring::commit`] is to be told.
-    fn free(&mut self, len: usize) -> Option<(usize, &mut [u8])> {
-        if self.packets.len() == PACKETS || len == 0 {
-            return None;
-        }
-        let start = self.place(len)?;
-        Some((start, self.bytes.get_mut(start..start + len)?))
-    }
-
-    fn commit(&mut self, start: usize, len: usize) {
-        self.packets.push_back((start, len));
-        self.used += len;
-    }
-
-    fn first(&self) -> Option<&[u8]> {
-        let (start, len) = self.packets.front()?;
-        self.bytes.get(*start..start + len)
-    }
-
-    fn pop(&mut self) {
-        if let Some((_, len)) = self.packets.pop_front() {
-            self.used -= len;
-        }
-    }
-
-    /// Whether there is room for the largest packet and some more.
-    fn has_room(&self) -> bool {
-        self.packets.len() + RESERVED < PACKETS
-            && self.place(HEADER + MAX_PACKET + RESERVED_BYTES).is_some()
     }
 }
 
-/// Flows that wait for room, in the order in which they came. However many there are, each
-/// operation takes the same time.
+/// What a member has sent and received; plain numbers for [`PortStatus`](crate::PortStatus).
 #[derive(Debug, Default)]
-struct Waiting {
-    queue: VecDeque<u64>,
-    /// Without an entry for those in the queue that wait no more.
-    wakers: HashMap<u64, Waker>,
-}
-
-impl Waiting {
-    fn insert(&mut self, id: u64, waker: &Waker) {
-        if self.wakers.insert(id, waker.clone()).is_none() {
-            self.queue.push_back(id);
-        }
-    }
-
-    fn remove(&mut self, id: u64) {
-        self.wakers.remove(&id);
-        // Cleared up only once most entries are stale, so that each is looked at twice at most.
-        if self.queue.len() > 2 * self.wakers.len() + 16 {
-            let wakers = &self.wakers;
-            self.queue.retain(|id| wakers.contains_key(id));
-        }
-    }
-
-    fn pop(&mut self) -> Option<Waker> {
-        loop {
-            let id = self.queue.pop_front()?;
-            if let Some(waker) = self.wakers.remove(&id) {
-                return Some(waker);
-            }
-        }
-    }
-}
-
-/// What a member has sent and received; plain numbers for [`PortStatus`](super::PortStatus).
-#[derive(Debug, Default)]
-pub(super) struct PortCounters {
-    pub(super) frames_in: Cell<u64>,
-    pub(super) bytes_in: Cell<u64>,
-    pub(super) frames_out: Cell<u64>,
-    pub(super) bytes_out: Cell<u64>,
+pub(crate) struct PortCounters {
+    pub(crate) frames_in: Cell<u64>,
+    pub(crate) bytes_in: Cell<u64>,
+    pub(crate) frames_out: Cell<u64>,
+    pub(crate) bytes_out: Cell<u64>,
     /// Frames of the guest that were malformed, oversize or forged.
-    pub(super) refused: Cell<u64>,
+    pub(crate) refused: Cell<u64>,
     /// Frames for the guest that found its queue full.
-    pub(super) dropped: Cell<u64>,
+    pub(crate) dropped: Cell<u64>,
 }
 
-pub(super) fn count(counter: &Cell<u64>, by: usize) {
+pub(crate) fn count(counter: &Cell<u64>, by: usize) {
     counter.set(counter.get().wrapping_add(by as u64));
 }
 
 /// A member's place on the switch.
 #[derive(Debug)]
-pub(super) struct Port {
-    pub(super) id: u32,
-    pub(super) name: String,
-    pub(super) mac: Mac,
-    pub(super) ip: Ipv4Addr,
+pub(crate) struct Port {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Mac,
+    pub(crate) ip: Ipv4Addr,
     /// Leads to a network of the host, by a tap.
-    pub(super) uplink: bool,
-    pub(super) counters: PortCounters,
+    pub(crate) uplink: bool,
+    pub(crate) counters: PortCounters,
     /// Whether the guest's end is open.
-    pub(super) up: Cell<bool>,
+    pub(crate) up: Cell<bool>,
     /// When the guest last showed that it uses its address.
-    pub(super) seen: Cell<Option<Instant>>,
+    pub(crate) seen: Cell<Option<Instant>>,
     /// When it was last asked whether it does.
-    pub(super) asked: Cell<Option<Instant>>,
+    pub(crate) asked: Cell<Option<Instant>>,
     /// TCP flows of the guest, in both directions.
-    pub(super) flows: Cell<usize>,
+    pub(crate) flows: Cell<usize>,
     /// Before this moment none of them is idle for long enough to give way to a new one.
-    pub(super) no_eviction_before: Cell<Option<Instant>>,
+    pub(crate) no_eviction_before: Cell<Option<Instant>>,
     /// Hardware addresses that were seen behind the guest's, and when.
-    pub(super) learned: RefCell<HashMap<Mac, Instant>>,
+    pub(crate) learned: RefCell<HashMap<Mac, Instant>>,
     /// Broadcasts the guest may still send, and when that was counted.
     flood: Cell<(u32, Instant)>,
     socket: AsyncFd<OwnedFd>,
@@ -192,14 +101,14 @@ pub(super) struct Port {
     /// Flows that wait for room in the ring.
     waiting: RefCell<Waiting>,
     /// What hinders frames of the gateway.
-    links: Rc<Links>,
+    faults: Rc<Faults>,
 }
 
 /// Broadcasts a second, and at once, that a member may send to the others.
 const FLOOD_RATE: u32 = 2000;
 
 /// The two ends of a link: the switch's and the guest's.
-pub(super) fn link() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn new_link() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -216,12 +125,12 @@ pub(super) fn link() -> io::Result<(OwnedFd, OwnedFd)> {
 
 impl Port {
     /// Must be called on the network's runtime.
-    pub(super) fn new(
+    pub(crate) fn new(
         id: u32,
         joining: &Joining,
         ip: Ipv4Addr,
         socket: OwnedFd,
-        links: Rc<Links>,
+        faults: Rc<Faults>,
     ) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the
         // `AsyncFd` that owns it gives it to nobody.
@@ -245,24 +154,24 @@ impl Port {
             blocked: Cell::new(false),
             writer: RefCell::new(None),
             waiting: RefCell::default(),
-            links,
+            faults,
         })
     }
 
     /// Whether it is the member of this name; names are compared as DNS compares them.
-    pub(super) fn is_named(&self, name: &str) -> bool {
+    pub(crate) fn is_named(&self, name: &str) -> bool {
         !self.uplink && self.name.eq_ignore_ascii_case(name)
     }
 
     /// Waits until a frame can be read, or the other end is gone.
-    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The readiness stays set; `receive` clears it when it finds nothing.
         ready!(self.socket.poll_read_ready(cx))?.retain_ready();
         Poll::Ready(Ok(()))
     }
 
     /// Reads one packet. `WouldBlock` when there is none; an empty one is the end.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.try_io(Interest::READABLE, |socket| {
             Ok(if self.uplink {
                 // A tap has bare frames, with nothing left to be done.
@@ -282,57 +191,53 @@ impl Port {
 
     /// Room for bulk data; false also puts the flow `id` in the queue of those to be told when
     /// there is.
-    pub(super) fn poll_room(&self, id: u64, waker: &Waker) -> bool {
+    pub(crate) fn poll_room(&self, id: u64, waker: &Waker) -> bool {
         if self.has_room() {
             return true;
         }
         self.waiting.borrow_mut().insert(id, waker);
         if self.is_slow() {
-            self.links.wake();
+            self.faults.wake();
         }
         false
     }
 
     /// A flow waits no more.
-    pub(super) fn forget_waiting(&self, id: u64) {
+    pub(crate) fn forget_waiting(&self, id: u64) {
         self.waiting.borrow_mut().remove(id);
         // It may have been told of room that another can use.
         self.wake_waiting();
     }
 
     /// Whether bulk data has room, here and on the gateway's link.
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.ring.borrow().has_room() && !self.is_slow()
     }
 
     /// Whether the gateway's link has no room.
     fn is_slow(&self) -> bool {
-        self.links.room_at(self.id).is_some()
+        self.faults.room_at(self.id).is_some()
     }
 
     /// Whether the gateway is to send frames only: to the uplink, and where faults count them.
-    pub(super) fn takes_frames_only(&self) -> bool {
-        self.uplink || self.links.path(GATEWAY, self.id).is_some()
+    pub(crate) fn takes_frames_only(&self) -> bool {
+        self.uplink || self.faults.path(GATEWAY, self.id).is_some()
     }
 
     /// Whether flows wait for room.
-    pub(super) fn is_awaited(&self) -> bool {
-        !self.waiting.borrow().wakers.is_empty()
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.waiting.borrow().is_empty()
     }
 
     /// Tells the flows that have waited longest that there is room, if there is plenty. Only as
     /// many as the room may do for: each of them calls this again after it has had its turn.
-    pub(super) fn wake_waiting(&self) {
-        let (count, used) = {
-            let ring = self.ring.borrow();
-            (ring.packets.len(), ring.used)
-        };
-        let plenty = count < PACKETS / 2 && used < BYTES / 2;
-        if !plenty || !self.is_awaited() || !self.has_room() {
+    pub(crate) fn wake_waiting(&self) {
+        let plenty = self.ring.borrow().plenty();
+        let Some(free) = plenty.filter(|_| self.is_awaited() && self.has_room()) else {
             return;
-        }
+        };
         let mut waiting = self.waiting.borrow_mut();
-        for _ in 0..(BYTES - used) / SHARE {
+        for _ in 0..free / SHARE {
             match waiting.pop() {
                 Some(waker) => waker.wake(),
                 None => break,
@@ -345,7 +250,7 @@ impl Port {
     ///
     /// `fill` finds what an earlier frame left in the buffer and must write all of it.
     /// [`Self::flush`] sends it.
-    pub(super) fn push(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+    pub(crate) fn push(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let filled = |bytes: Option<&mut [u8]>| {
             let (header, frame) = bytes?.split_at_mut_checked(HEADER)?;
             header.fill(0);
@@ -356,7 +261,7 @@ impl Port {
     }
 
     /// Queues a packet of another member as it is; in frames if it is for the uplink.
-    pub(super) fn pass(&self, packet: &Packet<'_>) {
+    pub(crate) fn pass(&self, packet: &Packet<'_>) {
         if self.uplink {
             packet.for_each_frame(|frame| {
                 self.push(frame.len(), |slot| slot.copy_from_slice(frame));
@@ -380,7 +285,7 @@ impl Port {
         let result = fill(bytes);
         if let Some(start) = start {
             ring.commit(start, len);
-            if ring.packets.len().is_multiple_of(BATCH) || ring.used > BYTES / 4 {
+            if ring.len().is_multiple_of(BATCH) || ring.used() > BYTES / 4 {
                 drop(ring);
                 self.flush();
             }
@@ -392,7 +297,7 @@ impl Port {
 
     /// [`Self::push`] for the gateway's own frames, which its link to the member may hinder.
     /// What is lost there counts as sent.
-    pub(super) fn push_from_gateway(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+    pub(crate) fn push_from_gateway(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let filled = |bytes: Option<&mut [u8]>| {
             let (header, frame) = bytes?.split_at_mut_checked(HEADER)?;
             header.fill(0);
@@ -403,12 +308,12 @@ impl Port {
     }
 
     /// [`Self::write`] for the gateway's own packets.
-    pub(super) fn write_from_gateway<R>(
+    pub(crate) fn write_from_gateway<R>(
         &self,
         len: usize,
         fill: impl FnOnce(Option<&mut [u8]>) -> R,
     ) -> R {
-        let path = self.links.path(GATEWAY, self.id);
+        let path = self.faults.path(GATEWAY, self.id);
         if path.is_none() && !self.uplink {
             return self.write(len, fill);
         }
@@ -417,7 +322,7 @@ impl Port {
         if let Some(packet) = Packet::parse(&bytes) {
             packet.for_each_frame(|frame| {
                 let path = path.as_ref();
-                if path.is_none_or(|path| self.links.send(path, frame) == Fate::Now) {
+                if path.is_none_or(|path| self.faults.send(path, frame) == Fate::Now) {
                     self.push(frame.len(), |slot| slot.copy_from_slice(frame));
                 }
             });
@@ -426,7 +331,7 @@ impl Port {
     }
 
     /// Hands waiting frames to the kernel as far as it takes them.
-    pub(super) fn flush(&self) {
+    pub(crate) fn flush(&self) {
         if self.blocked.get() {
             return;
         }
@@ -463,7 +368,7 @@ impl Port {
     }
 
     /// Sends what waits whenever the kernel takes it; never completes unless the socket fails.
-    pub(super) fn poll_writer(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_writer(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // First, so that [`Port::shut`] finds it however long the kernel takes nothing.
         *self.writer.borrow_mut() = Some(cx.waker().clone());
         while self.blocked.get() {
@@ -476,7 +381,7 @@ impl Port {
     }
 
     /// Ends the port: nothing is queued any more and nobody waits for it.
-    pub(super) fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.up.set(false);
         while let Some(waker) = self.waiting.borrow_mut().pop() {
             waker.wake();
@@ -487,7 +392,7 @@ impl Port {
     }
 
     /// Takes the right to send one broadcast to the other members.
-    pub(super) fn may_flood(&self) -> bool {
+    pub(crate) fn may_flood(&self) -> bool {
         let (mut left, mut since) = self.flood.get();
         let gained = since.elapsed().as_millis() as u64 * u64::from(FLOOD_RATE) / 1000;
         if gained > 0 {
@@ -501,50 +406,12 @@ impl Port {
 }
 
 /// The size of a buffer that holds any packet and shows which are oversize.
-pub(super) const RECEIVE_BUFFER: usize = HEADER + MAX_PACKET + 2;
+pub(crate) const RECEIVE_BUFFER: usize = HEADER + MAX_PACKET + 2;
 
 /// Whether an error of the socket means that the other end is gone.
-pub(super) fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     !matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM)
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::task::Wake;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicU64);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn those_that_wait_are_woken_once_and_in_order() {
-        let counts: Vec<_> = (0..1000).map(|_| Arc::new(Count::default())).collect();
-        let mut waiting = Waiting::default();
-        for (id, count) in counts.iter().enumerate() {
-            // Twice: the second changes nothing about its place.
-            waiting.insert(id as u64, &count.clone().into());
-            waiting.insert(id as u64 / 2, &counts[id / 2].clone().into());
-        }
-        for id in (0..1000).filter(|id| id % 10 != 0) {
-            waiting.remove(id);
-        }
-        assert!(waiting.queue.len() <= 2 * 100 + 16);
-        for id in (0..1000).step_by(10) {
-            waiting.pop().unwrap().wake();
-            assert_eq!(counts[id].0.load(Ordering::Relaxed), 1);
-        }
-        assert!(waiting.pop().is_none());
-    }
 }

@@ -19,9 +19,8 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
 use fleetbox_packet::{HEADER, offload_tcp};
 
-use super::core::GATEWAY_MAC;
-use super::frame::{self, ETHERNET, IPV4, MTU, Mac, TCP, TYPE_IPV4};
-use super::port::Port;
+use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, MTU, Mac, TCP, TYPE_IPV4};
+use crate::port::Port;
 
 /// A guest that answers nothing for so long is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
@@ -30,15 +29,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Segments sent before other flows have their turn.
 const MAX_BURST: usize = 96;
 
-/// The link as one flow sees it.
-pub(super) struct Link<'a> {
-    pub(super) port: &'a Port,
-    pub(super) mac: Mac,
+/// The network device of one flow.
+pub(crate) struct FlowDevice<'a> {
+    pub(crate) port: &'a Port,
+    pub(crate) mac: Mac,
     /// The packet to be received next.
-    pub(super) packet: Option<&'a [u8]>,
+    pub(crate) packet: Option<&'a [u8]>,
 }
 
-impl Link<'_> {
+impl FlowDevice<'_> {
     fn outgoing(&self) -> Outgoing<'_> {
         Outgoing {
             port: self.port,
@@ -48,7 +47,7 @@ impl Link<'_> {
     }
 }
 
-pub(super) struct Incoming<'a>(&'a [u8]);
+pub(crate) struct Incoming<'a>(&'a [u8]);
 
 impl RxToken for Incoming<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -56,7 +55,7 @@ impl RxToken for Incoming<'_> {
     }
 }
 
-pub(super) struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     port: &'a Port,
     mac: Mac,
     /// Payload of each frame that is to be made of the packet; 0 if it is a frame.
@@ -89,7 +88,7 @@ impl TxToken for Outgoing<'_> {
     }
 }
 
-impl Device for Link<'_> {
+impl Device for FlowDevice<'_> {
     type RxToken<'b>
         = Incoming<'b>
     where
@@ -131,10 +130,10 @@ fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
 }
 
 /// An interface of smoltcp; what the link can do is asked for when it is made, and never again.
-fn interface(link: &mut Link<'_>, now: Instant, local: IpAddress) -> Interface {
+fn interface(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = rand::random();
-    let mut interface = Interface::new(config, link, now);
+    let mut interface = Interface::new(config, device, now);
     interface.update_ip_addrs(|addresses| {
         // An empty list has room for one.
         let _ = addresses.push(IpCidr::new(local, 32));
@@ -149,7 +148,7 @@ fn interface(link: &mut Link<'_>, now: Instant, local: IpAddress) -> Interface {
 }
 
 /// One connection.
-pub(super) struct Stack {
+pub(crate) struct Stack {
     interface: Interface,
     /// Whether the interface sends frames only.
     frames_only: bool,
@@ -168,8 +167,8 @@ impl std::fmt::Debug for Stack {
 impl Stack {
     /// A closed connection whose end on our side is `local`, with `buffer` bytes in each
     /// direction.
-    fn new(link: &mut Link<'_>, now: Instant, local: IpAddress, buffer: usize) -> Self {
-        let interface = interface(link, now, local);
+    fn new(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress, buffer: usize) -> Self {
+        let interface = interface(device, now, local);
         let mut socket = Socket::new(
             SocketBuffer::new(vec![0; buffer]),
             SocketBuffer::new(vec![0; buffer]),
@@ -184,7 +183,7 @@ impl Stack {
         let handle = sockets.add(socket);
         Self {
             interface,
-            frames_only: link.port.takes_frames_only(),
+            frames_only: device.port.takes_frames_only(),
             local,
             sockets,
             handle,
@@ -194,29 +193,29 @@ impl Stack {
 
     /// The stack for a connection that `syn`, an IP packet, opens; `None` if smoltcp takes it
     /// for none.
-    pub(super) fn accept(
-        link: &mut Link<'_>,
+    pub(crate) fn accept(
+        device: &mut FlowDevice<'_>,
         now: Instant,
         local: SocketAddr,
         buffer: usize,
     ) -> Option<Self> {
         let local = endpoint(local)?;
-        let mut stack = Self::new(link, now, local.addr, buffer);
+        let mut stack = Self::new(device, now, local.addr, buffer);
         stack.socket().listen(local).ok()?;
-        stack.receive(link, now);
+        stack.receive(device, now);
         (stack.socket().state() == State::SynReceived).then_some(stack)
     }
 
     /// The stack for a connection to `remote`, about to be opened.
-    pub(super) fn connect(
-        link: &mut Link<'_>,
+    pub(crate) fn connect(
+        device: &mut FlowDevice<'_>,
         now: Instant,
         local: SocketAddr,
         remote: SocketAddr,
         buffer: usize,
     ) -> Option<Self> {
         let (local, remote) = (endpoint(local)?, endpoint(remote)?);
-        let mut stack = Self::new(link, now, local.addr, buffer);
+        let mut stack = Self::new(device, now, local.addr, buffer);
         let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
         socket
             .connect(stack.interface.context(), remote, local)
@@ -224,30 +223,30 @@ impl Stack {
         Some(stack)
     }
 
-    pub(super) fn socket(&mut self) -> &mut Socket<'static> {
+    pub(crate) fn socket(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
     }
 
-    /// Takes the packet of `link`.
-    pub(super) fn receive(&mut self, link: &mut Link<'_>, now: Instant) {
+    /// Takes the packet of `device`.
+    pub(crate) fn receive(&mut self, device: &mut FlowDevice<'_>, now: Instant) {
         self.contain(|stack| {
             stack
                 .interface
-                .poll_ingress_single(now, link, &mut stack.sockets);
+                .poll_ingress_single(now, device, &mut stack.sockets);
         });
     }
 
     /// Sends what is to be sent and finds room; true if there was anything.
-    pub(super) fn transmit(&mut self, link: &mut Link<'_>, now: Instant) -> bool {
+    pub(crate) fn transmit(&mut self, device: &mut FlowDevice<'_>, now: Instant) -> bool {
         let mut sent = false;
-        let frames_only = link.port.takes_frames_only();
+        let frames_only = device.port.takes_frames_only();
         if self.frames_only != frames_only {
-            self.interface = interface(link, now, self.local);
+            self.interface = interface(device, now, self.local);
             self.frames_only = frames_only;
         }
         self.contain(|stack| {
             for _ in 0..MAX_BURST {
-                match stack.interface.poll_egress(now, link, &mut stack.sockets) {
+                match stack.interface.poll_egress(now, device, &mut stack.sockets) {
                     PollResult::None => break,
                     PollResult::SocketStateChanged => sent = true,
                 }
@@ -271,12 +270,12 @@ impl Stack {
     }
 
     /// The connection must be given up.
-    pub(super) fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }
 
     /// When [`Self::transmit`] has something to do, if nothing arrives before.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Instant> {
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Instant> {
         self.interface.poll_at(now, &self.sockets)
     }
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Bytes that may wait in each direction between a flow and a stream of this process.
-const PIPE: usize = 256 << 10;
+const BUFFER: usize = 256 << 10;
 
 /// What the two ends of a stream tell each other beside its bytes.
 #[derive(Debug, Default)]
@@ -88,39 +88,39 @@ impl Drop for GuestStream {
 
 /// The host's end of a flow, as the flow sees it.
 #[derive(Debug)]
-pub(super) enum Host {
+pub(crate) enum Host {
     /// A socket of the host.
     Tcp(TcpStream),
     /// A stream of this process.
-    Pipe(Pipe),
+    Stream(StreamEnd),
 }
 
 #[derive(Debug)]
-pub(super) struct Pipe {
+pub(crate) struct StreamEnd {
     pipe: DuplexStream,
     shared: Arc<Shared>,
 }
 
 impl Host {
-    pub(super) fn tcp(stream: TcpStream) -> Self {
+    pub(crate) fn tcp(stream: TcpStream) -> Self {
         // The guest's own Nagle algorithm has decided already what to send together.
         let _ = stream.set_nodelay(true);
         Self::Tcp(stream)
     }
 
     /// A stream of this process and the flow's end of it.
-    pub(super) fn pipe(peer: SocketAddr) -> (Self, GuestStream) {
-        let (ours, theirs) = tokio::io::duplex(PIPE);
+    pub(crate) fn stream(peer: SocketAddr) -> (Self, GuestStream) {
+        let (ours, theirs) = tokio::io::duplex(BUFFER);
         let shared = Arc::new(Shared::default());
         let stream = GuestStream {
             pipe: theirs,
             shared: shared.clone(),
             peer,
         };
-        (Self::Pipe(Pipe { pipe: ours, shared }), stream)
+        (Self::Stream(StreamEnd { pipe: ours, shared }), stream)
     }
 
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
@@ -128,44 +128,44 @@ impl Host {
         let mut buffer = ReadBuf::new(buffer);
         let result = match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-            Self::Pipe(end) => Pin::new(&mut end.pipe).poll_read(cx, &mut buffer),
+            Self::Stream(end) => Pin::new(&mut end.pipe).poll_read(cx, &mut buffer),
         };
         result.map_ok(|()| buffer.filled().len())
     }
 
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Pipe(end) => Pin::new(&mut end.pipe).poll_write(cx, bytes),
+            Self::Stream(end) => Pin::new(&mut end.pipe).poll_write(cx, bytes),
         }
     }
 
-    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Pipe(end) => Pin::new(&mut end.pipe).poll_shutdown(cx),
+            Self::Stream(end) => Pin::new(&mut end.pipe).poll_shutdown(cx),
         }
     }
 
     /// Makes dropping this end a reset for the peer.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         match self {
             Self::Tcp(stream) => {
                 let _ = stream.set_zero_linger();
             }
-            Self::Pipe(end) => end.shared.reset.store(true, Ordering::Release),
+            Self::Stream(end) => end.shared.reset.store(true, Ordering::Release),
         }
     }
 
     /// Nobody will read from this end any more.
-    pub(super) fn is_orphan(&self) -> bool {
+    pub(crate) fn is_orphan(&self) -> bool {
         match self {
             Self::Tcp(_) => false,
-            Self::Pipe(end) => end.shared.orphan.load(Ordering::Acquire),
+            Self::Stream(end) => end.shared.orphan.load(Ordering::Acquire),
         }
     }
 }

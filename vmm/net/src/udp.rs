@@ -7,22 +7,26 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
+use fleetbox_packet::checksum::{fold, sum};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
-use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
-use super::core::Core;
-use super::frame::{
+use crate::config::NetworkConfig;
+use crate::frame::{
     self, IPV4, Ipv4, Ipv4Header, Mac, PROTO_ICMP, PROTO_UDP, UDP, Udp, Unreachable, put,
 };
-use super::port::Port;
-use super::tcp::{DNS_PORT, FlowKey};
+use crate::key::FlowKey;
+use crate::output::Output;
+use crate::port::Port;
+use crate::reach::translate;
+use crate::socket::{any_for, failure};
 
 /// Datagrams taken from the host before other flows have their turn.
 const TURN: usize = 32;
@@ -39,21 +43,13 @@ enum Kind {
 
 /// All flows of datagrams.
 #[derive(Debug)]
-pub(super) struct UdpTable {
+pub(crate) struct UdpFlows {
+    config: Arc<NetworkConfig>,
+    output: Rc<Output>,
     flows: RefCell<HashMap<(Kind, FlowKey), Rc<Flow>>>,
     /// Where datagrams of the host are received before they go to a guest.
     scratch: RefCell<Vec<u8>>,
-    pub(super) evicted: Cell<u64>,
-}
-
-impl Default for UdpTable {
-    fn default() -> Self {
-        Self {
-            flows: RefCell::default(),
-            scratch: RefCell::new(vec![0; MAX_DATAGRAM]),
-            evicted: Cell::new(0),
-        }
-    }
+    pub(crate) evicted: Cell<u64>,
 }
 
 #[derive(Debug)]
@@ -67,13 +63,23 @@ struct Flow {
     ended: Notify,
 }
 
-impl UdpTable {
-    pub(super) fn len(&self) -> usize {
+impl UdpFlows {
+    pub(crate) fn new(config: Arc<NetworkConfig>, output: Rc<Output>) -> Self {
+        Self {
+            config,
+            output,
+            flows: RefCell::default(),
+            scratch: RefCell::new(vec![0; MAX_DATAGRAM]),
+            evicted: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
         self.flows.borrow().len()
     }
 
     /// Ends all flows of a port.
-    pub(super) fn end_port(&self, port: u32) {
+    pub(crate) fn end_port(&self, port: u32) {
         self.flows.borrow_mut().retain(|(_, key), flow| {
             let keep = key.port != port;
             if !keep {
@@ -112,13 +118,7 @@ impl UdpTable {
 /// A host socket that talks to `remote` only.
 fn open(kind: Kind, remote: SocketAddr) -> io::Result<UdpSocket> {
     let socket: std::net::UdpSocket = match kind {
-        Kind::Udp => {
-            let any: IpAddr = match remote {
-                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-            };
-            std::net::UdpSocket::bind((any, 0))?
-        }
+        Kind::Udp => std::net::UdpSocket::bind((any_for(remote), 0))?,
         Kind::Echo => socket(
             AddressFamily::Inet,
             SockType::Datagram,
@@ -132,18 +132,18 @@ fn open(kind: Kind, remote: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-impl Core {
+impl UdpFlows {
     /// Takes a UDP datagram of a guest.
-    pub(super) fn udp_input(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
-        let Some(udp) = Udp::parse(packet.payload) else {
-            return;
-        };
-        if packet.to == self.config.subnet.gateway() && udp.to == DNS_PORT {
-            self.dns_datagram(port, from, packet.source, &udp);
-            return;
-        }
-        let Some(address) = self.translate(packet.to) else {
-            self.send_unreachable(port, from, Unreachable::Port, packet.packet);
+    pub(crate) fn input(
+        self: &Rc<Self>,
+        port: &Rc<Port>,
+        from: Mac,
+        packet: &Ipv4<'_>,
+        udp: &Udp<'_>,
+    ) {
+        let Some(address) = translate(&self.config, packet.to) else {
+            self.output
+                .send_unreachable(port, from, Unreachable::Port, packet.packet);
             return;
         };
         if udp.to == 0 || udp.source == 0 {
@@ -159,12 +159,12 @@ impl Core {
     }
 
     /// Takes an ICMP message of a guest to the world.
-    pub(super) fn echo_input(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
+    pub(crate) fn input_echo(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
         let message = packet.payload;
         if message.get(..2) != Some(&[8, 0]) || message.len() < 8 {
             return;
         }
-        let Some(address) = self.translate(packet.to) else {
+        let Some(address) = translate(&self.config, packet.to) else {
             return;
         };
         let identifier = frame::be16(message, 4).unwrap_or(0);
@@ -186,16 +186,17 @@ impl Core {
         packet: &Ipv4<'_>,
         payload: &[u8],
     ) {
-        let known = self.udp.flows.borrow().get(&key).cloned();
+        let known = self.flows.borrow().get(&key).cloned();
         let flow = match known {
             Some(flow) => flow,
             None => {
-                self.udp.admit(port.id, self.config.limits.udp_flows);
+                self.admit(port.id, self.config.limits.udp_flows);
                 let socket = match open(key.0, remote) {
                     Ok(socket) => socket,
                     Err(error) => {
                         tracing::debug!(?key, %error, "a guest's datagram cannot be sent");
-                        self.send_unreachable(port, from, Unreachable::Host, packet.packet);
+                        self.output
+                            .send_unreachable(port, from, Unreachable::Host, packet.packet);
                         return;
                     }
                 };
@@ -208,7 +209,7 @@ impl Core {
                     active: Cell::new(Instant::now()),
                     ended: Notify::new(),
                 });
-                self.udp.flows.borrow_mut().insert(key, flow.clone());
+                self.flows.borrow_mut().insert(key, flow.clone());
                 tokio::task::spawn_local(receive(self.clone(), flow.clone()));
                 flow
             }
@@ -218,14 +219,14 @@ impl Core {
         // buffer loses the datagram, as any router would.
         let sent = send(flow.socket.as_raw_fd(), payload, MsgFlags::MSG_DONTWAIT);
         if let Err(error) = sent {
-            flow.failed(self, &io::Error::from(error));
+            flow.failed(&self.output, &io::Error::from(error));
         }
     }
 }
 
 /// Takes what the host receives for a flow until it has been idle too long.
-async fn receive(core: Rc<Core>, flow: Rc<Flow>) {
-    let limit = core.config.limits.udp_idle;
+async fn receive(flows: Rc<UdpFlows>, flow: Rc<Flow>) {
+    let limit = flows.config.limits.udp_idle;
     loop {
         let expires = flow.active.get() + limit;
         tokio::select! {
@@ -239,49 +240,31 @@ async fn receive(core: Rc<Core>, flow: Rc<Flow>) {
                 if ready.is_err() {
                     break;
                 }
-                flow.take(&core);
+                flow.take(&flows);
                 tokio::task::yield_now().await;
             }
-            error = failure(&flow.socket) => flow.failed(&core, &error),
+            error = failure(&flow.socket) => flow.failed(&flows.output, &error),
         }
     }
-    core.udp.remove(&flow);
-}
-
-/// Waits for an error that the host learned of a connected socket, such as a closed port. It
-/// does not make the socket readable.
-pub(super) async fn failure(socket: &UdpSocket) -> io::Error {
-    loop {
-        if let Err(error) = socket.ready(Interest::ERROR).await {
-            return error;
-        }
-        let error = socket.take_error();
-        // Clears the readiness, which nothing else does.
-        let _ = socket.try_io(Interest::ERROR, || {
-            Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock))
-        });
-        if let Ok(Some(error)) | Err(error) = error {
-            return error;
-        }
-    }
+    flows.remove(&flow);
 }
 
 impl Flow {
-    fn take(&self, core: &Core) {
-        let mut buffer = core.udp.scratch.borrow_mut();
+    fn take(&self, flows: &UdpFlows) {
+        let mut buffer = flows.scratch.borrow_mut();
         for _ in 0..TURN {
             match self.socket.try_recv(&mut buffer) {
                 Ok(len) => {
                     self.active.set(Instant::now());
-                    self.deliver(core, buffer.get_mut(..len).unwrap_or_default());
+                    self.deliver(&flows.output, buffer.get_mut(..len).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => self.failed(core, &error),
+                Err(error) => self.failed(&flows.output, &error),
             }
         }
     }
 
-    fn deliver(&self, core: &Core, payload: &mut [u8]) {
+    fn deliver(&self, output: &Output, payload: &mut [u8]) {
         let (IpAddr::V4(guest), IpAddr::V4(remote)) = (self.key.guest.ip(), self.key.remote.ip())
         else {
             return;
@@ -293,7 +276,7 @@ impl Flow {
                     to: self.key.guest.port(),
                     payload,
                 };
-                core.send_udp(&self.port, self.mac, remote, guest, &udp);
+                output.send_udp(&self.port, self.mac, remote, guest, &udp);
             }
             Kind::Echo => {
                 if payload.first() != Some(&0) || payload.len() < 8 {
@@ -302,16 +285,16 @@ impl Flow {
                 // The host used an identifier of its own.
                 put(payload, 4, &self.key.guest.port().to_be_bytes());
                 put(payload, 2, &[0, 0]);
-                let checksum = frame::finish(frame::sum(payload, 0));
+                let checksum = fold(sum(payload));
                 put(payload, 2, &checksum);
-                core.send_ip(&self.port, self.mac, remote, guest, PROTO_ICMP, payload);
+                output.send_ip(&self.port, self.mac, remote, guest, PROTO_ICMP, payload);
                 self.port.flush();
             }
         }
     }
 
     /// Tells the guest of an error that the host met.
-    fn failed(&self, core: &Core, error: &io::Error) {
+    fn failed(&self, output: &Output, error: &io::Error) {
         let code = match error.kind() {
             io::ErrorKind::ConnectionRefused => Unreachable::Port,
             io::ErrorKind::HostUnreachable => Unreachable::Host,
@@ -349,6 +332,6 @@ impl Flow {
                 );
             }
         }
-        core.send_unreachable(&self.port, self.mac, code, &original);
+        output.send_unreachable(&self.port, self.mac, code, &original);
     }
 }

@@ -13,7 +13,7 @@ use fleetbox_devices::block::{
     Base, Disk, Format, LayerOptions, OpenOptions, create_layer, open_disk,
 };
 use fleetbox_devices::event::Event;
-use fleetbox_net::{Network, NetworkConfig, Port};
+use fleetbox_net::{Member, Network, NetworkConfig};
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{
@@ -60,7 +60,7 @@ pub(super) fn run(
     };
     let mut nics = Vec::new();
     if let Some(network) = &network {
-        let attachment = network.attach(Port {
+        let attachment = network.attach(Member {
             name: "guest".into(),
             mac: GUEST_MAC,
             ip: None,

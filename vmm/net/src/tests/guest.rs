@@ -19,7 +19,7 @@ use smoltcp::phy::{
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
-use crate::{Attachment, Network, NetworkConfig, Port};
+use crate::{Attachment, Member, Network, NetworkConfig};
 
 /// Where tests see the host's loopback.
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -42,7 +42,7 @@ pub(super) fn mac(number: u8) -> [u8; 6] {
 }
 
 pub(super) fn attach(network: &Network, name: &str, number: u8) -> Attachment {
-    let port = Port {
+    let port = Member {
         name: name.to_owned(),
         mac: mac(number),
         ip: None,

@@ -8,9 +8,9 @@ use fleetbox_packet::{HEADER, MAX_FRAME, Packet, offload_tcp};
 use proptest::prelude::*;
 
 use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
-use crate::core::GATEWAY_MAC;
-use crate::frame::{self, ETHERNET, IPV4, Ipv4Header, PROTO_TCP, TCP};
-use crate::{LinkConditions, Network, port};
+use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, Ipv4Header, PROTO_TCP, TCP};
+use crate::port::new_link;
+use crate::{LinkConditions, Network};
 
 const HEADERS: usize = HEADER + ETHERNET + IPV4 + TCP;
 
@@ -77,7 +77,7 @@ fn a_large_packet_passes_whole_between_members() {
 #[test]
 fn what_leaves_by_the_uplink_leaves_in_frames() {
     let network = Network::start(config()).unwrap();
-    let (tap, host) = port::link().unwrap();
+    let (tap, host) = new_link().unwrap();
     let router = [2, 0, 0, 0, 1, 254];
     let address = "10.187.41.254".parse().unwrap();
     network.uplink(tap, router, address).unwrap();

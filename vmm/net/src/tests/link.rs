@@ -3,12 +3,14 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use fleetbox_packet::checksum::{fold, sum};
 use proptest::prelude::*;
 
 use super::guest::{Guest, HOST, Wire, attach, config, mac};
-use crate::core::GATEWAY_MAC;
-use crate::frame::{self, Arp, ETHERNET, IPV4, Ipv4, Ipv4Header, PROTO_ICMP, PROTO_UDP, Udp};
-use crate::{Limits, Network, NetworkConfig, NetworkError, Port, Subnet};
+use crate::frame::{
+    self, Arp, ETHERNET, GATEWAY_MAC, IPV4, Ipv4, Ipv4Header, PROTO_ICMP, PROTO_UDP, Udp,
+};
+use crate::{Limits, Member, Network, NetworkConfig, NetworkError, Subnet};
 
 fn frame(to: [u8; 6], from: [u8; 6], ethertype: u16, body: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; ETHERNET];
@@ -71,7 +73,7 @@ fn dhcp_gives_a_guest_its_address() {
 #[test]
 fn members_are_checked_and_keep_their_addresses() {
     let network = Network::start(config()).unwrap();
-    let port = |name: &str, number, ip| Port {
+    let port = |name: &str, number, ip| Member {
         name: name.to_owned(),
         mac: mac(number),
         ip,
@@ -108,7 +110,7 @@ fn members_are_checked_and_keep_their_addresses() {
         network.attach(port("c", 3, gateway)),
         Err(NetworkError::Address { .. })
     ));
-    let group = Port {
+    let group = Member {
         mac: [1, 0, 0, 0, 0, 1],
         ..port("c", 3, None)
     };
@@ -142,7 +144,7 @@ fn a_full_network_says_so() {
         ..config()
     })
     .unwrap();
-    let port = |name: &str, number| Port {
+    let port = |name: &str, number| Member {
         name: name.into(),
         mac: mac(number),
         ip: None,
@@ -154,7 +156,7 @@ fn a_full_network_says_so() {
     ));
     let network = Network::start(NetworkConfig {
         limits: Limits {
-            ports: 1,
+            members: 1,
             ..Limits::default()
         },
         ..config()
@@ -189,7 +191,7 @@ fn the_gateway_answers_arp_and_echo() {
     assert_eq!((reply.source, reply.to), (gateway, attachment.ip));
     assert_eq!(reply.payload[0], 0);
     assert_eq!(reply.payload[4..], echo[4..]);
-    assert_eq!(frame::finish(frame::sum(reply.payload, 0)), [0, 0]);
+    assert_eq!(fold(sum(reply.payload)), [0, 0]);
 }
 
 #[test]

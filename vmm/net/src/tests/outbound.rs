@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use smoltcp::socket::tcp::State;
 
 use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern, serve_many};
-use crate::core::GATEWAY_MAC;
-use crate::frame::{self, ETHERNET, IPV4, Ipv4, Ipv4Header, PROTO_UDP, UDP, Udp};
+use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, Ipv4, Ipv4Header, PROTO_UDP, UDP, Udp};
 use crate::{Limits, Network, NetworkConfig};
 
 /// A server for `count` connections, each on a thread of its own.

@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 
 use super::guest::{Wire, attach, config, mac};
 use crate::frame::{self, Arp, ETHERNET, IPV4, Ipv4Header, PROTO_UDP, TYPE_ARP, TYPE_IPV4};
-use crate::{Attachment, LinkEnd, Network, NetworkError, Subnet, port};
+use crate::port::new_link;
+use crate::{Attachment, LinkEnd, Network, NetworkError, Subnet};
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 187, 41, 254);
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 254];
@@ -13,7 +14,7 @@ const MARK: [u8; 2] = [0x88, 0xb5];
 
 fn start() -> (Network, Wire) {
     let network = Network::start(config()).unwrap();
-    let (tap, host) = port::link().unwrap();
+    let (tap, host) = new_link().unwrap();
     network.uplink(tap, ROUTER_MAC, ROUTER).unwrap();
     (network, Wire::bare(host))
 }
@@ -140,12 +141,12 @@ fn nobody_takes_the_routers_addresses_or_a_members() {
 fn the_uplink_is_no_member() {
     let (network, _host) = start();
     let taken = |result| matches!(result, Err(NetworkError::Taken { .. }));
-    let (tap, _other) = port::link().unwrap();
+    let (tap, _other) = new_link().unwrap();
     let second = Ipv4Addr::new(10, 187, 41, 253);
     assert!(taken(network.uplink(tap, [2, 0, 0, 0, 1, 253], second)));
     let member = |name: &str, ip| {
         let name = name.to_owned();
-        let port = crate::Port {
+        let port = crate::Member {
             name,
             mac: mac(1),
             ip,
