@@ -102,3 +102,81 @@ impl TcpTable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::super::flow::Stage;
+    use super::*;
+    use crate::port::{Joining, new_link};
+
+    const LIMIT: usize = 3;
+
+    fn port() -> (Rc<Port>, std::os::fd::OwnedFd) {
+        let joining = Joining {
+            name: "web".to_owned(),
+            mac: [2, 0, 0, 0, 0, 1],
+            ip: None,
+            uplink: false,
+        };
+        let (ours, theirs) = new_link().unwrap();
+        let ip = Ipv4Addr::new(10, 187, 41, 2);
+        let port = Port::new(1, &joining, ip, ours, Rc::default()).unwrap();
+        (Rc::new(port), theirs)
+    }
+
+    /// A flow from port `number` of the guest that moved data last at `active`.
+    fn open(table: &TcpTable, port: &Rc<Port>, number: u16, active: Instant) -> Rc<Flow> {
+        let key = FlowKey {
+            port: port.id,
+            guest: (port.ip, number).into(),
+            remote: (Ipv4Addr::new(192, 0, 2, 1), 80).into(),
+        };
+        let flow = Flow::new(table.new_id(), key, port.clone(), port.mac, Stage::Over);
+        flow.active.set(active);
+        table.insert(&flow);
+        flow
+    }
+
+    #[tokio::test]
+    async fn the_longest_idle_flow_makes_room_after_ten_seconds() {
+        let table = TcpTable::default();
+        let (port, _guest) = port();
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let first = open(&table, &port, 1, at(2000));
+        let oldest = open(&table, &port, 2, at(1000));
+        assert!(table.admit(&port, LIMIT, at(3000)));
+        open(&table, &port, 3, at(3000));
+
+        for millis in [3000, 10_999] {
+            assert!(!table.admit(&port, LIMIT, at(millis)), "{millis}");
+        }
+        assert_eq!((table.len(), table.evicted.get()), (3, 0));
+        assert!(table.admit(&port, LIMIT, at(11_000)));
+        assert!(oldest.ended.get() && !first.ended.get());
+        assert!(table.get(&oldest.key).is_none());
+        assert_eq!((table.len(), table.evicted.get()), (2, 1));
+
+        // The next in line has been busy meanwhile, so it stays as long as the one after it.
+        open(&table, &port, 4, at(11_000));
+        first.active.set(at(12_000));
+        assert!(!table.admit(&port, LIMIT, at(12_999)));
+        assert!(table.admit(&port, LIMIT, at(13_000)));
+        assert!(!first.ended.get());
+        assert_eq!(table.evicted.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn each_member_has_room_of_its_own() {
+        let table = TcpTable::default();
+        let (port, _guest) = port();
+        for number in 0..LIMIT {
+            open(&table, &port, number as u16, Instant::now());
+        }
+        assert!(!table.admit(&port, LIMIT, Instant::now()));
+        let (other, _guest) = self::port();
+        assert!(table.admit(&other, LIMIT, Instant::now()));
+    }
+}

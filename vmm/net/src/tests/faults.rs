@@ -4,10 +4,12 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::udp;
+use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
-use crate::frame::{self, ETHERNET};
+use crate::frame::{self, Arp, BROADCAST, ETHERNET, GATEWAY_MAC, TYPE_ARP};
 use crate::{LinkConditions, LinkEnd, Network, NetworkError};
 
 /// A frame of its own kind, with a number.
@@ -28,31 +30,72 @@ fn numbers(wire: &Wire, last: u32) -> Vec<u32> {
     seen
 }
 
-/// Whether a datagram of `a` reaches `b` in some time: what must not come is not long waited for.
-/// Guests ask only once a second for hardware addresses.
-fn comes(a: &mut Guest, b: &mut Guest, port: u16, limit: Duration) -> bool {
+/// Sends a datagram from `a` to `b`, and gives back the socket of `b` that it is for.
+fn send(a: &mut Guest, b: &mut Guest, port: u16) -> SocketHandle {
     let (from, to) = (a.udp(port), b.udp(port));
     a.send_to(from, (b.ip, port).into(), b"hello");
-    let end = Instant::now() + limit;
-    while Instant::now() < end {
-        // Both, for they ask for each other's hardware address.
-        a.step();
+    to
+}
+
+fn has_received(guest: &Guest, socket: SocketHandle) -> bool {
+    guest.sockets.get::<udp::Socket<'_>>(socket).can_recv()
+}
+
+/// Waits until a datagram of `a` has reached `b`. Both run: they ask for each other's hardware
+/// address.
+fn assert_reaches(a: &mut Guest, b: &mut Guest, port: u16) {
+    let socket = send(a, b, port);
+    a.until(|_| {
         b.step();
-        let socket = b.sockets.get_mut::<udp::Socket<'_>>(to);
-        if socket.recv().is_ok() {
-            return true;
+        has_received(b, socket).then_some(())
+    });
+}
+
+/// Asks for the gateway's hardware address, and returns the frames that come before the answer. All
+/// that the guest has sent before has then been switched.
+fn until_answer(network: &Network, guest: &Guest) -> Vec<Vec<u8>> {
+    let mut request = vec![0; ETHERNET + Arp::LEN];
+    let HardwareAddress::Ethernet(EthernetAddress(own)) = guest.interface.hardware_addr() else {
+        panic!()
+    };
+    let gateway = network.config().subnet.gateway();
+    frame::ethernet(&mut request, BROADCAST, own, TYPE_ARP);
+    let arp = Arp {
+        operation: Arp::REQUEST,
+        sender_mac: own,
+        sender_ip: guest.ip,
+        target_mac: [0; 6],
+        target_ip: gateway,
+    };
+    arp.write(&mut request[ETHERNET..]);
+    guest.wire.send(&request).unwrap();
+    let mut before = Vec::new();
+    guest.wire.expect(|frame| {
+        let is_answer = frame[6..12] == GATEWAY_MAC && frame[12..14] == TYPE_ARP.to_be_bytes();
+        if !is_answer {
+            before.push(frame.to_vec());
         }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    false
+        is_answer
+    });
+    before
 }
 
-fn reaches(a: &mut Guest, b: &mut Guest, port: u16) -> bool {
-    comes(a, b, port, PATIENCE)
-}
-
-fn is_cut_off(a: &mut Guest, b: &mut Guest, port: u16) -> bool {
-    !comes(a, b, port, Duration::from_millis(300))
+/// Checks that a partition stops what `a` sends to `b`, a question for its hardware address included.
+fn assert_cut_off(network: &Network, a: &mut Guest, b: &mut Guest, port: u16) {
+    let cut = || network.status().unwrap().faults.cut;
+    let before = cut();
+    let socket = send(a, b, port);
+    until_answer(network, a);
+    let frames = until_answer(network, b);
+    let HardwareAddress::Ethernet(EthernetAddress(from)) = a.interface.hardware_addr() else {
+        panic!()
+    };
+    assert!(
+        frames.iter().all(|frame| frame[6..12] != from),
+        "{frames:?}"
+    );
+    assert!(!has_received(b, socket));
+    assert!(cut() > before);
 }
 
 #[test]
@@ -61,11 +104,11 @@ fn a_partition_is_felt_and_healed() {
     let mut a = Guest::join(&network, "a", 1);
     let mut b = Guest::join(&network, "b", 2);
     let mut c = Guest::join(&network, "c", 3);
-    assert!(reaches(&mut a, &mut b, 1000));
+    assert_reaches(&mut a, &mut b, 1000);
     network.partition(&["A"], &["b", "c"]).unwrap();
-    assert!(is_cut_off(&mut a, &mut b, 1001));
-    assert!(is_cut_off(&mut c, &mut a, 1002));
-    assert!(reaches(&mut b, &mut c, 1003));
+    assert_cut_off(&network, &mut a, &mut b, 1001);
+    assert_cut_off(&network, &mut c, &mut a, 1002);
+    assert_reaches(&mut b, &mut c, 1003);
     assert!(network.status().unwrap().faults.cut > 0);
 
     // The host and the world are as near as before.
@@ -76,10 +119,10 @@ fn a_partition_is_felt_and_healed() {
     // The member that joins anew is behind the same partition.
     network.detach("a").unwrap();
     let mut a = Guest::join(&network, "a", 4);
-    assert!(is_cut_off(&mut a, &mut b, 1004));
+    assert_cut_off(&network, &mut a, &mut b, 1004);
     network.heal().unwrap();
-    assert!(reaches(&mut a, &mut b, 1005));
-    assert!(reaches(&mut c, &mut a, 1006));
+    assert_reaches(&mut a, &mut b, 1005);
+    assert_reaches(&mut c, &mut a, 1006);
 }
 
 #[test]
@@ -89,18 +132,28 @@ fn the_gateway_is_cut_off_when_asked() {
     let mut b = Guest::join(&network, "b", 2);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = (HOST, listener.local_addr().unwrap().port()).into();
+    // Now it knows the gateway's hardware address, so the SYN itself is what is cut below.
+    assert!(a.connect(host).is_some());
+    let _first = listener.accept().unwrap();
     network
         .partition(&[LinkEnd::from("a")], &[LinkEnd::Gateway])
         .unwrap();
-    assert!(reaches(&mut a, &mut b, 1000));
     let handle = a.start_connect(host, 4096);
-    a.run_for(Duration::from_millis(200));
+    // Once this has arrived, the SYN before it has been switched.
+    assert_reaches(&mut a, &mut b, 1000);
+    assert!(network.status().unwrap().faults.cut > 0);
+    // The host accepts in order: what comes next is the connection of the other member.
+    assert!(b.connect(host).is_some());
+    let _second = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "a is cut off");
+    // And nothing that came for it before this is an answer.
+    assert_reaches(&mut b, &mut a, 1001);
     assert_eq!(
         a.tcp(handle).state(),
         smoltcp::socket::tcp::State::SynSent,
         "neither accepted nor refused"
     );
-    assert!(b.connect(host).is_some());
     network.heal().unwrap();
     a.until(|a| a.tcp(handle).may_send().then_some(()));
 }

@@ -113,7 +113,7 @@ impl Wire {
     }
 
     /// The next frame that `wanted` takes.
-    pub(super) fn expect(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    pub(super) fn expect(&self, mut wanted: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             match self.receive() {
@@ -212,7 +212,7 @@ impl Guest {
         Self::with_wire(Wire::new(attachment.link), attachment.ip, number)
     }
 
-    fn with_wire(mut wire: Wire, ip: Ipv4Addr, number: u8) -> Self {
+    pub(super) fn with_wire(mut wire: Wire, ip: Ipv4Addr, number: u8) -> Self {
         let mut config = Config::new(EthernetAddress(mac(number)).into());
         config.random_seed = u64::from(number);
         let interface = Interface::new(config, &mut wire, smoltcp::time::Instant::ZERO);
@@ -239,7 +239,7 @@ impl Guest {
         Self::with_wire(wire, attachment.ip, number).configured(network)
     }
 
-    fn configured(self, network: &Network) -> Self {
+    pub(super) fn configured(self, network: &Network) -> Self {
         let mut guest = self;
         let gateway = network.config().subnet.gateway();
         guest.configure(
@@ -282,12 +282,6 @@ impl Guest {
                 self.wire.wait(Duration::from_millis(delay));
             }
         }
-    }
-
-    /// Runs the guest for some time.
-    pub(super) fn run_for(&mut self, time: Duration) {
-        let end = Instant::now() + time;
-        self.until(|_| (Instant::now() >= end).then_some(()));
     }
 
     pub(super) fn dhcp(&mut self) -> dhcpv4::Config<'static> {

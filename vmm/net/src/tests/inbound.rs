@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use smoltcp::socket::tcp::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::guest::{Guest, PATIENCE, attach, config, pattern};
+use super::guest::{Guest, PATIENCE, Wire, attach, config, pattern};
+use crate::frame::{ETHERNET, IPV4, PROTO_TCP, RST, TYPE_ARP};
 use crate::{ConnectError, GuestStream, Network, NetworkConfig, NetworkError};
 
 /// Runs `work` on a runtime of its own while the test drives the guest.
@@ -122,8 +123,12 @@ fn a_guest_is_found_as_soon_as_it_is_up() {
     let attachment = attach(&network, "web", 1);
     let ip = attachment.ip;
     let waiting = connect(&network, ip, 22);
-    std::thread::sleep(Duration::from_millis(600));
-    let mut guest = Guest::bare(attachment, 1);
+    // It is looked for while it is off.
+    let wire = Wire::new(attachment.link);
+    for _ in 0..4 {
+        wire.expect(|frame| frame[12..14] == TYPE_ARP.to_be_bytes());
+    }
+    let mut guest = Guest::with_wire(wire, ip, 1);
     let lease = guest.dhcp();
     guest.configure(lease.address, lease.router.unwrap());
     guest.listen(22);
@@ -141,20 +146,32 @@ fn giving_up_leaves_nothing_behind() {
     let network = network();
     let attachment = attach(&network, "web", 1);
     let ip = attachment.ip;
-    let client = {
+    let give_up = || {
         let network = network.clone();
         host(async move {
             let connect = network.connect(ip.into(), 22);
-            tokio::time::timeout(Duration::from_millis(50), connect)
-                .await
-                .is_err()
+            let limit = Duration::from_millis(50);
+            tokio::time::timeout(limit, connect).await.is_err()
         })
     };
-    assert!(client.join().unwrap());
-    let mut guest = Guest::bare(attachment, 1);
-    guest.listen(22);
-    guest.run_for(Duration::from_millis(100));
-    assert_eq!(network.status().unwrap().tcp_flows, 0);
+    // The guest is off.
+    assert!(give_up().join().unwrap());
+    assert_eq!(network.status().unwrap().tcp_opened, 0);
+
+    // It is there, and answers no SYN.
+    let mut guest = Guest::bare(attachment, 1).configured(&network);
+    let refused = connect(&network, ip, 9);
+    assert!(finish(&mut guest, refused).is_err());
+    assert!(give_up().join().unwrap());
+    let end = Instant::now() + PATIENCE;
+    while network.status().unwrap().tcp_flows > 0 {
+        assert!(Instant::now() < end, "a flow is left");
+    }
+    // It hears that nobody wants the connection any more. The first attempt has opened none even
+    // now that the guest can be reached.
+    let wire = &guest.wire;
+    wire.expect(|frame| frame[ETHERNET + 9] == PROTO_TCP && frame[ETHERNET + IPV4 + 13] & RST != 0);
+    assert_eq!(network.status().unwrap().tcp_opened, 2);
 }
 
 #[test]

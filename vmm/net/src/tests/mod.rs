@@ -6,6 +6,8 @@ mod inbound;
 mod large;
 mod link;
 mod names;
+mod namespace;
 mod outbound;
+mod reach;
 mod speed;
 mod uplink;
