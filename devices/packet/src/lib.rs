@@ -2,7 +2,7 @@
 //!
 //! A driver may leave work to its network device: computing checksums, and cutting large TCP packets
 //! into frames (virtio 1.2, section 5.1.6.2). Where the other end of the device's link understands
-//! it, the work is passed on, and often nobody has to do it at all: a large packet goes from one
+//! it, the work is passed on, and often need not be done at all: a large packet goes from one
 //! guest to another as it is.
 //!
 //! A [`Packet`] has a [`Header`] that says what is left to do, and an Ethernet frame, or as much TCP

@@ -57,7 +57,7 @@ fn places_outside_of_the_frame_are_refused() {
         };
         assert!(!header.fill_checksum(&mut [0; 60]), "{start} {offset}");
     }
-    // Nor flags that nobody offered.
+    // Nor flags that were not offered.
     let header = Header {
         flags: 4,
         ..Header::default()

@@ -1,4 +1,4 @@
-//! What a network is made of, and the limits that keep hostile guests bounded.
+//! How a network is set up, and limits on what guests can make the host hold.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -32,9 +32,8 @@ impl Subnet {
     /// The network that holds `address`, with a mask of `prefix` bits.
     ///
     /// # Errors
-    /// The prefix leaves no room for a gateway and a guest (longer than 30) or more addresses
-    /// than a network may have (shorter than 8), or the address is no private or otherwise
-    /// ordinary unicast address.
+    /// The prefix is longer than 30 bits, which leaves no room for a gateway and a guest, or shorter
+    /// than 8; or the address is not an ordinary unicast address.
     pub fn new(address: Ipv4Addr, prefix: u8) -> Result<Self, NetworkError> {
         let refuse = |why| NetworkError::Subnet {
             subnet: format!("{address}/{prefix}"),
@@ -91,7 +90,7 @@ impl Subnet {
         u32::from(address) & u32::from(self.mask()) == u32::from(self.network)
     }
 
-    /// Whether a guest may have `address`: in the network, and none of its special addresses.
+    /// Whether a guest may have `address`: it is in the network and is not one of its special addresses.
     pub fn is_guest(&self, address: Ipv4Addr) -> bool {
         self.contains(address)
             && address != self.network
@@ -162,11 +161,11 @@ impl From<Subnet> for String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetworkConfig {
-    /// The guests' network. It exists in this process only: it may equal a network of the host,
-    /// which the guests then cannot reach.
+    /// The guests' network. It exists in this process only. It may be the same as a network of the
+    /// host, but then guests cannot reach that one.
     pub subnet: Subnet,
-    /// The router that guests are told of; `None` for the gateway, which leads them to the world by
-    /// this process's own sockets. Of use where an [uplink](crate::Network::uplink) leads to one.
+    /// The router that DHCP tells guests of; `None` for the gateway, which reaches the world by this
+    /// process's own sockets. Set it where an [uplink](crate::Network::uplink) leads to a router.
     pub router: Option<Ipv4Addr>,
     /// The domain under which members find each other: `NAME` and `NAME.DOMAIN`.
     pub domain: String,
@@ -174,14 +173,14 @@ pub struct NetworkConfig {
     pub resolvers: Option<Vec<SocketAddr>>,
     /// The host's resolver configuration, read again whenever it changes.
     pub resolv_conf: PathBuf,
-    /// How long a DHCP lease lasts. The address of a member never changes; a short lease only
-    /// makes the guest ask more often.
+    /// How long a DHCP lease lasts. A member's address never changes, so a short lease only makes the
+    /// guest ask more often.
     pub lease: Duration,
-    /// Addresses the guests see and what is dialled in their place. With
-    /// `192.0.2.1 -> 127.0.0.1` guests reach services on the host's loopback, which they
-    /// otherwise cannot.
+    /// Addresses that guests see, and the addresses that are dialled in their place. With
+    /// `192.0.2.1 -> 127.0.0.1` guests reach services on the host's loopback, which they otherwise
+    /// cannot.
     pub host_map: BTreeMap<Ipv4Addr, IpAddr>,
-    /// Bounds on what one guest can make the host hold.
+    /// Limits on what one guest can make the host hold.
     pub limits: Limits,
 }
 
@@ -200,26 +199,26 @@ impl Default for NetworkConfig {
     }
 }
 
-/// Bounds on what one guest can make the host hold, and for how long.
+/// Limits on what one guest can make the host hold, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
-    /// Members of the network.
+    /// Maximum number of members.
     pub members: usize,
-    /// TCP connections of one member, in both directions. A new one takes the place of the one
-    /// that has been idle longest, or is refused if none has been idle for ten seconds.
+    /// Maximum TCP connections of one member, in both directions. One more takes the place of the one
+    /// that has been idle longest, and is refused if none has been idle for ten seconds.
     pub tcp_flows: usize,
-    /// UDP and ICMP echo flows of one member; a new one takes the place of the longest idle.
+    /// Maximum UDP and ICMP echo flows of one member. One more takes the place of the longest idle.
     pub udp_flows: usize,
-    /// DNS questions of one member that wait for the host's resolver.
+    /// Maximum DNS questions of one member that wait for the host's resolvers. More are dropped.
     pub dns_questions: usize,
     /// How long the host may take to answer a guest's connection attempt.
     pub connect_timeout: Duration,
     /// How long a guest may take to answer a connection from the host.
     pub guest_timeout: Duration,
-    /// A TCP connection without any data for so long is reset.
+    /// A TCP connection without data for this long is reset.
     pub tcp_idle: Duration,
-    /// A UDP or ICMP echo flow without any datagram for so long is forgotten (RFC 4787, REQ-5).
+    /// A UDP or ICMP echo flow without datagrams for this long is forgotten (RFC 4787, REQ-5).
     pub udp_idle: Duration,
 }
 

@@ -23,20 +23,20 @@ pub enum NetworkError {
         /// The host's answer.
         source: io::Error,
     },
-    /// A name that can be no host name.
+    /// A name that cannot be a host name.
     #[error(
         "`{0}` cannot name a member of the network: use letters, digits and hyphens, 63 at most"
     )]
     Name(String),
-    /// The name, the MAC or the IP address of a new member belongs to another.
-    #[error("a member of the network has the {what} {value} already; detach it first")]
+    /// Another member has the name, the MAC address or the IP address.
+    #[error("another member of the network has the {what} {value}; detach it first")]
     Taken {
         /// `name`, `MAC address` or `IP address`.
         what: &'static str,
-        /// The value both want.
+        /// The value.
         value: String,
     },
-    /// An address no guest can have.
+    /// An address that a guest cannot have.
     #[error("{value} cannot be the {what} of a guest on {subnet}")]
     Address {
         /// `MAC address` or `IP address`.
@@ -46,17 +46,17 @@ pub enum NetworkError {
         /// The network.
         subnet: String,
     },
-    /// No link can be like that.
+    /// Impossible conditions of a link.
     #[error("{value} cannot be the {what} of a link: {why}")]
     Condition {
         /// `latency`, `loss` or `bandwidth`.
         what: &'static str,
         /// What was given.
         value: String,
-        /// What is possible.
+        /// What would be possible.
         why: &'static str,
     },
-    /// There is no room for another member.
+    /// The network has no room for another member.
     #[error("the network is full: it has {0} members; use a larger subnet or a higher limit")]
     Full(usize),
     /// No such member.
@@ -85,7 +85,7 @@ impl From<NetworkError> for io::Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The guest is there and refuses: nothing listens on the port.
+    /// The guest refuses the connection: nothing listens on the port.
     #[error("{ip} refuses connections to port {port}: nothing listens there")]
     Refused {
         /// The guest.
@@ -101,7 +101,7 @@ pub enum ConnectError {
         /// The guest.
         ip: IpAddr,
     },
-    /// The guest is there and does not answer on this port.
+    /// The guest is up, but does not answer on this port.
     #[error("{ip} does not answer on port {port}: a firewall in the guest may drop it")]
     TimedOut {
         /// The guest.
@@ -109,22 +109,22 @@ pub enum ConnectError {
         /// The guest's port.
         port: u16,
     },
-    /// The address belongs to no member.
+    /// No member has the address.
     #[error("the network has no member at {ip}")]
     NoMember {
         /// The address asked for.
         ip: IpAddr,
     },
-    /// The member has as many connections as it may, all of them in use.
-    #[error("{ip} has {limit} connections in use and may have no more")]
+    /// The member is at its limit of connections, and all of them are in use.
+    #[error("{ip} has {limit} connections in use, which is the limit")]
     TooMany {
         /// The guest.
         ip: IpAddr,
         /// The limit, [`Limits::tcp_flows`](crate::Limits::tcp_flows).
         limit: usize,
     },
-    /// The member was detached meanwhile, or the network shut down.
-    #[error("the network has been shut down, or the member at {ip} detached from it")]
+    /// The network has been shut down, or the member detached.
+    #[error("the network has been shut down, or the member at {ip} has been detached")]
     Closed {
         /// The guest.
         ip: IpAddr,

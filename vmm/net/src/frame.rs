@@ -246,7 +246,7 @@ impl Tcp {
         self.flags & flags == flags
     }
 
-    /// The reset that answers this segment where there is no connection (RFC 9293, 3.10.7.1).
+    /// The reset that answers this segment if no connection takes it (RFC 9293, 3.10.7.1).
     pub(crate) fn reset(&self) -> Option<Self> {
         if self.has(RST) {
             return None;

@@ -87,7 +87,7 @@ impl Gateway {
             // Members are reached directly, and only they use the gateway.
             return;
         } else if packet.to.is_multicast() {
-            // For members or nobody, and never answered with an error (RFC 1122, 3.2.2).
+            // The gateway passes no multicast on, and must not answer with an error (RFC 1122, 3.2.2).
             return;
         }
         if packet.ttl <= 1 && packet.to != gateway {

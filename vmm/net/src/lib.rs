@@ -1,16 +1,17 @@
-//! The network without root: a switch that joins guests, and a gateway that gives them
-//! addresses, names and the world, all in this process.
+//! A network for virtual machines without root: a switch that joins guests, and a gateway that gives
+//! them addresses, names and the world, all in this process.
 //!
-//! A [`Network`] runs on a thread of its own, so it works the same for synchronous callers and
-//! on any async runtime, and no test that blocks its runtime stops its guests. A guest's NIC is
-//! one end of a socket pair ([`Network::attach`]), one Ethernet frame or large TCP packet at a time. Guests reach each
-//! other through the switch and the world through the host's own sockets; the host reaches
-//! guests by [`Network::connect`] and [`Network::forward`].
+//! A [`Network`] runs on a thread of its own. So it works the same for synchronous callers and on any
+//! async runtime, and a test that blocks its runtime does not stop its guests. A guest's NIC is one
+//! end of a socket pair ([`Network::attach`]), which carries one
+//! [packet](https://docs.rs/fleetbox-packet) at a time. Guests reach each other through the switch
+//! and the world through the host's own sockets. The host reaches guests by [`Network::connect`] and
+//! [`Network::forward`].
 //!
-//! Frames are untrusted: they are checked before they reach smoltcp, what one guest can make the
-//! host hold is bounded by [`Limits`], and no guest can take the gateway's or another's address.
-//! Guests cannot reach the host's loopback or link-local addresses unless
-//! [`NetworkConfig::host_map`] says so.
+//! Guests are not trusted. Frames are checked before anything else reads them, [`Limits`] bound what
+//! one guest can make the host hold, and no guest can take the gateway's address or another's. Guests
+//! cannot reach the host's loopback or link-local addresses unless [`NetworkConfig::host_map`] allows
+//! it.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -12,7 +12,7 @@ use crate::config::NetworkConfig;
 use crate::error::NetworkError;
 use crate::faults::{Faults, GATEWAY, LinkEnd};
 use crate::frame::{self, Mac};
-use crate::port::{Joining, Port};
+use crate::port::{NewPort, Port};
 
 /// Learned hardware addresses of one member; frames to more are flooded, as by a switch whose table
 /// is full.
@@ -51,12 +51,12 @@ impl Members {
     }
 
     /// Adds a member. One that it replaces must have been removed.
-    pub(crate) fn add(&self, joining: Joining, socket: OwnedFd) -> Result<Rc<Port>, NetworkError> {
-        self.check(&joining)?;
-        let ip = self.address_for(&joining)?;
+    pub(crate) fn add(&self, new: NewPort, socket: OwnedFd) -> Result<Rc<Port>, NetworkError> {
+        self.check(&new)?;
+        let ip = self.address_for(&new)?;
         let id = self.next_id.get();
         self.next_id.set(id.wrapping_add(1).max(GATEWAY + 1));
-        let port = Port::new(id, &joining, ip, socket, self.faults.clone());
+        let port = Port::new(id, &new, ip, socket, self.faults.clone());
         let port = port.map_err(|source| NetworkError::Host {
             what: "register the member's socket",
             source,
@@ -67,7 +67,7 @@ impl Members {
             self.faults.join(id, LinkEnd::Gateway);
         } else {
             self.faults.join(id, port.name.as_str().into());
-            self.addresses.borrow_mut().insert(joining.name, ip);
+            self.addresses.borrow_mut().insert(new.name, ip);
         }
         for other in self.ports.borrow().iter() {
             other.learned.borrow_mut().remove(&port.mac);
@@ -76,22 +76,22 @@ impl Members {
         Ok(port)
     }
 
-    /// Whether there is room for a member, and nobody has what is to be its own.
-    fn check(&self, joining: &Joining) -> Result<(), NetworkError> {
+    /// Refuses a member if the network is full, or if another has its name or addresses.
+    fn check(&self, new: &NewPort) -> Result<(), NetworkError> {
         let ports = self.ports.borrow();
         let limit = self.config.limits.members;
-        if !joining.uplink && ports.iter().filter(|port| !port.uplink).count() >= limit {
+        if !new.uplink && ports.iter().filter(|port| !port.uplink).count() >= limit {
             return Err(NetworkError::Full(limit));
         }
         let taken = |what, value: String| Err(NetworkError::Taken { what, value });
         for port in ports.iter() {
-            if joining.replaces(port) {
-                return taken("name", joining.name.clone());
+            if new.replaces(port) {
+                return taken("name", new.name.clone());
             }
-            if port.mac == joining.mac {
-                return taken("MAC address", frame::show(joining.mac));
+            if port.mac == new.mac {
+                return taken("MAC address", frame::show(new.mac));
             }
-            if Some(port.ip) == joining.ip {
+            if Some(port.ip) == new.ip {
                 return taken("IP address", port.ip.to_string());
             }
         }
@@ -113,15 +113,15 @@ impl Members {
         self.names.borrow_mut().remove(name).is_some()
     }
 
-    fn address_for(&self, joining: &Joining) -> Result<Ipv4Addr, NetworkError> {
+    fn address_for(&self, new: &NewPort) -> Result<Ipv4Addr, NetworkError> {
         let ports = self.ports.borrow();
         let mut addresses = self.addresses.borrow_mut();
-        if let Some(ip) = joining.ip {
-            addresses.retain(|name, other| *other != ip || *name == joining.name);
+        if let Some(ip) = new.ip {
+            addresses.retain(|name, other| *other != ip || *name == new.name);
             return Ok(ip);
         }
         let names = self.names.borrow();
-        let own_name = joining.name.to_ascii_lowercase();
+        let own_name = new.name.to_ascii_lowercase();
         let in_use = |ip: &Ipv4Addr| {
             let mut registered = names.iter();
             ports.iter().any(|port| port.ip == *ip)
@@ -130,11 +130,11 @@ impl Members {
         if let Some(ip) = names.get(&own_name).filter(|ip| !in_use(ip)) {
             return Ok(*ip);
         }
-        if let Some(ip) = addresses.get(&joining.name).filter(|ip| !in_use(ip)) {
+        if let Some(ip) = addresses.get(&new.name).filter(|ip| !in_use(ip)) {
             return Ok(*ip);
         }
         let remembered = |ip: &Ipv4Addr| addresses.values().any(|other| other == ip);
-        // First one that nobody has had, then one whose member is gone.
+        // Prefer one that has never been used to one whose member is gone.
         let mut guests = self.config.subnet.guests();
         let fresh = guests.find(|ip| !in_use(ip) && !remembered(ip));
         fresh
@@ -152,7 +152,8 @@ impl Members {
         ports.iter().find(|port| port.id == id).cloned()
     }
 
-    /// An end of a link as links are kept: a member that is, was or is to be attached.
+    /// An end of a link as faults know it: the gateway, or a member that is or was attached or whose
+    /// name is registered.
     pub(crate) fn link_end(&self, end: LinkEnd) -> Result<LinkEnd, NetworkError> {
         let end = end.normal();
         if let LinkEnd::Member(name) = &end {

@@ -22,7 +22,7 @@ use fleetbox_packet::{HEADER, MAX_PACKET, Packet};
 
 use crate::faults::{Fate, Faults, GATEWAY};
 use crate::frame::Mac;
-use crate::queue::{BYTES, Ring, Waiting};
+use crate::queue::{BYTES, Ring, WaitingFlows};
 
 /// Bytes in the queue for each flow that is told of room.
 const SHARE: usize = 64 << 10;
@@ -33,14 +33,14 @@ const SEND_BUFFER: usize = 4 << 20;
 
 /// A new member, checked as far as it can be without the others.
 #[derive(Debug, Clone)]
-pub(crate) struct Joining {
+pub(crate) struct NewPort {
     pub(crate) name: String,
     pub(crate) mac: Mac,
     pub(crate) ip: Option<Ipv4Addr>,
     pub(crate) uplink: bool,
 }
 
-impl Joining {
+impl NewPort {
     /// Whether it takes the place of `port`: there cannot be both.
     pub(crate) fn replaces(&self, port: &Port) -> bool {
         if self.uplink {
@@ -99,8 +99,8 @@ pub(crate) struct Port {
     /// The task that waits for room in it.
     writer: RefCell<Option<Waker>>,
     /// Flows that wait for room in the ring.
-    waiting: RefCell<Waiting>,
-    /// What hinders frames of the gateway.
+    waiting: RefCell<WaitingFlows>,
+    /// Faults that frames of the gateway meet.
     faults: Rc<Faults>,
 }
 
@@ -117,7 +117,7 @@ pub(crate) fn new_link() -> io::Result<(OwnedFd, OwnedFd)> {
     )?;
     for end in [&ours, &theirs] {
         setsockopt(end, sockopt::SndBuf, &SEND_BUFFER)?;
-        // Beyond net.core.wmem_max only the privileged may go; to others the limit is enough.
+        // Only the privileged may go beyond net.core.wmem_max; for others that limit is enough.
         let _ = setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER);
     }
     Ok((ours, theirs))
@@ -127,20 +127,20 @@ impl Port {
     /// Must be called on the network's runtime.
     pub(crate) fn new(
         id: u32,
-        joining: &Joining,
+        new: &NewPort,
         ip: Ipv4Addr,
         socket: OwnedFd,
         faults: Rc<Faults>,
     ) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the
-        // `AsyncFd` that owns it gives it to nobody.
+        // `AsyncFd` that owns it never gives it away.
         let socket = unsafe { AsyncFd::register(socket) }?;
         Ok(Self {
             id,
-            name: joining.name.clone(),
-            mac: joining.mac,
+            name: new.name.clone(),
+            mac: new.mac,
             ip,
-            uplink: joining.uplink,
+            uplink: new.uplink,
             counters: PortCounters::default(),
             up: Cell::new(true),
             seen: Cell::new(None),
@@ -170,7 +170,7 @@ impl Port {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads one packet. `WouldBlock` when there is none; an empty one is the end.
+    /// Reads one packet. `WouldBlock` if none waits; an empty one is the end.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.try_io(Interest::READABLE, |socket| {
             Ok(if self.uplink {
@@ -189,8 +189,7 @@ impl Port {
         })
     }
 
-    /// Room for bulk data; false also puts the flow `id` in the queue of those to be told when
-    /// there is.
+    /// Whether bulk data has room. If not, the flow `id` is woken when it has.
     pub(crate) fn poll_room(&self, id: u64, waker: &Waker) -> bool {
         if self.has_room() {
             return true;
@@ -202,7 +201,7 @@ impl Port {
         false
     }
 
-    /// A flow waits no more.
+    /// A flow no longer waits.
     pub(crate) fn forget_waiting(&self, id: u64) {
         self.waiting.borrow_mut().remove(id);
         // It may have been told of room that another can use.
@@ -219,7 +218,7 @@ impl Port {
         self.faults.room_at(self.id).is_some()
     }
 
-    /// Whether the gateway is to send frames only: to the uplink, and where faults count them.
+    /// Whether the gateway must send frames only: to the uplink, and where faults count them.
     pub(crate) fn takes_frames_only(&self) -> bool {
         self.uplink || self.faults.path(GATEWAY, self.id).is_some()
     }
@@ -229,8 +228,8 @@ impl Port {
         !self.waiting.borrow().is_empty()
     }
 
-    /// Tells the flows that have waited longest that there is room, if there is plenty. Only as
-    /// many as the room may do for: each of them calls this again after it has had its turn.
+    /// Wakes the flows that have waited longest, if there is plenty of room, and only as many as the
+    /// room may suffice for: each of them calls this again after its turn.
     pub(crate) fn wake_waiting(&self) {
         let plenty = self.ring.borrow().plenty();
         let Some(free) = plenty.filter(|_| self.is_awaited() && self.has_room()) else {
@@ -245,8 +244,8 @@ impl Port {
         }
     }
 
-    /// Queues a frame of `len` bytes that `fill` writes, with its checksums; false, and counted, if
-    /// there is no room.
+    /// Queues a frame of `len` bytes that `fill` writes, with its checksums. If the queue is full the
+    /// frame is counted as dropped, and this returns false.
     ///
     /// `fill` finds what an earlier frame left in the buffer and must write all of it.
     /// [`Self::flush`] sends it.
@@ -275,9 +274,8 @@ impl Port {
         });
     }
 
-    /// Like [`Self::push`] for callers that must write their packet somewhere in any case, and that
-    /// write the header in front of it too, which is among the `len` bytes: `fill` gets `None`
-    /// where there is no room.
+    /// Like [`Self::push`], for callers that must write their packet in any case and that write its
+    /// header too; the header is part of the `len` bytes. `fill` gets `None` if the queue is full.
     fn write<R>(&self, len: usize, fill: impl FnOnce(Option<&mut [u8]>) -> R) -> R {
         let mut ring = self.ring.borrow_mut();
         let place = ring.free(len).filter(|_| self.up.get());
@@ -295,8 +293,8 @@ impl Port {
         result
     }
 
-    /// [`Self::push`] for the gateway's own frames, which its link to the member may hinder.
-    /// What is lost there counts as sent.
+    /// [`Self::push`] for the gateway's own frames, which meet the faults of its link to the member.
+    /// Frames lost there count as sent.
     pub(crate) fn push_from_gateway(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let filled = |bytes: Option<&mut [u8]>| {
             let (header, frame) = bytes?.split_at_mut_checked(HEADER)?;
@@ -380,7 +378,7 @@ impl Port {
         Poll::Pending
     }
 
-    /// Ends the port: nothing is queued any more and nobody waits for it.
+    /// Ends the port: from now on it queues nothing, and no flow waits for it.
     pub(crate) fn shut(&self) {
         self.up.set(false);
         while let Some(waker) = self.waiting.borrow_mut().pop() {

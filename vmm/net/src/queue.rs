@@ -9,7 +9,7 @@ use fleetbox_packet::{HEADER, MAX_PACKET};
 pub(crate) const BYTES: usize = 1 << 20;
 /// Packets that may wait for a member.
 const PACKETS: usize = 512;
-/// Of both, what bulk data leaves to ARP, DHCP, DNS and the like.
+/// How much of both bulk data leaves to ARP, DHCP, DNS and the like.
 const RESERVED: usize = 32;
 const RESERVED_BYTES: usize = 48 << 10;
 
@@ -49,7 +49,7 @@ impl Ring {
         (len <= *head).then_some(0)
     }
 
-    /// Room for a packet, and what [`Ring::commit`] is to be told.
+    /// Room for a packet, and where it starts, for [`Ring::commit`].
     pub(crate) fn free(&mut self, len: usize) -> Option<(usize, &mut [u8])> {
         if self.packets.len() == PACKETS || len == 0 {
             return None;
@@ -100,13 +100,13 @@ impl Ring {
 /// Flows that wait for room, in the order in which they came. However many there are, each
 /// operation takes the same time.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting {
+pub(crate) struct WaitingFlows {
     queue: VecDeque<u64>,
-    /// Without an entry for those in the queue that wait no more.
+    /// Flows in the queue that no longer wait have no entry here.
     wakers: HashMap<u64, Waker>,
 }
 
-impl Waiting {
+impl WaitingFlows {
     pub(crate) fn insert(&mut self, id: u64, waker: &Waker) {
         if self.wakers.insert(id, waker.clone()).is_none() {
             self.queue.push_back(id);
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn those_that_wait_are_woken_once_and_in_order() {
         let counts: Vec<_> = (0..1000).map(|_| Arc::new(Count::default())).collect();
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingFlows::default();
         for (id, count) in counts.iter().enumerate() {
             // Twice: the second changes nothing about its place.
             waiting.insert(id as u64, &count.clone().into());

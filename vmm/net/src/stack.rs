@@ -58,7 +58,7 @@ impl RxToken for Incoming<'_> {
 pub(crate) struct Outgoing<'a> {
     port: &'a Port,
     mac: Mac,
-    /// Payload of each frame that is to be made of the packet; 0 if it is a frame.
+    /// Payload of each frame that the packet is cut into; 0 if it is a frame.
     segment: u16,
 }
 
@@ -77,7 +77,7 @@ impl TxToken for Outgoing<'_> {
             let (_, ethernet) = front.split_at_mut(HEADER);
             frame::ethernet(ethernet, self.mac, GATEWAY_MAC, TYPE_IPV4);
             let result = f(packet);
-            // Whoever receives it fills in the checksum, if anyone looks at it at all.
+            // The receiver fills in the checksum, if anything looks at it at all.
             offload_tcp(bytes, self.segment);
             result
         })
@@ -111,8 +111,8 @@ impl Device for FlowDevice<'_> {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = MTU;
-        // The link is memory: what arrives is not verified, and what is sent gets its checksums,
-        // and is cut, where somebody needs that.
+        // The link is memory: what arrives is not verified. What is sent gets its checksums, and is
+        // cut, only where that is needed.
         capabilities.checksum = ChecksumCapabilities::ignored();
         if !self.port.takes_frames_only() {
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(usize::from(u16::MAX));
@@ -129,7 +129,7 @@ fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
     }
 }
 
-/// An interface of smoltcp; what the link can do is asked for when it is made, and never again.
+/// An interface of smoltcp. It asks what the device can do when it is made, and never again.
 fn interface(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = rand::random();
@@ -191,8 +191,8 @@ impl Stack {
         }
     }
 
-    /// The stack for a connection that `syn`, an IP packet, opens; `None` if smoltcp takes it
-    /// for none.
+    /// The stack for the connection that the packet of `device`, a SYN, opens; `None` if smoltcp does
+    /// not take it.
     pub(crate) fn accept(
         device: &mut FlowDevice<'_>,
         now: Instant,
@@ -236,7 +236,7 @@ impl Stack {
         });
     }
 
-    /// Sends what is to be sent and finds room; true if there was anything.
+    /// Sends what there is to send, as far as there is room; true if there was anything.
     pub(crate) fn transmit(&mut self, device: &mut FlowDevice<'_>, now: Instant) -> bool {
         let mut sent = false;
         let frames_only = device.port.takes_frames_only();

@@ -9,7 +9,7 @@ use crate::faults::FaultCounts;
 /// What a network is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkStatus {
-    /// Its members.
+    /// Its members, and the uplink.
     pub ports: Vec<PortStatus>,
     /// TCP connections now open or being opened.
     pub tcp_flows: usize,
@@ -27,9 +27,9 @@ pub struct NetworkStatus {
     pub dns_local: u64,
     /// DNS questions that a resolver of the host answered.
     pub dns_forwarded: u64,
-    /// DNS questions that none answered.
+    /// DNS questions that no resolver answered.
     pub dns_failed: u64,
-    /// What faults of links did to frames.
+    /// Frames that faults of links stopped or hold.
     #[serde(default)]
     pub faults: FaultCounts,
 }
@@ -47,13 +47,13 @@ pub struct PortStatus {
     pub up: bool,
     /// Whether the guest has been seen to use its address.
     pub configured: bool,
-    /// Frames the guest sent, where a large TCP packet that it sent whole is one.
+    /// Frames the guest sent. A large TCP packet counts as one.
     pub frames_in: u64,
     /// Bytes the guest sent.
     pub bytes_in: u64,
-    /// Frames the guest was sent, where a large TCP packet that was sent whole is one.
+    /// Frames sent to the guest. A large TCP packet counts as one.
     pub frames_out: u64,
-    /// Bytes the guest was sent.
+    /// Bytes sent to the guest.
     pub bytes_out: u64,
     /// Frames of the guest that were malformed or forged.
     pub refused: u64,

@@ -18,14 +18,14 @@ const BUFFER: usize = 256 << 10;
 struct Shared {
     /// The guest reset the connection, or it was given up.
     reset: AtomicBool,
-    /// Nobody holds the stream any more.
+    /// The stream has been dropped.
     orphan: AtomicBool,
 }
 
 /// A TCP connection into a guest.
 ///
-/// It can be used on any runtime. Shutting down the writing half closes it towards the guest,
-/// which may go on sending; dropping the stream closes both. A reset by the guest shows as
+/// It works on any runtime. Shutting down the writing half closes it towards the guest, which may
+/// still send; dropping the stream closes both halves. A reset by the guest is an error of kind
 /// [`io::ErrorKind::ConnectionReset`].
 #[derive(Debug)]
 pub struct GuestStream {
@@ -161,7 +161,7 @@ impl Host {
         }
     }
 
-    /// Nobody will read from this end any more.
+    /// Whether the other end has been dropped.
     pub(crate) fn is_orphan(&self) -> bool {
         match self {
             Self::Tcp(_) => false,

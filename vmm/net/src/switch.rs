@@ -21,7 +21,7 @@ use crate::frame::{
 };
 use crate::gateway::Gateway;
 use crate::members::Members;
-use crate::port::{Joining, Port, RECEIVE_BUFFER, count, is_gone};
+use crate::port::{NewPort, Port, RECEIVE_BUFFER, count, is_gone};
 use crate::status::{NetworkStatus, PortStatus};
 use crate::timer::Timer;
 
@@ -62,11 +62,11 @@ impl Switch {
     /// Adds a member and starts to serve its link.
     pub(crate) fn attach(
         self: &Rc<Self>,
-        joining: Joining,
+        new: NewPort,
         socket: OwnedFd,
     ) -> Result<Ipv4Addr, NetworkError> {
         // A member whose machine has ended makes room for its successor.
-        let is_ended = |port: &&Rc<Port>| joining.replaces(port) && !port.up.get();
+        let is_ended = |port: &&Rc<Port>| new.replaces(port) && !port.up.get();
         let ended: Vec<_> = self
             .members
             .ports()
@@ -77,7 +77,7 @@ impl Switch {
         for port in ended {
             self.remove(&port);
         }
-        let port = self.members.add(joining, socket)?;
+        let port = self.members.add(new, socket)?;
         let ip = port.ip;
         tokio::task::spawn_local(serve(self.clone(), port));
         Ok(ip)

@@ -1,4 +1,4 @@
-//! Tap devices: the host's end of a network that is joined to one of its own.
+//! Tap devices, by which a network is joined to one of the host.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -16,10 +16,10 @@ mod ioctl {
     );
 }
 
-/// Creates the tap device `name` (1 to 15 bytes), or opens one that exists and that nobody has
-/// open, in the network namespace of the caller. Whoever reads gets one bare Ethernet frame at a
-/// time, whole and with its checksums, and writes the same; both are non-blocking. A device that
-/// was created goes away when the descriptor is closed, however that happens.
+/// Creates the tap device `name` (1 to 15 bytes) in the caller's network namespace, or opens an
+/// existing one that is not in use. Reads and writes are non-blocking and carry one bare Ethernet
+/// frame each, whole and with its checksums. A device that this creates goes away when its descriptor
+/// is closed, however that happens.
 ///
 /// ```no_run
 /// # fn main() -> std::io::Result<()> {
@@ -28,10 +28,10 @@ mod ioctl {
 /// ```
 ///
 /// # Errors
-/// The host has no tap devices or the name is taken or none (`InvalidInput`), or the caller lacks
+/// The host has no tap devices, the name is invalid or in use (`InvalidInput`), or the caller lacks
 /// CAP_NET_ADMIN (`PermissionDenied`).
 pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "no name of an interface");
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "invalid interface name");
     // SAFETY: `ifreq` is plain data, for which zero bytes are a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays zero. A `%` would be a pattern.

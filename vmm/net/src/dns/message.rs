@@ -38,7 +38,7 @@ pub(crate) struct Question {
 impl Question {
     /// Reads a query with exactly one question; names are not compressed there.
     pub(crate) fn parse(message: &[u8]) -> Option<Self> {
-        // A response, or an operation other than a standard query, is no question.
+        // Neither a response nor an operation other than a standard query is a question.
         if message.get(2)? & 0xf8 != 0 || be16(message, 4)? != 1 {
             return None;
         }
@@ -57,7 +57,7 @@ impl Question {
                 name.push('.');
             }
             for byte in message.get(at..at + len)? {
-                // Whatever is no ordinary character can equal no name that is known here.
+                // Any other character makes the name unequal to all names that are known here.
                 name.push(char::from(byte.to_ascii_lowercase()));
             }
             at += len;
@@ -99,7 +99,7 @@ pub(crate) fn answer(query: &[u8], end: usize, code: u8, records: &[Record]) -> 
     message
 }
 
-/// The query with an identifier of its own, which nobody can guess who does not see it.
+/// The query with a new identifier, which an attacker who does not see it cannot guess.
 pub(crate) fn disguise(query: &[u8]) -> ([u8; 2], Vec<u8>) {
     let id = rand::random::<u16>().to_be_bytes();
     let mut message = query.to_vec();

@@ -47,12 +47,12 @@ pub(crate) struct Dns {
 }
 
 /// The right to wait for a resolver.
-struct Waiting {
+struct QuestionSlot {
     dns: Rc<Dns>,
     port: u32,
 }
 
-impl Drop for Waiting {
+impl Drop for QuestionSlot {
     fn drop(&mut self) {
         let mut waiting = self.dns.waiting.borrow_mut();
         if let Some(count) = waiting.get_mut(&self.port) {
@@ -82,14 +82,14 @@ impl Dns {
         }
     }
 
-    fn wait(self: &Rc<Self>, port: &Port) -> Option<Waiting> {
+    fn wait(self: &Rc<Self>, port: &Port) -> Option<QuestionSlot> {
         let mut waiting = self.waiting.borrow_mut();
         let count = waiting.entry(port.id).or_insert(0);
         if *count >= self.config.limits.dns_questions {
             return None;
         }
         *count += 1;
-        Some(Waiting {
+        Some(QuestionSlot {
             dns: self.clone(),
             port: port.id,
         })
@@ -217,7 +217,7 @@ impl Dns {
         }
     }
 
-    /// Asks the host's resolvers in turn; SERVFAIL if there is none or none answers.
+    /// Asks the host's resolvers in turn; the answer is SERVFAIL if none answers.
     async fn forward(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let question = Question::parse(query)?;
         for resolver in self.resolvers.current() {

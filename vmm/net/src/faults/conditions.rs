@@ -22,9 +22,9 @@ const MAX_LATENCY: Duration = Duration::from_secs(60);
 pub enum LinkEnd {
     /// A member, by its name.
     Member(String),
-    /// The gateway, and through it the host and the world: also the connections that
+    /// The gateway, and behind it the host and the world. Connections by
     /// [`Network::connect`](crate::Network::connect) and
-    /// [`Network::forward`](crate::Network::forward) make.
+    /// [`Network::forward`](crate::Network::forward) come from here.
     Gateway,
 }
 
@@ -58,7 +58,7 @@ impl From<String> for LinkEnd {
     }
 }
 
-/// What a link does to frames, in each direction by itself. The default is a link without faults.
+/// What a link does to frames, each direction by itself. The default is a link without faults.
 ///
 /// ```
 /// use std::time::Duration;
@@ -75,14 +75,13 @@ impl From<String> for LinkEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LinkConditions {
-    /// What each frame takes to arrive, 60 s at most; always the same, so frames stay in order.
+    /// How long each frame takes to arrive, at most 60 s. It is always the same, so frames stay in order.
     pub latency: Duration,
-    /// The part of the frames that is lost, from 0 to 1.
+    /// The fraction of frames that is lost, from 0 to 1.
     pub loss: f64,
     /// Bits per second, counted over whole Ethernet frames; `None` for no limit.
     pub bandwidth: Option<u64>,
-    /// Bytes that may wait where `bandwidth` is limited. What comes when they do is lost, as in
-    /// any router.
+    /// Maximum bytes that wait where `bandwidth` is limited. More are lost, as in any router.
     pub queue: usize,
 }
 
@@ -98,7 +97,7 @@ impl Default for LinkConditions {
 }
 
 impl LinkConditions {
-    /// Whether frames pass unhindered.
+    /// Whether the link has no faults.
     pub fn is_default(&self) -> bool {
         self.latency.is_zero() && self.loss == 0.0 && self.bandwidth.is_none()
     }
@@ -107,14 +106,14 @@ impl LinkConditions {
         let refuse = |what, value: String, why| Err(NetworkError::Condition { what, value, why });
         if self.latency > MAX_LATENCY {
             let value = format!("{:?}", self.latency);
-            return refuse("latency", value, "at most 60 s are possible");
+            return refuse("latency", value, "it must be at most 60 s");
         }
         if !(0.0..=1.0).contains(&self.loss) {
-            let why = "it is a part of all frames, from 0 to 1";
+            let why = "it must be from 0 to 1";
             return refuse("loss", self.loss.to_string(), why);
         }
         if self.bandwidth == Some(0) {
-            let why = "it must be positive; use a partition to cut the link";
+            let why = "it must be more than 0; cut the link with a partition";
             return refuse("bandwidth", "0 bit/s".to_owned(), why);
         }
         Ok(())
@@ -128,7 +127,7 @@ pub struct FaultCounts {
     pub cut: u64,
     /// Frames lost by chance.
     pub lost: u64,
-    /// Frames lost because too many waited for a line's bandwidth, or were under way.
+    /// Frames lost because too many waited for bandwidth, or too many were under way.
     pub overflowed: u64,
     /// Bytes under way now.
     pub held: usize,

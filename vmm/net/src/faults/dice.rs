@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-/// The chances of one direction of a link: the n-th number is the same in each run with the same
-/// seed and the same names.
+/// Random numbers for one direction of a link. The n-th is the same in each run with the same seed
+/// and the same names.
 #[derive(Debug)]
 pub(crate) struct Dice {
     key: u64,
@@ -59,7 +59,7 @@ mod tests {
                 .take(5)
                 .collect::<Vec<_>>()
         };
-        // Whoever changes these changes the outcome of somebody's tests.
+        // Other numbers would change the outcome of users' tests.
         assert_eq!(rolls(1, "a", "b"), EXPECTED);
         assert_ne!(rolls(1, "b", "a"), EXPECTED);
         assert_ne!(rolls(2, "a", "b"), EXPECTED);

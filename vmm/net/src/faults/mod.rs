@@ -26,7 +26,7 @@ pub(crate) use self::transit::{Arrival, Fate, GATEWAY, Path};
 #[derive(Debug)]
 struct Setting {
     conditions: LinkConditions,
-    /// Of the lesser to the greater end, or out of the one end.
+    /// From the lesser to the greater end, or out of the one end.
     there: Option<Rc<Line>>,
     back: Option<Rc<Line>>,
 }
@@ -101,7 +101,7 @@ impl Faults {
         self.changed();
     }
 
-    /// Sets the conditions of one link and starts its chances anew.
+    /// Sets the conditions of one link and starts its losses from the beginning.
     pub(crate) fn set_pair(&self, a: LinkEnd, b: LinkEnd, conditions: LinkConditions) {
         let key = ordered(a, b);
         {
@@ -154,7 +154,7 @@ impl Faults {
         self.changed();
     }
 
-    /// Starts all chances anew.
+    /// Starts all losses from the beginning.
     pub(crate) fn reseed(&self, seed: u64) {
         self.seed.set(seed);
         self.dice.borrow_mut().clear();
@@ -170,11 +170,11 @@ impl Faults {
             self.dice.borrow_mut().clear();
         }
         self.paths.borrow_mut().clear();
-        // Somebody may wait for room that is there now.
+        // A flow may wait for room that is there now.
         self.wake();
     }
 
-    /// The way of frames from one end to another.
+    /// What frames from one end to another meet; `None` if nothing.
     pub(crate) fn path(&self, from: u32, to: u32) -> Option<Rc<Path>> {
         if !self.active.get() {
             return None;
@@ -250,7 +250,7 @@ impl Faults {
         fate
     }
 
-    /// The next frame that has arrived; what a partition has overtaken on its way is lost.
+    /// The next frame that has arrived. Frames that a partition has overtaken on their way are lost.
     pub(crate) fn arrived(&self, now: Instant) -> Option<Arrival> {
         loop {
             let arrival = self.transit.borrow_mut().arrived(now)?;
@@ -276,7 +276,7 @@ impl Faults {
         path.room_at(Instant::now()).max(under_way)
     }
 
-    /// Has the pump look for what there is to do.
+    /// Makes the pump look for work.
     pub(crate) fn wake(&self) {
         if let Some(pump) = &*self.pump.borrow() {
             pump.wake_by_ref();

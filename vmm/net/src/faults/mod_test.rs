@@ -50,7 +50,7 @@ fn a_partition_is_between_its_sets_only() {
 }
 
 #[test]
-fn conditions_of_a_way_combine() {
+fn conditions_of_a_path_combine() {
     let faults = three();
     faults.set_end("a".into(), loss(0.5));
     faults.set_pair("b".into(), "a".into(), loss(0.5));
@@ -105,7 +105,7 @@ fn what_comes_by_the_uplink_is_counted_by_its_receiver() {
         assert!((5000..12_000).contains(&sent), "{sent}");
         sent
     };
-    // A quarter for each, of whom there are four.
+    // Each of the four has a quarter.
     assert_eq!([sent(B), sent(C)], [sent(A); 2]);
     faults.leave(B);
     assert_eq!(faults.transit.borrow().members, 3);

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use super::dice::Dice;
 use super::line::Line;
 
-/// The end of a way that is the gateway; members' identifiers begin above.
+/// The gateway's identifier; those of members begin above.
 pub(crate) const GATEWAY: u32 = 0;
 /// Bytes that may be under way from one end to another.
-const MAX_OF_WAY: usize = 16 << 20;
+const MAX_OF_PATH: usize = 16 << 20;
 /// Bytes that may be under way from one member.
 const MAX_OF_MEMBER: usize = 32 << 20;
 /// Bytes that may be under way from all members, and from the gateway; divided by their number.
@@ -30,7 +30,7 @@ const OVERHEAD: usize = 128;
 /// them late; the pipes' clocks see to it that rates hold all the same.
 const SLACK: Duration = Duration::from_micros(500);
 
-/// The way of frames from one end to another.
+/// What frames from one end to another meet.
 #[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) from: u32,
@@ -46,9 +46,9 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// What its part of what may be under way is counted by: all that comes for a member from the
-    /// gateway, and from behind the uplink, has one.
-    fn way(&self) -> (u32, u32) {
+    /// What its frames under way are counted by. All that comes for a member from the gateway, and
+    /// from behind the uplink, is counted together.
+    fn account(&self) -> (u32, u32) {
         let from = if self.of_gateway { GATEWAY } else { self.from };
         (from, self.to)
     }
@@ -62,7 +62,7 @@ impl Path {
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It is to be handed over at once.
+    /// It arrives at once.
     Now,
     /// It is under way.
     Later,
@@ -82,7 +82,7 @@ pub(crate) struct Arrival {
     pub(crate) frame: Box<[u8]>,
 }
 
-/// Takes `cost` off what is counted for `key`, and the count away once nothing is left of it.
+/// Takes `cost` off the count of `key`, and removes the count when nothing is left of it.
 fn take_off<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, cost: usize) {
     if let Entry::Occupied(mut count) = counts.entry(key) {
         let left = count.get().saturating_sub(cost);
@@ -95,9 +95,9 @@ fn take_off<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, cost: usize) {
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldFrame {
     due: Instant,
-    /// Tells which was sent first among frames that are due together.
+    /// Tells which of the frames that are due together was sent first.
     order: u64,
     /// How many lines of the path are behind it.
     passed: usize,
@@ -105,27 +105,27 @@ struct Held {
     frame: Box<[u8]>,
 }
 
-impl Held {
+impl HeldFrame {
     fn cost(&self) -> usize {
         self.frame.len() + OVERHEAD
     }
 }
 
-impl PartialEq for Held {
+impl PartialEq for HeldFrame {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl Eq for Held {}
+impl Eq for HeldFrame {}
 
-impl PartialOrd for Held {
+impl PartialOrd for HeldFrame {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Held {
+impl Ord for HeldFrame {
     /// The heap has its greatest on top: the one that is due first.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (other.due, other.order).cmp(&(self.due, self.order))
@@ -135,14 +135,14 @@ impl Ord for Held {
 /// Frames under way.
 #[derive(Debug, Default)]
 pub(crate) struct Transit {
-    held: BinaryHeap<Held>,
+    held: BinaryHeap<HeldFrame>,
     order: u64,
     bytes: usize,
     /// How many are attached.
     pub(crate) members: usize,
     of_sender: HashMap<u32, usize>,
-    /// By [`Path::way`].
-    of_way: HashMap<(u32, u32), usize>,
+    /// By [`Path::account`].
+    of_path: HashMap<(u32, u32), usize>,
     /// Frames that found a queue full on their way.
     pub(crate) overflowed: u64,
 }
@@ -166,10 +166,10 @@ impl Transit {
             return Fate::Overflow;
         }
         *self.of_sender.entry(path.from).or_insert(0) += cost;
-        *self.of_way.entry(path.way()).or_insert(0) += cost;
+        *self.of_path.entry(path.account()).or_insert(0) += cost;
         self.bytes += cost;
         self.order += 1;
-        let held = Held {
+        let held = HeldFrame {
             due: now,
             order: self.order,
             passed: 0,
@@ -182,37 +182,36 @@ impl Transit {
         }
     }
 
-    /// Bytes that may yet be sent on a way.
+    /// Bytes that may still be sent on a path.
     ///
-    /// A slow way is to cost no other its frames. All of the gateway's share one sender, so each
-    /// has a part of its own. A member has a part for all of its ways, of which one may have as
-    /// much as it leaves to the others. The parts add up to no more than [`MAX_HELD`], unless
-    /// members have come since.
+    /// A slow path must not cost another its frames. All paths of the gateway share one sender, so
+    /// each has a share of its own. A member has one share for all its paths, and one path may use as
+    /// much of it as it leaves to the others. The shares add up to [`MAX_HELD`] at most, unless
+    /// members have joined since.
     fn allowance(&self, path: &Path) -> usize {
         let members = self.members.max(1);
         let most = if path.of_gateway {
             self.of_gateway()
         } else {
             let of_sender = self.of_sender.get(&path.from).copied().unwrap_or(0);
-            let part = MAX_OF_MEMBER.min(MEMBERS / members);
-            part.saturating_sub(of_sender)
+            let share = MAX_OF_MEMBER.min(MEMBERS / members);
+            share.saturating_sub(of_sender)
         };
-        let most = MAX_OF_WAY.min(most).saturating_sub(self.under_way(path));
+        let most = MAX_OF_PATH.min(most).saturating_sub(self.under_way(path));
         most.min(MAX_HELD.saturating_sub(self.bytes))
     }
 
     /// Bytes that may be under way from the gateway to one member.
     fn of_gateway(&self) -> usize {
-        MAX_OF_WAY.min(GATEWAYS / self.members.max(1))
+        MAX_OF_PATH.min(GATEWAYS / self.members.max(1))
     }
 
-    /// Bytes that are under way on a way.
+    /// Bytes under way on a path.
     fn under_way(&self, path: &Path) -> usize {
-        self.of_way.get(&path.way()).copied().unwrap_or(0)
+        self.of_path.get(&path.account()).copied().unwrap_or(0)
     }
 
-    /// When there may be room again for bulk data of the gateway, of whose part less than half is
-    /// left; `None` if there is room.
+    /// When there may be room again for bulk data of the gateway; `None` if half of its share is free.
     pub(crate) fn room_at(&self, path: &Path) -> Option<Instant> {
         if self.under_way(path) <= self.of_gateway() / 2 {
             return None;
@@ -221,13 +220,13 @@ impl Transit {
     }
 
     /// Moves a frame into its next line; gives back one that has passed all of them.
-    fn advance(&mut self, mut held: Held) -> Result<(), Option<Held>> {
+    fn advance(&mut self, mut held: HeldFrame) -> Result<(), Option<HeldFrame>> {
         let Some(line) = held.path.lines.get(held.passed).cloned() else {
             self.release(&held);
             return Err(Some(held));
         };
-        // The moment it was due, not the one when somebody looked: what a line says must not
-        // depend on how late timers are.
+        // From the moment it was due, not the present one: lines must not depend on how late timers
+        // are.
         match line.pass(held.frame.len(), held.due) {
             Some(due) => {
                 held.due = due;
@@ -243,11 +242,11 @@ impl Transit {
         }
     }
 
-    fn release(&mut self, held: &Held) {
+    fn release(&mut self, held: &HeldFrame) {
         let cost = held.cost();
         self.bytes = self.bytes.saturating_sub(cost);
         take_off(&mut self.of_sender, held.path.from, cost);
-        take_off(&mut self.of_way, held.path.way(), cost);
+        take_off(&mut self.of_path, held.path.account(), cost);
     }
 
     /// The next frame that has arrived by `now`.

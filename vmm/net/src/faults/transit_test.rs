@@ -45,7 +45,7 @@ fn run(transit: &mut Transit, start: Instant, step: Duration) -> Vec<(u64, Arriv
 }
 
 #[test]
-fn latencies_of_a_way_add_up() {
+fn latencies_of_a_path_add_up() {
     let start = Instant::now();
     let mut transit = Transit::default();
     let way = path(1, 2, 0.0, &[delay(10), delay(20), delay(5)]);
@@ -56,7 +56,7 @@ fn latencies_of_a_way_add_up() {
     assert_eq!((arrival.from, arrival.to), (1, 2));
     assert_eq!(*arrival.frame, *b"frame");
     assert_eq!((transit.bytes(), transit.bytes), (0, 0));
-    assert!(transit.of_sender.is_empty() && transit.of_way.is_empty());
+    assert!(transit.of_sender.is_empty() && transit.of_path.is_empty());
 }
 
 #[test]
@@ -131,25 +131,25 @@ fn fill(transit: &mut Transit, way: &Rc<Path>, now: Instant) -> usize {
         .count()
 }
 
-/// A way that takes seconds.
+/// A path that takes seconds.
 fn far(from: u32, to: u32) -> Rc<Path> {
     path(from, to, 0.0, &[delay(5000)])
 }
 
 #[test]
-fn what_one_way_has_under_way_is_bounded() {
+fn what_one_path_has_under_way_is_bounded() {
     let start = Instant::now();
     let mut transit = Transit::default();
     let sent = fill(&mut transit, &far(1, 2), start);
     assert!((9000..12_000).contains(&sent), "{sent}");
-    assert!(transit.bytes <= MAX_OF_WAY);
+    assert!(transit.bytes <= MAX_OF_PATH);
     // Others are not affected.
     let other = far(3, 2);
     assert_eq!(transit.send(&other, &[0; 1500], start), Fate::Later);
     transit.forget(1);
     assert_eq!(transit.bytes(), 1500);
     assert_eq!(run(&mut transit, start, Duration::from_millis(50)).len(), 1);
-    assert!(transit.of_sender.is_empty() && transit.of_way.is_empty());
+    assert!(transit.of_sender.is_empty() && transit.of_path.is_empty());
 }
 
 #[test]
@@ -170,12 +170,12 @@ fn a_member_that_is_far_away_leaves_the_gateway_room_for_the_others() {
     let arrived = std::iter::from_fn(|| transit.arrived(soon));
     assert_eq!(arrived.filter(|arrival| arrival.to > 1).count(), 10 * sent);
     assert_eq!(transit.held.len(), sent);
-    // What was lost is nobody's.
-    assert_eq!(transit.of_way.len(), 1);
+    // What was lost is counted for no path.
+    assert_eq!(transit.of_path.len(), 1);
 }
 
 #[test]
-fn bulk_data_of_the_gateway_waits_before_its_part_is_full() {
+fn bulk_data_of_the_gateway_waits_before_its_share_is_full() {
     let start = Instant::now();
     let mut transit = Transit {
         members: 64,
@@ -205,7 +205,7 @@ fn bulk_data_of_the_gateway_waits_before_its_part_is_full() {
 }
 
 #[test]
-fn no_number_of_slow_ways_keeps_out_another() {
+fn no_number_of_slow_paths_keeps_out_another() {
     let start = Instant::now();
     let mut transit = Transit {
         members: 16,
@@ -213,7 +213,7 @@ fn no_number_of_slow_ways_keeps_out_another() {
     };
     let fair = (MEMBERS / 16).min(MAX_OF_MEMBER);
     for from in 1..=16 {
-        // All that a member can send to all others, but for one way.
+        // All that a member can send to all others except one.
         for to in (0..=16).filter(|to| *to != from && *to != 16) {
             fill(&mut transit, &far(from, to), start);
         }
@@ -228,16 +228,16 @@ fn no_number_of_slow_ways_keeps_out_another() {
     }
     assert!(transit.bytes <= MAX_HELD);
     assert_eq!(transit.bytes, transit.of_sender.values().sum::<usize>());
-    assert_eq!(transit.bytes, transit.of_way.values().sum::<usize>());
+    assert_eq!(transit.bytes, transit.of_path.values().sum::<usize>());
     for id in 0..=16 {
         transit.forget(id);
     }
-    assert!(transit.of_sender.is_empty() && transit.of_way.is_empty());
+    assert!(transit.of_sender.is_empty() && transit.of_path.is_empty());
     assert_eq!(transit.bytes, 0);
 }
 
 #[test]
-fn one_slow_way_of_a_member_leaves_room_for_its_others() {
+fn one_slow_path_of_a_member_leaves_room_for_its_others() {
     let start = Instant::now();
     let mut transit = Transit {
         members: 3,

@@ -7,10 +7,10 @@ use crate::error::NetworkError;
 use crate::faults::{LinkConditions, LinkEnd};
 
 impl Network {
-    /// Separates two groups: from now on no frame passes from any end of `a` to any of `b` or
-    /// back, not even one that is under way. Within a group, and with all others, everything
-    /// goes on; so do the gateway and what goes through it, DNS and connections of the host among
-    /// it, unless [`LinkEnd::Gateway`] is in a group. Several partitions add up.
+    /// Separates two groups: from now on no frame passes between an end of `a` and an end of `b`, not
+    /// even one that is under way. Inside each group, and to all other members, everything works as
+    /// before. So does the gateway, and with it DNS and the host's connections, unless
+    /// [`LinkEnd::Gateway`] is in a group. Several partitions add up.
     ///
     /// ```no_run
     /// # use fleetbox_net::{LinkEnd, Network, NetworkError};
@@ -24,8 +24,7 @@ impl Network {
     /// ```
     ///
     /// # Errors
-    /// [`NetworkError::NoMember`] for a name that no member has or had and that is not
-    /// registered.
+    /// [`NetworkError::NoMember`] for a name that is not registered and that no member has or had.
     pub fn partition<A, B>(&self, a: &[A], b: &[B]) -> Result<(), NetworkError>
     where
         A: Clone + Into<LinkEnd>,
@@ -51,16 +50,16 @@ impl Network {
         self.call(|switch| switch.faults.heal())
     }
 
-    /// Sets what the link of two ends does to frames, in place of what was set before;
-    /// [`LinkConditions::default`] ends it. Frames under way keep their moment of arrival.
+    /// Sets the conditions of the link between two ends, in place of earlier ones.
+    /// [`LinkConditions::default`] removes them. Frames under way arrive when they would have.
     ///
-    /// Whether a frame is lost depends on the seed ([`Self::seed_links`]), on the names of sender
-    /// and receiver, and on how many frames have gone this way since this call: the n-th frame
-    /// from one end to another has the same fate in each run. Which frame is the n-th is up to
-    /// the guests, and what a partition stops does not count.
+    /// Whether a frame is lost depends on the seed ([`Self::seed_links`]), on the names of sender and
+    /// receiver, and on how many frames have gone this way since this call: the n-th frame from one
+    /// end to the other has the same fate in each run. Which frame is the n-th is up to the guests.
+    /// Frames that a partition stops do not count.
     ///
-    /// A frame meets what is set for all links of its sender, then what is set for the link, then
-    /// what is set for all links of its receiver ([`Self::set_links_of`]).
+    /// A frame meets the conditions of all links of its sender, then those of the link, then those of
+    /// all links of its receiver ([`Self::set_links_of`]).
     ///
     /// ```no_run
     /// # use fleetbox_net::{LinkConditions, LinkEnd, Network, NetworkError};
@@ -74,7 +73,7 @@ impl Network {
     /// ```
     ///
     /// # Errors
-    /// [`NetworkError::Condition`] for what is impossible, [`NetworkError::NoMember`] as for
+    /// [`NetworkError::Condition`] for impossible conditions, [`NetworkError::NoMember`] as for
     /// [`Self::partition`].
     pub fn set_link(
         &self,
@@ -91,8 +90,8 @@ impl Network {
         })?
     }
 
-    /// Sets what happens to all frames that one end sends or receives, those of the gateway among
-    /// them: its bandwidth is shared by all its links. See [`Self::set_link`].
+    /// Sets the conditions of all links of one end, including the one to the gateway. They share the
+    /// bandwidth. See [`Self::set_link`].
     ///
     /// # Errors
     /// As for [`Self::set_link`].
@@ -111,7 +110,7 @@ impl Network {
         })?
     }
 
-    /// What [`Self::set_link`] has set for two ends.
+    /// The conditions that [`Self::set_link`] has set for two ends.
     ///
     /// # Errors
     /// [`NetworkError::NoMember`] as for [`Self::partition`].
@@ -128,7 +127,7 @@ impl Network {
         })?
     }
 
-    /// What [`Self::set_links_of`] has set for an end.
+    /// The conditions that [`Self::set_links_of`] has set for an end.
     ///
     /// # Errors
     /// [`NetworkError::NoMember`] as for [`Self::partition`].
@@ -145,7 +144,7 @@ impl Network {
         self.call(|switch| switch.faults.clear())
     }
 
-    /// Sets the seed of all chances (0 at the start) and begins to count frames anew.
+    /// Sets the seed of all losses (0 at the start) and counts frames from the beginning.
     ///
     /// # Errors
     /// The network has ended.

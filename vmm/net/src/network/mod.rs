@@ -16,7 +16,7 @@ use crate::config::NetworkConfig;
 use crate::error::{ConnectError, NetworkError};
 use crate::frame::{GATEWAY_MAC, show};
 use crate::name::is_label;
-use crate::port::{Joining, new_link};
+use crate::port::{NewPort, new_link};
 use crate::status::NetworkStatus;
 use crate::stream::GuestStream;
 use crate::switch::{Switch, pump};
@@ -29,8 +29,8 @@ pub struct Member {
     pub name: String,
     /// The hardware address of its NIC.
     pub mac: [u8; 6],
-    /// Its address; `None` for one the network chooses. The network remembers it: who joins
-    /// again under a name gets the same address.
+    /// Its address; `None` to let the network choose. A member that joins again under the same name
+    /// gets the same address.
     pub ip: Option<Ipv4Addr>,
 }
 
@@ -38,16 +38,16 @@ pub struct Member {
 #[derive(Debug)]
 pub struct Attachment {
     /// The guest's end: an `AF_UNIX` `SOCK_SEQPACKET` socket, non-blocking and close-on-exec.
-    /// Its format is [`fleetbox_packet::Packet`]: each packet is a
-    /// header of 12 bytes and an Ethernet frame of at most 1518 bytes, without preamble or FCS, or a
-    /// TCP packet of at most 65549 bytes from its Ethernet header on.
+    /// It carries one [`fleetbox_packet::Packet`] at a time: a header of 12 bytes, and an Ethernet
+    /// frame of at most 1518 bytes without preamble or FCS, or a TCP packet of at most 65549 bytes,
+    /// counted from its Ethernet header.
     pub link: OwnedFd,
-    /// The member's address, which DHCP gives it.
+    /// The address that DHCP gives the member.
     pub ip: Ipv4Addr,
 }
 
-/// A loopback address of the host that leads to a port of a guest, until it is dropped.
-/// Connections made through it live on.
+/// An address on the host's loopback that leads to a port of a guest, until this is dropped.
+/// Connections that were made through it stay open.
 #[derive(Debug)]
 pub struct Forward {
     address: SocketAddr,
@@ -76,7 +76,7 @@ impl Network {
     /// Starts a network without members.
     ///
     /// # Errors
-    /// The domain is no DNS name, or the host has no thread or file descriptors left.
+    /// The domain is not a DNS name, or the host has no threads or file descriptors left.
     pub fn start(config: NetworkConfig) -> Result<Self, NetworkError> {
         let labels_are_names = config.domain.split('.').all(is_label);
         if !config.domain.is_empty() && (!labels_are_names || config.domain.len() > 200) {
@@ -113,12 +113,12 @@ impl Network {
         })
     }
 
-    /// How the network was set up.
+    /// The configuration of the network.
     pub fn config(&self) -> &NetworkConfig {
         &self.config
     }
 
-    /// Adds a member. One of the same name whose link has closed is replaced.
+    /// Adds a member. It replaces a member of the same name whose link has closed.
     ///
     /// ```
     /// # use fleetbox_net::{Member, Network, NetworkConfig, NetworkError};
@@ -133,7 +133,7 @@ impl Network {
     /// ```
     ///
     /// # Errors
-    /// The name is no DNS label, the addresses cannot be a guest's or are another member's, or
+    /// The name is not a DNS label, a guest cannot have the addresses or another member has them, or
     /// the network is full.
     pub fn attach(&self, member: Member) -> Result<Attachment, NetworkError> {
         let Member { name, mac, ip } = member;
@@ -145,42 +145,42 @@ impl Network {
             what: "create the member's link",
             source,
         })?;
-        let joining = Joining {
+        let new = NewPort {
             name,
             mac,
             ip,
             uplink: false,
         };
-        let ip = self.call(move |switch| switch.attach(joining, ours))??;
+        let ip = self.call(move |switch| switch.attach(new, ours))??;
         Ok(Attachment { link, ip })
     }
 
-    /// Joins the switch to a network of the host by a tap device: what members send to addresses
-    /// that no member has, and to all, goes there too, and what comes from there goes to members.
-    /// There is one at most. For faults of links it is a part of [`LinkEnd::Gateway`].
+    /// Joins the switch to a network of the host by a tap device. Broadcasts, and frames for addresses
+    /// that no member has, go there too; what comes from there goes to members. A network has one
+    /// uplink at most. Faults of links count it as [`LinkEnd::Gateway`](crate::LinkEnd::Gateway).
     ///
-    /// `tap` is an open tap that takes and gives bare frames (`IFF_TAP` and `IFF_NO_PI`, no
-    /// `IFF_VNET_HDR`) of at most 1518 bytes, non-blocking. `mac` and `ip` are those of the router
-    /// behind it, which no member can take; [`NetworkConfig::router`] tells guests of it. Other
-    /// machines may be behind the tap as well. The gateway goes on to answer DHCP and DNS, but
-    /// DHCP to members only.
+    /// `tap` is an open, non-blocking tap of bare frames (`IFF_TAP` and `IFF_NO_PI`, without
+    /// `IFF_VNET_HDR`) of at most 1518 bytes; [`open_tap`](crate::open_tap) opens one. `mac` and `ip`
+    /// belong to the router behind it, and no member can take them. [`NetworkConfig::router`] tells
+    /// guests of the router. Other machines may be behind the tap as well. The gateway answers their
+    /// DNS questions, but gives addresses to members only.
     ///
     /// # Errors
-    /// The addresses are no router's in this network or a member has them, there is an uplink
+    /// A router in this network cannot have the addresses, a member has them, there is an uplink
     /// already, or the host has no descriptors left.
     pub fn uplink(&self, tap: OwnedFd, mac: [u8; 6], ip: Ipv4Addr) -> Result<(), NetworkError> {
         self.check_addresses(mac, Some(ip))?;
-        let joining = Joining {
+        let new = NewPort {
             name: "uplink".to_owned(),
             mac,
             ip: Some(ip),
             uplink: true,
         };
-        self.call(move |switch| switch.attach(joining, tap))??;
+        self.call(move |switch| switch.attach(new, tap))??;
         Ok(())
     }
 
-    /// Whether these may be addresses of something other than the gateway.
+    /// Refuses addresses that only the gateway can have, or nothing.
     fn check_addresses(&self, mac: [u8; 6], ip: Option<Ipv4Addr>) -> Result<(), NetworkError> {
         let subnet = self.config.subnet;
         let refuse = |what, value| NetworkError::Address {
@@ -200,19 +200,19 @@ impl Network {
     /// Removes a member: its link closes and its connections are reset.
     ///
     /// # Errors
-    /// There is no such member.
+    /// The network has no such member.
     pub fn detach(&self, name: &str) -> Result<(), NetworkError> {
         let name = name.to_owned();
         self.call(move |switch| switch.detach(&name))?
     }
 
-    /// Makes the gateway's DNS answer `name` and `NAME.DOMAIN` with `ip`, in any letter case,
-    /// whether or not a member of that name is attached now; names of attached members come
-    /// first. Replaces what the name stood for. The address goes to no member of another name
-    /// that leaves the choice to the network.
+    /// Makes the gateway's DNS answer `name` and `NAME.DOMAIN` with `ip`, in any letter case, whether or
+    /// not a member of that name is attached. It replaces an earlier address of the name. The names of
+    /// attached members come first. The network does not choose this address for a member of another
+    /// name.
     ///
-    /// Attached members are answered without it; it is for those that are known and stopped, and
-    /// for further names of a member.
+    /// Attached members have their names without this. It is for members that are stopped, and for
+    /// further names of a member.
     ///
     /// ```
     /// # use fleetbox_net::{Network, NetworkConfig, NetworkError};
@@ -224,7 +224,7 @@ impl Network {
     /// ```
     ///
     /// # Errors
-    /// The name is no DNS label, or the address cannot be a guest's.
+    /// The name is not a DNS label, or a guest cannot have the address.
     pub fn register_name(&self, name: &str, ip: Ipv4Addr) -> Result<(), NetworkError> {
         if !is_label(name) {
             return Err(NetworkError::Name(name.to_owned()));
@@ -240,7 +240,7 @@ impl Network {
         self.call(move |switch| switch.members.register(name, ip))
     }
 
-    /// Undoes [`Self::register_name`]; false if the name was not registered.
+    /// Undoes [`Self::register_name`]. Returns false if the name was not registered.
     ///
     /// # Errors
     /// The network has ended.
@@ -249,11 +249,11 @@ impl Network {
         self.call(move |switch| switch.members.unregister(&name))
     }
 
-    /// Connects to a port of a guest. Waits for a guest that is still booting as long as
-    /// [`Limits::guest_timeout`]; dropping the future gives up.
+    /// Connects to a port of a guest. Waits up to [`Limits::guest_timeout`](crate::Limits::guest_timeout)
+    /// for a guest that is still booting. Drop the future to give up.
     ///
     /// # Errors
-    /// See [`ConnectError`], which tells a closed port from a guest that is not there.
+    /// [`ConnectError`] tells a closed port from a guest that does not answer.
     pub async fn connect(&self, ip: IpAddr, port: u16) -> Result<GuestStream, ConnectError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.send(move |switch| {
@@ -264,7 +264,7 @@ impl Network {
                     biased;
                     () = reply.closed() => {}
                     result = tcp.connect(ip, port) => {
-                        // The caller may have given up this very moment.
+                        // The caller may have given up just now.
                         let _ = reply.send(result);
                     }
                 }
@@ -276,19 +276,19 @@ impl Network {
         answer.await.unwrap_or(Err(ConnectError::Closed { ip }))
     }
 
-    /// Opens a port on the host's loopback that leads to a port of a guest. The guest need not
-    /// be up yet; a connection that it refuses is reset.
+    /// Opens a port on the host's loopback that leads to a port of a guest. The guest need not be up
+    /// yet. A connection that the guest refuses is reset.
     ///
     /// # Errors
-    /// The address is no member's, or the host has no port or file descriptors left.
+    /// No member has the address, or the host has no port or file descriptors left.
     pub fn forward(&self, ip: IpAddr, guest_port: u16) -> Result<Forward, NetworkError> {
         self.forward_from(0, ip, guest_port)
     }
 
-    /// As [`Self::forward`], by a port of the caller's choice; 0 is any that is free.
+    /// Like [`Self::forward`], from a port that the caller chooses; 0 is any free port.
     ///
     /// # Errors
-    /// As there, and the port is taken, or one that this user may not have.
+    /// Those of [`Self::forward`]; also, the port is in use, or this user may not use it.
     pub fn forward_from(
         &self,
         host_port: u16,
@@ -328,7 +328,7 @@ impl Network {
     /// What the network is doing now.
     ///
     /// # Errors
-    /// Its thread has ended.
+    /// The network has ended.
     pub fn status(&self) -> Result<NetworkStatus, NetworkError> {
         self.call(|switch| switch.status())
     }
@@ -339,8 +339,8 @@ impl Network {
         sent.map_err(|_| NetworkError::Closed)
     }
 
-    /// Runs `work` on the network's thread and waits for it. The thread never blocks, so this is
-    /// a matter of microseconds and fit for async callers.
+    /// Runs `work` on the network's thread and waits for it. The thread never blocks, so this takes
+    /// microseconds and suits async callers.
     fn call<R: Send + 'static>(
         &self,
         work: impl FnOnce(&Rc<Switch>) -> R + Send + 'static,
@@ -365,7 +365,7 @@ impl Drop for Network {
     }
 }
 
-/// Leads what a listener accepts into a guest.
+/// Leads the connections of a listener into a guest.
 async fn accept(tcp: Rc<TcpFlows>, listener: tokio::net::TcpListener, ip: IpAddr, port: u16) {
     loop {
         match listener.accept().await {
@@ -373,7 +373,7 @@ async fn accept(tcp: Rc<TcpFlows>, listener: tokio::net::TcpListener, ip: IpAddr
                 tokio::task::spawn_local(tcp.clone().forward(ip, port, stream));
             }
             Err(error) => {
-                // Out of file descriptors, most likely: better wait than spin.
+                // Probably out of file descriptors: wait, do not spin.
                 tracing::warn!(%error, "cannot accept a forwarded connection");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }

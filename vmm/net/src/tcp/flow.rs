@@ -48,7 +48,7 @@ pub(crate) struct Flow {
     pub(crate) stage: RefCell<Stage>,
     /// The flow's task.
     waker: RefCell<Option<Waker>>,
-    /// The flow is to be reset on both sides.
+    /// The flow must be reset on both sides.
     pub(crate) ended: Cell<bool>,
     /// The guest has closed its half.
     pub(crate) guest_closed: Cell<bool>,
@@ -137,7 +137,7 @@ impl Flow {
         true
     }
 
-    /// Waits until the flow is to be ended.
+    /// Waits until the flow must end.
     pub(crate) async fn until_ended(&self) {
         poll_fn(|cx| {
             self.sleep_on(cx);

@@ -187,7 +187,7 @@ impl TcpFlows {
         *flow.stage.borrow_mut() = Stage::Open(Box::new(stack));
         self.table.insert(&flow);
         // A caller that gives up, and drops this future, must leave no flow behind.
-        let guard = Unfinished {
+        let guard = HandshakeGuard {
             tcp: self.clone(),
             flow: flow.clone(),
             done: Cell::new(false),
@@ -274,14 +274,14 @@ impl TcpFlows {
     }
 }
 
-/// Removes a flow that never came to stand.
-struct Unfinished {
+/// Removes a flow whose handshake was given up.
+struct HandshakeGuard {
     tcp: Rc<TcpFlows>,
     flow: Rc<Flow>,
     done: Cell<bool>,
 }
 
-impl Drop for Unfinished {
+impl Drop for HandshakeGuard {
     fn drop(&mut self) {
         if !self.done.get() {
             self.flow.abort(&self.tcp.context);

@@ -14,8 +14,7 @@ use crate::timer::Timer;
 /// How long a connection stays after both sides have closed, to acknowledge a repeated FIN. The
 /// link loses next to nothing, so this is far below the two segment lifetimes of RFC 9293.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long the guest's half of a connection may stay open when nobody on the host holds the
-/// stream any more.
+/// How long the guest's half of a connection may stay open once the host has dropped the stream.
 const ORPHAN: Duration = Duration::from_secs(30);
 /// Rounds of moving data before other flows have their turn.
 const ROUNDS: usize = 4;
@@ -189,7 +188,7 @@ impl Flow {
                     progress.shut = true;
                     moved = true;
                 }
-                // The host's peer has closed both halves: there is nobody to tell.
+                // The host's peer has closed both halves, and need not be told.
                 Poll::Ready(Err(_)) => progress.shut = true,
                 Poll::Pending => {}
             }
@@ -205,7 +204,7 @@ impl Flow {
                     progress.failed = progress.deaf;
                     break;
                 }
-                // The error was told to whoever wrote.
+                // The write has reported the error.
                 Ok(Some(Ok(0))) if progress.deaf => progress.failed = true,
                 Ok(Some(Ok(0))) => {
                     progress.host_closed = true;

@@ -109,12 +109,12 @@ mod tests {
 
     use super::super::flow::Stage;
     use super::*;
-    use crate::port::{Joining, new_link};
+    use crate::port::{NewPort, new_link};
 
     const LIMIT: usize = 3;
 
     fn port() -> (Rc<Port>, std::os::fd::OwnedFd) {
-        let joining = Joining {
+        let new = NewPort {
             name: "web".to_owned(),
             mac: [2, 0, 0, 0, 0, 1],
             ip: None,
@@ -122,7 +122,7 @@ mod tests {
         };
         let (ours, theirs) = new_link().unwrap();
         let ip = Ipv4Addr::new(10, 187, 41, 2);
-        let port = Port::new(1, &joining, ip, ours, Rc::default()).unwrap();
+        let port = Port::new(1, &new, ip, ours, Rc::default()).unwrap();
         (Rc::new(port), theirs)
     }
 

@@ -167,8 +167,8 @@ fn giving_up_leaves_nothing_behind() {
     while network.status().unwrap().tcp_flows > 0 {
         assert!(Instant::now() < end, "a flow is left");
     }
-    // It hears that nobody wants the connection any more. The first attempt has opened none even
-    // now that the guest can be reached.
+    // The guest is told with a reset. The first attempt has opened no connection, even now that the
+    // guest can be reached.
     let wire = &guest.wire;
     wire.expect(|frame| frame[ETHERNET + 9] == PROTO_TCP && frame[ETHERNET + IPV4 + 13] & RST != 0);
     assert_eq!(network.status().unwrap().tcp_opened, 2);

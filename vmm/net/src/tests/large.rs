@@ -14,7 +14,7 @@ use crate::{LinkConditions, Network};
 
 const HEADERS: usize = HEADER + ETHERNET + IPV4 + TCP;
 
-/// A TCP segment between two addresses that is to be cut, with the header in front of it.
+/// A large TCP segment between two addresses, with the header in front of it.
 fn large(to: [u8; 6], source: std::net::Ipv4Addr, target: std::net::Ipv4Addr) -> Vec<u8> {
     let mut bytes = vec![0; HEADERS];
     bytes.extend(pattern(50_000, 3));

@@ -256,7 +256,7 @@ fn made_up_addresses_take_no_others_room() {
         }
     }
     settle(&network, "m1", COUNT.into());
-    // A container behind the second member speaks, is found, and nobody else hears it.
+    // A container behind the second member speaks and is found, and no other member hears it.
     wires[1]
         .send(&frame(mac(3), mac(77), 0x88b5, b"here"))
         .unwrap();
@@ -329,7 +329,7 @@ fn forged_and_malformed_frames_go_nowhere() {
 }
 
 #[test]
-fn a_member_that_takes_nothing_holds_up_nobody() {
+fn a_member_that_takes_nothing_holds_up_no_other() {
     let network = Network::start(config()).unwrap();
     let a = Wire::new(attach(&network, "a", 1).link);
     let _stuck = attach(&network, "stuck", 2);

@@ -184,7 +184,7 @@ fn what_the_host_said_before_its_reset_arrives() {
 #[test]
 fn a_stuck_flow_holds_up_no_other() {
     const LEN: usize = 4 << 20;
-    // Sends for ever, and reads nothing.
+    // Never stops sending, and reads nothing.
     let (stuck, _server) = serve(2, |mut stream| {
         let _ = stream.set_write_timeout(Some(Duration::from_millis(500)));
         while stream.write(&[7; 65536]).is_ok() {}

@@ -9,7 +9,7 @@ use crate::{Attachment, LinkEnd, Network, NetworkError, Subnet};
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 187, 41, 254);
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 254];
-/// A frame of its own kind, which nobody answers.
+/// A frame of its own kind, which is never answered.
 const MARK: [u8; 2] = [0x88, 0xb5];
 
 fn start() -> (Network, Wire) {
@@ -95,7 +95,7 @@ fn members_and_what_is_behind_the_uplink_reach_each_other() {
 }
 
 #[test]
-fn nobody_takes_the_routers_addresses_or_a_members() {
+fn the_routers_and_members_addresses_cannot_be_taken() {
     let (network, host) = start();
     let (web, web_ip) = wire(attach(&network, "web", 1));
     let (db, _) = wire(attach(&network, "db", 2));
@@ -154,7 +154,7 @@ fn the_uplink_is_no_member() {
         network.attach(port).map(drop)
     };
     assert!(taken(member("web", Some(ROUTER))));
-    // Its name is nobody's, and neither does it count as a member.
+    // It has no name, and does not count as a member.
     assert!(network.partition(&["uplink"], &["uplink"]).is_err());
     member("uplink", None).unwrap();
     network.detach("uplink").unwrap();
