@@ -7,6 +7,7 @@
 pub mod boot;
 pub mod hypervisor;
 pub mod machine;
-pub mod net;
 pub mod output;
 pub mod preflight;
+
+pub use fleetbox_net as net;

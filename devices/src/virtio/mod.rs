@@ -6,7 +6,6 @@
 
 mod blk;
 mod net;
-pub mod offload;
 mod pci;
 mod queue;
 mod registers;

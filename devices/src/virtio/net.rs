@@ -4,6 +4,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
+use fleetbox_packet::{
+    HEADER, Header, Large, MAX_FRAME, MAX_PACKET, MIN_FRAME, Packet, flow, offload_tcp,
+};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -15,10 +18,6 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::blk::MAX_QUEUES;
-use super::offload::{
-    HEADER, Large, MAX_FRAME, MAX_PACKET, MIN_FRAME, Packet, Request, flow, leave_tcp,
-};
-
 use super::{
     ActivateContext, Chain, DeviceState, Interest, Interrupt, QueueError, QueueWorker,
     VirtioDevice, Virtqueue, Workers,
@@ -47,10 +46,9 @@ pub enum LinkFormat {
     /// that its driver leaves to it.
     #[default]
     Frames,
-    /// An [`offload::Packet`](super::offload::Packet) each: a header of 12 bytes in front of a
-    /// frame, or of a TCP packet of up to 65549 bytes, and what the header says is for the other end
-    /// to do. Large packets pass whole, both ways; the device cuts what its own driver does not
-    /// take so.
+    /// A [`Packet`] each: a header of 12 bytes in front of a frame, or of a TCP packet of up to 65549
+    /// bytes. What the header asks for is left to the other end. Large packets pass whole, both
+    /// ways; the device cuts those that its own driver does not take whole.
     Packets,
 }
 
@@ -544,7 +542,7 @@ impl NetWorker {
     fn prepare(&mut self, total: usize) -> Option<Pending> {
         let bytes = self.incoming.get_mut(..total)?;
         let packet = Packet::parse(bytes)?;
-        let request = packet.request();
+        let request = packet.header();
         let large = packet.large();
         let len = packet.frame().len();
         let pair = flow(packet.frame()).and_then(|flow| self.flows[usize::from(flow)]);
@@ -553,7 +551,7 @@ impl NetWorker {
             Some(large) => request.write(header, large.headers()),
             None if self.takes_open => request.write(header, 0),
             None => {
-                if !request.finish(frame) {
+                if !request.fill_checksum(frame) {
                     return None;
                 }
                 header.fill(0);
@@ -698,7 +696,7 @@ impl NetWorker {
         };
         let (header, rest) = self.outgoing.split_at_mut(HEADER);
         let packet = &mut rest[..len];
-        let Some(request) = Request::parse(header) else {
+        let Some(request) = Header::parse(header) else {
             return Ok(Some(1));
         };
         if self.pairs > 1
@@ -714,7 +712,7 @@ impl NetWorker {
             };
             let count = large.count();
             let bytes = &mut self.outgoing[..HEADER + len];
-            if whole && leave_tcp(bytes, large.segment()) && Packet::parse(bytes).is_some() {
+            if whole && offload_tcp(bytes, large.segment()) && Packet::parse(bytes).is_some() {
                 let sent = self.link.send(bytes) != Outcome::WouldBlock;
                 return Ok(sent.then_some(count));
             }
@@ -731,13 +729,13 @@ impl NetWorker {
             return Ok(Some(count));
         }
         let finished = if !self.checksum {
-            request.is_none()
-        } else if whole && request.is_open(packet) {
+            request.is_ready()
+        } else if whole && request.lacks_checksum(packet) {
             request.write(header, 0);
             true
         } else {
             header.fill(0);
-            request.finish(packet)
+            request.fill_checksum(packet)
         };
         if len > MAX_FRAME || request.is_large() || !finished {
             tracing::debug!(device = self.name, len, "dropped a frame from the guest");

@@ -1,8 +1,8 @@
 //! Links that carry packets with headers: what passes whole, and for whom it is cut.
 
+use fleetbox_packet::testing::{check, large};
 use proptest::prelude::*;
 
-use super::super::offload::tests::{check, large};
 use super::super::testing::{Driver, WRITE, eventually};
 use super::tests::*;
 use super::*;

@@ -1,6 +1,7 @@
 //! Several pairs of queues, and the control queue by which a driver takes them.
 
-use super::super::offload::tests::large;
+use fleetbox_packet::testing::large;
+
 use super::super::testing::{Driver, WRITE, eventually};
 use super::tests::*;
 use super::*;

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
+use fleetbox_packet::testing::{check, large};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
 use super::super::F_EVENT_IDX;
-use super::super::offload::tests::{check, large};
 use super::super::testing::{Driver, WRITE, eventually};
 use super::*;
 use crate::pci::PciDevice;

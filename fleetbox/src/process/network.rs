@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use fleetbox_vmm::net::{
-    Attachment, ConnectError, Forward, GuestStream, Network, NetworkConfig, NetworkError, Port,
+    Attachment, ConnectError, Forward, GuestStream, Member, Network, NetworkConfig, NetworkError,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -34,7 +34,7 @@ impl ClusterNetwork {
     pub(super) fn start(store: &Store, cluster: &ClusterDir) -> Result<Self, String> {
         allow_descriptors();
         let mut config = NetworkConfig::default();
-        config.limits.ports = MAX_COUNT as usize;
+        config.limits.members = MAX_COUNT as usize;
         let Some(subnet) = bridge::of_cluster(cluster).map_err(|e| e.to_string())? else {
             let network = Network::start(config).map_err(|e| e.to_string())?;
             return Ok(Self(network));
@@ -72,7 +72,7 @@ impl ClusterNetwork {
     ) -> Result<Attachment, NetworkError> {
         // So that it has its name when it is stopped again.
         self.know(name, ip);
-        self.0.attach(Port {
+        self.0.attach(Member {
             name: name.to_owned(),
             mac,
             ip: Some(ip),

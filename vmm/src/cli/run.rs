@@ -13,12 +13,12 @@ use fleetbox_devices::block::{
     Base, Disk, Format, LayerOptions, OpenOptions, create_layer, open_disk,
 };
 use fleetbox_devices::event::Event;
+use fleetbox_net::{Member, Network, NetworkConfig};
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{
     BootSource, DiskConfig, Exit, LinkFormat, Machine, MachineConfig, NicConfig,
 };
-use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 use fleetbox_vmm::output::BoundedWriter;
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
@@ -60,7 +60,7 @@ pub(super) fn run(
     };
     let mut nics = Vec::new();
     if let Some(network) = &network {
-        let attachment = network.attach(Port {
+        let attachment = network.attach(Member {
             name: "guest".into(),
             mac: GUEST_MAC,
             ip: None,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fleetbox_vmm::net::{Attachment, NetworkConfig, Port, Subnet, open_tap};
+use fleetbox_vmm::net::{Attachment, Member, NetworkConfig, Subnet, open_tap};
 use futures::TryStreamExt;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -582,7 +582,7 @@ fn guests_reach_the_world_and_the_host_reaches_guests() {
         let guest = |number: u8| {
             let mac = [2, 0, 0, 0, 0, number];
             let name = format!("node-{number}");
-            let port = Port {
+            let port = Member {
                 name,
                 mac,
                 ip: None,

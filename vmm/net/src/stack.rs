@@ -1,0 +1,281 @@
+//! One TCP connection of smoltcp with an interface of its own.
+//!
+//! smoltcp looks at every socket of an interface for each segment. With one interface per flow
+//! there is one to look at, and the switch finds the flow in a hash table. The interface has the
+//! remote's address, speaks bare IP (the switch writes the Ethernet header) and therefore needs
+//! no ARP.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{
+    ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
+};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+
+use fleetbox_packet::{HEADER, offload_tcp};
+
+use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, MTU, Mac, TCP, TYPE_IPV4};
+use crate::port::Port;
+
+/// A guest that answers nothing for so long is gone.
+const DEAD_AFTER: Duration = Duration::from_secs(300);
+/// How often a quiet guest is asked.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Segments sent before other flows have their turn.
+const MAX_BURST: usize = 96;
+
+/// The network device of one flow.
+pub(crate) struct FlowDevice<'a> {
+    pub(crate) port: &'a Port,
+    pub(crate) mac: Mac,
+    /// The packet to be received next.
+    pub(crate) packet: Option<&'a [u8]>,
+}
+
+impl FlowDevice<'_> {
+    fn outgoing(&self) -> Outgoing<'_> {
+        Outgoing {
+            port: self.port,
+            mac: self.mac,
+            segment: 0,
+        }
+    }
+}
+
+pub(crate) struct Incoming<'a>(&'a [u8]);
+
+impl RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+pub(crate) struct Outgoing<'a> {
+    port: &'a Port,
+    mac: Mac,
+    /// Payload of each frame that the packet is cut into; 0 if it is a frame.
+    segment: u16,
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let start = HEADER + ETHERNET;
+        self.port.write_from_gateway(start + len, |bytes| {
+            let Some(bytes) = bytes else {
+                // No room: the segment is lost as on any network, and sent again.
+                return f(&mut vec![0; len]);
+            };
+            // The place holds what an earlier frame left, perhaps another guest's.
+            let (headers, _) = bytes.split_at_mut(bytes.len().min(start + IPV4 + TCP + 40));
+            headers.fill(0);
+            let (front, packet) = bytes.split_at_mut(start);
+            let (_, ethernet) = front.split_at_mut(HEADER);
+            frame::ethernet(ethernet, self.mac, GATEWAY_MAC, TYPE_IPV4);
+            let result = f(packet);
+            // The receiver fills in the checksum, if anything looks at it at all.
+            offload_tcp(bytes, self.segment);
+            result
+        })
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map_or(0, Into::into);
+    }
+}
+
+impl Device for FlowDevice<'_> {
+    type RxToken<'b>
+        = Incoming<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Outgoing<'b>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
+        let packet = self.packet.take()?;
+        Some((Incoming(packet), self.outgoing()))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
+        self.port.has_room().then(|| self.outgoing())
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = MTU;
+        // The link is memory: what arrives is not verified. What is sent gets its checksums, and is
+        // cut, only where that is needed.
+        capabilities.checksum = ChecksumCapabilities::ignored();
+        if !self.port.takes_frames_only() {
+            capabilities.segmentation.tcpv4 = NonZeroUsize::new(usize::from(u16::MAX));
+        }
+        capabilities
+    }
+}
+
+/// The address as smoltcp writes it; `None` for a family that the network does not have.
+fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
+    match address {
+        SocketAddr::V4(address) => Some(address.into()),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// An interface of smoltcp. It asks what the device can do when it is made, and never again.
+fn interface(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = rand::random();
+    let mut interface = Interface::new(config, device, now);
+    interface.update_ip_addrs(|addresses| {
+        // An empty list has room for one.
+        let _ = addresses.push(IpCidr::new(local, 32));
+    });
+    // There are flows of this family only: smoltcp is built with the other because its segmentation
+    // needs it.
+    if let IpAddress::Ipv4(router) = local {
+        // Lets smoltcp send to any address; without Ethernet the router is never resolved.
+        let _ = interface.routes_mut().add_default_ipv4_route(router);
+    }
+    interface
+}
+
+/// One connection.
+pub(crate) struct Stack {
+    interface: Interface,
+    /// Whether the interface sends frames only.
+    frames_only: bool,
+    local: IpAddress,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    failed: bool,
+}
+
+impl std::fmt::Debug for Stack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stack").finish_non_exhaustive()
+    }
+}
+
+impl Stack {
+    /// A closed connection whose end on our side is `local`, with `buffer` bytes in each
+    /// direction.
+    fn new(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress, buffer: usize) -> Self {
+        let interface = interface(device, now, local);
+        let mut socket = Socket::new(
+            SocketBuffer::new(vec![0; buffer]),
+            SocketBuffer::new(vec![0; buffer]),
+        );
+        // Segments are handled in batches, and each batch is worth one acknowledgement.
+        socket.set_ack_delay(None);
+        // The sender has decided already what to send together.
+        socket.set_nagle_enabled(false);
+        socket.set_timeout(Some(DEAD_AFTER));
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            interface,
+            frames_only: device.port.takes_frames_only(),
+            local,
+            sockets,
+            handle,
+            failed: false,
+        }
+    }
+
+    /// The stack for the connection that the packet of `device`, a SYN, opens; `None` if smoltcp does
+    /// not take it.
+    pub(crate) fn accept(
+        device: &mut FlowDevice<'_>,
+        now: Instant,
+        local: SocketAddr,
+        buffer: usize,
+    ) -> Option<Self> {
+        let local = endpoint(local)?;
+        let mut stack = Self::new(device, now, local.addr, buffer);
+        stack.socket().listen(local).ok()?;
+        stack.receive(device, now);
+        (stack.socket().state() == State::SynReceived).then_some(stack)
+    }
+
+    /// The stack for a connection to `remote`, about to be opened.
+    pub(crate) fn connect(
+        device: &mut FlowDevice<'_>,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        buffer: usize,
+    ) -> Option<Self> {
+        let (local, remote) = (endpoint(local)?, endpoint(remote)?);
+        let mut stack = Self::new(device, now, local.addr, buffer);
+        let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
+        socket
+            .connect(stack.interface.context(), remote, local)
+            .ok()?;
+        Some(stack)
+    }
+
+    pub(crate) fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    /// Takes the packet of `device`.
+    pub(crate) fn receive(&mut self, device: &mut FlowDevice<'_>, now: Instant) {
+        self.contain(|stack| {
+            stack
+                .interface
+                .poll_ingress_single(now, device, &mut stack.sockets);
+        });
+    }
+
+    /// Sends what there is to send, as far as there is room; true if there was anything.
+    pub(crate) fn transmit(&mut self, device: &mut FlowDevice<'_>, now: Instant) -> bool {
+        let mut sent = false;
+        let frames_only = device.port.takes_frames_only();
+        if self.frames_only != frames_only {
+            self.interface = interface(device, now, self.local);
+            self.frames_only = frames_only;
+        }
+        self.contain(|stack| {
+            for _ in 0..MAX_BURST {
+                match stack.interface.poll_egress(now, device, &mut stack.sockets) {
+                    PollResult::None => break,
+                    PollResult::SocketStateChanged => sent = true,
+                }
+            }
+        });
+        sent
+    }
+
+    /// Runs smoltcp on what a guest sent. Should it ever panic, this connection has failed, and
+    /// the network, which serves all guests, goes on.
+    fn contain(&mut self, work: impl FnOnce(&mut Self)) {
+        if self.failed {
+            return;
+        }
+        // A stack that has panicked is only dropped.
+        let work = AssertUnwindSafe(|| work(self));
+        if catch_unwind(work).is_err() {
+            tracing::error!("a TCP connection is given up: its state became inconsistent");
+            self.failed = true;
+        }
+    }
+
+    /// The connection must be given up.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// When [`Self::transmit`] has something to do, if nothing arrives before.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Instant> {
+        self.interface.poll_at(now, &self.sockets)
+    }
+}

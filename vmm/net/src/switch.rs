@@ -1,0 +1,399 @@
+//! The switch: which frame goes to which member, to the gateway, or nowhere.
+//!
+//! Everything here runs on the network's own thread, so its state needs no locks.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fleetbox_packet::{HEADER, Packet};
+
+use crate::config::NetworkConfig;
+use crate::dhcp;
+use crate::error::NetworkError;
+use crate::faults::{Arrival, Fate, Faults, GATEWAY};
+use crate::frame::{
+    self, Arp, ETHERNET, GATEWAY_MAC, Ipv4, Mac, PROTO_UDP, TYPE_ARP, TYPE_C_TAG, TYPE_IPV4,
+    TYPE_S_TAG, VLAN_ID, be16,
+};
+use crate::gateway::Gateway;
+use crate::members::Members;
+use crate::port::{NewPort, Port, RECEIVE_BUFFER, count, is_gone};
+use crate::status::{NetworkStatus, PortStatus};
+use crate::timer::Timer;
+
+/// Packets read from one member before others have their turn, and their bytes.
+const TURN: usize = 64;
+const TURN_BYTES: usize = 512 << 10;
+/// Frames that arrive from impaired links before others have their turn.
+const ARRIVALS: usize = 256;
+
+/// A network, as its thread sees it.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    config: Arc<NetworkConfig>,
+    pub(crate) members: Rc<Members>,
+    pub(crate) faults: Rc<Faults>,
+    pub(crate) gateway: Gateway,
+}
+
+/// What a frame has for the gateway.
+#[derive(Debug)]
+enum ForGateway<'a> {
+    Arp(Arp),
+    Ip(Ipv4<'a>),
+}
+
+impl Switch {
+    pub(crate) fn new(config: Arc<NetworkConfig>) -> Self {
+        let faults = Rc::<Faults>::default();
+        let members = Rc::new(Members::new(config.clone(), faults.clone()));
+        Self {
+            gateway: Gateway::new(config.clone(), members.clone()),
+            config,
+            members,
+            faults,
+        }
+    }
+
+    /// Adds a member and starts to serve its link.
+    pub(crate) fn attach(
+        self: &Rc<Self>,
+        new: NewPort,
+        socket: OwnedFd,
+    ) -> Result<Ipv4Addr, NetworkError> {
+        // A member whose machine has ended makes room for its successor.
+        let is_ended = |port: &&Rc<Port>| new.replaces(port) && !port.up.get();
+        let ended: Vec<_> = self
+            .members
+            .ports()
+            .iter()
+            .filter(is_ended)
+            .cloned()
+            .collect();
+        for port in ended {
+            self.remove(&port);
+        }
+        let port = self.members.add(new, socket)?;
+        let ip = port.ip;
+        tokio::task::spawn_local(serve(self.clone(), port));
+        Ok(ip)
+    }
+
+    /// Removes a member: its link closes and its connections are reset.
+    pub(crate) fn detach(&self, name: &str) -> Result<(), NetworkError> {
+        let port = self.members.named(name);
+        let port = port.ok_or_else(|| NetworkError::NoMember(name.to_owned()))?;
+        self.remove(&port);
+        Ok(())
+    }
+
+    fn remove(&self, port: &Rc<Port>) {
+        self.down(port);
+        self.members.remove(port);
+    }
+
+    /// Ends all that belongs to a member's link.
+    fn down(&self, port: &Port) {
+        port.shut();
+        self.faults.leave(port.id);
+        self.gateway.end_port(port);
+        port.learned.borrow_mut().clear();
+    }
+
+    /// Switches one packet of a member.
+    pub(crate) fn input(&self, port: &Rc<Port>, bytes: &[u8]) {
+        count(&port.counters.frames_in, 1);
+        count(&port.counters.bytes_in, bytes.len().saturating_sub(HEADER));
+        if self.switch(port, bytes).is_none() {
+            count(&port.counters.refused, 1);
+        }
+    }
+
+    /// `None` refuses the packet: malformed or forged.
+    fn switch(&self, port: &Rc<Port>, bytes: &[u8]) -> Option<()> {
+        let packet = Packet::parse(bytes)?;
+        let frame = packet.frame();
+        let to = frame::mac_at(frame, 0)?;
+        let from = frame::mac_at(frame, 6)?;
+        let ethertype = be16(frame, 12)?;
+        if from[0] & 1 != 0 || from == GATEWAY_MAC || from == [0; 6] {
+            return None;
+        }
+        let body = frame.get(ETHERNET..)?;
+        // A tag that names no VLAN only gives a priority: a receiver takes the frame as one without
+        // (IEEE 802.1Q, 6.9.1), and what is in it would pass by the checks below.
+        if matches!(ethertype, TYPE_C_TAG | TYPE_S_TAG) && be16(body, 0)? & VLAN_ID == 0 {
+            return None;
+        }
+        self.members.learn(port, from)?;
+        let (for_gateway, for_members) = self.receivers(port, to, ethertype, body)?;
+        if let Some(content) = for_gateway {
+            match self.faults.path(port.id, GATEWAY) {
+                // The gateway reads large packets, and frames without checksums, as they are.
+                None => self.to_gateway(port, from, &content),
+                Some(path) => packet.for_each_frame(|frame| {
+                    if self.faults.send(&path, frame) == Fate::Now {
+                        self.frame_to_gateway(port, frame);
+                    }
+                }),
+            }
+        }
+        if for_members {
+            self.to_members(port, to, &packet);
+        }
+        Some(())
+    }
+
+    /// Checks a frame's content, and says what it has for the gateway, and whether members may have
+    /// it. `None` refuses it.
+    fn receivers<'a>(
+        &self,
+        port: &Port,
+        to: Mac,
+        ethertype: u16,
+        body: &'a [u8],
+    ) -> Option<(Option<ForGateway<'a>>, bool)> {
+        let group = to[0] & 1 != 0;
+        let mut for_members = to != GATEWAY_MAC;
+        let mut for_gateway = None;
+        match ethertype {
+            TYPE_ARP => {
+                let arp = Arp::parse(body)?;
+                self.members.check_source(port, arp.sender_ip)?;
+                if arp.target_ip == self.config.subnet.gateway() {
+                    for_members = false;
+                    if arp.operation == Arp::REQUEST {
+                        for_gateway = Some(ForGateway::Arp(arp));
+                    }
+                }
+            }
+            TYPE_IPV4 => {
+                let ip = Ipv4::parse(body)?;
+                self.members.check_source(port, ip.source)?;
+                if ip.protocol == PROTO_UDP && !ip.fragment {
+                    // Only the gateway assigns addresses: no member sees another's questions, and
+                    // no member answers them.
+                    if be16(ip.payload, 0) == Some(dhcp::SERVER_PORT) {
+                        return None;
+                    }
+                    for_members &= be16(ip.payload, 2) != Some(dhcp::SERVER_PORT);
+                }
+                if to == GATEWAY_MAC || group {
+                    for_gateway = Some(ForGateway::Ip(ip));
+                }
+            }
+            _ => {}
+        }
+        Some((for_gateway, for_members))
+    }
+
+    /// Hands a packet to the member with an address, or to all others.
+    fn to_members(&self, port: &Port, to: Mac, packet: &Packet<'_>) {
+        let group = to[0] & 1 != 0;
+        match self.members.port_of(to).filter(|_| !group) {
+            Some(target) if target.id == port.id => {}
+            Some(target) => self.to_member(port, &target, packet),
+            None if port.may_flood() => {
+                for target in self.members.ports().iter() {
+                    if target.id != port.id {
+                        self.to_member(port, target, packet);
+                    }
+                }
+            }
+            None => count(&port.counters.dropped, 1),
+        }
+    }
+
+    /// Hands a packet over as it is, unless something is set for the link: faults are those of
+    /// frames.
+    fn to_member(&self, port: &Port, target: &Port, packet: &Packet<'_>) {
+        let Some(path) = self.faults.path(port.id, target.id) else {
+            return target.pass(packet);
+        };
+        packet.for_each_frame(|frame| {
+            if self.faults.send(&path, frame) == Fate::Now {
+                target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+            }
+        });
+    }
+
+    fn to_gateway(&self, port: &Rc<Port>, from: Mac, content: &ForGateway<'_>) {
+        match content {
+            ForGateway::Arp(arp) => self.gateway.answer_arp(port, arp),
+            ForGateway::Ip(packet) => self.gateway.input(port, from, packet),
+        }
+    }
+
+    /// Hands over a frame that an impaired link has delayed.
+    fn deliver(&self, arrival: &Arrival) {
+        let frame = &arrival.frame[..];
+        if arrival.to != GATEWAY {
+            if let Some(target) = self.members.by_id(arrival.to) {
+                target.push(frame.len(), |slot| slot.copy_from_slice(frame));
+            }
+            return;
+        }
+        if let Some(port) = self.members.by_id(arrival.from) {
+            self.frame_to_gateway(&port, frame);
+        }
+    }
+
+    /// Hands the gateway a frame that was checked when it was sent.
+    fn frame_to_gateway(&self, port: &Rc<Port>, frame: &[u8]) {
+        let Some(from) = frame::mac_at(frame, 6) else {
+            return;
+        };
+        let body = frame.get(ETHERNET..).unwrap_or_default();
+        let content = match be16(frame, 12) {
+            Some(TYPE_ARP) => Arp::parse(body).map(ForGateway::Arp),
+            _ => Ipv4::parse(body).map(ForGateway::Ip),
+        };
+        if let Some(content) = content {
+            self.to_gateway(port, from, &content);
+        }
+    }
+
+    /// What the network is doing now.
+    pub(crate) fn status(&self) -> NetworkStatus {
+        let (tcp, udp, dns) = (&self.gateway.tcp, &self.gateway.udp, &self.gateway.dns);
+        let tcp = tcp.table();
+        NetworkStatus {
+            ports: self
+                .members
+                .ports()
+                .iter()
+                .map(|port| port_status(port))
+                .collect(),
+            tcp_flows: tcp.len(),
+            tcp_opened: tcp.opened.get(),
+            tcp_refused: tcp.refused.get(),
+            tcp_evicted: tcp.evicted.get(),
+            udp_flows: udp.len(),
+            udp_evicted: udp.evicted.get(),
+            dns_local: dns.local.get(),
+            dns_forwarded: dns.forwarded.get(),
+            dns_failed: dns.failed.get(),
+            faults: self.faults.counts(),
+        }
+    }
+
+    /// Sends what the last frames made members wait for.
+    fn flush(&self) {
+        for port in self.members.ports().iter() {
+            port.flush();
+        }
+    }
+}
+
+/// Hands over what arrives from impaired links, and tells flows when these have room. One task
+/// with one timer for all of them.
+pub(crate) async fn pump(switch: Rc<Switch>) {
+    use std::task::Poll;
+    let mut timer = Timer::new();
+    std::future::poll_fn(|cx| -> Poll<()> {
+        switch.faults.set_pump(cx.waker());
+        let now = Instant::now();
+        let mut arrivals = 0;
+        while arrivals < ARRIVALS
+            && let Some(arrival) = switch.faults.arrived(now)
+        {
+            switch.deliver(&arrival);
+            arrivals += 1;
+        }
+        if arrivals > 0 {
+            switch.flush();
+        }
+        if arrivals == ARRIVALS {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut next = switch.faults.next();
+        for port in switch
+            .members
+            .ports()
+            .iter()
+            .filter(|port| port.is_awaited())
+        {
+            match switch.faults.room_at(port.id) {
+                Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                None => port.wake_waiting(),
+            }
+        }
+        if let Some(next) = next {
+            timer.arm(cx, next);
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Reads a member's frames and sends what waits for it, until its link ends.
+async fn serve(switch: Rc<Switch>, port: Rc<Port>) {
+    let mut buffer = vec![0; RECEIVE_BUFFER];
+    let ended = std::future::poll_fn(|cx| {
+        use std::task::Poll;
+        if !port.up.get() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(result) = port.poll_writer(cx) {
+            return Poll::Ready(result);
+        }
+        loop {
+            match port.poll_readable(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let mut bytes = 0;
+            for _ in 0..TURN {
+                if bytes >= TURN_BYTES {
+                    break;
+                }
+                match port.receive(&mut buffer) {
+                    Ok(0) => return Poll::Ready(Ok(())),
+                    Ok(len) => {
+                        switch.input(&port, buffer.get(..len).unwrap_or_default());
+                        bytes += len;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if is_gone(&error) => return Poll::Ready(Err(error)),
+                    Err(_) => {}
+                }
+                if !port.up.get() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            switch.flush();
+            // Flows and other members have their turn before the next frames are read.
+            if let Poll::Ready(Ok(())) = port.poll_readable(cx) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    if let Err(error) = ended {
+        tracing::debug!(member = %port.name, %error, "the member's link ended");
+    }
+    switch.down(&port);
+}
+
+fn port_status(port: &Port) -> PortStatus {
+    PortStatus {
+        name: port.name.clone(),
+        mac: port.mac,
+        ip: port.ip,
+        up: port.up.get(),
+        configured: port.seen.get().is_some(),
+        frames_in: port.counters.frames_in.get(),
+        bytes_in: port.counters.bytes_in.get(),
+        frames_out: port.counters.frames_out.get(),
+        bytes_out: port.counters.bytes_out.get(),
+        refused: port.counters.refused.get(),
+        dropped: port.counters.dropped.get(),
+    }
+}

@@ -1,0 +1,258 @@
+//! One TCP connection between a guest and the host.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{self, Poll, Waker};
+use std::time::Instant;
+
+use smoltcp::socket::tcp::State;
+
+use crate::config::NetworkConfig;
+use crate::error::ConnectError;
+use crate::frame::{Ipv4, Mac, RST, Tcp, Unreachable};
+use crate::key::FlowKey;
+use crate::output::Output;
+use crate::port::Port;
+use crate::stack::{FlowDevice, Stack};
+use crate::timer::{Clock, Timer};
+
+/// What all flows of a network share.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) config: Arc<NetworkConfig>,
+    pub(crate) output: Rc<Output>,
+    pub(crate) clock: Clock,
+}
+
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// The host connects; this is the guest's SYN, an IP packet.
+    Waiting(Vec<u8>),
+    /// The guest's side stands, or comes to stand.
+    Open(Box<Stack>),
+    /// Nothing is left.
+    Over,
+}
+
+/// One TCP connection between a guest and the host.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    /// A number that no other flow of the network has.
+    pub(crate) id: u64,
+    pub(crate) key: FlowKey,
+    pub(crate) port: Rc<Port>,
+    mac: Mac,
+    pub(crate) stage: RefCell<Stage>,
+    /// The flow's task.
+    waker: RefCell<Option<Waker>>,
+    /// The flow must be reset on both sides.
+    pub(crate) ended: Cell<bool>,
+    /// The guest has closed its half.
+    pub(crate) guest_closed: Cell<bool>,
+    /// When data last moved.
+    pub(crate) active: Cell<Instant>,
+}
+
+impl Flow {
+    pub(crate) fn new(id: u64, key: FlowKey, port: Rc<Port>, mac: Mac, stage: Stage) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            key,
+            port,
+            mac,
+            stage: RefCell::new(stage),
+            waker: RefCell::new(None),
+            ended: Cell::new(false),
+            guest_closed: Cell::new(false),
+            active: Cell::new(Instant::now()),
+        })
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+        self.wake();
+    }
+
+    pub(crate) fn device<'a>(&'a self, packet: Option<&'a [u8]>) -> FlowDevice<'a> {
+        FlowDevice {
+            port: &self.port,
+            mac: self.mac,
+            packet,
+        }
+    }
+
+    pub(crate) fn sleep_on(&self, cx: &task::Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Notes what the guest's segments did to the connection.
+    pub(crate) fn note(&self, stack: &mut Stack) -> State {
+        let state = stack.socket().state();
+        if matches!(
+            state,
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        ) {
+            self.guest_closed.set(true);
+        }
+        state
+    }
+
+    /// Takes a segment of the guest; false if it opens a connection anew.
+    pub(crate) fn input(&self, context: &Context, packet: &Ipv4<'_>, segment: &Tcp) -> bool {
+        match &mut *self.stage.borrow_mut() {
+            Stage::Waiting(syn) => {
+                if segment.has(RST) {
+                    self.end();
+                } else if segment.is_opening() {
+                    syn.clear();
+                    syn.extend_from_slice(packet.packet);
+                }
+            }
+            Stage::Open(stack) => {
+                let state = stack.socket().state();
+                if segment.is_opening() && matches!(state, State::TimeWait | State::Closed) {
+                    return false;
+                }
+                stack.receive(&mut self.device(Some(packet.packet)), context.clock.now());
+                self.note(stack);
+                self.wake();
+            }
+            Stage::Over => return !segment.is_opening(),
+        }
+        true
+    }
+
+    /// Waits until the flow must end.
+    pub(crate) async fn until_ended(&self) {
+        poll_fn(|cx| {
+            self.sleep_on(cx);
+            if self.ended.get() || !self.port.up.get() {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Answers the waiting SYN.
+    pub(crate) fn accept(&self, context: &Context) -> bool {
+        let mut stage = self.stage.borrow_mut();
+        let Stage::Waiting(syn) = &*stage else {
+            return false;
+        };
+        let stack = Stack::accept(
+            &mut self.device(Some(syn)),
+            context.clock.now(),
+            self.key.remote,
+            buffer_size(&self.port),
+        );
+        match stack {
+            Some(stack) => {
+                *stage = Stage::Open(Box::new(stack));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Tells the guest that its SYN failed.
+    pub(crate) fn refuse(&self, context: &Context, error: Option<&io::Error>) {
+        let stage = self.stage.replace(Stage::Over);
+        let Stage::Waiting(syn) = &stage else { return };
+        let Some(packet) = Ipv4::parse(syn) else {
+            return;
+        };
+        let Some(segment) = Tcp::parse(packet.payload) else {
+            return;
+        };
+        use io::ErrorKind::{HostUnreachable, NetworkUnreachable, PermissionDenied, TimedOut};
+        let code = match error.map(io::Error::kind) {
+            Some(HostUnreachable | TimedOut) => Unreachable::Host,
+            Some(NetworkUnreachable) => Unreachable::Network,
+            Some(PermissionDenied) => Unreachable::Prohibited,
+            _ => {
+                return context
+                    .output
+                    .send_reset(&self.port, self.mac, &packet, &segment);
+            }
+        };
+        context
+            .output
+            .send_unreachable(&self.port, self.mac, code, packet.packet);
+    }
+
+    /// Waits until the guest has answered the SYN of a connection into it.
+    pub(crate) async fn handshake(
+        &self,
+        context: &Context,
+        deadline: Instant,
+    ) -> Result<(), ConnectError> {
+        let (ip, port) = (self.key.guest.ip(), self.key.guest.port());
+        let mut timer = Timer::new();
+        poll_fn(|cx| {
+            self.sleep_on(cx);
+            if self.ended.get() || !self.port.up.get() {
+                return Poll::Ready(Err(ConnectError::Closed { ip }));
+            }
+            let mut stage = self.stage.borrow_mut();
+            let Stage::Open(stack) = &mut *stage else {
+                return Poll::Ready(Err(ConnectError::Closed { ip }));
+            };
+            let now = context.clock.now();
+            stack.transmit(&mut self.device(None), now);
+            self.port.flush();
+            if stack.has_failed() {
+                return Poll::Ready(Err(ConnectError::Closed { ip }));
+            }
+            match stack.socket().state() {
+                State::SynSent | State::SynReceived => {}
+                State::Closed => return Poll::Ready(Err(ConnectError::Refused { ip, port })),
+                _ => return Poll::Ready(Ok(())),
+            }
+            if Instant::now() >= deadline {
+                return Poll::Ready(Err(ConnectError::TimedOut { ip, port }));
+            }
+            self.port.poll_room(self.id, cx.waker());
+            let next = stack.next(now).map(|at| context.clock.instant(at));
+            timer.arm(cx, next.unwrap_or(deadline).min(deadline));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Resets the guest's side.
+    pub(crate) fn abort(&self, context: &Context) {
+        if let Stage::Open(stack) = &mut *self.stage.borrow_mut()
+            && !stack.has_failed()
+        {
+            stack.socket().abort();
+            stack.transmit(&mut self.device(None), context.clock.now());
+        }
+        self.port.flush();
+    }
+}
+
+/// Bytes to buffer in each direction: less the more connections the guest has, so that all of
+/// them together stay below 150 MiB.
+pub(crate) fn buffer_size(port: &Port) -> usize {
+    match port.flows.get() {
+        0..128 => 256 << 10,
+        128..512 => 64 << 10,
+        _ => 32 << 10,
+    }
+}

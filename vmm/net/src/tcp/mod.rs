@@ -1,0 +1,291 @@
+//! TCP flows between guests and the host.
+//!
+//! A guest's SYN waits until the host's own connection stands, so what the guest sees is what the
+//! host met. Each flow is a task of its own with bounded buffers; it reads from the host only
+//! what the guest has room for and takes from the guest only what the host has taken, so a flow
+//! whose peer is stuck stops by itself and holds up no other.
+
+mod flow;
+mod relay;
+mod table;
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use self::flow::{Context, Flow, Stage, buffer_size};
+use self::relay::relay;
+use self::table::TcpTable;
+use crate::config::NetworkConfig;
+use crate::dns::{DNS_PORT, Dns};
+use crate::error::ConnectError;
+use crate::frame::{Ipv4, Mac, Tcp};
+use crate::key::FlowKey;
+use crate::members::Members;
+use crate::output::Output;
+use crate::port::Port;
+use crate::reach::translate;
+use crate::stack::Stack;
+use crate::stream::{GuestStream, Host};
+use crate::timer::Clock;
+
+/// How fresh a sign of the guest must be for a connection to be tried without asking first.
+const SEEN: Duration = Duration::from_secs(5);
+
+/// What a guest's SYN leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Host(SocketAddr),
+    Dns,
+}
+
+/// TCP between guests and the host.
+#[derive(Debug)]
+pub(crate) struct TcpFlows {
+    context: Context,
+    members: Rc<Members>,
+    dns: Rc<Dns>,
+    table: TcpTable,
+}
+
+impl TcpFlows {
+    pub(crate) fn new(
+        config: Arc<NetworkConfig>,
+        members: Rc<Members>,
+        output: Rc<Output>,
+        dns: Rc<Dns>,
+    ) -> Self {
+        Self {
+            context: Context {
+                config,
+                output,
+                clock: Clock::new(),
+            },
+            members,
+            dns,
+            table: TcpTable::default(),
+        }
+    }
+
+    /// All flows, and how many there have been.
+    pub(crate) fn table(&self) -> &TcpTable {
+        &self.table
+    }
+
+    /// Takes a TCP segment of a guest.
+    pub(crate) fn input(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
+        let Some(segment) = Tcp::parse(packet.payload) else {
+            return;
+        };
+        let key = FlowKey {
+            port: port.id,
+            guest: SocketAddr::new(packet.source.into(), segment.source),
+            remote: SocketAddr::new(packet.to.into(), segment.to),
+        };
+        if let Some(flow) = self.table.get(&key) {
+            if flow.input(&self.context, packet, &segment) {
+                return;
+            }
+            // The guest uses the ports of a finished connection again.
+            flow.end();
+            self.table.remove(&flow);
+        }
+        if !segment.is_opening() || segment.source == 0 || segment.to == 0 {
+            self.context.output.send_reset(port, from, packet, &segment);
+            return;
+        }
+        let target = if packet.to == self.context.config.subnet.gateway() && segment.to == DNS_PORT
+        {
+            Target::Dns
+        } else if let Some(address) = translate(&self.context.config, packet.to) {
+            Target::Host(SocketAddr::new(address, segment.to))
+        } else {
+            self.table.count_refused();
+            self.context.output.send_reset(port, from, packet, &segment);
+            return;
+        };
+        let limit = self.context.config.limits.tcp_flows;
+        if !self.table.admit(port, limit, Instant::now()) {
+            self.table.count_refused();
+            self.context.output.send_reset(port, from, packet, &segment);
+            return;
+        }
+        let stage = Stage::Waiting(packet.packet.to_vec());
+        let flow = Flow::new(self.table.new_id(), key, port.clone(), from, stage);
+        self.table.insert(&flow);
+        tokio::task::spawn_local(self.clone().dial(flow, target));
+    }
+
+    /// Waits until the guest shows that it uses its address.
+    ///
+    /// Most connections are tried while the guest boots. A SYN that gets no answer is repeated ever
+    /// more slowly; asking for the hardware address first finds the guest as soon as it is there.
+    async fn until_present(&self, port: &Port, deadline: Instant) -> Result<(), ConnectError> {
+        let ip = IpAddr::V4(port.ip);
+        let mut pause = Duration::from_millis(1);
+        while port.seen.get().is_none_or(|at| at.elapsed() >= SEEN) {
+            if !port.up.get() {
+                return Err(ConnectError::Closed { ip });
+            }
+            if Instant::now() >= deadline {
+                return Err(ConnectError::Unreachable { ip });
+            }
+            self.context.output.probe(port);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Opens a connection to a guest.
+    async fn open(self: &Rc<Self>, ip: IpAddr, guest_port: u16) -> Result<Rc<Flow>, ConnectError> {
+        let IpAddr::V4(address) = ip else {
+            return Err(ConnectError::NoMember { ip });
+        };
+        let port = self.members.at(address);
+        let port = port.ok_or(ConnectError::NoMember { ip })?;
+        let limits = &self.context.config.limits;
+        let deadline = Instant::now() + limits.guest_timeout;
+        self.until_present(&port, deadline).await?;
+        if !self.table.admit(&port, limits.tcp_flows, Instant::now()) {
+            return Err(ConnectError::TooMany {
+                ip,
+                limit: limits.tcp_flows,
+            });
+        }
+        let gateway = IpAddr::V4(self.context.config.subnet.gateway());
+        let guest = SocketAddr::new(ip, guest_port);
+        let key = (0..64)
+            .map(|_| FlowKey {
+                port: port.id,
+                guest,
+                // The dynamic ports of RFC 6335.
+                remote: SocketAddr::new(gateway, rand::random::<u16>() | 0xc000),
+            })
+            .find(|key| self.table.get(key).is_none())
+            .ok_or(ConnectError::TooMany { ip, limit: 0x4000 })?;
+        let mac = port.mac;
+        let size = buffer_size(&port);
+        let flow = Flow::new(self.table.new_id(), key, port, mac, Stage::Over);
+        let stack = Stack::connect(
+            &mut flow.device(None),
+            self.context.clock.now(),
+            key.remote,
+            guest,
+            size,
+        )
+        // Port 0 is all that smoltcp refuses here.
+        .ok_or(ConnectError::Refused {
+            ip,
+            port: guest_port,
+        })?;
+        *flow.stage.borrow_mut() = Stage::Open(Box::new(stack));
+        self.table.insert(&flow);
+        // A caller that gives up, and drops this future, must leave no flow behind.
+        let guard = HandshakeGuard {
+            tcp: self.clone(),
+            flow: flow.clone(),
+            done: Cell::new(false),
+        };
+        flow.handshake(&self.context, deadline).await?;
+        guard.done.set(true);
+        Ok(flow)
+    }
+
+    /// Opens a connection to a guest that ends in a stream of this process.
+    pub(crate) async fn connect(
+        self: Rc<Self>,
+        ip: IpAddr,
+        guest_port: u16,
+    ) -> Result<GuestStream, ConnectError> {
+        let flow = self.open(ip, guest_port).await?;
+        let (host, stream) = Host::stream(SocketAddr::new(ip, guest_port));
+        tokio::task::spawn_local(async move { self.relay(flow, host).await });
+        Ok(stream)
+    }
+
+    /// Opens a connection to a guest for one that the host accepted.
+    pub(crate) async fn forward(self: Rc<Self>, ip: IpAddr, guest_port: u16, stream: TcpStream) {
+        let host = Host::tcp(stream);
+        match self.open(ip, guest_port).await {
+            Ok(flow) => self.relay(flow, host).await,
+            Err(error) => {
+                tracing::debug!(%error, "a forwarded connection is reset");
+                host.reset();
+            }
+        }
+    }
+
+    /// The task of a flow that a guest opens.
+    async fn dial(self: Rc<Self>, flow: Rc<Flow>, target: Target) {
+        let limit = self.context.config.limits.connect_timeout;
+        let dial = async {
+            match target {
+                Target::Host(address) => {
+                    match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+                        Ok(result) => result.map(Host::tcp),
+                        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                    }
+                }
+                Target::Dns => {
+                    let (host, stream) = Host::stream(flow.key.guest);
+                    let dns = self.dns.clone();
+                    let member = flow.port.clone();
+                    tokio::task::spawn_local(async move { dns.stream(member, stream).await });
+                    Ok(host)
+                }
+            }
+        };
+        let connected = tokio::select! {
+            biased;
+            () = flow.until_ended() => None,
+            result = dial => Some(result),
+        };
+        match connected {
+            Some(Ok(host)) if flow.accept(&self.context) => self.relay(flow, host).await,
+            Some(Ok(host)) => {
+                host.reset();
+                self.table.remove(&flow);
+            }
+            Some(Err(error)) => {
+                tracing::debug!(key = ?flow.key, %error, "a guest's connection failed on the host");
+                self.refuse(&flow, Some(&error));
+            }
+            None => self.refuse(&flow, None),
+        }
+    }
+
+    /// Moves the data of a flow until it ends.
+    async fn relay(self: Rc<Self>, flow: Rc<Flow>, host: Host) {
+        relay(&self.context, &flow, host).await;
+        self.table.remove(&flow);
+    }
+
+    /// Tells the guest that its SYN failed, and forgets the flow.
+    fn refuse(&self, flow: &Rc<Flow>, error: Option<&io::Error>) {
+        self.table.count_refused();
+        flow.refuse(&self.context, error);
+        self.table.remove(flow);
+    }
+}
+
+/// Removes a flow whose handshake was given up.
+struct HandshakeGuard {
+    tcp: Rc<TcpFlows>,
+    flow: Rc<Flow>,
+    done: Cell<bool>,
+}
+
+impl Drop for HandshakeGuard {
+    fn drop(&mut self) {
+        if !self.done.get() {
+            self.flow.abort(&self.tcp.context);
+            self.tcp.table.remove(&self.flow);
+        }
+    }
+}
