@@ -29,6 +29,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `download` | yes | downloads of images, by HTTP and HTTPS. Without it, images are local files or in the state directory already; else [`ImageError::DownloadDisabled`](images::ImageError::DownloadDisabled) |
+//! | `bridge` | no | [`Network::Bridge`], which joins a cluster to the host's network. Without it, [`BridgeError::Disabled`] |
 
 pub mod blocking;
 mod disk;
