@@ -20,6 +20,16 @@
 //! The processes that run a VM are this very program, started again: a constructor that runs
 //! before `main` makes them of it, so there is nothing to install. A program
 //! that links this crate as a dynamic library which it loads at run time cannot use it.
+//!
+//! # Features
+//!
+//! A feature that is off costs nothing: its dependencies are not compiled. The types are the same
+//! with every choice of features; what needs a missing feature returns an error that names it.
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `download` | yes | downloads of images, by HTTP and HTTPS. Without it, images are local files or in the state directory already; else [`ImageError::DownloadDisabled`](images::ImageError::DownloadDisabled) |
+//! | `bridge` | no | [`Network::Bridge`], which joins a cluster to the host's network. Without it, [`BridgeError::Disabled`] |
 
 pub mod blocking;
 mod disk;

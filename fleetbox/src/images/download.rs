@@ -7,16 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, Response, StatusCode, Url, header};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
+use super::url::{ImageUrl, Place};
 use super::{Image, ImageError, Sha256, Sidecar, sidecar_path};
+#[cfg(feature = "download")]
+use super::{client, range};
 use crate::disk::format::{format_of, sniff};
 use crate::progress::{Progress, ProgressEvent};
 use crate::store::Lock;
-use crate::util::fs::{open_private, read_limited, remove_file_if_there, sync_dir, write_atomic};
+#[cfg(feature = "download")]
+use crate::util::fs::read_limited;
+use crate::util::fs::{open_private, remove_file_if_there, sync_dir, write_atomic};
 
 /// Failures of the network in a row, none of which brought data, before giving up.
 const ATTEMPTS: u32 = 4;
@@ -24,19 +28,14 @@ const ATTEMPTS: u32 = 4;
 const LARGEST: u64 = 256 << 30;
 /// Chunks on their way from the network to the disk.
 const QUEUE: usize = 32;
-/// Silence of the server that counts as a broken connection.
-const STALL: Duration = Duration::from_secs(60);
 /// Granularity of holes: the usual block size of file systems.
 const BLOCK: usize = 4096;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// Bytes from the network, in whatever buffer they came.
-type Chunk = Box<dyn AsRef<[u8]> + Send>;
-
 /// A download to be made.
 pub(super) struct Job<'a> {
     pub(super) reference: &'a str,
-    pub(super) url: &'a Url,
+    pub(super) url: &'a ImageUrl,
     pub(super) sha256: Option<Sha256>,
     pub(super) path: &'a Path,
     pub(super) progress: &'a dyn Progress,
@@ -51,10 +50,11 @@ struct PartState {
 }
 
 /// How an attempt failed.
-enum Failure {
+pub(super) enum Failure {
     /// Trying again may help.
     Transient(ImageError),
     /// The partial file does not fit to what the server has: begin anew.
+    #[cfg_attr(not(feature = "download"), expect(dead_code))]
     Stale,
     Fatal(ImageError),
 }
@@ -194,6 +194,7 @@ impl Job<'_> {
     }
 
     /// What can be continued: number of bytes and the validator for `If-Range`.
+    #[cfg(feature = "download")]
     fn resumable(&self) -> (u64, Option<String>) {
         let state = read_limited(&self.part_state(), 1 << 16)
             .ok()
@@ -212,11 +213,9 @@ impl Job<'_> {
 
     /// One connection: from where the partial file ends to where the whole file ends.
     async fn attempt(&self, lock: &Arc<Lock>) -> Result<Done, Failure> {
-        let (offset, validator) = self.resumable();
-        let body = if self.url.scheme() == "file" {
-            self.open_file().await?
-        } else {
-            self.request(offset, validator).await?
+        let body = match self.url.place() {
+            Place::File(path) => open_file(path).await?,
+            Place::Web(uri) => self.request(uri).await?,
         };
         let too_large = body.total.is_some_and(|total| total > LARGEST);
         if too_large {
@@ -226,6 +225,19 @@ impl Job<'_> {
             self.begin(&body)?;
         }
         self.receive(lock, body).await
+    }
+
+    #[cfg(feature = "download")]
+    async fn request(&self, uri: &http::Uri) -> Result<Body, Failure> {
+        let (offset, validator) = self.resumable();
+        range::rest(self, uri, offset, validator).await
+    }
+
+    #[cfg(not(feature = "download"))]
+    async fn request(&self, _: &http::Uri) -> Result<Body, Failure> {
+        Err(Failure::Fatal(ImageError::DownloadDisabled {
+            url: self.url.to_string(),
+        }))
     }
 
     /// Notes what is being received, before any byte of it is.
@@ -250,105 +262,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    async fn open_file(&self) -> Result<Body, ImageError> {
-        let path = self
-            .url
-            .to_file_path()
-            .map_err(|()| ImageError::not_an_image(self.url.as_str(), "it names no local file"))?;
-        let file = tokio::fs::File::open(&path)
-            .await
-            .map_err(ImageError::io("open", &path))?;
-        let total = file.metadata().await.ok().map(|m| m.len());
-        Ok(Body {
-            source: Source::File(file, path),
-            offset: 0,
-            total,
-            validator: None,
-        })
-    }
-
-    async fn request(&self, offset: u64, validator: Option<String>) -> Result<Body, Failure> {
-        let client = client(self.url, self.sha256.is_some())?;
-        let mut request = client
-            .get(self.url.clone())
-            .header(header::ACCEPT_ENCODING, "identity");
-        if offset > 0 {
-            request = request.header(header::RANGE, format!("bytes={offset}-"));
-            if let Some(validator) = &validator {
-                request = request.header(header::IF_RANGE, validator);
-            }
-        }
-        let response = request.send().await.map_err(|e| {
-            let fatal = e.is_builder() || e.is_redirect();
-            let error = self.network(&e);
-            if fatal {
-                Failure::Fatal(error)
-            } else {
-                Failure::Transient(error)
-            }
-        })?;
-        let new_validator = validator_of(&response);
-        match response.status() {
-            StatusCode::PARTIAL_CONTENT if offset > 0 => {
-                let changed =
-                    validator.is_some() && new_validator.is_some() && new_validator != validator;
-                match content_range(&response) {
-                    Some((Some(first), total)) if first == offset && !changed => Ok(Body {
-                        offset,
-                        total: total.or_else(|| response.content_length().map(|n| n + offset)),
-                        validator: new_validator.or(validator),
-                        source: Source::Http(response),
-                    }),
-                    _ => Err(Failure::Stale),
-                }
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => match content_range(&response) {
-                // All of it had arrived before.
-                Some((None, Some(total))) if total == offset => Ok(Body {
-                    source: Source::Complete,
-                    offset,
-                    total: Some(total),
-                    validator,
-                }),
-                _ => Err(Failure::Stale),
-            },
-            StatusCode::OK => Ok(Body {
-                offset: 0,
-                total: response.content_length(),
-                validator: new_validator,
-                source: Source::Http(response),
-            }),
-            status => {
-                let error = ImageError::Status {
-                    url: response.url().to_string(),
-                    status: status.to_string(),
-                    advice: match status {
-                        StatusCode::NOT_FOUND | StatusCode::GONE => {
-                            "; the image was moved or removed there"
-                        }
-                        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                            "; the address needs permission"
-                        }
-                        s if s.is_server_error() => "; try again later",
-                        _ => "",
-                    },
-                };
-                let transient = status.is_server_error()
-                    || status == StatusCode::TOO_MANY_REQUESTS
-                    || status == StatusCode::REQUEST_TIMEOUT;
-                Err(if transient {
-                    Failure::Transient(error)
-                } else {
-                    Failure::Fatal(error)
-                })
-            }
-        }
-    }
-
     /// Passes the body to the thread that writes and hashes, and waits for both to end.
     async fn receive(&self, lock: &Arc<Lock>, mut body: Body) -> Result<Done, Failure> {
         let part = self.part();
-        let (sender, queue) = mpsc::channel::<Chunk>(QUEUE);
+        let (sender, queue) = mpsc::channel::<Vec<u8>>(QUEUE);
         let writer = tokio::task::spawn_blocking({
             let lock = Arc::clone(lock);
             let part = part.clone();
@@ -364,15 +281,14 @@ impl Job<'_> {
             match body.chunk().await {
                 Ok(None) => break Ok(()),
                 Ok(Some(chunk)) => {
-                    let bytes = (*chunk).as_ref();
                     // Better to fail at the first byte than after gigabytes.
                     if received == 0
                         && self.sha256.is_none()
-                        && let Err(error) = sniff(bytes, self.url.as_str())
+                        && let Err(error) = sniff(&chunk, self.url.as_str())
                     {
                         break Err(Failure::Fatal(error.into()));
                     }
-                    received += bytes.len() as u64;
+                    received += chunk.len() as u64;
                     if received > LARGEST {
                         break Err(Failure::Fatal(self.too_large()));
                     }
@@ -383,8 +299,9 @@ impl Job<'_> {
                     self.progress
                         .event(ProgressEvent::Advanced { bytes: received });
                 }
+                #[cfg(feature = "download")]
                 Err(BodyError::Network(error)) => {
-                    break Err(Failure::Transient(self.network(&error)));
+                    break Err(Failure::Transient(error.at(self.url)));
                 }
                 Err(BodyError::File(error, path)) => {
                     break Err(Failure::Fatal(ImageError::io("read", &path)(error)));
@@ -446,13 +363,6 @@ impl Job<'_> {
             format!("it is larger than {} GiB", LARGEST >> 30),
         )
     }
-
-    fn network(&self, error: &reqwest::Error) -> ImageError {
-        ImageError::Network {
-            url: self.url.to_string(),
-            why: causes(error),
-        }
-    }
 }
 
 /// A file that has been received whole.
@@ -463,40 +373,41 @@ struct Done {
 }
 
 /// The rest of a file, from `offset` on.
-struct Body {
-    source: Source,
-    offset: u64,
+pub(super) struct Body {
+    pub(super) source: Source,
+    pub(super) offset: u64,
     /// Size of the whole file.
-    total: Option<u64>,
-    validator: Option<String>,
+    pub(super) total: Option<u64>,
+    pub(super) validator: Option<String>,
 }
 
-enum Source {
-    Http(Response),
+pub(super) enum Source {
+    #[cfg(feature = "download")]
+    Web(client::Answer),
     File(tokio::fs::File, PathBuf),
     /// The partial file is the whole file.
+    #[cfg_attr(not(feature = "download"), expect(dead_code))]
     Complete,
 }
 
 enum BodyError {
-    Network(reqwest::Error),
+    #[cfg(feature = "download")]
+    Network(client::RequestError),
     File(io::Error, PathBuf),
 }
 
 impl Body {
-    async fn chunk(&mut self) -> Result<Option<Chunk>, BodyError> {
+    async fn chunk(&mut self) -> Result<Option<Vec<u8>>, BodyError> {
         match &mut self.source {
-            Source::Http(response) => match response.chunk().await {
-                Ok(chunk) => Ok(chunk.map(|bytes| Box::new(bytes) as Chunk)),
-                Err(e) => Err(BodyError::Network(e)),
-            },
+            #[cfg(feature = "download")]
+            Source::Web(answer) => answer.chunk().await.map_err(BodyError::Network),
             Source::File(file, path) => {
                 let mut buffer = vec![0; 1 << 18];
                 match file.read(&mut buffer).await {
                     Ok(0) => Ok(None),
                     Ok(n) => {
                         buffer.truncate(n);
-                        Ok(Some(Box::new(buffer)))
+                        Ok(Some(buffer))
                     }
                     Err(e) => Err(BodyError::File(e, path.clone())),
                 }
@@ -506,132 +417,17 @@ impl Body {
     }
 }
 
-/// The text of a page of at most `limit` bytes.
-///
-/// # Errors
-/// As for a download.
-pub(super) async fn page(url: &Url, limit: usize) -> Result<String, ImageError> {
-    let network = |why: String| ImageError::Network {
-        url: url.to_string(),
-        why,
-    };
-    let mut response = client(url, false)?
-        .get(url.clone())
-        .send()
+async fn open_file(path: &Path) -> Result<Body, ImageError> {
+    let file = tokio::fs::File::open(path)
         .await
-        .map_err(|e| network(causes(&e)))?;
-    if !response.status().is_success() {
-        return Err(ImageError::Status {
-            url: response.url().to_string(),
-            status: response.status().to_string(),
-            advice: "; the distribution may have moved its images",
-        });
-    }
-    let mut page = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| network(causes(&e)))? {
-        if page.len() + chunk.len() > limit {
-            return Err(network(format!("the page has more than {limit} bytes")));
-        }
-        page.extend_from_slice(&chunk);
-    }
-    Ok(String::from_utf8_lossy(&page).into_owned())
-}
-
-/// An HTTP client for `url`. `verified` content may come over any connection.
-fn client(url: &Url, verified: bool) -> Result<Client, ImageError> {
-    let fail = |why: String| ImageError::Tls { why };
-    // The provider is named here: nothing depends on, or sets, the process-wide default.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| fail(e.to_string()))?;
-    let tls = match rustls_platform_verifier::Verifier::new(provider) {
-        Ok(verifier) => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth(),
-        Err(e) if url.scheme() == "https" => return Err(fail(e.to_string())),
-        // Not needed here; a redirection to https then fails for want of a trusted root.
-        Err(_) => builder
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth(),
-    };
-    let redirects = reqwest::redirect::Policy::custom(move |attempt| {
-        let secure = attempt
-            .previous()
-            .last()
-            .is_some_and(|url| url.scheme() == "https");
-        if attempt.previous().len() > 10 {
-            attempt.error("too many redirections")
-        } else if secure && attempt.url().scheme() == "http" && !verified {
-            attempt.error("it redirects from https to http, and there is no checksum to verify")
-        } else {
-            attempt.follow()
-        }
-    });
-    let mut client = Client::builder()
-        .tls_backend_preconfigured(tls)
-        .redirect(redirects)
-        .connect_timeout(Duration::from_secs(30))
-        .read_timeout(STALL)
-        .user_agent(concat!("fleetbox/", env!("CARGO_PKG_VERSION")));
-    if is_loopback(url) {
-        // A proxy's loopback is another machine's.
-        client = client.no_proxy();
-    }
-    client.build().map_err(|e| fail(causes(&e)))
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
-}
-
-fn validator_of(response: &Response) -> Option<String> {
-    let text = |name| {
-        response
-            .headers()
-            .get(name)
-            .and_then(|v: &header::HeaderValue| v.to_str().ok())
-            .map(str::to_owned)
-    };
-    text(header::ETAG)
-        .filter(|tag| !tag.starts_with("W/"))
-        .or_else(|| text(header::LAST_MODIFIED))
-}
-
-/// First byte and total of `Content-Range` (RFC 9110 section 14.4), where they are given.
-fn content_range(response: &Response) -> Option<(Option<u64>, Option<u64>)> {
-    let text = response
-        .headers()
-        .get(header::CONTENT_RANGE)?
-        .to_str()
-        .ok()?;
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let total = total.parse().ok();
-    if range == "*" {
-        return Some((None, total));
-    }
-    let first = range.split_once('-')?.0.parse().ok()?;
-    Some((Some(first), total))
-}
-
-/// An error with all its causes, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+        .map_err(ImageError::io("open", path))?;
+    let total = file.metadata().await.ok().map(|m| m.len());
+    Ok(Body {
+        source: Source::File(file, path.to_owned()),
+        offset: 0,
+        total,
+        validator: None,
+    })
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -649,7 +445,7 @@ fn part_len(path: &Path) -> u64 {
 fn write_part(
     path: &Path,
     offset: u64,
-    mut queue: mpsc::Receiver<Chunk>,
+    mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(Sha256, u64), (io::Error, u64)> {
     let at = |position| move |e| (e, position);
     let mut file = open_private(path).map_err(at(0))?;
@@ -671,10 +467,9 @@ fn write_part(
     }
     let mut position = offset;
     while let Some(chunk) = queue.blocking_recv() {
-        let bytes = (*chunk).as_ref();
-        context.update(bytes);
-        write_sparse(&file, position, bytes).map_err(at(position))?;
-        position += bytes.len() as u64;
+        context.update(&chunk);
+        write_sparse(&file, position, &chunk).map_err(at(position))?;
+        position += chunk.len() as u64;
     }
     // Zeros at the end were not written.
     file.set_len(position).map_err(at(position))?;

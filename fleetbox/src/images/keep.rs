@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use reqwest::Url;
 use serde::Serialize;
 
-use super::{ImageError, ImageRef, Images, Resolved, Source, download, sidecar_path};
+#[cfg(feature = "download")]
+use super::client;
+use super::{ImageError, ImageRef, ImageUrl, Images, Resolved, Source, sidecar_path};
 use crate::store::{Lock, Store};
 use crate::util::fs::remove_file_if_there;
 
 /// Most bytes of a page that lists snapshots.
+#[cfg(feature = "download")]
 const PAGE_LIMIT: usize = 4 << 20;
 
 /// Whether a distribution publishes a newer snapshot of an image.
@@ -187,33 +189,28 @@ impl Images {
         let (Source::Download { url, .. }, Some(snapshot)) = (&resolved.source, snapshot) else {
             return Ok(freshness);
         };
-        let Some(listing) = listing_of(url, &snapshot) else {
+        let Some(listing) = url.directory_of(&snapshot) else {
             return Ok(freshness);
         };
-        let page = download::page(&listing, PAGE_LIMIT).await?;
+        let page = page(&listing).await?;
         if let Some(newest) = newest(&page, &snapshot) {
-            freshness.url = listing.join(&format!("{newest}/")).ok().map(String::from);
+            freshness.url = Some(format!("{listing}{newest}/"));
             freshness.newest = Some(newest);
         }
         Ok(freshness)
     }
 }
 
-/// The directory that `snapshot` is in, if it is a directory of the address.
-fn listing_of(url: &Url, snapshot: &str) -> Option<Url> {
-    if !matches!(url.scheme(), "http" | "https") {
-        return None;
-    }
-    let parts: Vec<_> = url.path_segments()?.collect();
-    let at = parts.iter().position(|part| *part == snapshot)?;
-    // The last part is the file.
-    if at + 1 >= parts.len() {
-        return None;
-    }
-    let mut listing = url.clone();
-    listing.set_query(None);
-    listing.set_path(&format!("{}/", parts.get(..at)?.join("/")));
-    Some(listing)
+#[cfg(feature = "download")]
+async fn page(url: &ImageUrl) -> Result<String, ImageError> {
+    client::page(url, PAGE_LIMIT).await
+}
+
+#[cfg(not(feature = "download"))]
+async fn page(url: &ImageUrl) -> Result<String, ImageError> {
+    Err(ImageError::DownloadDisabled {
+        url: url.to_string(),
+    })
 }
 
 /// The greatest link of the page that is named like `snapshot`, which is among them if it is
@@ -263,24 +260,5 @@ mod tests {
             Some("release-20260520")
         );
         assert_eq!(newest("", "release-20260515"), None);
-    }
-
-    #[test]
-    fn the_listing_is_the_snapshots_parent() {
-        let url = |text: &str| Url::parse(text).unwrap();
-        assert_eq!(
-            listing_of(
-                &url("https://example.org/images/cloud/bookworm/20260601-2496/debian.raw"),
-                "20260601-2496"
-            ),
-            Some(url("https://example.org/images/cloud/bookworm/"))
-        );
-        for none in [
-            "https://example.org/debian.raw",
-            "https://example.org/20260601-2496",
-            "file:///x/20260601-2496/debian.raw",
-        ] {
-            assert_eq!(listing_of(&url(none), "20260601-2496"), None, "{none}");
-        }
     }
 }

@@ -4,8 +4,15 @@
 //! is converted. What is downloaded is kept in `images/` of the state directory.
 
 mod catalogue;
+#[cfg(feature = "download")]
+mod client;
 mod download;
 mod keep;
+#[cfg(feature = "download")]
+mod proxy;
+#[cfg(feature = "download")]
+mod range;
+mod url;
 
 use std::fmt;
 use std::io;
@@ -13,11 +20,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 pub use self::catalogue::{Arch, CATALOGUE_VARIABLE, Catalogue, CatalogueEntry, Pinned, Sha256};
 pub use self::keep::Freshness;
+pub use self::url::ImageUrl;
+use self::url::Place;
 use crate::disk::format::format_of;
 pub use crate::disk::format::{FormatError, ImageFormat};
 use crate::model::names::InvalidValue;
@@ -143,6 +151,15 @@ pub enum ImageError {
         /// The file's sum.
         found: Sha256,
     },
+    /// The image is not here, and this build of the library cannot download.
+    #[error(
+        "cannot download {url}: fleetbox was built without its feature `download`; \
+         enable the feature, or use the file of an image"
+    )]
+    DownloadDisabled {
+        /// The address.
+        url: String,
+    },
     /// An image that something needs is not deleted.
     #[error("{} is not deleted: {user} needs it", path.display())]
     InUse {
@@ -198,7 +215,7 @@ pub enum ImageRef {
     /// A file on this host, used where it is.
     Path(PathBuf),
     /// An `http` or `https` address, downloaded once and not verified.
-    Url(Url),
+    Url(ImageUrl),
 }
 
 impl FromStr for ImageRef {
@@ -215,18 +232,11 @@ impl FromStr for ImageRef {
             return fail("it is empty".into());
         }
         if text.contains("://") {
-            let url = match Url::parse(text) {
-                Ok(url) => url,
-                Err(e) => return fail(e.to_string()),
-            };
-            return match url.scheme() {
-                "http" | "https" => Ok(Self::Url(url)),
-                "file" => match url.to_file_path() {
-                    Ok(path) => Ok(Self::Path(path)),
-                    Err(()) => fail("it names no local file".into()),
-                },
-                other => fail(format!("{other} addresses are not supported")),
-            };
+            let url: ImageUrl = text.parse()?;
+            return Ok(match url.place() {
+                Place::Web(_) => Self::Url(url),
+                Place::File(path) => Self::Path(path.clone()),
+            });
         }
         let file_like = [".raw", ".img", ".qcow2"].iter().any(|e| text.ends_with(e));
         if text.contains('/') || text == "." || text == ".." || file_like {
@@ -254,7 +264,7 @@ impl fmt::Display for ImageRef {
 enum Source {
     Path(PathBuf),
     Download {
-        url: Url,
+        url: ImageUrl,
         sha256: Option<Sha256>,
         // File name in the images directory.
         file: String,
@@ -526,18 +536,11 @@ impl Images {
             alias: alias.to_owned(),
             arch: self.arch,
         })?;
-        let fail = |why: String| ImageError::Catalogue {
+        let url = ImageUrl::parse(&pinned.url).map_err(|why| ImageError::Catalogue {
             path: PathBuf::from(&pinned.url),
             why,
-        };
-        let url = Url::parse(&pinned.url).map_err(|e| fail(e.to_string()))?;
-        if !matches!(url.scheme(), "http" | "https" | "file") {
-            return Err(fail(format!(
-                "{} addresses are not supported",
-                url.scheme()
-            )));
-        }
-        let extension = match url.path().rsplit_once('.') {
+        })?;
+        let extension = match url.file_name().rsplit_once('.') {
             Some((_, "qcow2")) => "qcow2",
             Some((_, "raw")) => "raw",
             _ => "img",
@@ -581,7 +584,7 @@ impl Images {
     fn downloaded(
         &self,
         reference: &str,
-        url: &Url,
+        url: &ImageUrl,
         expected: Option<Sha256>,
         file: &str,
     ) -> Result<Option<Image>, ImageError> {
@@ -736,11 +739,9 @@ fn sidecar_path(image: &Path) -> PathBuf {
 }
 
 /// A file name for what an address gives: readable, safe, and different for each address.
-fn url_file_name(url: &Url) -> String {
+fn url_file_name(url: &ImageUrl) -> String {
     let base: String = url
-        .path_segments()
-        .and_then(|mut s| s.next_back())
-        .unwrap_or_default()
+        .file_name()
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
         .take(80)
@@ -775,5 +776,7 @@ fn in_place(reference: &str, path: &Path) -> Result<Image, ImageError> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "download")))]
+mod offline_tests;
+#[cfg(all(test, feature = "download"))]
 mod tests;

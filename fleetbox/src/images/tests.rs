@@ -55,8 +55,8 @@ impl Server {
         server
     }
 
-    fn url(&self) -> Url {
-        Url::parse(&format!("http://{}/x/disk.raw", self.address)).unwrap()
+    fn url(&self) -> ImageUrl {
+        ImageUrl::parse(&format!("http://{}/x/disk.raw", self.address)).unwrap()
     }
 
     fn requests(&self) -> Vec<String> {
@@ -584,4 +584,41 @@ async fn https_needs_no_process_wide_provider() {
         matches!(error, ImageError::Network { .. } | ImageError::Tls { .. }),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn redirections_are_bounded() {
+    let server = Server::new(serve(disk()));
+    server.behaviour.lock().unwrap().redirect = Some(server.url().to_string());
+    let (setup, tiny) = Setup::with_tiny(server.url().as_str(), &disk());
+    let error = setup.pull(&tiny).await.unwrap_err();
+    assert!(matches!(error, ImageError::Network { .. }), "{error}");
+    assert_eq!(server.requests().len(), 11, "not tried again");
+}
+
+#[tokio::test]
+async fn a_dropped_pull_closes_its_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/disk.raw", listener.local_addr().unwrap());
+    let (begun, wait) = tokio::sync::oneshot::channel();
+    // Sends a part of the body, and then waits for the client's end of the connection.
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        assert!(lines.map(Result::unwrap).any(|line| line.is_empty()));
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\n12345678";
+        stream.write_all(head.as_bytes()).unwrap();
+        begun.send(()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        std::io::Read::read(&mut stream, &mut [0])
+    });
+    let (setup, tiny) = Setup::with_tiny(&url, &disk());
+    tokio::select! {
+        result = setup.pull(&tiny) => panic!("{result:?}"),
+        begun = wait => begun.unwrap(),
+    }
+    let end = tokio::task::spawn_blocking(|| server.join().unwrap());
+    assert_eq!(end.await.unwrap().unwrap(), 0);
 }

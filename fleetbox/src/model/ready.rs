@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use regex::Regex;
+use regex_lite::Regex;
 
 /// Largest compiled pattern in bytes.
 const PATTERN_LIMIT: usize = 1 << 20;
@@ -34,8 +34,8 @@ pub enum Ready {
     /// A TCP port of the guest accepts connections.
     Port(u16),
     /// The console, since the VM was started, has shown what this regular expression (of the
-    /// [`regex`](https://docs.rs/regex) crate) matches, anywhere in a line or across lines. Escape
-    /// sequences and carriage returns are left out.
+    /// [`regex-lite`](https://docs.rs/regex-lite) crate: `\w`, `\d` and `\s` match ASCII) matches,
+    /// anywhere in a line or across lines. Escape sequences and carriage returns are left out.
     Console(String),
     /// A shell command in the guest, run again and again, succeeds.
     Command(String),
@@ -74,7 +74,7 @@ impl Ready {
 
 /// The compiled pattern of [`Ready::Console`].
 pub(crate) fn compile(pattern: &str) -> Result<Regex, InvalidReady> {
-    regex::RegexBuilder::new(pattern)
+    regex_lite::RegexBuilder::new(pattern)
         .size_limit(PATTERN_LIMIT)
         .build()
         .map_err(|error| InvalidReady {

@@ -10,6 +10,9 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 use super::spawn::Role;
 
@@ -23,7 +26,14 @@ pub(crate) fn is_linked() -> bool {
     LINKED.load(Ordering::Relaxed)
 }
 
-#[ctor::ctor(unsafe)]
+// Not the attribute of the same name, which needs a procedural macro.
+ctor::declarative::ctor! {
+    #[ctor(unsafe)]
+    fn constructor() {
+        enter();
+    }
+}
+
 fn enter() {
     LINKED.store(true, Ordering::Relaxed);
     let Some(value) = std::env::var_os(VARIABLE) else {
@@ -132,13 +142,15 @@ fn close_range(first: u32, last: u32) {
 }
 
 fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETBOX_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let levels = std::env::var("FLEETBOX_LOG")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = fmt::layer()
         .with_writer(BoundedLog::default)
-        .with_ansi(false)
-        .finish();
+        .with_ansi(false);
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(levels));
     // It cannot be set already: this process has just begun.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regex::Regex;
+use regex_lite::Regex;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Error, Result};

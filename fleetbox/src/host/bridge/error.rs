@@ -23,6 +23,11 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BridgeError {
+    /// This build of the library cannot make bridge networks.
+    #[error(
+        "fleetbox was built without its feature `bridge`; enable the feature, or use the user network"
+    )]
+    Disabled,
     /// The process may not change the host's network.
     #[error(
         "a bridge network needs the capability CAP_NET_ADMIN, which this process does not have; run it as root, or use the user network, which needs no privileges"
@@ -89,6 +94,7 @@ pub enum BridgeError {
     },
 }
 
+#[cfg(feature = "bridge")]
 impl BridgeError {
     /// The error of something that the host refuses.
     pub(super) fn host(action: &'static str) -> impl FnOnce(io::Error) -> Self {

@@ -2,31 +2,19 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 
 use fleetbox_vmm::net::{Subnet, open_tap};
 
 use super::error::BridgeError;
 use super::lock::HostLock;
 use super::record::{BRIDGE_PREFIX, Place, Record, Records};
-use super::{forwarding, nat, route, subnet};
+use super::{Uplink, forwarding, nat, route, subnet};
 use crate::model::mac::MacAddr;
 use crate::model::names::Name;
 use crate::store::Store;
 
 /// Number of the capability in <linux/capability.h>.
 const CAP_NET_ADMIN: u32 = 12;
-
-/// What joins a cluster's switch to the host.
-#[derive(Debug)]
-pub(crate) struct Uplink {
-    /// The tap, open.
-    pub(crate) tap: OwnedFd,
-    /// The bridge's hardware address.
-    pub(crate) mac: [u8; 6],
-    /// The bridge's address, by which guests reach the world.
-    pub(crate) router: Ipv4Addr,
-}
 
 /// The address of the host in a cluster's network: the last one. The first is the gateway's, which
 /// goes on to answer DHCP and DNS.
@@ -138,7 +126,7 @@ pub(crate) fn sweep(store: &Store) -> Result<(), BridgeError> {
         drop(lock);
         cluster.remove_if_unused()?;
     }
-    Ok(finish(&records, &here)?)
+    finish(&records, &here)
 }
 
 fn take_away(

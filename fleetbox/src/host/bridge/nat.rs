@@ -35,8 +35,8 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
+use super::PREFIX;
 use super::error::BridgeError;
-use super::subnet::PREFIX;
 
 const NAT: &str = "nat";
 const FORWARD: &str = "forward";

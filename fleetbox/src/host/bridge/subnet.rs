@@ -4,34 +4,11 @@ use std::net::Ipv4Addr;
 
 use fleetbox_vmm::net::Subnet;
 
+use super::around;
 use super::error::BridgeError;
 use super::route::{self, Used};
 use crate::model::names::Name;
-use crate::store::{ClusterDir, Store};
-
-/// The length of the prefix of all clusters' networks.
-pub(super) const PREFIX: u8 = 24;
-
-/// The network that holds the address of a member.
-fn around(ip: Ipv4Addr) -> Option<Subnet> {
-    Subnet::new(ip, PREFIX).ok()
-}
-
-/// The network that the members of a cluster have already, if they are on a bridge.
-///
-/// # Errors
-/// The file system.
-pub(crate) fn of_cluster(cluster: &ClusterDir) -> Result<Option<Subnet>, BridgeError> {
-    for vm in cluster.vms()? {
-        // What is damaged is told when it is started.
-        if let Ok(record) = vm.record()
-            && !record.network.is_user()
-        {
-            return Ok(around(record.ip));
-        }
-    }
-    Ok(None)
-}
+use crate::store::Store;
 
 /// A network for a new cluster: one that no route, no address and no other cluster uses.
 ///
@@ -51,7 +28,7 @@ pub(crate) fn free(store: &Store, cluster: &Name) -> Result<Subnet, BridgeError>
             });
         }
     }
-    Ok(first_free(&used, cluster)?)
+    first_free(&used, cluster)
 }
 
 /// Checks that the host uses a cluster's network for nothing else. To be called while the cluster
