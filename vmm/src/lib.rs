@@ -10,3 +10,4 @@ pub mod machine;
 pub mod net;
 pub mod output;
 pub mod preflight;
+mod sync;

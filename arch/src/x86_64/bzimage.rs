@@ -3,11 +3,13 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::elf;
-use super::kernel::{Fills, KernelError, Placed, Source, check_range};
-use crate::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
+
+use super::elf;
+use super::error::KernelError;
+use super::source::{Fills, Placed, Source, check_range};
+use crate::memory::GuestMemory;
 
 /// Where the setup header begins in the file and in the zero page.
 pub(super) const HEADER_START: usize = 0x1F1;
@@ -291,7 +293,7 @@ const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// Blocks of a legacy LZ4 frame hold at most this much; only the last one holds less.
 const LZ4_BLOCK: usize = 8 << 20;
-/// Most threads that decompress one kernel: each has a buffer of a block.
+/// Maximum number of threads that decompress one kernel: each has a buffer of a block.
 const MAX_THREADS: usize = 4;
 
 /// The compressed blocks of a legacy LZ4 frame.

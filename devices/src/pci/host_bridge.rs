@@ -2,7 +2,9 @@
 
 use std::sync::Mutex;
 
-use super::{ConfigSpace, Identity, PciDevice, PciDeviceState, RestoreError, lock};
+use super::{ConfigSpace, Identity, PciDevice};
+use crate::state::{PciDeviceState, RestoreError};
+use crate::sync::lock;
 
 /// The function at 00:00.0.
 pub struct HostBridge {

@@ -11,11 +11,11 @@ mod host_bridge;
 mod msix;
 
 pub use bus::{PciBus, PciBusState, PciError};
-pub use config::{ConfigSpace, ConfigSpaceState, Identity};
+pub use config::{ConfigSpace, Identity};
 pub use host_bridge::HostBridge;
-pub use msix::{MAX_MSIX_VECTORS, Msix, MsixState};
+pub use msix::{MAX_MSIX_VECTORS, Msix};
 
-use crate::virtio::VirtioPciState;
+pub use crate::state::{ConfigSpaceState, MsixState, PciDeviceState, RestoreError};
 
 /// Slots on the bus.
 pub const SLOTS: u8 = 32;
@@ -38,28 +38,6 @@ pub struct BarMapping {
     pub base: u64,
     /// Size in bytes.
     pub size: u32,
-}
-
-/// The state of any function, for snapshots.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum PciDeviceState {
-    /// A [`HostBridge`].
-    HostBridge(ConfigSpaceState),
-    /// A [`crate::virtio::VirtioPci`].
-    Virtio(Box<VirtioPciState>),
-}
-
-/// Why a saved state cannot be put back.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The state belongs to another kind of device, or to one configured otherwise.
-    #[error("{device}: the saved state does not fit this device ({what}); start the VM afresh")]
-    Mismatch {
-        /// The device that was to be restored.
-        device: String,
-        /// What differs.
-        what: String,
-    },
 }
 
 /// A single-function PCI device.
@@ -118,11 +96,6 @@ pub trait PciDevice: Send + Sync {
     /// # Errors
     /// The state is that of another device.
     fn restore(&self, state: &PciDeviceState) -> Result<(), RestoreError>;
-}
-
-/// Locks a mutex whose data stays consistent even if a thread panicked while it held it.
-pub(crate) fn lock<T: ?Sized>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Copies what `registers` holds at `offset` into `data`, and leaves what lies beyond its end.

@@ -2,7 +2,8 @@
 
 use crate::irq::{MsiMessage, MsiVector};
 
-use super::{RestoreError, le_value, read_registers};
+use super::{le_value, read_registers};
+use crate::state::{MsixState, RestoreError};
 
 /// Most vectors a function can have here, so that the pending bits are one word.
 pub const MAX_MSIX_VECTORS: u16 = 64;
@@ -44,19 +45,6 @@ pub struct Msix {
     pending: u64,
     enabled: bool,
     masked: bool,
-}
-
-/// A saved [`Msix`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct MsixState {
-    /// Table entries: address low, address high, data, vector control.
-    pub entries: Vec<[u32; 4]>,
-    /// Pending bits.
-    pub pending: u64,
-    /// The function's MSI-X Enable bit.
-    pub enabled: bool,
-    /// The function's Function Mask bit.
-    pub masked: bool,
 }
 
 impl Msix {

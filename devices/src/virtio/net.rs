@@ -67,14 +67,7 @@ pub struct Net {
     up: Arc<AtomicBool>,
 }
 
-/// A saved [`Net`]. What is in flight in the socket is not part of it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct NetState {
-    /// MAC address.
-    pub mac: [u8; 6],
-    /// Pairs of queues that the driver uses.
-    pub pairs: u16,
-}
+use crate::state::NetState;
 
 impl Net {
     /// A device called `name` with the given MAC address. `link` is a connected socket that keeps

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use fleetbox_arch::GuestMemory;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{F_EVENT_IDX, Interrupt, QueueState};
-use crate::GuestMemory;
 use crate::event::Event;
 
 /// Most descriptors in one chain. A driver may use as many as the queue has (at most 256 here),

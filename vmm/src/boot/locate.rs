@@ -1,8 +1,9 @@
 //! Which configuration file the firmware and the boot loader would come to.
 
 use super::devices::{Device, Devices, Location};
+use super::error::BootError;
 use super::fs::{Kind, Volume};
-use super::{BootError, Limits};
+use super::limits::Limits;
 
 /// Where a distribution keeps GRUB's configuration, on its root or on its `/boot` partition.
 const WELL_KNOWN: [&str; 4] = [

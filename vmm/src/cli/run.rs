@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ use fleetbox_vmm::net::{Network, NetworkConfig, Port};
 use fleetbox_vmm::output::BoundedWriter;
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
-use super::attend::{Keys, attend};
+use super::foreground::{self, Keys};
 use super::signals::Terminations;
 use super::{events, terminal};
 
@@ -125,7 +125,7 @@ pub(super) fn run(
         Some(_) => Keys::Input,
         None => Keys::None,
     };
-    let killed = attend(&machine.handle(), keys, terminations, &ended)?;
+    let killed = foreground::serve(&machine.handle(), keys, terminations, &ended)?;
     let outcome = machine.wait();
     let unread = console.finish();
     if let Some(events) = events_file {
@@ -135,7 +135,7 @@ pub(super) fn run(
     drop(network);
     if unread > 0 {
         let note = format!("fleetbox-vmm: {unread} bytes of the console's output were not read\n");
-        super::tell(stderr, &note);
+        tell(stderr, &note);
     }
     match outcome? {
         Exit::PowerOff => Ok(ExitCode::SUCCESS),
@@ -201,4 +201,9 @@ impl Drop for SignalOnDrop {
 /// Standard output without its line buffer: a prompt has no newline.
 fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
+}
+
+/// Writes to standard error. If that fails there is no other place to report it.
+pub(super) fn tell(mut stderr: &BoundedWriter, text: &str) {
+    let _ = stderr.write_all(text.as_bytes());
 }

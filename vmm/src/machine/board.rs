@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
-use fleetbox_arch::x86_64::{acpi, layout, regs, reset_vector};
+use fleetbox_arch::x86_64::{acpi, entry, layout, reset_vector};
 use fleetbox_devices::GuestMemory;
 use fleetbox_devices::acpi::ged::Ged;
 use fleetbox_devices::acpi::pm_timer::PmTimer;
@@ -17,10 +17,12 @@ use fleetbox_devices::legacy::serial::Serial;
 use fleetbox_devices::pci::PciBus;
 use fleetbox_devices::virtio::{Blk, Net, Rng, VirtioDevice, VirtioEnv, VirtioPci};
 
+use super::config::MachineConfig;
 use super::console::Console;
+use super::error::Error;
 use super::payload::Payload;
+use super::signal::Signal;
 use super::vcpu::{Buses, Vcpus};
-use super::{Error, MachineConfig, Signal};
 use crate::hypervisor::{Hypervisor, Vm, VmSpec};
 
 /// Console input kept for a guest that does not read it.
@@ -131,7 +133,7 @@ impl Board {
             insert(&buses.mmio, base, len, device)?;
         }
 
-        vcpus.run(regs::boot_regs(&kernel.entry), buses.clone())?;
+        vcpus.run(entry::boot_regs(&kernel.entry), buses.clone())?;
         Ok(Self {
             vcpus: Some(vcpus),
             serial,
@@ -188,7 +190,7 @@ fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
     })
 }
 
-/// Most queues of a disk, and most pairs of them of a network interface.
+/// Maximum number of queues of a disk, and of pairs of them of a network interface.
 const MAX_QUEUES: u16 = 4;
 
 /// Puts the virtio devices on the bus: disks from slot 1 on, network interfaces after them, the

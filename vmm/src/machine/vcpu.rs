@@ -12,7 +12,8 @@ use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
 use fleetbox_devices::bus::Bus;
 use fleetbox_devices::ioapic::IoApic;
 
-use super::{Error, Signal};
+use super::error::Error;
+use super::signal::{Signal, VcpuFailure};
 use crate::hypervisor::{self, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
 
 /// After what time a vCPU that was told to stop is told again: a kick between two runs gets lost.
@@ -23,7 +24,7 @@ pub(super) struct Buses {
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) ioapic: Arc<IoApic>,
-    /// The guest has powered off or reset: nothing of it is to run any more.
+    /// The guest has powered off or reset: none of it may run any more.
     pub(super) over: Arc<AtomicBool>,
 }
 
@@ -51,14 +52,6 @@ impl IoHandler for Buses {
     fn over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
-}
-
-/// A vCPU that cannot go on, as it tells the machine.
-#[derive(Debug)]
-pub(super) struct VcpuFailure {
-    pub(super) vcpu: u8,
-    pub(super) what: String,
-    pub(super) registers: Option<String>,
 }
 
 struct Running {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// log2 of the block size: the block size of most guests' file systems, so that their writes never
 /// need bytes of the base.
 pub(super) const BLOCK_BITS: u32 = 12;
+/// Bytes of a block.
+pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
 /// Bytes of a page of the bitmap.
 pub(super) const PAGE: usize = 4096;
 

@@ -6,9 +6,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::block::disk::{MAX_SIZE, SECTOR};
+use crate::block::error::DiskError;
+use crate::block::format::Format;
 use crate::block::host::HostFile;
-use crate::block::layer::MAX_SIZE;
-use crate::block::{DiskError, Format, SECTOR};
 
 /// The longest L1 table: QEMU's limit.
 const MAX_L1: u64 = 32 << 20;

@@ -1,13 +1,13 @@
 //! GRUB's commands.
 
-use super::super::BootError;
-use super::super::devices::Device;
-use super::super::fs::{FsError, Kind};
-use super::menu::Entry;
-use super::syntax::Block;
-use super::{Flow, Interpreter, Loaded, MAX_ENTRIES, environment, expression};
+use super::{Entry, Flow, Interpreter, Loaded, MAX_ENTRIES, MAX_PROBLEMS};
+use crate::boot::devices::{Device, Location};
+use crate::boot::error::BootError;
+use crate::boot::fs::{FsError, Kind};
+use crate::boot::grub::syntax::Block;
+use crate::boot::grub::{environment, expression};
 
-/// Commands that have nothing to do here: modules are there, nobody looks at a screen or types.
+/// Commands that have nothing to do here: modules are there, and no one looks at a screen or types.
 const NOTHING_TO_DO: &[&str] = &[
     "authenticate",
     "background_color",
@@ -105,150 +105,136 @@ impl Interpreter<'_> {
         words: Vec<String>,
         block: Option<&Block>,
     ) -> Result<Flow, BootError> {
-        let construct = || {
-            let text = std::iter::once(name).chain(words.iter().map(String::as_str));
-            text.collect::<Vec<_>>()
-                .join(" ")
-                .chars()
-                .take(200)
-                .collect::<String>()
-        };
-        let count = || {
-            words
-                .first()
-                .and_then(|n| n.parse().ok())
-                .filter(|n| *n > 0)
-                .unwrap_or(1)
-        };
-        let mut flow = Flow::Next;
-        let outcome: Result<(), String> = match name {
-            "set" => self.assign_all(&words)?,
-            "unset" => {
-                words.iter().for_each(|name| self.env.unset(name));
-                Ok(())
-            }
-            "export" => {
-                words.iter().try_for_each(|name| self.export(name))?;
-                Ok(())
-            }
-            "true" => Ok(()),
-            "[" | "test" => {
-                self.status = i32::from(!self.test(words));
-                return Ok(Flow::Next);
-            }
-            "menuentry" | "submenu" => match block {
-                Some(block) => self.add_entry(&words, block, name == "submenu"),
-                None => Err("it has no `{ ... }`".into()),
-            },
-            "linux" | "linux16" | "linuxefi" => self.linux(&words),
-            // Without its initrd a kernel would start and then find no root: unlike GRUB, stop.
-            "initrd" | "initrd16" | "initrdefi" => {
-                let loaded = self.initrd(&words);
-                loaded.map_err(|problem| self.error(construct(), problem))?;
-                Ok(())
-            }
-            "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => {
-                self.search(name, &words)?
-            }
-            "probe" => self.probe(&words)?,
-            "load_env" => self.load_env(&words)?,
-            "save_env" => {
-                for name in words.iter().filter(|word| !word.starts_with('-')) {
-                    let value = self.env.get(name).map(str::to_string);
-                    self.saved.retain(|(have, _)| have != name);
-                    if self.saved.len() < super::MAX_PROBLEMS {
-                        self.saved.push((name.clone(), value));
-                    }
-                }
-                Ok(())
-            }
-            "source" | "." => {
-                flow = self.include(&words)?;
-                return Ok(flow);
-            }
-            "configfile" => return self.configfile(&words),
-            "normal" => match words.first() {
-                Some(_) => return self.configfile(&words),
-                None => Ok(()),
-            },
-            "break" => {
-                flow = Flow::Break(count());
-                Ok(())
-            }
-            "continue" => {
-                flow = Flow::Continue(count());
-                Ok(())
-            }
-            "return" => {
-                self.status = words
-                    .first()
-                    .and_then(|n| n.parse().ok())
-                    .unwrap_or(self.status);
-                return Ok(Flow::Return);
-            }
-            "shift" => {
-                let by = count() as usize;
-                let by = by.min(self.parameters.len());
-                self.parameters.drain(..by);
-                Ok(())
-            }
-            "setparams" => {
-                self.parameters = words.clone();
-                Ok(())
-            }
-            "boot" => match self.loaded {
-                Some(_) => {
-                    flow = Flow::Boot;
-                    Ok(())
-                }
-                None => Err("no kernel is loaded".into()),
-            },
-            "hwmatch" => {
-                // No graphics card is on any list.
-                self.set("match", "0")?;
-                Ok(())
-            }
-            "read" => {
-                // Nobody types anything.
-                if let Some(name) = words.first() {
-                    self.set(name, "")?;
-                }
-                Ok(())
-            }
-            // Asked whether there are settings to enter, the firmware that is not there says no.
-            "fwsetup" if words.first().is_some_and(|word| word == "--is-supported") => {
-                self.status = 1;
-                return Ok(Flow::Next);
-            }
-            name if ALWAYS_FALSE.contains(&name) => {
-                self.status = 1;
-                return Ok(Flow::Next);
-            }
-            name => {
+        if let Some(flow) = self.control(name, &words)? {
+            return Ok(flow);
+        }
+        let outcome = match self.builtin(name, &words, block)? {
+            Some(outcome) => outcome,
+            None => {
                 if let Some((_, why)) = CANNOT.iter().find(|(cannot, _)| *cannot == name) {
-                    return Err(self.error(construct(), *why));
+                    return Err(self.error(construct(name, &words), *why));
                 }
                 if let Some(function) = self.functions.get(name).cloned() {
                     self.status = 0;
                     return self.invoke(&function, words);
                 }
-                if NOTHING_TO_DO.contains(&name) {
-                    Ok(())
-                } else if let Some((name, value)) = name.split_once('=') {
-                    self.set(name, value)?;
-                    Ok(())
-                } else if self.in_entry && self.conditions == 0 {
-                    return Err(self.error(construct(), format!("`{name}` is not understood")));
-                } else {
-                    Err(format!("`{name}` is not understood"))
-                }
+                self.other(name, &words)?
             }
         };
+        self.conclude(name, &words, outcome);
+        Ok(Flow::Next)
+    }
+
+    /// Sets the status by `outcome`, whose error is one that GRUB prints before it goes on.
+    fn conclude(&mut self, name: &str, words: &[String], outcome: Result<(), String>) {
         self.status = i32::from(outcome.is_err());
         if let Err(problem) = outcome {
-            self.note(&construct(), &problem);
+            self.note(&construct(name, words), &problem);
         }
-        Ok(flow)
+    }
+
+    /// The commands that decide what runs next, or that are asked a question; `None` for others.
+    fn control(&mut self, name: &str, words: &[String]) -> Result<Option<Flow>, BootError> {
+        let number = |word: &String| word.parse::<u32>().ok();
+        let count = words.first().and_then(number).filter(|n| *n > 0);
+        let count = count.unwrap_or(1);
+        let (status, flow) = match name {
+            "[" | "test" => (i32::from(!self.test(words)), Flow::Next),
+            // Asked whether there are settings to enter, the firmware that is not there says no.
+            "fwsetup" if words.first().is_some_and(|word| word == "--is-supported") => {
+                (1, Flow::Next)
+            }
+            name if ALWAYS_FALSE.contains(&name) => (1, Flow::Next),
+            "break" => (0, Flow::Break(count)),
+            "continue" => (0, Flow::Continue(count)),
+            "return" => {
+                let status = words.first().and_then(|n| n.parse().ok());
+                (status.unwrap_or(self.status), Flow::Return)
+            }
+            "boot" if self.loaded.is_some() => (0, Flow::Boot),
+            "source" | "." => return self.include(words).map(Some),
+            "configfile" => return self.configfile(words).map(Some),
+            "normal" if !words.is_empty() => return self.configfile(words).map(Some),
+            _ => return Ok(None),
+        };
+        self.status = status;
+        Ok(Some(flow))
+    }
+
+    /// The commands that change variables, menus and what is loaded; `None` for others.
+    fn builtin(
+        &mut self,
+        name: &str,
+        words: &[String],
+        block: Option<&Block>,
+    ) -> Result<Option<Result<(), String>>, BootError> {
+        let done = Ok(Some(Ok(())));
+        match name {
+            "set" => return self.assign_all(words).map(Some),
+            "unset" => words.iter().for_each(|name| self.env.unset(name)),
+            "export" => words.iter().try_for_each(|name| self.export(name))?,
+            "true" | "normal" => {}
+            "menuentry" | "submenu" => {
+                return Ok(Some(match block {
+                    Some(block) => self.add_entry(words, block, name == "submenu"),
+                    None => Err("it has no `{ ... }`".into()),
+                }));
+            }
+            "linux" | "linux16" | "linuxefi" => return Ok(Some(self.linux(words))),
+            // Without its initrd a kernel would start and then find no root: unlike GRUB, stop.
+            "initrd" | "initrd16" | "initrdefi" => {
+                let loaded = self.initrd(words);
+                loaded.map_err(|problem| self.error(construct(name, words), problem))?;
+            }
+            "boot" => return Ok(Some(Err("no kernel is loaded".into()))),
+            "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => {
+                return self.search(name, words).map(Some);
+            }
+            "probe" => return self.probe(words).map(Some),
+            "load_env" => return self.load_env(words).map(Some),
+            "save_env" => self.save_env(words),
+            "shift" => {
+                let by = words.first().and_then(|n| n.parse().ok());
+                let by = by.filter(|n| *n > 0).unwrap_or(1_usize);
+                self.parameters.drain(..by.min(self.parameters.len()));
+            }
+            "setparams" => self.parameters = words.to_vec(),
+            // No graphics card is on any list.
+            "hwmatch" => self.set("match", "0")?,
+            // Nothing is typed.
+            "read" => {
+                if let Some(name) = words.first() {
+                    self.set(name, "")?;
+                }
+            }
+            _ => return Ok(None),
+        }
+        done
+    }
+
+    /// An assignment, a command with nothing to do, or what is not understood.
+    fn other(&mut self, name: &str, words: &[String]) -> Result<Result<(), String>, BootError> {
+        if NOTHING_TO_DO.contains(&name) {
+            return Ok(Ok(()));
+        }
+        if let Some((name, value)) = name.split_once('=') {
+            return self.set(name, value).map(Ok);
+        }
+        let problem = format!("`{name}` is not understood");
+        if self.in_entry && self.conditions == 0 {
+            return Err(self.error(construct(name, words), problem));
+        }
+        Ok(Err(problem))
+    }
+
+    fn save_env(&mut self, words: &[String]) {
+        for name in words.iter().filter(|word| !word.starts_with('-')) {
+            let value = self.env.get(name).map(str::to_string);
+            self.saved.retain(|(have, _)| have != name);
+            if self.saved.len() < MAX_PROBLEMS {
+                self.saved.push((name.clone(), value));
+            }
+        }
     }
 
     fn assign_all(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
@@ -259,13 +245,14 @@ impl Interpreter<'_> {
         }
     }
 
-    fn test(&mut self, mut words: Vec<String>) -> bool {
-        if words.last().is_some_and(|word| word == "]") {
-            words.pop();
-        }
+    fn test(&self, words: &[String]) -> bool {
+        let words = match words.split_last() {
+            Some((last, rest)) if last == "]" => rest,
+            _ => words,
+        };
         let root = self.root();
         let devices = self.devices;
-        expression::evaluate(&words, &mut |path| {
+        expression::evaluate(words, &mut |path| {
             let location = devices.locate(path, &root).ok()?;
             devices.kind(&location).ok().flatten()
         })
@@ -309,7 +296,7 @@ impl Interpreter<'_> {
     }
 
     /// The regular file at `path`.
-    fn regular(&self, path: &str) -> Result<super::Location, String> {
+    fn regular(&self, path: &str) -> Result<Location, String> {
         let location = self.locate(path)?;
         match self.devices.kind(&location) {
             Ok(Some(Kind::File(_))) => Ok(location),
@@ -542,6 +529,13 @@ impl Interpreter<'_> {
         self.env.close();
         Ok(if booted { Flow::Boot } else { Flow::Next })
     }
+}
+
+/// The command as text, for errors.
+fn construct(name: &str, words: &[String]) -> String {
+    let text = std::iter::once(name).chain(words.iter().map(String::as_str));
+    let text = text.collect::<Vec<_>>().join(" ");
+    text.chars().take(200).collect()
 }
 
 /// Words as GRUB joins them to a command line: one with a space is put in double quotes; quotes
