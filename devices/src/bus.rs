@@ -78,7 +78,7 @@ struct Range {
 /// bus.read(0x80, &mut byte);
 /// assert_eq!(byte, [42]);
 /// bus.read(0x81, &mut byte);
-/// assert_eq!(byte, [0xff]); // nobody is there
+/// assert_eq!(byte, [0xff]); // no device answers
 /// # Ok::<(), fleetbox_devices::bus::BusError>(())
 /// ```
 #[derive(Default)]

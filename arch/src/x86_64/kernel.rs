@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::boot::{self, Module};
 use super::bzimage::{self, SetupHeader};
 use super::entry::Entry;
-use super::source::{Placed, low_ram};
+use super::source::{Placement, low_ram};
 use super::{elf, layout};
 use crate::memory::GuestMemory;
 
@@ -75,11 +75,11 @@ pub fn load(
     load_with(memory, kernel, initrd, cmdline, options, &|_| {})
 }
 
-/// As [`load`], and tells `fills` of large ranges before it fills them, so that whoever owns the
+/// Like [`load`], and tells `fills` of large ranges before it fills them, so that the owner of the
 /// memory can prepare it: touching it page by page is a good part of the work.
 ///
 /// # Errors
-/// As [`load`].
+/// See [`load`].
 pub fn load_with(
     memory: &GuestMemory,
     kernel: &Source<'_>,
@@ -143,7 +143,7 @@ fn load_bzimage(
     kernel: &Source<'_>,
     decompress: bool,
     fills: Fills<'_>,
-) -> Result<(Placed, Option<SetupHeader>), KernelError> {
+) -> Result<(Placement, Option<SetupHeader>), KernelError> {
     let image = kernel.read_all(MAX_KERNEL_FILE)?;
     let header = SetupHeader::parse(&image)?;
     if decompress {

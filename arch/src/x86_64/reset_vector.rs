@@ -1,7 +1,7 @@
 //! What a PC's firmware has at the real-mode reset vector: here, code that resets the machine.
 //!
 //! Linux does not use the ACPI reset register of a hardware-reduced platform. It leaves the reset
-//! to the EFI runtime and, where there is none, jumps to F000:FFF0 in real mode, which has to
+//! to the EFI runtime and, without one, jumps to F000:FFF0 in real mode, which has to
 //! lead somewhere.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};

@@ -113,7 +113,7 @@ impl Source<'_> {
 }
 
 /// Where the loader put a kernel.
-pub(super) struct Placed {
+pub(super) struct Placement {
     pub(super) start: u64,
     pub(super) end: u64,
     /// 64-bit entry point.

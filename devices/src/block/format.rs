@@ -1,4 +1,4 @@
-//! How image files hold disks, and how one is to be opened.
+//! How image files hold disks, and how to open one.
 
 use std::fmt;
 use std::path::PathBuf;

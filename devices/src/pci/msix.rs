@@ -5,7 +5,7 @@ use crate::irq::{MsiMessage, MsiVector};
 use super::{le_value, read_registers};
 use crate::state::{MsixState, RestoreError};
 
-/// Most vectors a function can have here, so that the pending bits are one word.
+/// Maximum number of vectors of a function here, so that the pending bits are one word.
 pub const MAX_MSIX_VECTORS: u16 = 64;
 
 const ENTRY: u64 = 16;

@@ -24,7 +24,7 @@ const SECTOR: u64 = 512;
 const HEADER: u64 = 16;
 const ID_BYTES: usize = 20;
 
-/// Most queues of one block device, and most pairs of queues of one network device.
+/// Maximum number of queues of a block device, and of pairs of queues of a network device.
 pub const MAX_QUEUES: u16 = 16;
 
 /// Data segments in one request: the queue less header and status.

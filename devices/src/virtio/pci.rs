@@ -78,7 +78,7 @@ struct Transport {
 
 /// A virtio device as a PCI function with one BAR of 32 KiB.
 ///
-/// Interrupts need MSI-X; there is none by wire. The device's threads run from DRIVER_OK to
+/// Interrupts need MSI-X; no wire is connected. The device's threads run from DRIVER_OK to
 /// reset, pause, or drop.
 pub struct VirtioPci {
     name: String,

@@ -3,7 +3,7 @@
 use super::ext4::Ext4Volume;
 use super::fat::FatVolume;
 use super::fs::{FsError, Volume};
-use super::window::{Cached, Window};
+use super::window::{CachedWindow, Window};
 
 /// What was found on a partition.
 pub(super) enum Content {
@@ -18,7 +18,7 @@ pub(super) enum Content {
 
 /// Recognises what is on `window`. Never fails: what cannot be read is content too.
 pub(super) fn probe(window: &Window) -> Content {
-    let head = Cached::new(window.clone());
+    let head = CachedWindow::new(window.clone());
     let has = |at: u64, magic: &[u8]| {
         let mut bytes = vec![0; magic.len()];
         head.read(at, &mut bytes).is_ok() && bytes == magic

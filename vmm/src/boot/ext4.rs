@@ -14,7 +14,7 @@ use super::ext4_layout::{Geometry, SUPERBLOCK, SUPERBLOCK_LEN, Source, recovered
 use super::extents;
 use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
 use super::journal::{self, Overlay};
-use super::window::{Cached, Window};
+use super::window::{CachedWindow, Window};
 
 /// Symbolic links followed for one path, and the bytes of one, as in Linux.
 const MAX_LINKS: u32 = 40;
@@ -50,7 +50,7 @@ impl Ext4Volume {
     /// # Errors
     /// It is damaged, or has features that cannot be read.
     pub(super) fn open(window: Window) -> Result<Self, FsError> {
-        let disk = Cached::new(window);
+        let disk = CachedWindow::new(window);
         let mut superblock = vec![0; SUPERBLOCK_LEN];
         disk.read(SUPERBLOCK, &mut superblock)?;
         let mut geometry = Geometry::check(&superblock, disk.len())?;

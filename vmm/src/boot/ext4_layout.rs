@@ -3,7 +3,7 @@
 use super::crc::crc32c;
 use super::fs::FsError;
 use super::journal::Overlay;
-use super::window::Cached;
+use super::window::CachedWindow;
 
 pub(super) const SUPERBLOCK: u64 = 1024;
 pub(super) const SUPERBLOCK_LEN: usize = 1024;
@@ -17,7 +17,7 @@ const COMPAT_HAS_JOURNAL: u32 = 0x4;
 
 /// The file system's bytes, as they are after a recovery.
 pub(super) struct Source {
-    pub(super) disk: Cached,
+    pub(super) disk: CachedWindow,
     pub(super) overlay: Overlay,
     pub(super) superblock: Vec<u8>,
 }
@@ -120,7 +120,7 @@ impl Geometry {
     }
 
     /// The block map (`i_block`) of the journal's inode.
-    pub(super) fn journal_map(&self, disk: &Cached) -> Result<Vec<u8>, FsError> {
+    pub(super) fn journal_map(&self, disk: &CachedWindow) -> Result<Vec<u8>, FsError> {
         let corrupt = || FsError::Corrupt("its superblock gives an impossible journal".into());
         let at = self
             .inode_offset(self.journal_inode, |at, buf| Ok(disk.read(at, buf)?))?

@@ -19,7 +19,7 @@ const MAX_LOADER: u64 = 8 << 20;
 /// wherever it usually is.
 ///
 /// # Errors
-/// There is none; says what the disk holds.
+/// The error for a disk without one, which says what the disk holds.
 pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Location, BootError> {
     let typed = devices.iter().any(|(_, device)| device.esp);
     for (index, device) in devices.iter().filter(|(_, device)| device.esp || !typed) {

@@ -118,7 +118,7 @@ fn read(devices: &Devices, location: &Location, limit: u64) -> Result<Vec<u8>, B
         })
 }
 
-/// All initrds, one after the other; `None` if there is none. They have at most `limit` bytes.
+/// All initrds, one after the other; `None` for no initrd. They have at most `limit` bytes.
 fn read_initrds(
     devices: &Devices,
     locations: &[Location],

@@ -54,14 +54,14 @@ impl IoHandler for Buses {
     }
 }
 
-struct Running {
+struct RunningVcpu {
     thread: JoinHandle<()>,
     kicker: Arc<dyn VcpuKicker>,
     ended: Receiver<()>,
 }
 
 /// A thread that was told to create its vCPU.
-struct Creating {
+struct PendingVcpu {
     thread: JoinHandle<()>,
     creation: Receiver<hypervisor::Result<Arc<dyn VcpuKicker>>>,
     ended: Receiver<()>,
@@ -80,8 +80,8 @@ type Gate = OnceLock<Option<Go>>;
 pub(super) struct Vcpus {
     stop: Arc<AtomicBool>,
     gate: Arc<Gate>,
-    creating: VecDeque<Creating>,
-    running: Vec<Running>,
+    creating: VecDeque<PendingVcpu>,
+    running: Vec<RunningVcpu>,
 }
 
 impl Vcpus {
@@ -113,7 +113,7 @@ impl Vcpus {
                 .name(format!("vcpu{index}"))
                 .spawn(move || thread.main(&created))
                 .map_err(|e| thread_error(index, e))?;
-            vcpus.creating.push_back(Creating {
+            vcpus.creating.push_back(PendingVcpu {
                 thread,
                 creation,
                 ended,
@@ -133,8 +133,8 @@ impl Vcpus {
                     return Err(thread_error(index, io::Error::other("it ended at once")));
                 }
             };
-            if let Some(Creating { thread, ended, .. }) = self.creating.pop_front() {
-                self.running.push(Running {
+            if let Some(PendingVcpu { thread, ended, .. }) = self.creating.pop_front() {
+                self.running.push(RunningVcpu {
                     thread,
                     kicker,
                     ended,

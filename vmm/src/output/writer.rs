@@ -247,7 +247,7 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Whoever shares the terminal or pipe with us may have made it so.
+                // Another process on the same terminal or pipe may have made it non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(RETRY);
                 }
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_long_for_a_reader_that_does_not_read() {
+    fn no_write_waits_long_for_a_reader_that_does_not_read() {
         let (mut writer, _reader) = pair(SHORT);
         let start = Instant::now();
         for _ in 0..64 {

@@ -192,7 +192,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Refuses incompatible features, all of which change how the image is to be read, but for
+    /// Refuses incompatible features, all of which change how the image must be read, except
     /// zstd in images that are only read.
     fn check_features(&self, bits: u64, compression: u8) -> Result<Compression, DiskError> {
         const COMPRESSION_TYPE: u64 = 1 << 3;

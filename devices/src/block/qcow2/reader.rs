@@ -1,4 +1,4 @@
-//! Reading qcow2 images that nobody writes to.
+//! Reading qcow2 images that are not written to.
 //!
 //! Entries are those of QEMU's `docs/interop/qcow2.txt`, section "Cluster mapping".
 

@@ -53,7 +53,7 @@ pub(super) enum Flow {
 
 /// What `linux` and `initrd` have loaded.
 #[derive(Clone)]
-struct Loaded {
+struct LoadedLinux {
     kernel: Location,
     initrds: Vec<Location>,
     cmdline: String,
@@ -107,7 +107,7 @@ pub(super) struct Interpreter<'a> {
     depth: u32,
     conditions: u32,
     in_entry: bool,
-    loaded: Option<Loaded>,
+    loaded: Option<LoadedLinux>,
     titles: Vec<String>,
     problems: Vec<Problem>,
     saved: Vec<(String, Option<String>)>,

@@ -1,7 +1,7 @@
 //! GRUB's configuration, interpreted: which entry boots by default, and what it loads.
 //!
 //! Written after the GRUB manual (2.12) and what `grub-mkconfig` of Debian and Ubuntu emits. It
-//! behaves as GRUB does where nobody touches a key: the menu's default is booted, whatever
+//! behaves as GRUB does when no key is pressed: the menu's default is booted, whatever
 //! `timeout` says. What it does not do: write (`save_env` is noted, not carried out), expand
 //! wildcards, evaluate `regexp`, load anything but Linux.
 

@@ -1,6 +1,6 @@
 //! GRUB's commands.
 
-use super::{Entry, Flow, Interpreter, Loaded, MAX_ENTRIES, MAX_PROBLEMS};
+use super::{Entry, Flow, Interpreter, LoadedLinux, MAX_ENTRIES, MAX_PROBLEMS};
 use crate::boot::devices::{Device, Location};
 use crate::boot::error::BootError;
 use crate::boot::fs::{FsError, Kind};
@@ -319,7 +319,7 @@ impl Interpreter<'_> {
         let kernel = self.regular(path)?;
         let cmdline = format!("BOOT_IMAGE={}", loader_words(words));
         let config = self.current.clone();
-        self.loaded = Some(Loaded {
+        self.loaded = Some(LoadedLinux {
             kernel,
             initrds: Vec::new(),
             cmdline,
@@ -539,7 +539,7 @@ fn construct(name: &str, words: &[String]) -> String {
 }
 
 /// Words as GRUB joins them to a command line: one with a space is put in double quotes; quotes
-/// and backslashes are escaped, but for `\xHH`.
+/// and backslashes are escaped, except in `\xHH`.
 fn loader_words(words: &[String]) -> String {
     let mut line = String::new();
     for word in words {
