@@ -37,40 +37,17 @@ pub(super) fn run(
     stderr: &BoundedWriter,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(KvmHypervisor::open()?);
-    let boot = match (&options.kernel, &options.firmware, &options.image) {
-        (Some(kernel), _, _) => BootSource::Kernel {
-            kernel: kernel.clone(),
-            initrd: options.initrd.clone(),
-            cmdline: options.cmdline.clone(),
-        },
-        (_, Some(firmware), _) => BootSource::Firmware(firmware.clone()),
-        _ => BootSource::Auto,
-    };
-    let mut disks = Vec::new();
-    if let Some(image) = &options.image {
-        disks.push(open_image(image, options.persist)?);
-    }
-    for argument in &options.disks {
-        disks.push(open_argument(argument)?);
-    }
+    let boot = boot_source(&options);
+    let disks = open_disks(&options)?;
     // Kept until the guest has ended: dropping it takes the network down.
     let network = match options.net {
         NetMode::User => Some(Network::start(NetworkConfig::default())?),
         NetMode::None => None,
     };
-    let mut nics = Vec::new();
-    if let Some(network) = &network {
-        let attachment = network.attach(Port {
-            name: "guest".into(),
-            mac: GUEST_MAC,
-            ip: None,
-        })?;
-        nics.push(NicConfig {
-            mac: GUEST_MAC,
-            link: attachment.link,
-            format: LinkFormat::Packets,
-        });
-    }
+    let nics = match &network {
+        Some(network) => vec![attach(network)?],
+        None => Vec::new(),
+    };
     let (sink, terminal) = match &options.serial {
         SerialArgument::Stdio => (stdout()?, true),
         SerialArgument::File(path) => (File::create(path)?, false),
@@ -107,14 +84,7 @@ pub(super) fn run(
             cpus: options.cpus,
             memory: options.memory.0,
             boot,
-            disks: disks
-                .into_iter()
-                .enumerate()
-                .map(|(i, disk)| DiskConfig {
-                    disk,
-                    serial: format!("disk{i}"),
-                })
-                .collect(),
+            disks,
             nics,
             serial: Some(Box::new(console.clone())),
             events: Some(Box::new(events)),
@@ -141,6 +111,47 @@ pub(super) fn run(
         Exit::PowerOff => Ok(ExitCode::SUCCESS),
         Exit::Killed => Ok(ExitCode::from(killed)),
     }
+}
+
+fn boot_source(options: &RunOptions) -> BootSource {
+    match (&options.kernel, &options.firmware) {
+        (Some(kernel), _) => BootSource::Kernel {
+            kernel: kernel.clone(),
+            initrd: options.initrd.clone(),
+            cmdline: options.cmdline.clone(),
+        },
+        (_, Some(firmware)) => BootSource::Firmware(firmware.clone()),
+        _ => BootSource::Auto,
+    }
+}
+
+/// The disks in the order in which the guest sees them.
+fn open_disks(options: &RunOptions) -> Result<Vec<DiskConfig>, Box<dyn Error>> {
+    let mut disks = Vec::new();
+    if let Some(image) = &options.image {
+        disks.push(open_image(image, options.persist)?);
+    }
+    for argument in &options.disks {
+        disks.push(open_argument(argument)?);
+    }
+    let config = |(i, disk)| DiskConfig {
+        disk,
+        serial: format!("disk{i}"),
+    };
+    Ok(disks.into_iter().enumerate().map(config).collect())
+}
+
+fn attach(network: &Network) -> Result<NicConfig, Box<dyn Error>> {
+    let attachment = network.attach(Port {
+        name: "guest".into(),
+        mac: GUEST_MAC,
+        ip: None,
+    })?;
+    Ok(NicConfig {
+        mac: GUEST_MAC,
+        link: attachment.link,
+        format: LinkFormat::Packets,
+    })
 }
 
 /// The boot disk: itself, or a layer on it whose file has no name and ends with this process.

@@ -131,7 +131,7 @@ pub trait IoHandler {
 /// Why a vCPU came back from [`Vcpu::run`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VmExit {
-    /// A kick ([`Vcpu::kicker`]), or the machine has ended.
+    /// A kick ([`Vcpu::kicker`]), or the guest must not run any further ([`IoHandler::over`]).
     Interrupted,
     /// The vCPU halted and nothing can wake it but the machine.
     Halted,

@@ -1,7 +1,9 @@
 //! Running a configuration.
 
 mod commands;
+mod load;
 mod menu;
+mod search;
 
 use std::collections::HashMap;
 use std::rc::Rc;
