@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{BarMapping, HostBridge, PciDevice, SLOTS, le_value};
+use super::device::{BarMapping, PciDevice, SLOTS};
+use super::host_bridge::HostBridge;
+use super::registers::le_value;
 use crate::bus::BusDevice;
 use crate::state::{PciDeviceState, RestoreError};
 use crate::sync::{lock, read, write};

@@ -1,6 +1,7 @@
 //! The configuration space of a function with a type 0 header (PCI Local Bus 3.0, section 6.1).
 
-use super::{BarMapping, BarSpec};
+use super::device::{BarMapping, BarSpec};
+use super::registers::read_registers;
 use crate::state::{ConfigSpaceState, RestoreError};
 
 const SIZE: usize = 256;
@@ -109,7 +110,7 @@ impl ConfigSpace {
 
     /// Reads; bytes beyond the end are left alone.
     pub fn read(&self, offset: u8, data: &mut [u8]) {
-        super::read_registers(&self.bytes, offset.into(), data);
+        read_registers(&self.bytes, offset.into(), data);
     }
 
     /// Writes the bits that can be written.

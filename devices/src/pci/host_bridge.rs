@@ -2,7 +2,8 @@
 
 use std::sync::Mutex;
 
-use super::{ConfigSpace, Identity, PciDevice};
+use super::config::{ConfigSpace, Identity};
+use super::device::PciDevice;
 use crate::state::{PciDeviceState, RestoreError};
 use crate::sync::lock;
 

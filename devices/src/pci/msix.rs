@@ -2,7 +2,7 @@
 
 use crate::irq::{MsiMessage, MsiVector};
 
-use super::{le_value, read_registers};
+use super::registers::{le_value, read_registers};
 use crate::state::{MsixState, RestoreError};
 
 /// Maximum number of vectors of a function here, so that the pending bits are one word.
