@@ -76,7 +76,7 @@ impl Programs {
             .parent()
             .ok_or("the bench package is not in a workspace")?;
         for arguments in [
-            "build --release -p fleetbox-vmm -p fleetbox-benches --bins",
+            "build --release -p fleetbox-vmm -p fleetbox-benches --features fleetbox-vmm/cli --bins",
             "build --release -p fleetbox-guests --bins --target x86_64-unknown-none",
         ] {
             let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))

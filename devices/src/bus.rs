@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, RwLock};
 
+use crate::sync::{read, write};
+
 /// A device that answers accesses at addresses of a bus.
 ///
 /// Accesses are 1, 2, 4 or 8 bytes; `offset` counts from the start of the range the device was
@@ -76,7 +78,7 @@ struct Range {
 /// bus.read(0x80, &mut byte);
 /// assert_eq!(byte, [42]);
 /// bus.read(0x81, &mut byte);
-/// assert_eq!(byte, [0xff]); // nobody is there
+/// assert_eq!(byte, [0xff]); // no device answers
 /// # Ok::<(), fleetbox_devices::bus::BusError>(())
 /// ```
 #[derive(Default)]
@@ -109,7 +111,7 @@ impl Bus {
                 });
             }
         };
-        let mut ranges = self.ranges.write().unwrap_or_else(|e| e.into_inner());
+        let mut ranges = write(&self.ranges);
         let at = ranges.partition_point(|r| r.base <= base);
         let before = at.checked_sub(1).map(|i| &ranges[i]);
         let clash = before
@@ -128,7 +130,7 @@ impl Bus {
     }
 
     fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
-        let ranges = self.ranges.read().unwrap_or_else(|e| e.into_inner());
+        let ranges = read(&self.ranges);
         let at = ranges.partition_point(|r| r.base <= addr).checked_sub(1)?;
         let range = &ranges[at];
         let end = addr.checked_add(len as u64 - 1)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 use crate::irq::{IrqLine, MsiController, MsiMessage};
+use crate::sync::lock;
 
 const PINS: usize = IOAPIC_PINS as usize;
 
@@ -143,7 +144,7 @@ impl IoApic {
     }
 
     fn lock(&self) -> MutexGuard<'_, IoApicState> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 
     fn send(&self, pin: usize, entry: u64) {

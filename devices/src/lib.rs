@@ -12,7 +12,8 @@ pub mod ioapic;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+pub mod state;
+mod sync;
 pub mod virtio;
 
-/// Guest physical memory as every device sees it: cheap to clone, shared by all threads.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub use fleetbox_arch::GuestMemory;

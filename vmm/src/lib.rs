@@ -9,5 +9,4 @@ pub mod hypervisor;
 pub mod machine;
 pub mod output;
 pub mod preflight;
-
-pub use fleetbox_net as net;
+mod sync;

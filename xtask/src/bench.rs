@@ -62,6 +62,8 @@ fn stock() -> Result<()> {
         "--release",
         "-p",
         "fleetbox-vmm",
+        "--features",
+        "cli",
         "--bin",
         "fleetbox-vmm",
         "--locked",

@@ -45,6 +45,9 @@ const BARE_METAL: &str = "x86_64-unknown-none";
 /// The crate and binary of the end-to-end suite.
 const E2E: &str = "fleetbox-e2e";
 
+/// The feature that the program `fleetbox-vmm` is behind.
+const VMM_CLI: &str = "fleetbox-vmm/cli";
+
 /// The test target of that crate whose tests its cases run, and what they call its executable.
 const E2E_TESTS: (&str, &str) = ("attribute", "fleetbox-e2e-attribute");
 
@@ -126,6 +129,7 @@ fn clippy() -> Result<()> {
     deps::ensure(&[Need::Guests])?;
     let denied = ["--", "-D", "warnings"];
     cargo(&["clippy", "--workspace", "--all-targets", "--locked"])
+        .args(["--features", VMM_CLI])
         .args(denied)
         .limit(1800)
         .passthrough()?;
@@ -145,6 +149,8 @@ fn doc() -> Result<()> {
         "--no-deps",
         "--locked",
         "--document-private-items",
+        "--features",
+        VMM_CLI,
         "--exclude",
         GUESTS,
     ])
@@ -159,6 +165,8 @@ fn doc() -> Result<()> {
 fn unit() -> Result<()> {
     let chosen = [
         "--workspace",
+        "--features",
+        VMM_CLI,
         "--exclude",
         GUESTS,
         "--exclude",
@@ -216,7 +224,10 @@ pub fn payloads() -> Result<PathBuf> {
 /// through `FLEETBOX_VMM`. Returns where they ran.
 fn guests() -> Result<String> {
     let directory = payloads()?;
-    let program = executables(&["build", "-p", "fleetbox-vmm", "--bins"], "bin")?;
+    let program = executables(
+        &["build", "-p", "fleetbox-vmm", "--features", "cli", "--bins"],
+        "bin",
+    )?;
     let Some((_, program)) = program.first() else {
         bail!("fleetbox-vmm has no program");
     };
@@ -314,6 +325,8 @@ fn e2e(wanted: &[String]) -> Result<String> {
             "fleetbox-cli",
             "-p",
             "fleetbox-vmm",
+            "--features",
+            VMM_CLI,
         ],
         "bin",
     )?;

@@ -10,10 +10,9 @@ use vm_memory::{
 };
 
 use super::bzimage::SetupHeader;
-use super::kernel::Entry;
+use super::entry::{self, Entry};
 use super::layout::{self, MemoryRange};
-use super::regs;
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// An initrd in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,13 +129,13 @@ pub fn write_start_info(
     Ok(at)
 }
 
-/// Writes what [`regs::boot_regs`] points to: the global descriptor table, an empty interrupt
+/// Writes what [`entry::boot_regs`] points to: the global descriptor table, an empty interrupt
 /// descriptor table and, for the 64-bit entry, page tables that map the first 4 GiB to themselves.
 ///
 /// # Errors
 /// The memory has no RAM there.
 pub fn write_cpu_tables(memory: &GuestMemory, entry: &Entry) -> Result<(), GuestMemoryError> {
-    for (i, descriptor) in regs::boot_gdt(entry).into_iter().enumerate() {
+    for (i, descriptor) in entry::boot_gdt(entry).into_iter().enumerate() {
         let at = layout::BOOT_GDT_START + 8 * i as u64;
         memory.write_obj(descriptor, GuestAddress(at))?;
     }

@@ -3,11 +3,13 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::elf;
-use super::kernel::{Fills, KernelError, Placed, Source, check_range};
-use crate::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
+
+use super::elf;
+use super::error::KernelError;
+use super::source::{Fills, Placement, Source, check_range};
+use crate::memory::GuestMemory;
 
 /// Where the setup header begins in the file and in the zero page.
 pub(super) const HEADER_START: usize = 0x1F1;
@@ -92,7 +94,7 @@ pub(super) fn load(
     memory: &GuestMemory,
     image: &[u8],
     header: &SetupHeader,
-) -> Result<Placed, KernelError> {
+) -> Result<Placement, KernelError> {
     let code = image
         .get(header.code..)
         .ok_or(KernelError::BzImage("it ends before its code"))?;
@@ -100,7 +102,7 @@ pub(super) fn load(
     let len = u64::from(header.raw.init_size).max(code.len() as u64);
     let end = check_range(memory, start, len)?;
     memory.write_slice(code, GuestAddress(start))?;
-    Ok(Placed {
+    Ok(Placement {
         start,
         end,
         entry64: start + ENTRY_64,
@@ -197,7 +199,7 @@ impl<'a> Payload<'a> {
         memory: &GuestMemory,
         blocks: &[&[u8]],
         fills: Fills<'_>,
-    ) -> Result<Placed, KernelError> {
+    ) -> Result<Placement, KernelError> {
         let block = |index: usize, buffer: &mut Vec<u8>| {
             let expected = (self.size - index * LZ4_BLOCK).min(LZ4_BLOCK);
             buffer.resize(expected, 0);
@@ -277,7 +279,7 @@ pub(super) fn load_vmlinux(
     image: &[u8],
     header: &SetupHeader,
     fills: Fills<'_>,
-) -> Result<Placed, KernelError> {
+) -> Result<Placement, KernelError> {
     let payload = Payload::find(image, header)?;
     match payload.blocks() {
         Some(blocks) if !blocks.is_empty() => payload.load_blocks(memory, &blocks, fills),
@@ -291,7 +293,7 @@ const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// Blocks of a legacy LZ4 frame hold at most this much; only the last one holds less.
 const LZ4_BLOCK: usize = 8 << 20;
-/// Most threads that decompress one kernel: each has a buffer of a block.
+/// Maximum number of threads that decompress one kernel: each has a buffer of a block.
 const MAX_THREADS: usize = 4;
 
 /// The compressed blocks of a legacy LZ4 frame.

@@ -30,7 +30,7 @@ fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&[(GuestAddress(0), size)]).unwrap()
 }
 
-fn load_image(memory: &GuestMemory, image: &[u8]) -> Result<Placed, KernelError> {
+fn load_image(memory: &GuestMemory, image: &[u8]) -> Result<Placement, KernelError> {
     let header = SetupHeader::parse(image)?;
     load_vmlinux(memory, image, &header, &|_| {})
 }

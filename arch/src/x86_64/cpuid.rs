@@ -44,6 +44,10 @@ pub struct CpuidConfig {
 /// Frequency of the local APIC timer in kHz as KVM emulates it.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
+/// The first leaf of the hypervisor's own, and the one with its clocks.
+const HYPERVISOR: u32 = 0x4000_0000;
+const HYPERVISOR_CLOCKS: u32 = 0x4000_0010;
+
 const ECX1_TSC_DEADLINE: u32 = 1 << 24;
 const ECX1_HYPERVISOR: u32 = 1 << 31;
 const EDX1_HTT: u32 = 1 << 28;
@@ -73,9 +77,57 @@ fn vendor(entries: &[CpuidEntry]) -> Vendor {
     }
 }
 
+fn with_flag(value: u32, flag: u32, set: bool) -> u32 {
+    if set { value | flag } else { value & !flag }
+}
+
 fn with_field(value: u32, shift: u32, bits: u32, field: u32) -> u32 {
     let mask = ((1u32 << bits) - 1) << shift;
     value & !mask | (field << shift) & mask
+}
+
+/// One socket of `count` cores, seen from the core `id`.
+#[derive(Clone, Copy)]
+struct Topology {
+    /// APIC id of the vCPU.
+    id: u32,
+    count: u32,
+    /// Bits of an APIC id: ids are reserved in powers of two.
+    bits: u32,
+}
+
+impl Topology {
+    fn of(config: &CpuidConfig) -> Self {
+        let count = u32::from(config.count.max(1));
+        Self {
+            id: config.vcpu.into(),
+            count,
+            bits: count.next_power_of_two().trailing_zeros(),
+        }
+    }
+
+    /// APIC ids that are reserved.
+    fn ids(self) -> u32 {
+        1 << self.bits
+    }
+
+    /// The extended topology leaf `leaf`, a subleaf for each level.
+    fn levels(self, leaf: u32) -> [CpuidEntry; 3] {
+        let level = |subleaf, eax, ebx, kind| CpuidEntry {
+            leaf,
+            subleaf,
+            flags: CpuidEntry::SUBLEAF,
+            eax,
+            ebx,
+            ecx: subleaf | kind,
+            edx: self.id,
+        };
+        [
+            level(0, 0, 1, LEVEL_SMT),
+            level(1, self.bits, self.count, LEVEL_CORE),
+            level(2, 0, 0, 0),
+        ]
+    }
 }
 
 /// CPUID of one vCPU: `supported` (what the hypervisor can emulate) with the machine's topology,
@@ -83,115 +135,92 @@ fn with_field(value: u32, shift: u32, bits: u32, field: u32) -> u32 {
 ///
 /// The hypervisor's own leaves (`0x4000_0000`: kvmclock and the like) stay.
 pub fn configure(supported: &[CpuidEntry], config: &CpuidConfig) -> Vec<CpuidEntry> {
-    let id = u32::from(config.vcpu);
-    let count = u32::from(config.count.max(1));
-    // APIC ids are reserved in powers of two.
-    let bits = count.next_power_of_two().trailing_zeros();
-    let ids = 1u32 << bits;
+    let topology = Topology::of(config);
     let vendor = vendor(supported);
-    let max_of = |leaf| {
-        supported
-            .iter()
-            .find(|e| e.leaf == leaf)
-            .map_or(0, |e| e.eax)
-    };
-    let max_basic = max_of(0);
-    let max_hypervisor = max_of(0x4000_0000);
-
+    let max_basic = supported.iter().find(|e| e.leaf == 0).map_or(0, |e| e.eax);
     let mut entries: Vec<CpuidEntry> = supported
         .iter()
         // Written anew below; leaf 0x8000_0026 would describe the host's cores.
         .filter(|e| !matches!(e.leaf, 0xB | 0x1F | 0x15 | 0x16 | 0x4000_0010 | 0x8000_0026))
         .copied()
         .collect();
-    for e in &mut entries {
-        match e.leaf {
-            1 => {
-                e.ebx = with_field(e.ebx, 24, 8, id);
-                e.ebx = with_field(e.ebx, 16, 8, ids.min(255));
-                e.ecx |= ECX1_HYPERVISOR;
-                if config.tsc_deadline {
-                    e.ecx |= ECX1_TSC_DEADLINE;
-                } else {
-                    e.ecx &= !ECX1_TSC_DEADLINE;
-                }
-                if count > 1 {
-                    e.edx |= EDX1_HTT;
-                } else {
-                    e.edx &= !EDX1_HTT;
-                }
-            }
-            // Caches: the last level is shared by all cores, the others by none.
-            4 | 0x8000_001D if e.eax & 0x1F != 0 => {
-                let shared = if e.eax >> 5 & 7 >= 3 { ids - 1 } else { 0 };
-                e.eax = with_field(e.eax, 14, 12, shared);
-                if e.leaf == 4 {
-                    e.eax = with_field(e.eax, 26, 6, (ids - 1).min(63));
-                }
-            }
-            0x8000_0001 if vendor == Vendor::Amd => {
-                if count > 1 {
-                    e.ecx |= ECX81_CMP_LEGACY;
-                } else {
-                    e.ecx &= !ECX81_CMP_LEGACY;
-                }
-            }
-            0x8000_0008 if vendor == Vendor::Amd => {
-                e.ecx = with_field(e.ecx, 0, 8, count - 1);
-                e.ecx = with_field(e.ecx, 12, 4, bits);
-            }
-            // Extended APIC id, core id with one thread a core, one node.
-            0x8000_001E => {
-                e.eax = id;
-                e.ebx = id & 0xFF;
-                e.ecx = 0;
-                e.edx = 0;
-            }
-            0x4000_0000 if config.tsc_khz.is_some() => {
-                // Zero is what old KVM wrote for "up to 0x4000_0001".
-                e.eax = e.eax.max(0x4000_0010);
-            }
-            _ => {}
-        }
+    for entry in &mut entries {
+        adapt(entry, vendor, topology, config);
     }
-
     for leaf in [0xB, 0x1F] {
         if max_basic >= leaf {
-            let level = |subleaf, eax, ebx, kind| CpuidEntry {
-                leaf,
-                subleaf,
-                flags: CpuidEntry::SUBLEAF,
-                eax,
-                ebx,
-                ecx: subleaf | kind,
-                edx: id,
-            };
-            entries.push(level(0, 0, 1, LEVEL_SMT));
-            entries.push(level(1, bits, count, LEVEL_CORE));
-            entries.push(level(2, 0, 0, 0));
+            entries.extend(topology.levels(leaf));
         }
     }
     if let Some(khz) = config.tsc_khz {
-        let clock = |leaf, eax, ebx, ecx| CpuidEntry {
-            leaf,
-            eax,
-            ebx,
-            ecx,
-            ..CpuidEntry::default()
-        };
-        if max_basic >= 0x15 && vendor != Vendor::Amd {
-            // The "crystal" is the local APIC's clock, so that a kernel derives both from it.
-            entries.push(clock(0x15, APIC_BUS_KHZ, khz, APIC_BUS_KHZ * 1000));
-        }
-        if max_basic >= 0x16 && vendor != Vendor::Amd {
-            let mhz = khz / 1000;
-            entries.push(clock(0x16, mhz & 0xFFFF, mhz & 0xFFFF, 100));
-        }
-        if max_hypervisor != 0 || supported.iter().any(|e| e.leaf == 0x4000_0000) {
-            entries.push(clock(0x4000_0010, khz, APIC_BUS_KHZ, 0));
-        }
+        let hypervisor = supported.iter().any(|e| e.leaf == HYPERVISOR);
+        entries.extend(clocks(khz, vendor, max_basic, hypervisor));
     }
     entries
+}
+
+/// Makes `e`, a leaf of the hypervisor's, one of this machine.
+fn adapt(e: &mut CpuidEntry, vendor: Vendor, topology: Topology, config: &CpuidConfig) {
+    let Topology { id, count, bits } = topology;
+    let ids = topology.ids();
+    match e.leaf {
+        1 => {
+            e.ebx = with_field(e.ebx, 24, 8, id);
+            e.ebx = with_field(e.ebx, 16, 8, ids.min(255));
+            e.ecx |= ECX1_HYPERVISOR;
+            e.ecx = with_flag(e.ecx, ECX1_TSC_DEADLINE, config.tsc_deadline);
+            e.edx = with_flag(e.edx, EDX1_HTT, count > 1);
+        }
+        // Caches: the last level is shared by all cores, the others by none.
+        4 | 0x8000_001D if e.eax & 0x1F != 0 => {
+            let shared = if e.eax >> 5 & 7 >= 3 { ids - 1 } else { 0 };
+            e.eax = with_field(e.eax, 14, 12, shared);
+            if e.leaf == 4 {
+                e.eax = with_field(e.eax, 26, 6, (ids - 1).min(63));
+            }
+        }
+        0x8000_0001 if vendor == Vendor::Amd => {
+            e.ecx = with_flag(e.ecx, ECX81_CMP_LEGACY, count > 1);
+        }
+        0x8000_0008 if vendor == Vendor::Amd => {
+            e.ecx = with_field(e.ecx, 0, 8, count - 1);
+            e.ecx = with_field(e.ecx, 12, 4, bits);
+        }
+        // Extended APIC id, core id with one thread a core, one node.
+        0x8000_001E => {
+            e.eax = id;
+            e.ebx = id & 0xFF;
+            e.ecx = 0;
+            e.edx = 0;
+        }
+        // Zero is what old KVM wrote for "up to 0x4000_0001".
+        HYPERVISOR if config.tsc_khz.is_some() => e.eax = e.eax.max(HYPERVISOR_CLOCKS),
+        _ => {}
+    }
+}
+
+/// The leaves that state clock frequencies.
+fn clocks(khz: u32, vendor: Vendor, max_basic: u32, hypervisor: bool) -> Vec<CpuidEntry> {
+    let clock = |leaf, eax, ebx, ecx| CpuidEntry {
+        leaf,
+        eax,
+        ebx,
+        ecx,
+        ..CpuidEntry::default()
+    };
+    let mut leaves = Vec::new();
+    if max_basic >= 0x15 && vendor != Vendor::Amd {
+        // The "crystal" is the local APIC's clock, so that a kernel derives both from it.
+        leaves.push(clock(0x15, APIC_BUS_KHZ, khz, APIC_BUS_KHZ * 1000));
+    }
+    if max_basic >= 0x16 && vendor != Vendor::Amd {
+        let mhz = khz / 1000;
+        leaves.push(clock(0x16, mhz & 0xFFFF, mhz & 0xFFFF, 100));
+    }
+    if hypervisor {
+        leaves.push(clock(HYPERVISOR_CLOCKS, khz, APIC_BUS_KHZ, 0));
+    }
+    leaves
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::sync::Mutex;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::kernel::{Fills, KernelError, Placed, Source, check_range};
-use crate::GuestMemory;
+use super::error::KernelError;
+use super::source::{Fills, Placement, Source, check_range};
+use crate::memory::GuestMemory;
 
 /// First bytes of an ELF file.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -170,7 +171,7 @@ impl Plan {
         self,
         memory: &GuestMemory,
         notes: &[Vec<u8>],
-    ) -> Result<Placed, KernelError> {
+    ) -> Result<Placement, KernelError> {
         for segment in &self.segments {
             zero(memory, segment.address + segment.in_file, segment.end)?;
         }
@@ -181,7 +182,7 @@ impl Plan {
             return Err(KernelError::Elf("its entry point is outside what it loads"));
         }
         let Range { start, end } = self.range();
-        Ok(Placed {
+        Ok(Placement {
             start,
             end,
             entry64: self.entry64,
@@ -207,7 +208,7 @@ pub(super) fn load(
     memory: &GuestMemory,
     source: &Source<'_>,
     fills: Fills<'_>,
-) -> Result<Placed, KernelError> {
+) -> Result<Placement, KernelError> {
     let plan = Plan::parse(memory, source, source.len()?)?;
     fills(plan.range());
     for segment in &plan.segments {

@@ -3,141 +3,22 @@
 //! Kernels come from disk images that a guest has written: every field of them is checked before
 //! it is used, and what does not fit is an error that says so.
 
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
-
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::boot::{self, Module};
 use super::bzimage::{self, SetupHeader};
+use super::entry::Entry;
+use super::source::{Placement, low_ram};
 use super::{elf, layout};
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
-/// The bytes of a kernel or an initrd.
-#[derive(Debug, Clone, Copy)]
-pub enum Source<'a> {
-    /// In memory.
-    Bytes(&'a [u8]),
-    /// A file, from its beginning; its position changes.
-    File(&'a File),
-}
-
-impl Source<'_> {
-    /// Length in bytes.
-    ///
-    /// # Errors
-    /// The file cannot be examined.
-    pub fn len(&self) -> io::Result<u64> {
-        match self {
-            Self::Bytes(b) => Ok(b.len() as u64),
-            Self::File(f) => Ok(f.metadata()?.len()),
-        }
-    }
-
-    /// True if there is not a single byte.
-    ///
-    /// # Errors
-    /// The file cannot be examined.
-    pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
-
-    /// Fills `buf` from `offset` on.
-    ///
-    /// # Errors
-    /// The source is shorter, or cannot be read.
-    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        match self {
-            Self::Bytes(b) => {
-                let range = usize::try_from(offset)
-                    .ok()
-                    .and_then(|o| b.get(o..)?.get(..buf.len()))
-                    .ok_or(io::ErrorKind::UnexpectedEof)?;
-                buf.copy_from_slice(range);
-                Ok(())
-            }
-            Self::File(f) => f.read_exact_at(buf, offset),
-        }
-    }
-
-    /// Everything, if it is no more than `limit` bytes.
-    fn read_all(&self, limit: u64) -> Result<std::borrow::Cow<'_, [u8]>, KernelError> {
-        match self {
-            Self::Bytes(b) => Ok((*b).into()),
-            Self::File(_) => {
-                let len = self.len()?;
-                if len > limit {
-                    return Err(KernelError::TooLarge {
-                        what: "kernel",
-                        len,
-                    });
-                }
-                let mut bytes = vec![0; len as usize];
-                self.read_at(0, &mut bytes)?;
-                Ok(bytes.into())
-            }
-        }
-    }
-
-    /// Copies `len` bytes from `offset` to guest memory at `address`.
-    pub(super) fn load(
-        &self,
-        offset: u64,
-        len: u64,
-        memory: &GuestMemory,
-        address: u64,
-    ) -> Result<(), KernelError> {
-        match self {
-            Self::Bytes(b) => {
-                let bytes = usize::try_from(offset)
-                    .ok()
-                    .and_then(|o| b.get(o..)?.get(..usize::try_from(len).ok()?))
-                    .ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))?;
-                memory.write_slice(bytes, GuestAddress(address))?;
-            }
-            Self::File(file) => {
-                let mut file = *file;
-                file.seek(SeekFrom::Start(offset))?;
-                let mut done = 0;
-                while done < len {
-                    let at = GuestAddress(address + done);
-                    let n = memory.read_volatile_from(at, &mut file, (len - done) as usize)?;
-                    if n == 0 {
-                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                    }
-                    done += n as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where and how the first vCPU enters the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
-    /// Linux 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit boot protocol").
-    Linux64 {
-        /// Instruction pointer.
-        rip: u64,
-        /// Where the zero page is.
-        zero_page: GuestAddress,
-    },
-    /// PVH: 32-bit protected mode (Xen's "x86/HVM direct boot ABI").
-    Pvh {
-        /// Instruction pointer.
-        rip: u64,
-        /// Where the start info is.
-        start_info: GuestAddress,
-    },
-}
+pub use super::error::KernelError;
+pub use super::source::{Fills, Source};
 
 /// A kernel in guest memory, ready to be entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadedKernel {
-    /// Where and how to enter it; [`super::regs::boot_regs`] makes register state of it.
+    /// Where and how to enter it; [`super::entry::boot_regs`] makes register state of it.
     pub entry: Entry,
     /// First address of the kernel (GPA).
     pub start: u64,
@@ -168,81 +49,6 @@ impl Default for LoadOptions {
     }
 }
 
-/// Why a kernel cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KernelError {
-    /// Neither an ELF file nor a bzImage.
-    #[error("the kernel is neither an x86-64 ELF file nor a bzImage (it begins with {magic:02x?})")]
-    UnknownFormat {
-        /// Its first bytes.
-        magic: [u8; 4],
-    },
-    /// The ELF file is damaged or not for this machine.
-    #[error("the kernel's ELF file is unusable: {0}")]
-    Elf(&'static str),
-    /// The bzImage is damaged or too old.
-    #[error("the bzImage is unusable: {0}")]
-    BzImage(&'static str),
-    /// The payload of the bzImage cannot be decompressed.
-    #[error("the kernel's {compression} payload is damaged: {reason}")]
-    Payload {
-        /// Compression format.
-        compression: &'static str,
-        /// What the decompressor says.
-        reason: String,
-    },
-    /// A compression that is left to the guest.
-    #[error("the bzImage is compressed in a way that only the kernel itself can undo ({0:02x?})")]
-    UnknownCompression([u8; 4]),
-    /// Part of the kernel lies where there is no RAM.
-    #[error("the kernel wants {start:#x}..{end:#x}, which is not RAM for it: more memory may help")]
-    DoesNotFit {
-        /// First address (GPA).
-        start: u64,
-        /// First address behind it.
-        end: u64,
-    },
-    /// No room for the initrd.
-    #[error(
-        "the initrd of {size} bytes does not fit between the kernel's end {low:#x} and {high:#x}: \
-         give the machine more memory"
-    )]
-    InitrdDoesNotFit {
-        /// Size in bytes.
-        size: u64,
-        /// First usable address (GPA).
-        low: u64,
-        /// First address behind what is usable.
-        high: u64,
-    },
-    /// The command line is longer than the kernel reads.
-    #[error("the command line has {len} bytes, the kernel takes {max}")]
-    CmdlineTooLong {
-        /// Its length in bytes.
-        len: usize,
-        /// The most the kernel takes.
-        max: usize,
-    },
-    /// The command line contains a zero byte.
-    #[error("the command line contains a zero byte")]
-    CmdlineNul,
-    /// A file is larger than anything sensible.
-    #[error("the {what} of {len} bytes is larger than any real one")]
-    TooLarge {
-        /// Which.
-        what: &'static str,
-        /// Its length in bytes.
-        len: u64,
-    },
-    /// Reading it failed.
-    #[error("reading the kernel or initrd failed: {0}")]
-    Io(#[from] io::Error),
-    /// Writing guest memory failed.
-    #[error("writing guest memory failed: {0}")]
-    Memory(#[from] GuestMemoryError),
-}
-
 /// The largest kernel file that is read whole, in bytes.
 const MAX_KERNEL_FILE: u64 = 512 << 20;
 /// Longest command line of a kernel that does not state its own limit (`COMMAND_LINE_SIZE` of
@@ -251,38 +57,8 @@ const DEFAULT_CMDLINE_MAX: usize = 2047;
 /// Last address of an initrd for a kernel that does not state its own limit.
 const DEFAULT_INITRD_MAX: u64 = 0x7FFF_FFFF;
 
-/// Where the loader put a kernel.
-pub(super) struct Placed {
-    pub(super) start: u64,
-    pub(super) end: u64,
-    /// 64-bit entry point.
-    pub(super) entry64: u64,
-    /// 32-bit PVH entry point.
-    pub(super) pvh: Option<u64>,
-}
-
-/// RAM that starts at 0, in bytes.
-fn low_ram(memory: &GuestMemory) -> u64 {
-    memory
-        .find_region(GuestAddress(0))
-        .map_or(0, vm_memory::GuestMemoryRegion::len)
-        .min(layout::LOW_RAM_END)
-}
-
-/// Checks that `[start, start + len)` is low RAM that boot data does not use; returns its end.
-pub(super) fn check_range(memory: &GuestMemory, start: u64, len: u64) -> Result<u64, KernelError> {
-    let end = start.saturating_add(len);
-    if start < layout::HIMEM_START || end > low_ram(memory) {
-        return Err(KernelError::DoesNotFit { start, end });
-    }
-    Ok(end)
-}
-
-/// Called with each range of guest memory (GPA) that is about to be filled from end to end.
-pub type Fills<'a> = &'a dyn Fn(Range<u64>);
-
 /// Loads `kernel` (bzImage or ELF), `initrd` and `cmdline` into `memory` and writes the tables that
-/// its boot protocol asks for, so that a vCPU with [`super::regs::boot_regs`] can enter it.
+/// its boot protocol asks for, so that a vCPU with [`super::entry::boot_regs`] can enter it.
 ///
 /// An ELF file with a PVH note is entered there, any other at its 64-bit entry point. The initrd
 /// goes as high as the kernel allows, below the hole at 3 GiB. The ACPI tables are not written.
@@ -299,11 +75,11 @@ pub fn load(
     load_with(memory, kernel, initrd, cmdline, options, &|_| {})
 }
 
-/// As [`load`], and tells `fills` of large ranges before it fills them, so that whoever owns the
+/// Like [`load`], and tells `fills` of large ranges before it fills them, so that the owner of the
 /// memory can prepare it: touching it page by page is a good part of the work.
 ///
 /// # Errors
-/// As [`load`].
+/// See [`load`].
 pub fn load_with(
     memory: &GuestMemory,
     kernel: &Source<'_>,
@@ -367,7 +143,7 @@ fn load_bzimage(
     kernel: &Source<'_>,
     decompress: bool,
     fills: Fills<'_>,
-) -> Result<(Placed, Option<SetupHeader>), KernelError> {
+) -> Result<(Placement, Option<SetupHeader>), KernelError> {
     let image = kernel.read_all(MAX_KERNEL_FILE)?;
     let header = SetupHeader::parse(&image)?;
     if decompress {

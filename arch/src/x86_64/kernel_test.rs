@@ -1,7 +1,8 @@
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
 
 use proptest::prelude::*;
-use vm_memory::GuestMemoryRegion;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::super::test_kernel::{BSS, CODE, Compression, LINK, bzimage, elf, payload};
 use super::*;

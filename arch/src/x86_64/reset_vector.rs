@@ -1,13 +1,13 @@
 //! What a PC's firmware has at the real-mode reset vector: here, code that resets the machine.
 //!
 //! Linux does not use the ACPI reset register of a hardware-reduced platform. It leaves the reset
-//! to the EFI runtime and, where there is none, jumps to F000:FFF0 in real mode, which has to
+//! to the EFI runtime and, without one, jumps to F000:FFF0 in real mode, which has to
 //! lead somewhere.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// GPA of the vector, F000:FFF0.
 pub const RESET_VECTOR: u64 = 0xF_FFF0;

@@ -7,7 +7,8 @@ use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 
-use fleetbox_arch::x86_64::kernel::{self, Entry, LoadOptions, Source};
+use fleetbox_arch::x86_64::entry::Entry;
+use fleetbox_arch::x86_64::kernel::{self, LoadOptions, Source};
 use fleetbox_arch::x86_64::layout;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};

@@ -1,13 +1,14 @@
 //! Generic Event Device (ACPI 6.5, section 5.6.9): tells the guest of events, of which the power
 //! button is the only one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use fleetbox_arch::x86_64::layout::GED_POWER_BUTTON;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
+use crate::sync::lock;
 
 /// The event status register (4 ports), whose read clears it, and its interrupt, which is level-triggered:
 /// an event that comes before the guest listens, as when it boots, is still announced once it does.
@@ -35,7 +36,7 @@ impl Ged {
 
     fn status(&self) -> MutexGuard<'_, u32> {
         // A number is whole whatever happened to the thread that had it.
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.status)
     }
 
     /// Presses the power button: the guest is asked to shut down.

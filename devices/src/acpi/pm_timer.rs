@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
+use crate::sync::lock;
 
 /// Frequency of the timer in Hz.
 pub const FREQUENCY: u64 = 3_579_545;
@@ -47,7 +48,7 @@ impl PmTimer {
 
     /// The counter.
     pub fn value(&self) -> u32 {
-        let origin = *self.origin.lock().unwrap_or_else(|e| e.into_inner());
+        let origin = *lock(&self.origin);
         origin.ticks.wrapping_add(ticks(origin.start.elapsed()))
     }
 
@@ -60,7 +61,7 @@ impl PmTimer {
 
     /// Continues from a saved counter.
     pub fn restore(&self, state: &PmTimerState) {
-        *self.origin.lock().unwrap_or_else(|e| e.into_inner()) = Origin {
+        *lock(&self.origin) = Origin {
             start: Instant::now(),
             ticks: state.ticks,
         };

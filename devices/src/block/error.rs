@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Format;
+use super::format::Format;
 
 /// Why a disk cannot be opened or created.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum DiskError {
     #[error(
         "the disk {} is in use: {}", path.display(),
         if *writer {
-            "to write to it, nobody else may have it open; stop the VM that uses it, or create a layer over it for this one"
+            "to write to it, nothing else may have it open; stop the VM that uses it, or create a layer over it for this one"
         } else {
             "another VM is writing to it; stop that VM first"
         }

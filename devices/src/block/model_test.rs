@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::Disk;
+use super::disk::Disk;
 
 /// An operation on a disk.
 #[derive(Clone, Debug)]

@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::disk::{Disk, SECTOR, check_range, refuse_write};
+use super::format::{OpenOptions, probe_magic};
 use super::host::HostFile;
-use super::{Disk, OpenOptions, SECTOR, check_range, open::probe_magic, refuse_write};
 
 /// A raw image or block device.
 pub(super) struct RawDisk {

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use super::{Disk, check_range};
+use super::disk::{Disk, check_range};
 
 /// A range of a disk to read from, such as a partition: by offset with [`read_at`], or as a
 /// [`Read`] + [`Seek`] stream. Clones share the disk and have positions of their own.

@@ -6,7 +6,7 @@
 
 mod calendar;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use self::calendar::DateTime;
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
+use crate::sync::lock;
 
 // Ports.
 const INDEX: u64 = 0;
@@ -234,7 +235,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 
     /// The clock's time: Unix second and what has passed of it.
@@ -260,7 +261,10 @@ impl Shared {
         while !state.stopped {
             self.catch_up(&mut state);
             state = match state.next_event() {
-                None => self.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(due) => {
                     let (second, passed) = self.now(&state);
                     let whole = u64::try_from(due.saturating_sub(second)).unwrap_or(0);
@@ -268,7 +272,7 @@ impl Shared {
                         .saturating_sub(passed)
                         .clamp(Duration::from_micros(100), LOOK_AGAIN);
                     let woken = self.changed.wait_timeout(state, wait);
-                    woken.unwrap_or_else(|e| e.into_inner()).0
+                    woken.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
@@ -10,6 +10,7 @@ use vm_superio::serial::{SerialEvents, SerialState as UartState};
 
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
+use crate::sync::lock;
 
 /// Bytes that the receive FIFO holds.
 const FIFO_SIZE: usize = 64;
@@ -55,10 +56,6 @@ impl Write for Shared {
     fn flush(&mut self) -> std::io::Result<()> {
         lock(&self.0).flush()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// A 16550A UART: the guest's output goes to a sink, input comes from [`Serial::enqueue`].

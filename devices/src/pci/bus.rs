@@ -3,10 +3,12 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{
-    BarMapping, HostBridge, PciDevice, PciDeviceState, RestoreError, SLOTS, le_value, lock,
-};
+use super::device::{BarMapping, PciDevice, SLOTS};
+use super::host_bridge::HostBridge;
+use super::registers::le_value;
 use crate::bus::BusDevice;
+use crate::state::{PciDeviceState, RestoreError};
+use crate::sync::{lock, read, write};
 
 /// Why a function cannot be added to a [`PciBus`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -185,14 +187,6 @@ impl PciBus {
         self.inner.decode();
         Ok(())
     }
-}
-
-fn read<T>(rw: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    rw.read().unwrap_or_else(|e| e.into_inner())
-}
-
-fn write<T>(rw: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    rw.write().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Inner {

@@ -1,6 +1,8 @@
 //! The configuration space of a function with a type 0 header (PCI Local Bus 3.0, section 6.1).
 
-use super::{BarMapping, BarSpec, RestoreError};
+use super::device::{BarMapping, BarSpec};
+use super::registers::read_registers;
+use crate::state::{ConfigSpaceState, RestoreError};
 
 const SIZE: usize = 256;
 const COMMAND: usize = 0x04;
@@ -39,13 +41,6 @@ pub struct ConfigSpace {
     bar_sizes: [u32; 6],
     next_capability: usize,
     last_link: usize,
-}
-
-/// A saved [`ConfigSpace`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ConfigSpaceState {
-    /// All 256 bytes.
-    pub bytes: Vec<u8>,
 }
 
 impl ConfigSpace {
@@ -115,7 +110,7 @@ impl ConfigSpace {
 
     /// Reads; bytes beyond the end are left alone.
     pub fn read(&self, offset: u8, data: &mut [u8]) {
-        super::read_registers(&self.bytes, offset.into(), data);
+        read_registers(&self.bytes, offset.into(), data);
     }
 
     /// Writes the bits that can be written.

@@ -2,7 +2,10 @@
 
 use std::sync::Mutex;
 
-use super::{ConfigSpace, Identity, PciDevice, PciDeviceState, RestoreError, lock};
+use super::config::{ConfigSpace, Identity};
+use super::device::PciDevice;
+use crate::state::{PciDeviceState, RestoreError};
+use crate::sync::lock;
 
 /// The function at 00:00.0.
 pub struct HostBridge {

@@ -7,139 +7,16 @@
 
 mod bus;
 mod config;
+mod device;
 mod host_bridge;
 mod msix;
+mod registers;
 
 pub use bus::{PciBus, PciBusState, PciError};
-pub use config::{ConfigSpace, ConfigSpaceState, Identity};
+pub use config::{ConfigSpace, Identity};
+pub use device::{BarMapping, BarSpec, PciDevice, SLOTS};
 pub use host_bridge::HostBridge;
-pub use msix::{MAX_MSIX_VECTORS, Msix, MsixState};
+pub use msix::{MAX_MSIX_VECTORS, Msix};
+pub(crate) use registers::{le_value, read_registers};
 
-use crate::virtio::VirtioPciState;
-
-/// Slots on the bus.
-pub const SLOTS: u8 = 32;
-
-/// A memory BAR of a function: what it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BarSpec {
-    /// Index of the BAR, 0 to 5.
-    pub index: u8,
-    /// Size in bytes, a power of two of at least 4096.
-    pub size: u32,
-}
-
-/// Where a memory BAR is decoded at present.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BarMapping {
-    /// Index of the BAR, 0 to 5.
-    pub index: u8,
-    /// First address (GPA).
-    pub base: u64,
-    /// Size in bytes.
-    pub size: u32,
-}
-
-/// The state of any function, for snapshots.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum PciDeviceState {
-    /// A [`HostBridge`].
-    HostBridge(ConfigSpaceState),
-    /// A [`crate::virtio::VirtioPci`].
-    Virtio(Box<VirtioPciState>),
-}
-
-/// Why a saved state cannot be put back.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The state belongs to another kind of device, or to one configured otherwise.
-    #[error("{device}: the saved state does not fit this device ({what}); start the VM afresh")]
-    Mismatch {
-        /// The device that was to be restored.
-        device: String,
-        /// What differs.
-        what: String,
-    },
-}
-
-/// A single-function PCI device.
-///
-/// Offsets and lengths are the guest's choice. Accesses never cross the end of the configuration
-/// space or of a BAR, which the bus sees to.
-pub trait PciDevice: Send + Sync {
-    /// Name for diagnostics.
-    fn name(&self) -> &str;
-
-    /// Reads from the 256 bytes of configuration space.
-    fn read_config(&self, offset: u8, data: &mut [u8]);
-
-    /// Writes to the 256 bytes of configuration space.
-    fn write_config(&self, offset: u8, data: &[u8]);
-
-    /// The BARs that need an address.
-    fn bars(&self) -> Vec<BarSpec> {
-        Vec::new()
-    }
-
-    /// Puts a BAR at an address: what firmware does, and what holds again after a reset.
-    fn assign_bar(&self, index: u8, base: u32) {
-        let _ = (index, base);
-    }
-
-    /// The BARs that respond now; none while memory decoding is off.
-    fn mapped_bars(&self) -> Vec<BarMapping> {
-        Vec::new()
-    }
-
-    /// Reads from a BAR; `data` is all ones before.
-    fn read_bar(&self, index: u8, offset: u64, data: &mut [u8]) {
-        let _ = (index, offset, data);
-    }
-
-    /// Writes to a BAR.
-    fn write_bar(&self, index: u8, offset: u64, data: &[u8]) {
-        let _ = (index, offset, data);
-    }
-
-    /// Puts everything back to the state after power-on; BARs to where they were assigned.
-    fn reset(&self);
-
-    /// Stops touching guest memory and waits until that is so.
-    fn pause(&self) {}
-
-    /// Undoes [`PciDevice::pause`], and starts what a restored state says is running.
-    fn resume(&self) {}
-
-    /// The state, consistent in itself; pause first to have it consistent with guest memory.
-    fn save(&self) -> PciDeviceState;
-
-    /// Takes over a saved state and leaves the device paused.
-    ///
-    /// # Errors
-    /// The state is that of another device.
-    fn restore(&self, state: &PciDeviceState) -> Result<(), RestoreError>;
-}
-
-/// Locks a mutex whose data stays consistent even if a thread panicked while it held it.
-pub(crate) fn lock<T: ?Sized>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Copies what `registers` holds at `offset` into `data`, and leaves what lies beyond its end.
-pub(crate) fn read_registers(registers: &[u8], offset: u64, data: &mut [u8]) {
-    let from = usize::try_from(offset)
-        .ok()
-        .and_then(|o| registers.get(o..));
-    if let Some(from) = from {
-        let len = from.len().min(data.len());
-        data[..len].copy_from_slice(&from[..len]);
-    }
-}
-
-/// A little-endian value of up to 8 bytes.
-pub(crate) fn le_value(data: &[u8]) -> u64 {
-    data.iter()
-        .take(8)
-        .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
+pub use crate::state::{ConfigSpaceState, MsixState, PciDeviceState, RestoreError};

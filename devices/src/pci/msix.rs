@@ -2,9 +2,10 @@
 
 use crate::irq::{MsiMessage, MsiVector};
 
-use super::{RestoreError, le_value, read_registers};
+use super::registers::{le_value, read_registers};
+use crate::state::{MsixState, RestoreError};
 
-/// Most vectors a function can have here, so that the pending bits are one word.
+/// Maximum number of vectors of a function here, so that the pending bits are one word.
 pub const MAX_MSIX_VECTORS: u16 = 64;
 
 const ENTRY: u64 = 16;
@@ -44,19 +45,6 @@ pub struct Msix {
     pending: u64,
     enabled: bool,
     masked: bool,
-}
-
-/// A saved [`Msix`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct MsixState {
-    /// Table entries: address low, address high, data, vector control.
-    pub entries: Vec<[u32; 4]>,
-    /// Pending bits.
-    pub pending: u64,
-    /// The function's MSI-X Enable bit.
-    pub enabled: bool,
-    /// The function's Function Mask bit.
-    pub masked: bool,
 }
 
 impl Msix {

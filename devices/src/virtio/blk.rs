@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fleetbox_arch::GuestMemory;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -14,16 +15,16 @@ use virtio_bindings::virtio_blk::{
 use super::{
     ActivateContext, Chain, DeviceState, QueueError, QueueWorker, VirtioDevice, Virtqueue, Workers,
 };
-use crate::GuestMemory;
 use crate::block::Disk;
 use crate::pci::{le_value, read_registers};
+use crate::state::BlkState;
 
 const QUEUE_SIZE: u16 = 256;
 const SECTOR: u64 = 512;
 const HEADER: u64 = 16;
 const ID_BYTES: usize = 20;
 
-/// Most queues of one block device, and most pairs of queues of one network device.
+/// Maximum number of queues of a block device, and of pairs of queues of a network device.
 pub const MAX_QUEUES: u16 = 16;
 
 /// Data segments in one request: the queue less header and status.
@@ -57,15 +58,6 @@ pub struct Blk {
     id: [u8; ID_BYTES],
     /// Sizes of the queues.
     queues: Vec<u16>,
-}
-
-/// A saved [`Blk`]. The disk's contents are elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct BlkState {
-    /// Size in bytes.
-    pub len: u64,
-    /// Read-only.
-    pub read_only: bool,
 }
 
 impl Blk {

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use super::super::testing::{Driver, INDIRECT, WRITE};
 use super::super::{F_EVENT_IDX, VirtioPciState};
 use super::*;
-use crate::pci::{PciDevice, PciDeviceState, lock};
+use crate::pci::{PciDevice, PciDeviceState};
+use crate::sync::lock;
 
 /// A disk in memory that can be told to fail.
 struct MemoryDisk {

@@ -14,16 +14,18 @@ mod rng;
 pub(crate) mod testing;
 mod worker;
 
-pub use blk::{Blk, BlkState, MAX_QUEUES};
-pub use net::{LinkFormat, Net, NetState};
-pub use pci::{NoIoEvents, VirtioEnv, VirtioPci, VirtioPciState};
+pub use blk::{Blk, MAX_QUEUES};
+pub use net::{LinkFormat, Net};
+pub use pci::{NoIoEvents, VirtioEnv, VirtioPci};
 pub use queue::{Buffer, Chain, QueueError, Virtqueue};
-pub use registers::{Interrupt, QueueState};
+pub use registers::Interrupt;
 pub use rng::Rng;
 pub use worker::{Interest, QueueWorker};
 
-use crate::GuestMemory;
-use crate::pci::RestoreError;
+use fleetbox_arch::GuestMemory;
+
+use crate::state::RestoreError;
+pub use crate::state::{BlkState, DeviceState, NetState, QueueState, VirtioPciState};
 
 /// Feature bit: descriptors may lie in indirect tables (virtio 1.2, section 6).
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
@@ -44,17 +46,6 @@ pub struct ActivateContext {
 
 /// What serves the queues of a device: see [`VirtioDevice::activate`].
 pub type Workers = Vec<Box<dyn QueueWorker>>;
-
-/// The state of a device beyond that of the transport and its queues, for snapshots.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum DeviceState {
-    /// A [`Blk`].
-    Blk(BlkState),
-    /// A [`Net`].
-    Net(NetState),
-    /// A [`Rng`], which has none.
-    Rng,
-}
 
 /// A virtio device, seen from its transport.
 ///

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::GuestMemory;
 use crate::pci::{RestoreError, le_value, read_registers};
+use crate::state::NetState;
 
 const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;
@@ -63,15 +64,6 @@ pub struct Net {
     /// Pairs that the driver uses now.
     active: Arc<AtomicU16>,
     up: Arc<AtomicBool>,
-}
-
-/// A saved [`Net`]. What is in flight in the socket is not part of it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct NetState {
-    /// MAC address.
-    pub mac: [u8; 6],
-    /// Pairs of queues that the driver uses.
-    pub pairs: u16,
 }
 
 impl Net {

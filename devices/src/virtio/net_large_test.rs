@@ -185,7 +185,7 @@ fn a_large_packet_waits_for_room() {
     offer(&driver, 0, 2000);
     send_frame(&peer, &packet(&payload(9000), 1448));
     for i in 1..5 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        offers_are_seen(&driver, &peer, |driver| send_large(driver, &[0; 72]));
         assert_eq!(driver.used_idx(RX as u16), 0);
         offer(&driver, i, 2000);
     }

@@ -147,14 +147,21 @@ fn a_queue_without_room_is_waited_for() {
     send_frame(&peer, &reply(7, b"in"));
     send_frame(&peer, &reply(8, b"behind it"));
     offer(&driver, 0, 0);
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    let out_again = |driver: &Driver| {
+        transmit_on(driver, 1, &flow_frame(7, b"out"));
+        receive_frame(&peer);
+    };
+    // Its queue comes behind that of the buffer.
+    out_again(&driver);
     assert_eq!(used(&driver), [0, 0, 0]);
     offer(&driver, 1, 0);
     eventually("both", || used(&driver) == [1, 1, 0]);
     // One that the driver gives up is not.
     send_frame(&peer, &reply(7, b"again"));
     offer(&driver, 0, 1);
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    // Twice: the link comes behind all queues.
+    out_again(&driver);
+    out_again(&driver);
     assert_eq!(used(&driver), [1, 1, 0]);
     use_pairs(&driver, 1);
     eventually("the frame", || used(&driver) == [2, 1, 0]);

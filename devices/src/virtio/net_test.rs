@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use fleetbox_packet::testing::{check, large};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
@@ -72,6 +70,15 @@ pub(super) fn transmit(driver: &Driver, i: u16, data: &[u8]) {
     driver.notify(TX as u16);
 }
 
+/// Waits until the device has seen all buffers that were offered before, by a frame on the queue
+/// of pair 0 that comes after them: a device looks at its queues in their order.
+pub(super) fn offers_are_seen(driver: &Driver, peer: &OwnedFd, transmit: impl FnOnce(&Driver)) {
+    let done = driver.used_idx(TX as u16);
+    transmit(driver);
+    receive_frame(peer);
+    driver.wait_used(TX as u16, done.wrapping_add(1));
+}
+
 pub(super) fn with_header(frame: &[u8]) -> Vec<u8> {
     [&[0; 12], frame].concat()
 }
@@ -122,7 +129,9 @@ fn a_large_frame_fills_several_buffers() {
     for i in 0..6 {
         offer_buffer(&driver, i, 250);
     }
-    std::thread::sleep(Duration::from_millis(20));
+    offers_are_seen(&driver, &peer, |driver| {
+        transmit(driver, 0, &with_header(&frame(60, 9)));
+    });
     assert_eq!(driver.used_idx(RX as u16), 0);
     offer_buffer(&driver, 6, 250);
     driver.wait_used(RX as u16, 5);
@@ -172,21 +181,22 @@ fn a_full_socket_holds_frames_back_and_reception_goes_on() {
     setsockopt(&ours, sockopt::SndBuf, &4096).unwrap();
     let driver = Driver::new(Net::new("net0", MAC, ours, LinkFormat::Frames, 1));
     driver.start(0);
-    let mut sent = 0u16;
-    let mut done = 0;
-    // Until the device takes no more.
-    while done == sent {
-        transmit(&driver, sent % 8, &with_header(&frame(1000, sent as u8)));
-        sent += 1;
-        std::thread::sleep(Duration::from_millis(20));
-        done = driver.used_idx(TX as u16);
-        assert!(sent < 1000, "the socket never fills");
-    }
-    offer_buffer(&driver, 0, 2048);
-    send_frame(&peer, &frame(60, 1));
-    driver.wait_used(RX as u16, 1);
+    // More than the socket holds.
+    let sent = 8;
     for i in 0..sent {
-        assert_eq!(receive_frame(&peer), frame(1000, i as u8), "in order");
+        transmit(&driver, i, &with_header(&frame(1500, i as u8)));
+    }
+    eventually("a frame", || driver.used_idx(TX as u16) > 0);
+    // The second comes after the device has seen all that is to be sent.
+    for i in 0..2 {
+        offer_buffer(&driver, i, 2048);
+        send_frame(&peer, &frame(60, 1));
+        driver.wait_used(RX as u16, i + 1);
+    }
+    let done = driver.used_idx(TX as u16);
+    assert!(done < sent, "the socket holds all {sent} frames");
+    for i in 0..sent {
+        assert_eq!(receive_frame(&peer), frame(1500, i as u8), "in order");
     }
     driver.wait_used(TX as u16, sent);
     assert!(nothing_to_receive(&peer));

@@ -1,5 +1,6 @@
 //! The PCI function around a virtio device (virtio 1.2, section 4.1).
 
+use fleetbox_arch::GuestMemory;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -7,16 +8,15 @@ use std::sync::{Arc, Mutex};
 use super::registers::{CommonConfig, Effect, NO_VECTOR, status};
 use super::worker::Worker;
 use super::{
-    ActivateContext, DeviceState, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt, QueueState,
-    VirtioDevice, Virtqueue,
+    ActivateContext, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Interrupt, VirtioDevice, Virtqueue,
 };
-use crate::GuestMemory;
 use crate::event::{Event, IoEvents, IoTrigger};
 use crate::irq::MsiController;
 use crate::pci::{
-    BarMapping, BarSpec, ConfigSpace, ConfigSpaceState, Identity, MAX_MSIX_VECTORS, Msix,
-    MsixState, PciDevice, PciDeviceState, RestoreError, le_value, lock,
+    BarMapping, BarSpec, ConfigSpace, Identity, MAX_MSIX_VECTORS, Msix, PciDevice, le_value,
 };
+use crate::state::{PciDeviceState, RestoreError, VirtioPciState};
+use crate::sync::lock;
 
 const TRANSPORT_FEATURES: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC;
 
@@ -64,37 +64,6 @@ impl IoEvents for NoIoEvents {
     }
 }
 
-/// A saved [`VirtioPci`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct VirtioPciState {
-    /// PCI configuration space.
-    pub config: ConfigSpaceState,
-    /// MSI-X table and pending bits.
-    pub msix: MsixState,
-    /// Device feature half that the driver reads.
-    pub device_feature_select: u32,
-    /// Driver feature half that the driver writes.
-    pub driver_feature_select: u32,
-    /// Features that the driver accepted.
-    pub driver_features: u64,
-    /// Device status as the driver wrote it.
-    pub status: u8,
-    /// The device needs a reset.
-    pub broken: bool,
-    /// Queue that the queue registers are about.
-    pub queue_select: u16,
-    /// ISR status.
-    pub isr: u8,
-    /// Configuration generation.
-    pub generation: u8,
-    /// MSI-X vector of configuration changes, 0xffff for none.
-    pub config_vector: u16,
-    /// The queues.
-    pub queues: Vec<QueueState>,
-    /// The device itself.
-    pub device: DeviceState,
-}
-
 struct Transport {
     device: Box<dyn VirtioDevice>,
     common: CommonConfig,
@@ -109,7 +78,7 @@ struct Transport {
 
 /// A virtio device as a PCI function with one BAR of 32 KiB.
 ///
-/// Interrupts need MSI-X; there is none by wire. The device's threads run from DRIVER_OK to
+/// Interrupts need MSI-X; no wire is connected. The device's threads run from DRIVER_OK to
 /// reset, pause, or drop.
 pub struct VirtioPci {
     name: String,

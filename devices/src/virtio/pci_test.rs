@@ -4,6 +4,7 @@ use super::super::testing::{Driver, MockIoEvents, MockMsi, WRITE, eventually, me
 use super::super::{Chain, QueueError, QueueWorker, VirtioDevice, Workers};
 use super::*;
 use crate::pci::PciBus;
+use crate::state::{BlkState, DeviceState};
 
 /// Returns every chain at once, with its readable length as length; panics at one of 13 bytes.
 struct Echo;
@@ -46,7 +47,7 @@ impl VirtioDevice for Echo {
         Ok(vec![Box::new(EchoWorker(Chain::default()))])
     }
     fn save(&self) -> DeviceState {
-        DeviceState::Blk(super::super::BlkState {
+        DeviceState::Blk(BlkState {
             len: 0,
             read_only: false,
         })

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use fleetbox_arch::GuestMemory;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{F_EVENT_IDX, Interrupt, QueueState};
-use crate::GuestMemory;
 use crate::event::Event;
 
-/// Most descriptors in one chain. A driver may use as many as the queue has (at most 256 here),
+/// Maximum number of descriptors in one chain. A driver may use as many as the queue has (at most 256 here),
 /// or as an indirect table has; a device's own limits are lower.
 const MAX_DESCRIPTORS: usize = 1024;
 
@@ -238,7 +238,7 @@ impl Virtqueue {
         }
     }
 
-    /// Takes the next request into `chain`; false if there is none.
+    /// Takes the next request into `chain`; false if no request waits.
     ///
     /// # Errors
     /// The ring or the chain is broken.
@@ -268,7 +268,7 @@ impl Virtqueue {
             head: chain.head,
         };
         // The iterator ends silently where a chain is broken: the last descriptor then is one
-        // that says that another follows, or there is none at all.
+        // that says that another follows, or no descriptor at all.
         let mut complete = false;
         for (count, descriptor) in descriptors.by_ref().enumerate() {
             complete = !descriptor.has_next();

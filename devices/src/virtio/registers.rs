@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::pci::{Msix, le_value, lock, read_registers};
+use crate::pci::{Msix, le_value, read_registers};
+use crate::state::QueueState;
+use crate::sync::lock;
 
 /// No MSI-X vector.
 pub(crate) const NO_VECTOR: u16 = 0xffff;
@@ -144,29 +146,6 @@ impl Interrupt {
             vector.store(NO_VECTOR, Ordering::Release);
         }
     }
-}
-
-/// One queue as the driver has set it up, and how far the device has got.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct QueueState {
-    /// Largest size that the device allows.
-    pub max_size: u16,
-    /// Size in descriptors that the driver chose.
-    pub size: u16,
-    /// The driver has enabled the queue.
-    pub enabled: bool,
-    /// MSI-X vector, 0xffff for none.
-    pub vector: u16,
-    /// GPA of the descriptor table.
-    pub desc_table: u64,
-    /// GPA of the available ring.
-    pub avail_ring: u64,
-    /// GPA of the used ring.
-    pub used_ring: u64,
-    /// Next position in the available ring.
-    pub next_avail: u16,
-    /// Next position in the used ring.
-    pub next_used: u16,
 }
 
 impl QueueState {

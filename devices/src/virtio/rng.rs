@@ -6,7 +6,7 @@ use super::{
 
 const QUEUE_SIZE: u16 = 16;
 
-/// Most random bytes in one request; drivers ask for the rest again.
+/// Maximum number of random bytes in one request; drivers ask for the rest again.
 const MAX_REQUEST: usize = 16 << 10;
 
 /// What the host gives at a time.

@@ -4,15 +4,16 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use fleetbox_arch::GuestMemory;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{VirtioDevice, VirtioEnv, VirtioPci};
-use crate::GuestMemory;
 use crate::event::{Event, IoEvents, IoTrigger};
 use crate::irq::{MsiController, MsiMessage, MsiVector};
-use crate::pci::{PciDevice, le_value, lock};
+use crate::pci::{PciDevice, le_value};
+use crate::sync::lock;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;

@@ -1,7 +1,7 @@
 //! The thread that serves a device's queues.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -162,7 +162,7 @@ fn wait(
     let mut fds = Vec::with_capacity(queues.len() + 2);
     let events = std::iter::once(wake).chain(queues.iter().map(Virtqueue::event));
     for event in events {
-        fds.push(PollFd::new(event_fd(event), PollFlags::POLLIN));
+        fds.push(PollFd::new(event.as_fd(), PollFlags::POLLIN));
     }
     if let Some(interest) = worker.interest() {
         fds.push(PollFd::new(interest.fd, interest.flags));
@@ -180,9 +180,4 @@ fn wait(
             .map(|fd| fd.revents().unwrap_or(PollFlags::empty())),
     );
     Ok(())
-}
-
-fn event_fd(event: &Event) -> BorrowedFd<'_> {
-    // SAFETY: the event owns the descriptor and is borrowed for as long as the result lives.
-    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }

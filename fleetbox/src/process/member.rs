@@ -11,7 +11,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fleetbox_vmm::net::{Attachment, Forward};
+use fleetbox_net::{Attachment, Forward};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -26,7 +26,7 @@ use super::spawn::{self, Role};
 use super::wire::{self, Frame};
 use super::worker::lock;
 use crate::host::budget::Held;
-use crate::model::event::{Event, TimedEvent};
+use crate::model::event::{Event, TimedEvent, from_machine};
 use crate::store::Lock;
 use crate::util::fs::{remove_file_if_there, write_atomic};
 use crate::util::text::{last_lines, printable};
@@ -353,7 +353,7 @@ impl Member {
                     });
                 }
                 Ok(Frame::Message(MachineEvent::Event(event))) => {
-                    if let Some(event) = Event::of_machine(event) {
+                    if let Some(event) = from_machine(event) {
                         lock(&self.events).add(event);
                     }
                 }

@@ -32,7 +32,7 @@ pub(crate) use spawn::Role;
 
 pub(crate) use client::{Client, EventStream, Lifeline, start_worker};
 pub(crate) use protocol::{
-    Backend, BootSpec, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, WorkerConfig,
+    Backend, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, WorkerConfig,
 };
 
 use std::io;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use fleetbox_vmm::net::{
+use fleetbox_net::{
     Attachment, ConnectError, Forward, GuestStream, Member, Network, NetworkConfig, NetworkError,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

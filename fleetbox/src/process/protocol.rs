@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fleetbox_vmm::net::{LinkConditions, LinkEnd};
+use fleetbox_net::{LinkConditions, LinkEnd};
+use fleetbox_vmm::machine::BootSource;
 use serde::{Deserialize, Serialize};
 
 use crate::host::budget::Claim;
@@ -72,7 +73,7 @@ pub(crate) struct MachineSpec {
     /// Memory in bytes.
     pub(crate) memory: u64,
     /// What to boot.
-    pub(crate) boot: BootSpec,
+    pub(crate) boot: BootSource,
     /// Disks in the order the guest sees them.
     pub(crate) disks: Vec<DiskSpec>,
     /// The NIC's hardware address.
@@ -117,21 +118,6 @@ impl Backend {
     pub(crate) fn has_guest(&self) -> bool {
         matches!(self, Self::Vmm)
     }
-}
-
-/// What a machine boots.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum BootSpec {
-    /// What the boot loader on the first disk would.
-    Auto,
-    /// A kernel file.
-    Kernel {
-        kernel: PathBuf,
-        initrd: Option<PathBuf>,
-        cmdline: String,
-    },
-    /// A firmware file (PVH ELF).
-    Firmware(PathBuf),
 }
 
 /// A machine's disk.

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
+use fleetbox_vmm::machine::BootSource;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
 use super::fake::Script;
-use super::protocol::{Backend, BootSpec, MachineSpec};
+use super::protocol::{Backend, MachineSpec};
 use super::spawn::{self, Role};
 use super::{ProcessError, wire};
 use crate::host::budget::{Claim, Want};
@@ -164,7 +165,7 @@ fn spec(vm: &VmDir, script: Script) -> MachineSpec {
         name: vm.name().to_string(),
         cpus: 1,
         memory: 64 << 20,
-        boot: BootSpec::Auto,
+        boot: BootSource::Auto,
         disks: Vec::new(),
         mac: [2, 0, 0, 0, 0, 1],
         ip: Ipv4Addr::new(10, 187, 41, 2),
@@ -669,7 +670,7 @@ fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
     let attached = attach(store, name, Lifetime::Bound, &runtime);
     let mut spec = spec(&fixture.vm().unwrap(), runs());
     spec.backend = Backend::Vmm;
-    spec.boot = BootSpec::Kernel {
+    spec.boot = BootSource::Kernel {
         kernel,
         initrd: None,
         cmdline: String::new(),
@@ -703,7 +704,7 @@ fn a_real_machine_that_cannot_boot_says_why() {
         .unwrap();
     let mut spec = spec(&fixture.vm().unwrap(), runs());
     spec.backend = Backend::Vmm;
-    spec.boot = BootSpec::Kernel {
+    spec.boot = BootSource::Kernel {
         kernel: "/nowhere".into(),
         initrd: None,
         cmdline: String::new(),

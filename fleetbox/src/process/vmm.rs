@@ -7,12 +7,10 @@ use std::sync::Arc;
 use fleetbox_devices::block::{Format, OpenOptions, open_disk};
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
-use fleetbox_vmm::machine::{
-    BootSource, DiskConfig, Error, LinkFormat, Machine, MachineConfig, NicConfig,
-};
+use fleetbox_vmm::machine::{DiskConfig, Error, LinkFormat, Machine, MachineConfig, NicConfig};
 
 use super::machine::{Controls, OnEvent, Running};
-use super::protocol::{BootSpec, DiskFormat, DiskSpec, MachineSpec};
+use super::protocol::{DiskFormat, DiskSpec, MachineSpec};
 
 /// Opens the disks, which locks them, and starts the machine.
 pub(super) fn start(
@@ -27,19 +25,7 @@ pub(super) fn start(
     let config = MachineConfig {
         cpus: spec.cpus,
         memory: spec.memory,
-        boot: match spec.boot {
-            BootSpec::Auto => BootSource::Auto,
-            BootSpec::Kernel {
-                kernel,
-                initrd,
-                cmdline,
-            } => BootSource::Kernel {
-                kernel,
-                initrd,
-                cmdline,
-            },
-            BootSpec::Firmware(firmware) => BootSource::Firmware(firmware),
-        },
+        boot: spec.boot,
         disks,
         nics: vec![NicConfig {
             mac: spec.mac,

@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 
 use super::vm_dir::{DRAFT_PREFIX, GONE_PREFIX, remove_tree};
 use super::{Lock, Store, StoreError, VmDir, VmPaths, fsutil};

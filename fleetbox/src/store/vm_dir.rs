@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 
 use super::{Lock, Store, StoreError, VmRecord, fsutil};
 use crate::model::names::{Name, Reference};

@@ -4,7 +4,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
+use fleetbox_vmm::machine::BootSource;
 
 use crate::disk::extra_disk::{ExtraDisk, ExtraDiskError, Source};
 use crate::disk::fixture;
@@ -20,7 +21,7 @@ use crate::model::mac::MacAddr;
 use crate::model::names::Name;
 use crate::model::network::Network;
 use crate::model::size::Size;
-use crate::process::{Backend, BootSpec, DiskFormat, DiskSpec, MachineSpec};
+use crate::process::{Backend, DiskFormat, DiskSpec, MachineSpec};
 use crate::store::{ImageRecord, Store, VmDir, VmPaths, VmRecord, ephemeral, now};
 use crate::vm::builder::Plan;
 use crate::vm::fixtures;
@@ -53,7 +54,7 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
         name: record.name.to_string(),
         cpus: record.cpus,
         memory: record.memory.bytes(),
-        boot: BootSpec::Auto,
+        boot: BootSource::Auto,
         disks,
         mac: record.mac.0,
         ip: record.ip,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use fleetbox_vmm::net::{LinkConditions, LinkEnd};
+pub use fleetbox_net::{LinkConditions, LinkEnd};
 
 use crate::error::Result;
 use crate::process::{LinkChange, LinkOrder};

@@ -29,7 +29,7 @@ fn variable(name: &str) -> PathBuf {
         .into()
 }
 
-/// Runs a case, with nobody to read what it says but the caller.
+/// Runs a case, whose output only the caller reads.
 fn run(case: &str, options: &[&str]) -> Program {
     let child = Command::new(variable("FLEETBOX_VMM"))
         .args(["run", "--memory", "64M", "--cmdline", case, "--kernel"])
@@ -106,7 +106,7 @@ impl Drop for Program {
 }
 
 #[test]
-fn a_kill_ends_a_guest_whose_output_nobody_reads() {
+fn a_kill_ends_a_guest_whose_output_is_not_read() {
     // Events go the same way, and so do diagnostics.
     let mut program = run("talk", &["--events", "-"]);
     program.fill();
@@ -117,7 +117,7 @@ fn a_kill_ends_a_guest_whose_output_nobody_reads() {
 }
 
 #[test]
-fn a_guest_whose_output_nobody_reads_powers_off() {
+fn a_guest_whose_output_is_not_read_powers_off() {
     let mut program = run(&talk(), &[]);
     program.fill();
     let status = program.end(LIMIT, |_| ());

@@ -1,7 +1,7 @@
 //! A vCPU's state survives saving and restoring on this host's KVM.
 
-use fleetbox_arch::x86_64::kernel::Entry;
-use fleetbox_arch::x86_64::regs::{MpState, boot_regs};
+use fleetbox_arch::x86_64::entry::{Entry, boot_regs};
+use fleetbox_arch::x86_64::regs::MpState;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::hypervisor::{Hypervisor, VmSpec};
 use vm_memory::{GuestAddress, GuestMemoryMmap};

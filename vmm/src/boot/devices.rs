@@ -2,11 +2,12 @@
 
 use std::cell::OnceCell;
 
-use super::fs::{Content, FsError, Kind, Volume, probe};
+use super::content::{Content, probe};
+use super::fs::{FsError, Kind, Volume};
 use super::partition::Partition;
 use super::window::Window;
 
-/// A partition and, once somebody asked, what is on it.
+/// A partition and, once it has been looked at, what is on it.
 pub(super) struct Device {
     /// `hd0,gpt1`; `hd0` for a disk without partitions.
     pub(super) name: String,

@@ -7,7 +7,7 @@
 //! there is `None`, and the crate reads the file. The crate has checked path and inode before, with
 //! their checksums; what is found here is compared with what it found.
 
-use super::ext4::{Geometry, Source, le};
+use super::ext4_layout::{Geometry, Source, le};
 use super::fs::FsError;
 
 const ROOT: u32 = 2;

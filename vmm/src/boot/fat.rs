@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use fatfs::{FileSystem, FsOptions};
 
 use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
-use super::window::{Cached, Window};
+use super::window::{CachedWindow, Window};
 
 /// A FAT file system.
 pub(super) struct FatVolume {
@@ -23,7 +23,7 @@ impl FatVolume {
     /// It is damaged.
     pub(super) fn open(window: Window) -> Result<Self, FsError> {
         let stream = Stream {
-            disk: Cached::new(window),
+            disk: CachedWindow::new(window),
             position: 0,
         };
         guarded(|| {
@@ -134,7 +134,7 @@ fn is_absent(error: &io::Error) -> bool {
 
 /// The volume as the stream that the crate wants.
 struct Stream {
-    disk: Cached,
+    disk: CachedWindow,
     position: u64,
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::crc::crc32c;
 use super::fs::FsError;
-use super::window::Cached;
+use super::window::CachedWindow;
 
 const MAGIC: u32 = 0xC03B_3998;
 /// Blocks of a journal that are looked at; 1 GiB of 4 KiB blocks, the largest mke2fs makes.
@@ -63,7 +63,12 @@ impl Overlay {
     ///
     /// # Errors
     /// A journal block cannot be read or does not match its checksum.
-    pub(super) fn apply(&self, disk: &Cached, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+    pub(super) fn apply(
+        &self,
+        disk: &CachedWindow,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), FsError> {
         if self.blocks.is_empty() || buf.is_empty() {
             return Ok(());
         }
@@ -110,7 +115,11 @@ struct Transaction {
 ///
 /// # Errors
 /// It is damaged, or has features that cannot be read.
-pub(super) fn replay(disk: &Cached, block_size: usize, map: &[u8]) -> Result<Overlay, FsError> {
+pub(super) fn replay(
+    disk: &CachedWindow,
+    block_size: usize,
+    map: &[u8],
+) -> Result<Overlay, FsError> {
     let mut extents = Vec::new();
     collect_extents(disk, block_size, map, MAX_DEPTH, &mut extents)?;
     extents.sort_unstable();
@@ -122,7 +131,7 @@ pub(super) fn replay(disk: &Cached, block_size: usize, map: &[u8]) -> Result<Ove
 type Extent = (u32, u64, u32);
 
 fn collect_extents(
-    disk: &Cached,
+    disk: &CachedWindow,
     block_size: usize,
     node: &[u8],
     depth: u16,
@@ -165,7 +174,7 @@ fn collect_extents(
 }
 
 struct Log<'a> {
-    disk: &'a Cached,
+    disk: &'a CachedWindow,
     block_size: usize,
     extents: Vec<Extent>,
     first: u32,
@@ -178,7 +187,11 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    fn open(disk: &'a Cached, block_size: usize, extents: Vec<Extent>) -> Result<Self, FsError> {
+    fn open(
+        disk: &'a CachedWindow,
+        block_size: usize,
+        extents: Vec<Extent>,
+    ) -> Result<Self, FsError> {
         let mut log = Self {
             disk,
             block_size,

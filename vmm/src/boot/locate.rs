@@ -1,8 +1,9 @@
 //! Which configuration file the firmware and the boot loader would come to.
 
 use super::devices::{Device, Devices, Location};
+use super::error::BootError;
 use super::fs::{Kind, Volume};
-use super::{BootError, Limits};
+use super::limits::Limits;
 
 /// Where a distribution keeps GRUB's configuration, on its root or on its `/boot` partition.
 const WELL_KNOWN: [&str; 4] = [
@@ -18,7 +19,7 @@ const MAX_LOADER: u64 = 8 << 20;
 /// wherever it usually is.
 ///
 /// # Errors
-/// There is none; says what the disk holds.
+/// The error for a disk without one, which says what the disk holds.
 pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Location, BootError> {
     let typed = devices.iter().any(|(_, device)| device.esp);
     for (index, device) in devices.iter().filter(|(_, device)| device.esp || !typed) {

@@ -1,7 +1,7 @@
 //! Partition tables: GPT (UEFI 2.10, chapter 5) and the primary partitions of an MBR.
 
-use super::BootError;
 use super::crc::crc32;
+use super::error::BootError;
 use super::window::Window;
 
 /// Logical block size of the disks a machine offers, in bytes.

@@ -1,4 +1,4 @@
-//! Bounded reads of a disk that nobody vouches for.
+//! Bounded reads of an untrusted disk.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -132,12 +132,12 @@ impl Window {
 
 /// A window read in chunks, the latest of which are kept: file system readers ask for a few bytes
 /// at a time, and a read of a compressed image costs the same for few as for many.
-pub(super) struct Cached {
+pub(super) struct CachedWindow {
     window: Window,
     chunks: RefCell<Vec<(u64, Rc<Vec<u8>>)>>,
 }
 
-impl Cached {
+impl CachedWindow {
     pub(super) fn new(window: Window) -> Self {
         Self {
             window,
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn chunks_join_up() {
-        let cached = Cached::new(window(3 * CHUNK as usize + 512, 1 << 20));
+        let cached = CachedWindow::new(window(3 * CHUNK as usize + 512, 1 << 20));
         let mut buf = vec![0; 1024];
         for offset in [CHUNK - 512, 0, 3 * CHUNK - 512, CHUNK - 512] {
             cached.read(offset, &mut buf).unwrap();
@@ -249,8 +249,10 @@ mod tests {
         let whole = window(8192, 1000);
         assert!(whole.bytes(0, 900).is_ok());
         assert!(whole.bytes(0, 900).is_err());
-        let late = Budget::new(1000, 1000, Instant::now());
-        std::thread::sleep(Duration::from_millis(2));
+        let past = Instant::now()
+            .checked_sub(Duration::from_millis(1))
+            .unwrap();
+        let late = Budget::new(1000, 1000, past);
         assert_eq!(
             late.check_time().unwrap_err().kind(),
             io::ErrorKind::TimedOut

@@ -1,8 +1,8 @@
 //! The command line of `fleetbox-vmm`.
 
 mod args;
-mod attend;
 mod events;
+mod foreground;
 mod run;
 mod signals;
 mod terminal;
@@ -55,7 +55,7 @@ fn run_guest(options: Box<RunOptions>, start: Instant) -> ExitCode {
     let log = stderr.clone();
     log_to(move || log.clone());
     let code = run::run(options, start, &terminations, &stderr).unwrap_or_else(|error| {
-        tell(&stderr, &format!("fleetbox-vmm: {error}\n"));
+        run::tell(&stderr, &format!("fleetbox-vmm: {error}\n"));
         ExitCode::FAILURE
     });
     stderr.finish();
@@ -72,9 +72,4 @@ fn log_to<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) {
             .with_writer(writer)
             .init();
     }
-}
-
-/// Writes to standard error. There is nobody to tell if that fails.
-fn tell(mut stderr: &BoundedWriter, text: &str) {
-    let _ = stderr.write_all(text.as_bytes());
 }

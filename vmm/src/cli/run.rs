@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,7 +22,7 @@ use fleetbox_vmm::machine::{
 use fleetbox_vmm::output::BoundedWriter;
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
-use super::attend::{Keys, attend};
+use super::foreground::{self, Keys};
 use super::signals::Terminations;
 use super::{events, terminal};
 
@@ -37,40 +37,17 @@ pub(super) fn run(
     stderr: &BoundedWriter,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(KvmHypervisor::open()?);
-    let boot = match (&options.kernel, &options.firmware, &options.image) {
-        (Some(kernel), _, _) => BootSource::Kernel {
-            kernel: kernel.clone(),
-            initrd: options.initrd.clone(),
-            cmdline: options.cmdline.clone(),
-        },
-        (_, Some(firmware), _) => BootSource::Firmware(firmware.clone()),
-        _ => BootSource::Auto,
-    };
-    let mut disks = Vec::new();
-    if let Some(image) = &options.image {
-        disks.push(open_image(image, options.persist)?);
-    }
-    for argument in &options.disks {
-        disks.push(open_argument(argument)?);
-    }
+    let boot = boot_source(&options);
+    let disks = open_disks(&options)?;
     // Kept until the guest has ended: dropping it takes the network down.
     let network = match options.net {
         NetMode::User => Some(Network::start(NetworkConfig::default())?),
         NetMode::None => None,
     };
-    let mut nics = Vec::new();
-    if let Some(network) = &network {
-        let attachment = network.attach(Member {
-            name: "guest".into(),
-            mac: GUEST_MAC,
-            ip: None,
-        })?;
-        nics.push(NicConfig {
-            mac: GUEST_MAC,
-            link: attachment.link,
-            format: LinkFormat::Packets,
-        });
-    }
+    let nics = match &network {
+        Some(network) => vec![attach(network)?],
+        None => Vec::new(),
+    };
     let (sink, terminal) = match &options.serial {
         SerialArgument::Stdio => (stdout()?, true),
         SerialArgument::File(path) => (File::create(path)?, false),
@@ -107,14 +84,7 @@ pub(super) fn run(
             cpus: options.cpus,
             memory: options.memory.0,
             boot,
-            disks: disks
-                .into_iter()
-                .enumerate()
-                .map(|(i, disk)| DiskConfig {
-                    disk,
-                    serial: format!("disk{i}"),
-                })
-                .collect(),
+            disks,
             nics,
             serial: Some(Box::new(console.clone())),
             events: Some(Box::new(events)),
@@ -125,7 +95,7 @@ pub(super) fn run(
         Some(_) => Keys::Input,
         None => Keys::None,
     };
-    let killed = attend(&machine.handle(), keys, terminations, &ended)?;
+    let killed = foreground::serve(&machine.handle(), keys, terminations, &ended)?;
     let outcome = machine.wait();
     let unread = console.finish();
     if let Some(events) = events_file {
@@ -135,12 +105,53 @@ pub(super) fn run(
     drop(network);
     if unread > 0 {
         let note = format!("fleetbox-vmm: {unread} bytes of the console's output were not read\n");
-        super::tell(stderr, &note);
+        tell(stderr, &note);
     }
     match outcome? {
         Exit::PowerOff => Ok(ExitCode::SUCCESS),
         Exit::Killed => Ok(ExitCode::from(killed)),
     }
+}
+
+fn boot_source(options: &RunOptions) -> BootSource {
+    match (&options.kernel, &options.firmware) {
+        (Some(kernel), _) => BootSource::Kernel {
+            kernel: kernel.clone(),
+            initrd: options.initrd.clone(),
+            cmdline: options.cmdline.clone(),
+        },
+        (_, Some(firmware)) => BootSource::Firmware(firmware.clone()),
+        _ => BootSource::Auto,
+    }
+}
+
+/// The disks in the order in which the guest sees them.
+fn open_disks(options: &RunOptions) -> Result<Vec<DiskConfig>, Box<dyn Error>> {
+    let mut disks = Vec::new();
+    if let Some(image) = &options.image {
+        disks.push(open_image(image, options.persist)?);
+    }
+    for argument in &options.disks {
+        disks.push(open_argument(argument)?);
+    }
+    let config = |(i, disk)| DiskConfig {
+        disk,
+        serial: format!("disk{i}"),
+    };
+    Ok(disks.into_iter().enumerate().map(config).collect())
+}
+
+fn attach(network: &Network) -> Result<NicConfig, Box<dyn Error>> {
+    let attachment = network.attach(Member {
+        name: "guest".into(),
+        mac: GUEST_MAC,
+        ip: None,
+    })?;
+    Ok(NicConfig {
+        mac: GUEST_MAC,
+        link: attachment.link,
+        format: LinkFormat::Packets,
+    })
 }
 
 /// The boot disk: itself, or a layer on it whose file has no name and ends with this process.
@@ -201,4 +212,9 @@ impl Drop for SignalOnDrop {
 /// Standard output without its line buffer: a prompt has no newline.
 fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
+}
+
+/// Writes to standard error. If that fails there is no other place to report it.
+pub(super) fn tell(mut stderr: &BoundedWriter, text: &str) {
+    let _ = stderr.write_all(text.as_bytes());
 }

@@ -50,7 +50,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What a backend on this host can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Most vCPUs that one VM can have.
+    /// Maximum number of vCPUs of one VM.
     pub max_vcpus: u32,
     /// The vCPU's local timer has a TSC-deadline mode.
     pub tsc_deadline: bool,
@@ -58,7 +58,7 @@ pub struct Capabilities {
     pub hardware: bool,
 }
 
-/// What is to be built.
+/// The VM to build.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
     /// Guest physical memory; the VM keeps it alive.
@@ -121,7 +121,7 @@ pub trait IoHandler {
     fn mmio_write(&self, gpa: u64, data: &[u8]);
     /// The guest acknowledged a level-triggered interrupt.
     fn end_of_interrupt(&self, vector: u8);
-    /// True once the guest is to run no further: its latest port access powered it off, say. The
+    /// True once the guest must not run any further: its latest port access powered it off, say. The
     /// vCPU then returns [`VmExit::Interrupted`].
     fn over(&self) -> bool {
         false
@@ -131,7 +131,7 @@ pub trait IoHandler {
 /// Why a vCPU came back from [`Vcpu::run`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VmExit {
-    /// Somebody asked for it ([`Vcpu::kicker`]).
+    /// A kick ([`Vcpu::kicker`]), or the guest must not run any further ([`IoHandler::over`]).
     Interrupted,
     /// The vCPU halted and nothing can wake it but the machine.
     Halted,
@@ -150,7 +150,8 @@ pub trait VcpuKicker: Send + Sync {
     fn kick(&self);
 }
 
-/// A virtual CPU. It stays on the thread that created it.
+/// A virtual CPU. It stays on the thread that created it, and keeps alive what it runs on: the VM in
+/// the kernel and the guest's memory.
 pub trait Vcpu {
     /// Runs the guest until something needs the machine; accesses go to `io` and do not end it.
     ///

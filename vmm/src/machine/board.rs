@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
-use fleetbox_arch::x86_64::{acpi, layout, regs, reset_vector};
+use fleetbox_arch::x86_64::{acpi, entry, layout, reset_vector};
 use fleetbox_devices::GuestMemory;
 use fleetbox_devices::acpi::ged::Ged;
 use fleetbox_devices::acpi::pm_timer::PmTimer;
@@ -17,10 +17,12 @@ use fleetbox_devices::legacy::serial::Serial;
 use fleetbox_devices::pci::PciBus;
 use fleetbox_devices::virtio::{Blk, Net, Rng, VirtioDevice, VirtioEnv, VirtioPci};
 
+use super::config::MachineConfig;
 use super::console::Console;
+use super::error::Error;
 use super::payload::Payload;
+use super::signal::Signal;
 use super::vcpu::{Buses, Vcpus};
-use super::{Error, MachineConfig, Signal};
 use crate::hypervisor::{Hypervisor, Vm, VmSpec};
 
 /// Console input kept for a guest that does not read it.
@@ -84,25 +86,9 @@ impl Board {
         };
         let ged = Arc::new(Ged::new(ioapic.line(layout::GED_GSI as u8)));
         let over = Arc::new(AtomicBool::new(false));
-        let power = {
-            let (signals, over) = (signals.clone(), over.clone());
-            Arc::new(PowerControl::new(move |request| {
-                over.store(true, Ordering::Release);
-                let signal = match request {
-                    PowerRequest::PowerOff => Signal::PowerOff,
-                    PowerRequest::Reset => Signal::Reset,
-                };
-                let _ = signals.send(signal);
-            }))
-        };
+        let power = build_power(signals, &over);
         let pci = build_pci(config, &memory, vm.as_ref())?;
 
-        let buses = Arc::new(Buses {
-            ports: Bus::new("port"),
-            mmio: Bus::new("mmio"),
-            ioapic: ioapic.clone(),
-            over,
-        });
         let ports: [(u16, u16, Arc<dyn BusDevice>); 6] = [
             (layout::COM1_PORT, layout::COM1_PORTS, serial.clone()),
             (
@@ -119,19 +105,19 @@ impl Board {
             (layout::GED_STATUS_PORT, 4, ged.clone()),
             (layout::PM_TIMER_PORT, 4, Arc::new(PmTimer::new())),
         ];
-        for (base, len, device) in ports {
-            insert(&buses.ports, base.into(), len.into(), device)?;
-        }
         let mmio: [(u64, u64, Arc<dyn BusDevice>); 3] = [
             (layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, pci.mmio()),
             (layout::ECAM_START, layout::ECAM_SIZE, pci.ecam()),
-            (layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic),
+            (layout::IOAPIC_START, layout::IOAPIC_SIZE, ioapic.clone()),
         ];
-        for (base, len, device) in mmio {
-            insert(&buses.mmio, base, len, device)?;
-        }
-
-        vcpus.run(regs::boot_regs(&kernel.entry), buses.clone())?;
+        let ports = ports.map(|(base, len, device)| (base.into(), len.into(), device));
+        let buses = Arc::new(Buses {
+            ports: build_bus("port", ports)?,
+            mmio: build_bus("mmio", mmio)?,
+            ioapic,
+            over,
+        });
+        vcpus.run(entry::boot_regs(&kernel.entry), buses.clone())?;
         Ok(Self {
             vcpus: Some(vcpus),
             serial,
@@ -172,12 +158,33 @@ impl Board {
     }
 }
 
-fn insert(bus: &Bus, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), Error> {
-    let name = device.name().to_owned();
-    bus.insert(base, len, device).map_err(|e| Error::Device {
-        device: name,
-        reason: e.to_string(),
-    })
+/// A bus with devices: the first address of each, and how many addresses it has.
+fn build_bus<const N: usize>(
+    name: &'static str,
+    devices: [(u64, u64, Arc<dyn BusDevice>); N],
+) -> Result<Bus, Error> {
+    let bus = Bus::new(name);
+    for (base, len, device) in devices {
+        let name = device.name().to_owned();
+        bus.insert(base, len, device).map_err(|e| Error::Device {
+            device: name,
+            reason: e.to_string(),
+        })?;
+    }
+    Ok(bus)
+}
+
+/// The registers by which the guest ends the board, which `over` tells the vCPUs.
+fn build_power(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PowerControl> {
+    let (signals, over) = (signals.clone(), over.clone());
+    Arc::new(PowerControl::new(move |request| {
+        over.store(true, Ordering::Release);
+        let signal = match request {
+            PowerRequest::PowerOff => Signal::PowerOff,
+            PowerRequest::Reset => Signal::Reset,
+        };
+        let _ = signals.send(signal);
+    }))
 }
 
 /// Anonymous memory without reservation: the host backs a page when the guest first touches it.
@@ -188,7 +195,7 @@ fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
     })
 }
 
-/// Most queues of a disk, and most pairs of them of a network interface.
+/// Maximum number of queues of a disk, and of pairs of them of a network interface.
 const MAX_QUEUES: u16 = 4;
 
 /// Puts the virtio devices on the bus: disks from slot 1 on, network interfaces after them, the

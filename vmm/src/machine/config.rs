@@ -9,11 +9,12 @@ use std::sync::Arc;
 use fleetbox_arch::x86_64::layout;
 use fleetbox_devices::block::Disk;
 pub use fleetbox_devices::virtio::LinkFormat;
+use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::error::Error;
 use super::event::Event;
 
-/// Most vCPUs of one machine; APIC identifiers beyond 254 would need x2APIC interrupt formats.
+/// Maximum number of vCPUs of one machine; APIC identifiers beyond 254 would need x2APIC interrupt formats.
 pub const MAX_CPUS: u8 = 128;
 
 /// A machine's description: nothing is created until [`super::Machine::start`].
@@ -76,7 +77,7 @@ impl fmt::Debug for MachineConfig {
 }
 
 /// What a machine runs when it starts, and again after every reset.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootSource {
     /// What the boot loader configuration on the first disk names, read anew at every boot.
     Auto,

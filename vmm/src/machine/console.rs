@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::sync::lock;
+
 /// Bytes of output kept for error messages.
 const TAIL: usize = 16 << 10;
 /// Longest line that is looked at for a panic message; the rest of a longer one is skipped.
@@ -45,7 +47,7 @@ impl Console {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.0)
     }
 
     /// A new boot begins: the next byte is its first.

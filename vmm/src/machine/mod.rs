@@ -10,6 +10,7 @@ mod console;
 mod error;
 mod event;
 mod payload;
+mod signal;
 mod vcpu;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
@@ -22,9 +23,10 @@ pub use error::{Error, GuestFailure};
 pub use event::Event;
 
 use crate::hypervisor::Hypervisor;
+use crate::sync::lock;
 use board::Board;
 use console::{Console, Notice};
-use vcpu::VcpuFailure;
+use signal::Signal;
 
 /// Lines of the console that an error carries.
 const ERROR_LINES: usize = 40;
@@ -39,19 +41,6 @@ pub enum Exit {
     PowerOff,
     /// [`Handle::kill`] ended it.
     Killed,
-}
-
-/// What the parts of a machine tell its thread.
-#[derive(Debug)]
-enum Signal {
-    PowerOff,
-    Reset,
-    Kill,
-    PowerButton,
-    Input(Vec<u8>),
-    InputDrained,
-    Console(Notice),
-    Failure(VcpuFailure),
 }
 
 /// A handle on a running machine, for any thread. It does not keep the machine alive.
@@ -137,7 +126,7 @@ impl Machine {
         let (signals, inbox) = channel();
         let notices = Mutex::new(signals.clone());
         let console = Console::new(config.serial.take(), move |notice| {
-            let signals = notices.lock().unwrap_or_else(|e| e.into_inner());
+            let signals = lock(&notices);
             let _ = signals.send(Signal::Console(notice));
         });
         // Begun before the board, so that it is there when the guest runs, and of use until then.
@@ -175,7 +164,7 @@ impl Machine {
         let board = match life.boot() {
             Ok(board) => board,
             Err(e) => {
-                // The thread ends for want of a board; nobody asks it how the machine ended.
+                // Without a board the thread ends, and how the machine ended does not matter.
                 drop(start);
                 drop(machine);
                 return Err(e);
@@ -301,11 +290,11 @@ impl Life {
         let flushed = self.flush_disks();
         // What ended the machine comes before what that led to.
         let outcome = outcome.and_then(|exit| flushed.map(|()| exit));
-        self.emit(Event::Exited {
-            reason: match &outcome {
-                Ok(Exit::PowerOff) => "the guest powered off".into(),
-                Ok(Exit::Killed) => "killed".into(),
-                Err(e) => e.to_string(),
+        self.emit(match &outcome {
+            Ok(Exit::PowerOff) => Event::PoweredOff,
+            Ok(Exit::Killed) => Event::Killed,
+            Err(e) => Event::Failed {
+                reason: e.to_string(),
             },
         });
         outcome

@@ -7,7 +7,8 @@ use fleetbox_arch::x86_64::bzimage;
 use fleetbox_arch::x86_64::kernel::{self, LoadOptions, LoadedKernel, Source};
 use fleetbox_devices::GuestMemory;
 
-use super::{BootSource, Error, MachineConfig};
+use super::config::{BootSource, MachineConfig};
+use super::error::Error;
 use crate::boot;
 use crate::hypervisor::Vm;
 

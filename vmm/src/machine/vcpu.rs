@@ -12,7 +12,8 @@ use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
 use fleetbox_devices::bus::Bus;
 use fleetbox_devices::ioapic::IoApic;
 
-use super::{Error, Signal};
+use super::error::Error;
+use super::signal::{Signal, VcpuFailure};
 use crate::hypervisor::{self, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
 
 /// After what time a vCPU that was told to stop is told again: a kick between two runs gets lost.
@@ -23,7 +24,7 @@ pub(super) struct Buses {
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) ioapic: Arc<IoApic>,
-    /// The guest has powered off or reset: nothing of it is to run any more.
+    /// The guest has powered off or reset: none of it may run any more.
     pub(super) over: Arc<AtomicBool>,
 }
 
@@ -53,22 +54,14 @@ impl IoHandler for Buses {
     }
 }
 
-/// A vCPU that cannot go on, as it tells the machine.
-#[derive(Debug)]
-pub(super) struct VcpuFailure {
-    pub(super) vcpu: u8,
-    pub(super) what: String,
-    pub(super) registers: Option<String>,
-}
-
-struct Running {
+struct RunningVcpu {
     thread: JoinHandle<()>,
     kicker: Arc<dyn VcpuKicker>,
     ended: Receiver<()>,
 }
 
 /// A thread that was told to create its vCPU.
-struct Creating {
+struct PendingVcpu {
     thread: JoinHandle<()>,
     creation: Receiver<hypervisor::Result<Arc<dyn VcpuKicker>>>,
     ended: Receiver<()>,
@@ -87,8 +80,8 @@ type Gate = OnceLock<Option<Go>>;
 pub(super) struct Vcpus {
     stop: Arc<AtomicBool>,
     gate: Arc<Gate>,
-    creating: VecDeque<Creating>,
-    running: Vec<Running>,
+    creating: VecDeque<PendingVcpu>,
+    running: Vec<RunningVcpu>,
 }
 
 impl Vcpus {
@@ -120,7 +113,7 @@ impl Vcpus {
                 .name(format!("vcpu{index}"))
                 .spawn(move || thread.main(&created))
                 .map_err(|e| thread_error(index, e))?;
-            vcpus.creating.push_back(Creating {
+            vcpus.creating.push_back(PendingVcpu {
                 thread,
                 creation,
                 ended,
@@ -140,8 +133,8 @@ impl Vcpus {
                     return Err(thread_error(index, io::Error::other("it ended at once")));
                 }
             };
-            if let Some(Creating { thread, ended, .. }) = self.creating.pop_front() {
-                self.running.push(Running {
+            if let Some(PendingVcpu { thread, ended, .. }) = self.creating.pop_front() {
+                self.running.push(RunningVcpu {
                     thread,
                     kicker,
                     ended,

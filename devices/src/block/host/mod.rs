@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::DiskError;
+use super::error::DiskError;
 
 pub(super) use os::boot_id;
 
@@ -49,7 +49,7 @@ impl HostFile {
         Self::open_with(path, write, true)
     }
 
-    /// Opens `path` to have a look at it, whoever may be writing to it.
+    /// Opens `path` to look at it, even while it is written to.
     pub(super) fn peek(path: &Path) -> Result<Self, DiskError> {
         Self::open_with(path, false, false)
     }
@@ -78,7 +78,7 @@ impl HostFile {
                 writer: write,
             });
         }
-        // Looked at again under the lock: from here on nobody changes it.
+        // Looked at again under the lock: from here on it does not change.
         let metadata = look()?;
         let len = if kind.is_file() {
             metadata.len()

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// log2 of the block size: the block size of most guests' file systems, so that their writes never
 /// need bytes of the base.
 pub(super) const BLOCK_BITS: u32 = 12;
+/// Bytes of a block.
+pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
 /// Bytes of a page of the bitmap.
 pub(super) const PAGE: usize = 4096;
 
@@ -25,7 +27,7 @@ pub(super) struct Bitmap {
     pages: Vec<OnceLock<Box<Page>>>,
 }
 
-/// A piece of the bitmap as it is to be in the file.
+/// A piece of the bitmap as the file will hold it.
 pub(super) struct Patch {
     /// Offset within the bitmap, in bytes.
     pub(super) offset: u64,
@@ -100,7 +102,7 @@ impl Bitmap {
             .sum()
     }
 
-    /// What the file must hold once the blocks `first..end` are in the layer. Whoever calls this
+    /// What the file must hold once the blocks `first..end` are in the layer. The caller
     /// and then [`Bitmap::set`] keeps others from doing so for blocks in the same aligned group of
     /// 64.
     pub(super) fn patches(&self, first: u64, end: u64) -> Vec<Patch> {
@@ -121,7 +123,7 @@ impl Bitmap {
         patches
     }
 
-    /// Puts the blocks `first..end` into the layer. All that was done before is seen by whoever
+    /// Puts the blocks `first..end` into the layer. All that was done before is seen by any thread that
     /// sees the bits.
     pub(super) fn set(&self, first: u64, end: u64) {
         for_words(first, end, |index, mask| {

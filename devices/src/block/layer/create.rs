@@ -4,19 +4,26 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::bitmap::BLOCK;
 use super::header::{self, Header, Layout};
-use super::{Base, BaseInfo, LayerInfo, LayerOptions, read_header};
-use crate::block::host::HostFile;
-use crate::block::open::{Chain, check_size};
-use crate::block::{DiskError, OpenOptions};
+use super::info::{Base, BaseInfo, LayerInfo, LayerOptions};
+use super::load::{read_bitmap, read_header};
+use crate::block::chain::{Chain, probe};
+use crate::block::disk::check_size;
+use crate::block::error::DiskError;
+use crate::block::format::OpenOptions;
+use crate::block::host::{HostFile, boot_id};
 
-/// Creates a layer at `path`, which must not exist. Takes milliseconds whatever the size: nothing
-/// is copied. The file has its name only once it is whole.
-///
-/// # Errors
-/// See [`DiskError`].
-pub fn create_layer(path: &Path, options: &LayerOptions) -> Result<LayerInfo, DiskError> {
-    let base = options.base.as_ref().map(look_at_base).transpose()?;
+/// Creates a layer at `path`; its base is opened by `chain`.
+pub(in crate::block) fn create(
+    path: &Path,
+    options: &LayerOptions,
+    chain: &mut Chain,
+) -> Result<LayerInfo, DiskError> {
+    let base = match &options.base {
+        Some(base) => Some(look_at_base(base, chain)?),
+        None => None,
+    };
     let base_size = base.as_ref().map_or(0, |b| b.size);
     let size = options.size.unwrap_or(base_size);
     check_size(path, size)?;
@@ -50,10 +57,10 @@ pub fn layer_info(path: &Path) -> Result<LayerInfo, DiskError> {
     let file = HostFile::peek(path)?;
     let (header, boot) = read_header(&file)?;
     let layout = Layout::new(header.size);
-    let live = crate::block::host::boot_id().is_some_and(|id| id == boot);
+    let live = boot_id().is_some_and(|id| id == boot);
     let from = if live { layout.live } else { layout.durable };
-    let bitmap = super::load(&file, &layout, from).map_err(DiskError::io("read", path))?;
-    let own = (bitmap.count() * super::BLOCK).min(header.size);
+    let bitmap = read_bitmap(&file, &layout, from).map_err(DiskError::io("read", path))?;
+    let own = (bitmap.count() * BLOCK).min(header.size);
     Ok(LayerInfo {
         path: path.to_path_buf(),
         size: header.size,
@@ -63,17 +70,17 @@ pub fn layer_info(path: &Path) -> Result<LayerInfo, DiskError> {
 }
 
 /// Opens the base as the layer will, and notes what it is.
-fn look_at_base(base: &Base) -> Result<BaseInfo, DiskError> {
+fn look_at_base(base: &Base, chain: &mut Chain) -> Result<BaseInfo, DiskError> {
     let path = fs::canonicalize(&base.path).map_err(DiskError::io("find", &base.path))?;
     let format = match base.format {
         Some(format) => format,
-        None => crate::block::open::probe(&HostFile::open(&path, false)?)?,
+        None => probe(&HostFile::open(&path, false)?)?,
     };
     let options = OpenOptions {
         format: Some(format),
         ..OpenOptions::read_only()
     };
-    let (disk, identity) = Chain::default().open_with_identity(&path, &options)?;
+    let (disk, identity) = chain.open_with_identity(&path, &options)?;
     let base = Base {
         path,
         format: Some(format),
@@ -118,7 +125,7 @@ fn write_file(path: &Path, header: &[u8], len: u64, durable: bool) -> io::Result
     }
 }
 
-/// Creates a file beside `path` under a name that nobody else uses.
+/// Creates a file beside `path` under a name that nothing else uses.
 fn temporary_file(path: &Path) -> io::Result<(File, PathBuf)> {
     let name = path
         .file_name()

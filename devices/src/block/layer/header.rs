@@ -20,7 +20,7 @@
 //! | 80 | 4 | base's modification time, nanoseconds |
 //! | 84 | 4 | length of the base's digest |
 //! | 88 | 8 | base's inode |
-//! | 96 | 160 | base's digest, as given by whoever created the layer |
+//! | 96 | 160 | base's digest, as given by what created the layer |
 //! | 256 | 4096 | base's path |
 //! | 4352 | 8 | FNV-1a of all before |
 //! | 4608 | 16 | identity of the boot that the live bitmap is of |
@@ -30,11 +30,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::bitmap::BLOCK_BITS;
-use super::{Base, BaseInfo, MAX_SIZE};
-use crate::block::{DiskError, FileIdentity, Format, SECTOR};
+use super::info::{Base, BaseInfo};
+use crate::block::disk::{MAX_SIZE, SECTOR};
+use crate::block::error::DiskError;
+use crate::block::format::{Format, LAYER_MAGIC as MAGIC};
+use crate::block::host::FileIdentity;
 
-/// First bytes of a layer.
-pub(in crate::block) const MAGIC: [u8; 8] = *b"FBxLAYER";
 /// Bytes that the header takes of the file.
 pub(super) const LEN: usize = 8192;
 /// Where the boot identity lies.

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,9 +8,12 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::header::{self, Header, Layout};
-use super::*;
+use super::info::{Base, BaseInfo, LayerOptions};
+use crate::block::disk::MAX_SIZE;
 use crate::block::model_test::{apply, compare, contents, op, pattern, perform};
-use crate::block::{create_raw, open_disk};
+use crate::block::{
+    DiskError, FileIdentity, Format, OpenOptions, create_layer, create_raw, layer_info, open_disk,
+};
 
 const SIZE: u64 = 3 << 20;
 /// Larger than the base, and ends within a block.

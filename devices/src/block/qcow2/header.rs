@@ -6,9 +6,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::block::disk::{MAX_SIZE, SECTOR};
+use crate::block::error::DiskError;
+use crate::block::format::Format;
 use crate::block::host::HostFile;
-use crate::block::layer::MAX_SIZE;
-use crate::block::{DiskError, Format, SECTOR};
 
 /// The longest L1 table: QEMU's limit.
 const MAX_L1: u64 = 32 << 20;
@@ -69,6 +70,19 @@ struct Checker<'a> {
     write: bool,
 }
 
+/// The first bytes of an image, by offset.
+struct Fields([u8; 112]);
+
+impl Fields {
+    fn u32_at(&self, at: usize) -> u32 {
+        be32(&self.0, at)
+    }
+
+    fn u64_at(&self, at: usize) -> u64 {
+        u64::from(self.u32_at(at)) << 32 | u64::from(self.u32_at(at + 4))
+    }
+}
+
 impl Checker<'_> {
     fn corrupt(&self, what: impl Into<String>) -> DiskError {
         DiskError::corrupt(self.file.path(), Format::Qcow2, what)
@@ -84,91 +98,36 @@ impl Checker<'_> {
     }
 
     fn read(&self) -> Result<Header, DiskError> {
-        let mut start = [0; 112];
-        self.file
-            .read_up_to_end(&mut start, 0)
-            .map_err(DiskError::io("read", self.file.path()))?;
-        let u32_at = |at: usize| be32(&start, at);
-        let u64_at =
-            |at: usize| u64::from(be32(&start, at)) << 32 | u64::from(be32(&start, at + 4));
-        if !start.starts_with(b"QFI\xfb") {
-            return Err(self.corrupt("it does not start as a qcow2 image does"));
-        }
-        let version = u32_at(4);
+        let fields = self.fields()?;
+        let version = fields.u32_at(4);
         if version != 2 && version != 3 {
             return Err(self.unsupported(
                 format!("it is of version {version}"),
                 "convert it with the QEMU that made it: qemu-img convert -O qcow2 IN OUT",
             ));
         }
-        let cluster_bits = u32_at(20);
+        let cluster_bits = fields.u32_at(20);
         if !(9..=21).contains(&cluster_bits) {
             return Err(self.corrupt(format!(
                 "its header claims clusters of 2^{cluster_bits} bytes"
             )));
         }
         let cluster = 1u64 << cluster_bits;
-        if u32_at(32) != 0 {
+        if fields.u32_at(32) != 0 {
             return Err(self.unsupported(
                 "it is encrypted",
                 "decrypt it: qemu-img convert --object secret,id=s,file=KEYFILE --image-opts \
                  driver=qcow2,file.filename=IN,encrypt.key-secret=s -O qcow2 OUT",
             ));
         }
-        let mut header_len = 72;
-        let mut compression = Compression::Deflate;
-        if version == 3 {
-            compression = self.check_features(u64_at(72), start[104])?;
-            let refcount_order = u32_at(96);
-            if refcount_order > 6 {
-                return Err(self.corrupt(format!(
-                    "its header claims refcounts of 2^{refcount_order} bits"
-                )));
-            }
-            header_len = u64::from(u32_at(100));
-            if header_len < 104 || !header_len.is_multiple_of(8) || header_len > cluster {
-                return Err(self.corrupt(format!("its header claims to have {header_len} bytes")));
-            }
-        }
-
-        let size = u64_at(24);
-        if size == 0 || size > MAX_SIZE {
-            return Err(self.corrupt(format!("its header claims a disk of {size} bytes")));
-        }
-        if self.write && !size.is_multiple_of(SECTOR) {
-            return Err(self.unsupported(
-                format!("its disk of {size} bytes ends within a sector of {SECTOR}"),
-                format!(
-                    "resize it: qemu-img resize IN {}",
-                    size.next_multiple_of(SECTOR)
-                ),
-            ));
-        }
-        // An L1 entry leads to an L2 table, a cluster of 8-byte entries that each lead to a cluster.
-        let l1_needed = size.div_ceil(cluster * (cluster / 8));
-        let l1_len = u64::from(u32_at(36)) * 8;
-        if l1_len < l1_needed * 8 || l1_len > MAX_L1 {
-            return Err(self.corrupt(format!(
-                "its L1 table claims {l1_len} bytes for {l1_needed} entries"
-            )));
-        }
-        self.check_table("L1 table", u64_at(40), l1_len, cluster)?;
-        if self.write {
-            let len = u64::from(u32_at(56)) * cluster;
-            if len == 0 || len > MAX_REFCOUNT_TABLE {
-                return Err(self.corrupt(format!("its refcount table claims {len} bytes")));
-            }
-            self.check_table("refcount table", u64_at(48), len, cluster)?;
-            if u32_at(60) != 0 {
-                return Err(self.unsupported(
-                    "it has internal snapshots, so it can be opened for reading only",
-                    "create a layer over it, or convert it: qemu-img convert -O qcow2 IN OUT",
-                ));
-            }
-        } else if !u64_at(48).is_multiple_of(cluster) {
-            return Err(self.corrupt("its refcount table is not at the start of a cluster"));
-        }
-        let (name_offset, name_len) = (u64_at(8), u32_at(16));
+        let (compression, header_len) = match version {
+            3 => self.check_version_3(&fields, cluster)?,
+            _ => (Compression::Deflate, 72),
+        };
+        let size = self.check_size(&fields)?;
+        let l1_len = self.check_l1(&fields, size, cluster)?;
+        self.check_refcounts(&fields, cluster)?;
+        let (name_offset, name_len) = (fields.u64_at(8), fields.u32_at(16));
         let area = self.read_first_cluster(cluster)?;
         let format = if version == 3 {
             self.find_backing_format(&area, header_len)?
@@ -185,13 +144,99 @@ impl Checker<'_> {
             cluster_bits,
             cluster,
             compression,
-            l1_offset: u64_at(40),
+            l1_offset: fields.u64_at(40),
             l1_len,
             backing,
         })
     }
 
-    /// Refuses incompatible features, all of which change how the image is to be read, but for
+    fn fields(&self) -> Result<Fields, DiskError> {
+        let mut start = [0; 112];
+        self.file
+            .read_up_to_end(&mut start, 0)
+            .map_err(DiskError::io("read", self.file.path()))?;
+        if !start.starts_with(b"QFI\xfb") {
+            return Err(self.corrupt("it does not start as a qcow2 image does"));
+        }
+        Ok(Fields(start))
+    }
+
+    /// What version 3 added: the compression, and the length of the header.
+    fn check_version_3(
+        &self,
+        fields: &Fields,
+        cluster: u64,
+    ) -> Result<(Compression, u64), DiskError> {
+        let compression = self.check_features(fields.u64_at(72), fields.0[104])?;
+        let refcount_order = fields.u32_at(96);
+        if refcount_order > 6 {
+            return Err(self.corrupt(format!(
+                "its header claims refcounts of 2^{refcount_order} bits"
+            )));
+        }
+        let header_len = u64::from(fields.u32_at(100));
+        if header_len < 104 || !header_len.is_multiple_of(8) || header_len > cluster {
+            return Err(self.corrupt(format!("its header claims to have {header_len} bytes")));
+        }
+        Ok((compression, header_len))
+    }
+
+    /// The size of the disk in bytes.
+    fn check_size(&self, fields: &Fields) -> Result<u64, DiskError> {
+        let size = fields.u64_at(24);
+        if size == 0 || size > MAX_SIZE {
+            return Err(self.corrupt(format!("its header claims a disk of {size} bytes")));
+        }
+        if self.write && !size.is_multiple_of(SECTOR) {
+            return Err(self.unsupported(
+                format!("its disk of {size} bytes ends within a sector of {SECTOR}"),
+                format!(
+                    "resize it: qemu-img resize IN {}",
+                    size.next_multiple_of(SECTOR)
+                ),
+            ));
+        }
+        Ok(size)
+    }
+
+    /// The length of the L1 table in bytes.
+    fn check_l1(&self, fields: &Fields, size: u64, cluster: u64) -> Result<u64, DiskError> {
+        // An L1 entry leads to an L2 table, a cluster of 8-byte entries that each lead to a cluster.
+        let needed = size.div_ceil(cluster * (cluster / 8));
+        let len = u64::from(fields.u32_at(36)) * 8;
+        if len < needed * 8 || len > MAX_L1 {
+            return Err(self.corrupt(format!(
+                "its L1 table claims {len} bytes for {needed} entries"
+            )));
+        }
+        self.check_table("L1 table", fields.u64_at(40), len, cluster)?;
+        Ok(len)
+    }
+
+    /// The refcount table, and what else only a writer must know.
+    fn check_refcounts(&self, fields: &Fields, cluster: u64) -> Result<(), DiskError> {
+        let at = fields.u64_at(48);
+        if !self.write {
+            if !at.is_multiple_of(cluster) {
+                return Err(self.corrupt("its refcount table is not at the start of a cluster"));
+            }
+            return Ok(());
+        }
+        let len = u64::from(fields.u32_at(56)) * cluster;
+        if len == 0 || len > MAX_REFCOUNT_TABLE {
+            return Err(self.corrupt(format!("its refcount table claims {len} bytes")));
+        }
+        self.check_table("refcount table", at, len, cluster)?;
+        if fields.u32_at(60) != 0 {
+            return Err(self.unsupported(
+                "it has internal snapshots, so it can be opened for reading only",
+                "create a layer over it, or convert it: qemu-img convert -O qcow2 IN OUT",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses incompatible features, all of which change how the image must be read, except
     /// zstd in images that are only read.
     fn check_features(&self, bits: u64, compression: u8) -> Result<Compression, DiskError> {
         const COMPRESSION_TYPE: u64 = 1 << 3;

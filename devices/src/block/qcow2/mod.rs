@@ -19,9 +19,11 @@ use std::sync::Arc;
 
 use self::reader::Reader;
 use self::writer::Writer;
+use super::chain::Chain;
+use super::disk::Disk;
+use super::error::DiskError;
+use super::format::OpenOptions;
 use super::host::HostFile;
-use super::open::Chain;
-use super::{Disk, DiskError, OpenOptions};
 
 /// Opens the image in `file` and the images under it.
 pub(super) fn open(

@@ -9,8 +9,8 @@ use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 
+use crate::block::disk::{Disk, refuse_write};
 use crate::block::host::HostFile;
-use crate::block::{Disk, refuse_write};
 
 /// A storage of imago's.
 pub(super) struct Node {

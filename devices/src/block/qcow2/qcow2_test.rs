@@ -480,7 +480,7 @@ proptest! {
         fs::write(&path, image).unwrap();
         let options = OpenOptions { read_only: !write, ..OpenOptions::writable(Format::Qcow2) };
         if let Ok(disk) = open_disk(&path, &options) {
-            prop_assert!(disk.len() <= crate::block::layer::MAX_SIZE);
+            prop_assert!(disk.len() <= crate::block::disk::MAX_SIZE);
             let n = disk.len().min(1 << 16);
             let mut buf = vec![0; n as usize];
             for offset in [0, (disk.len() - n) / 2, disk.len() - n] {

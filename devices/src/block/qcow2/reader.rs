@@ -1,16 +1,18 @@
-//! Reading qcow2 images that nobody writes to.
+//! Reading qcow2 images that are not written to.
 //!
 //! Entries are those of QEMU's `docs/interop/qcow2.txt`, section "Cluster mapping".
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::header::{Compression, Header};
+use crate::block::disk::{Disk, SECTOR, check_range, refuse_write};
+use crate::block::error::DiskError;
 use crate::block::host::HostFile;
-use crate::block::{Disk, DiskError, SECTOR, check_range, refuse_write};
+use crate::sync::lock;
 
 /// Bytes of decompressed clusters that are kept.
 const CLUSTER_CACHE: usize = 8 << 20;
@@ -289,10 +291,6 @@ fn be64(bytes: &[u8], at: u64) -> u64 {
     let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..));
     rest.and_then(|b| b.first_chunk())
         .map_or(0, |b| u64::from_be_bytes(*b))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was used last of things that are costly to get.

@@ -15,8 +15,10 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
 use super::block_on::block_on;
 use super::header::Header;
 use super::node::Node;
+use crate::block::disk::{Disk, check_range};
+use crate::block::error::DiskError;
+use crate::block::format::Format;
 use crate::block::host::HostFile;
-use crate::block::{Disk, DiskError, Format, check_range};
 
 type Access = FormatAccess<Node>;
 type Image = imago::qcow2::Qcow2<Node, Arc<Access>>;

@@ -69,7 +69,7 @@ impl DateTime {
 }
 
 /// The first second after `after` whose time of day has the hour, minute and second given; `None`
-/// matches all. There is none if a value is out of range.
+/// matches all. `None` if a value is out of range.
 pub(super) fn next_match(
     after: i64,
     hour: Option<i64>,

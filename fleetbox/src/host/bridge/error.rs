@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 
 use crate::model::names::Name;
 use crate::model::network::Network;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 
-use fleetbox_vmm::net::{Subnet, open_tap};
+use fleetbox_net::{Subnet, open_tap};
 
 use super::error::BridgeError;
 use super::lock::HostLock;

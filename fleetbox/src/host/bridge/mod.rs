@@ -32,7 +32,7 @@ mod tests;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 
 pub use self::error::BridgeError;
 #[cfg(feature = "bridge")]

@@ -1,6 +1,6 @@
 //! The bridge network in a build without the feature `bridge`: there is none.
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 
 use super::{BridgeError, Uplink};
 use crate::model::names::Name;

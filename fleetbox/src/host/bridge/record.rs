@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use fleetbox_vmm::net::Subnet;
+use fleetbox_net::Subnet;
 
 use super::around;
 use super::error::BridgeError;

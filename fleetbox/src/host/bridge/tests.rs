@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fleetbox_vmm::net::{Attachment, Member, NetworkConfig, Subnet, open_tap};
+use fleetbox_net::{Attachment, Member, NetworkConfig, Subnet, open_tap};
 use futures::TryStreamExt;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -577,7 +577,7 @@ fn guests_reach_the_world_and_the_host_reaches_guests() {
             router: Some(router),
             ..NetworkConfig::default()
         };
-        let network = fleetbox_vmm::net::Network::start(config).unwrap();
+        let network = fleetbox_net::Network::start(config).unwrap();
         network.uplink(uplink.tap, uplink.mac, router).unwrap();
         let guest = |number: u8| {
             let mac = [2, 0, 0, 0, 0, number];

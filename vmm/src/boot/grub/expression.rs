@@ -1,6 +1,6 @@
 //! `test` and `[`: GRUB's conditions.
 
-use super::super::fs::Kind;
+use crate::boot::fs::Kind;
 
 /// Evaluates the arguments of `test`, a closing `]` left out. `kind` says what a path leads to.
 ///

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::super::devices::{Devices, Location};
-use super::super::fs::{Content, FsError, Kind, Volume};
-use super::super::{BootError, Limits};
-use super::{Choice, run};
+use super::interpreter::Choice;
+use super::run;
+use crate::boot::content::Content;
+use crate::boot::devices::{Devices, Location};
+use crate::boot::fs::{FsError, Kind, Volume};
+use crate::boot::{BootError, Limits};
 
 const UUID: &str = "3f0a9f8e-7c53-4b57-8d6f-0a52ce7b9f11";
 

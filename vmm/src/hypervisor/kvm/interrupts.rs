@@ -12,8 +12,10 @@ use fleetbox_arch::x86_64::layout::IOAPIC_PINS;
 use fleetbox_devices::ioapic::IoApicRoutes;
 use fleetbox_devices::irq::{MsiController, MsiMessage, MsiVector};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
-use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::guest::Guest;
+use crate::sync::lock;
 
 /// KVM's own limit on routes (KVM_MAX_IRQ_ROUTES).
 const MAX_ROUTES: usize = 4096;
@@ -24,7 +26,7 @@ fn os_error(e: kvm_ioctls::Error) -> io::Error {
 
 /// The route table of one VM.
 pub(super) struct Interrupts {
-    fd: Arc<VmFd>,
+    guest: Arc<Guest>,
     table: Mutex<Table>,
 }
 
@@ -36,15 +38,15 @@ struct Table {
 }
 
 impl Interrupts {
-    pub(super) fn new(fd: Arc<VmFd>) -> Self {
+    pub(super) fn new(guest: Arc<Guest>) -> Self {
         Self {
-            fd,
+            guest,
             table: Mutex::default(),
         }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.table)
     }
 
     /// Changes one route; the kernel is told only if that changes anything, since replacing the
@@ -75,7 +77,7 @@ impl Interrupts {
             .collect();
         let routing = KvmIrqRouting::from_entries(&entries)
             .map_err(|e| io::Error::other(format!("{} interrupt routes: {e:?}", entries.len())))?;
-        self.fd.set_gsi_routing(&routing).map_err(os_error)
+        self.guest.fd.set_gsi_routing(&routing).map_err(os_error)
     }
 }
 
@@ -108,7 +110,7 @@ impl MsiController for Controller {
             ..Default::default()
         };
         // Zero means that the guest blocked the interrupt, which is the guest's affair.
-        self.0.fd.signal_msi(msi).map(drop).map_err(os_error)
+        self.0.guest.fd.signal_msi(msi).map(drop).map_err(os_error)
     }
 }
 
@@ -148,10 +150,11 @@ impl MsiVector for Vector {
         // A masked vector keeps its route: guests mask and unmask often, and a change of the table
         // is slow.
         if let Some(message) = message {
-            let mut attached = self.attached.lock().unwrap_or_else(|e| e.into_inner());
+            let mut attached = lock(&self.attached);
             self.interrupts.set_route(self.gsi, Some(message))?;
             if !*attached {
                 self.interrupts
+                    .guest
                     .fd
                     .register_irqfd(&self.event, self.gsi)
                     .map_err(os_error)?;
@@ -173,7 +176,13 @@ impl MsiVector for Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         let attached = *self.attached.get_mut().unwrap_or_else(|e| e.into_inner());
-        if attached && let Err(error) = self.interrupts.fd.unregister_irqfd(&self.event, self.gsi) {
+        if attached
+            && let Err(error) = self
+                .interrupts
+                .guest
+                .fd
+                .unregister_irqfd(&self.event, self.gsi)
+        {
             tracing::warn!(gsi = self.gsi, %error, "the irqfd cannot be detached");
         }
         let mut table = self.interrupts.table();

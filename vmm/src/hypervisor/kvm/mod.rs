@@ -3,6 +3,7 @@
 //! x86_64 uses the split irqchip: each vCPU's LAPIC is in the kernel, the IOAPIC is ours, and there
 //! is no PIT, since creating one makes every later memory slot slow and tear-down slower still.
 
+mod guest;
 mod interrupts;
 mod state;
 mod vcpu;
@@ -12,32 +13,23 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Mutex};
 
 use fleetbox_arch::x86_64::{cpuid, layout};
-use fleetbox_devices::GuestMemory;
 use fleetbox_devices::event::{Event, IoEvents, IoTrigger};
 use fleetbox_devices::ioapic::IoApicRoutes;
 use fleetbox_devices::irq::MsiController;
-use kvm_bindings::{CpuId, kvm_userspace_memory_region};
+use kvm_bindings::CpuId;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::{Capabilities, Error, Hypervisor, Result, Vcpu, Vm, VmSpec};
 use crate::preflight;
+use crate::sync::lock;
+use guest::{Guest, NAME, failed};
 use interrupts::{Controller, Interrupts, PinRoutes};
 use vcpu::KvmVcpu;
 
-const NAME: &str = "KVM";
 /// Size of x86's huge pages in bytes.
 const HUGE_PAGE: u64 = 2 << 20;
-
-fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Error {
-    let operation = operation.into();
-    move |e| Error::Failed {
-        backend: NAME,
-        operation,
-        source: std::io::Error::from_raw_os_error(e.errno()),
-    }
-}
 
 /// The host's KVM.
 ///
@@ -57,14 +49,14 @@ pub struct KvmHypervisor {
 /// What VMs ask of the host.
 struct Host {
     kvm: Kvm,
-    /// The supported CPUID, once somebody needed it. The kernel executes CPUID for every leaf, which
+    /// The supported CPUID, once it was needed. The kernel executes CPUID for every leaf, which
     /// is slow where this host is itself a VM.
     supported: Mutex<Option<Arc<[cpuid::CpuidEntry]>>>,
 }
 
 impl Host {
     fn supported_cpuid(&self) -> Result<Arc<[cpuid::CpuidEntry]>> {
-        let mut supported = self.supported.lock().unwrap_or_else(|e| e.into_inner());
+        let mut supported = lock(&self.supported);
         if let Some(leaves) = &*supported {
             return Ok(leaves.clone());
         }
@@ -150,51 +142,29 @@ impl Hypervisor for KvmHypervisor {
         cap.args[0] = layout::IOAPIC_PINS.into();
         fd.enable_cap(&cap)
             .map_err(failed("splitting the interrupt controller"))?;
-        map_memory(&fd, &spec.memory)?;
-        let fd = Arc::new(fd);
+        let guest = Arc::new(Guest::new(fd, spec.memory)?);
         Ok(Arc::new(KvmVm {
-            interrupts: Arc::new(Interrupts::new(fd.clone())),
-            fd,
+            interrupts: Arc::new(Interrupts::new(guest.clone())),
+            guest,
             host: self.host.clone(),
             tsc_deadline: self.capabilities.tsc_deadline,
-            spec,
+            vcpus: spec.vcpus,
         }))
     }
 }
 
-fn map_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
-    for (slot, region) in memory.iter().enumerate() {
-        let slot = slot as u32;
-        let description = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the region is a mapping of `memory_size` bytes that `VmSpec::memory` keeps alive
-        // for as long as the VM, and vm-memory accesses it as volatile memory only.
-        unsafe { fd.set_user_memory_region(description) }.map_err(failed(format!(
-            "mapping {} MiB of guest memory at {:#x}",
-            region.len() >> 20,
-            region.start_addr().raw_value()
-        )))?;
-    }
-    Ok(())
-}
-
 struct KvmVm {
-    // Dropped before `spec.memory`, which the kernel has mapped into the guest.
+    guest: Arc<Guest>,
     interrupts: Arc<Interrupts>,
-    fd: Arc<VmFd>,
     host: Arc<Host>,
     tsc_deadline: bool,
-    spec: VmSpec,
+    vcpus: u8,
 }
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u8) -> Result<Box<dyn Vcpu>> {
         let fd = self
+            .guest
             .fd
             .create_vcpu(u64::from(index))
             .map_err(failed(format!("creating vCPU {index}")))?;
@@ -202,7 +172,7 @@ impl Vm for KvmVm {
             &self.host.supported_cpuid()?,
             &cpuid::CpuidConfig {
                 vcpu: index,
-                count: self.spec.vcpus,
+                count: self.vcpus,
                 tsc_deadline: self.tsc_deadline,
                 // Some hosts do not know; the guest then measures it.
                 tsc_khz: fd.get_tsc_khz().ok(),
@@ -215,7 +185,7 @@ impl Vm for KvmVm {
         })?;
         fd.set_cpuid2(&leaves)
             .map_err(failed(format!("setting the CPUID of vCPU {index}")))?;
-        Ok(Box::new(KvmVcpu::new(fd, index)?))
+        Ok(Box::new(KvmVcpu::new(fd, self.guest.clone(), index)?))
     }
 
     fn msi(&self) -> Arc<dyn MsiController> {
@@ -227,13 +197,13 @@ impl Vm for KvmVm {
     }
 
     fn io_events(&self) -> Arc<dyn IoEvents> {
-        Arc::new(KvmIoEvents(self.fd.clone()))
+        Arc::new(KvmIoEvents(self.guest.clone()))
     }
 
     /// Asks for huge pages. Filling page by page spends more time in page faults than in copying,
     /// here and later in the guest; memory that is filled anyway does not grow by it.
     fn will_fill(&self, range: Range<u64>) {
-        for region in self.spec.memory.iter() {
+        for region in self.guest.memory.iter() {
             let start = region.start_addr().raw_value();
             let from = range.start.max(start).next_multiple_of(HUGE_PAGE);
             let to = range.end.min(start.saturating_add(region.len())) & !(HUGE_PAGE - 1);
@@ -255,7 +225,7 @@ impl Vm for KvmVm {
     }
 }
 
-struct KvmIoEvents(Arc<VmFd>);
+struct KvmIoEvents(Arc<Guest>);
 
 impl IoEvents for KvmIoEvents {
     // Registered for writes of any length: a write of another length than the trigger's then wakes
@@ -263,6 +233,7 @@ impl IoEvents for KvmIoEvents {
     fn register(&self, trigger: IoTrigger, event: &Event) -> std::io::Result<()> {
         let address = IoEventAddress::Mmio(trigger.address);
         self.0
+            .fd
             .register_ioevent(event.as_eventfd(), &address, NoDatamatch)
             .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
     }
@@ -270,6 +241,7 @@ impl IoEvents for KvmIoEvents {
     fn unregister(&self, trigger: IoTrigger, event: &Event) -> std::io::Result<()> {
         let address = IoEventAddress::Mmio(trigger.address);
         self.0
+            .fd
             .unregister_ioevent(event.as_eventfd(), &address, NoDatamatch)
             .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
     }

@@ -14,7 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use super::failed;
+use super::guest::{NAME, failed};
 use crate::hypervisor::{Error, Result};
 
 pub(super) fn cpuid_from_kvm(cpuid: &CpuId) -> Vec<CpuidEntry> {
@@ -157,7 +157,7 @@ pub(super) fn save(fd: &VcpuFd, index: u8) -> Result<VcpuState> {
 pub(super) fn restore(fd: &VcpuFd, index: u8, state: &VcpuState) -> Result<()> {
     let what = |what: &str| failed(format!("restoring the {what} of vCPU {index}"));
     let malformed = |part: &str| Error::Failed {
-        backend: super::NAME,
+        backend: NAME,
         operation: format!("restoring the {part} of vCPU {index}"),
         source: std::io::Error::new(
             std::io::ErrorKind::InvalidData,

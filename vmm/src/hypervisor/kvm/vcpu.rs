@@ -4,22 +4,29 @@ use std::os::raw::c_int;
 use std::sync::{Arc, Once};
 
 use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
-use kvm_bindings::{KVM_EXIT_IO_OUT, KVM_INTERNAL_ERROR_EMULATION, kvm_run};
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::{NAME, failed, state};
+use super::guest::{Guest, NAME, failed};
+use super::state;
 use crate::hypervisor::{Error, IoHandler, Result, Vcpu, VcpuKicker, VmExit};
 
 pub(super) struct KvmVcpu {
+    // Dropped before the guest: it runs on the guest's memory.
     fd: VcpuFd,
+    _guest: Arc<Guest>,
     index: u8,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(fd: VcpuFd, index: u8) -> Result<Self> {
+    pub(super) fn new(fd: VcpuFd, guest: Arc<Guest>, index: u8) -> Result<Self> {
         install_kick_handler()?;
-        Ok(Self { fd, index })
+        Ok(Self {
+            fd,
+            _guest: guest,
+            index,
+        })
     }
 
     /// What an I/O exit says about itself; `VcpuExit` leaves the size of each element out, and
@@ -30,23 +37,23 @@ impl KvmVcpu {
         // this member of the union.
         let io = unsafe { run.__bindgen_anon_1.io };
         PortAccess {
-            out: u32::from(io.direction) == KVM_EXIT_IO_OUT,
             port: io.port,
-            size: usize::from(io.size),
+            size: usize::from(io.size).max(1),
         }
     }
 }
 
 struct PortAccess {
-    out: bool,
     port: u16,
+    /// Bytes of one element; at least 1.
     size: usize,
 }
 
 /// Outcome of one KVM_RUN that does not borrow the vCPU.
 enum Step {
     Again,
-    Port(*mut u8, usize),
+    PortRead(*mut [u8]),
+    PortWrite(*const [u8]),
     Exit(VmExit),
     Internal,
     FailEntry(u64, u32),
@@ -56,8 +63,8 @@ impl Vcpu for KvmVcpu {
     fn run(&mut self, io: &dyn IoHandler) -> Result<VmExit> {
         loop {
             let step = match self.fd.run() {
-                Ok(VcpuExit::IoIn(_, data)) => Step::Port(data.as_mut_ptr(), data.len()),
-                Ok(VcpuExit::IoOut(_, data)) => Step::Port(data.as_ptr().cast_mut(), data.len()),
+                Ok(VcpuExit::IoIn(_, data)) => Step::PortRead(data),
+                Ok(VcpuExit::IoOut(_, data)) => Step::PortWrite(data),
                 Ok(VcpuExit::MmioRead(gpa, data)) => {
                     io.mmio_read(gpa, data);
                     Step::Again
@@ -93,18 +100,25 @@ impl Vcpu for KvmVcpu {
                         "KVM could not enter the guest: hardware reason {reason:#x} on host CPU {cpu}"
                     )));
                 }
-                Step::Port(data, len) => {
+                Step::PortRead(data) => {
                     let access = self.port_access();
-                    // SAFETY: pointer and length are those of the slice that `run` returned, in
-                    // the vCPU's shared run area, which lives as long as `self.fd`; nothing else
-                    // refers to it until the next KVM_RUN.
-                    let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
-                    for element in data.chunks_mut(access.size.max(1)) {
-                        if access.out {
-                            io.port_write(access.port, element);
-                        } else {
-                            io.port_read(access.port, element);
-                        }
+                    // SAFETY: the slice that `run` returned, in the vCPU's shared run area, which
+                    // lives as long as `self.fd`. Until the next KVM_RUN nothing else refers to it:
+                    // it is not part of the structure that `port_access` reads.
+                    let data = unsafe { &mut *data };
+                    for element in data.chunks_mut(access.size) {
+                        io.port_read(access.port, element);
+                    }
+                    if io.over() {
+                        return Ok(VmExit::Interrupted);
+                    }
+                }
+                Step::PortWrite(data) => {
+                    let access = self.port_access();
+                    // SAFETY: as above, and nothing writes to it.
+                    let data = unsafe { &*data };
+                    for element in data.chunks(access.size) {
+                        io.port_write(access.port, element);
                     }
                     if io.over() {
                         return Ok(VmExit::Interrupted);

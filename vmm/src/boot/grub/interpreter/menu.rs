@@ -1,23 +1,7 @@
 //! Menus: which entry is the default, and running it.
 
-use std::rc::Rc;
-
-use super::super::BootError;
-use super::syntax::Block;
-use super::{Flow, Interpreter};
-
-/// A menu entry or submenu.
-#[derive(Clone)]
-pub(super) struct Entry {
-    pub(super) title: String,
-    pub(super) id: String,
-    /// The title and what follows it, `$1` and on in the body.
-    pub(super) arguments: Vec<String>,
-    pub(super) body: Block,
-    pub(super) submenu: bool,
-    pub(super) file: Rc<str>,
-    pub(super) line: u32,
-}
+use super::{Entry, Flow, Interpreter};
+use crate::boot::error::BootError;
 
 impl Interpreter<'_> {
     /// Boots the current context's menu: its default, then what `fallback` names. True if that
@@ -25,7 +9,7 @@ impl Interpreter<'_> {
     ///
     /// # Errors
     /// An entry on the way does something that is not understood.
-    pub(super) fn menu(&mut self) -> Result<bool, BootError> {
+    pub(in crate::boot::grub) fn menu(&mut self) -> Result<bool, BootError> {
         let entries = self.menus.last().cloned().unwrap_or_default();
         if entries.is_empty() {
             return Ok(false);
@@ -148,6 +132,8 @@ fn below(spec: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a running guest gets from outside: keys, and SIGTERM as its power button.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use fleetbox_devices::event::Event;
 use fleetbox_vmm::machine::Handle;
@@ -32,7 +32,7 @@ pub(super) enum Keys {
 /// the power button at the first SIGTERM and kills the guest at the second, or at the escape key.
 ///
 /// Returns the exit status for a guest that was killed.
-pub(super) fn attend(
+pub(super) fn serve(
     handle: &Handle,
     mut keys: Keys,
     terminations: &Terminations,
@@ -42,10 +42,12 @@ pub(super) fn attend(
     let mut status = 0;
     let mut warned = false;
     loop {
-        // SAFETY: the event owns the descriptor and outlives this call.
-        let ended = unsafe { BorrowedFd::borrow_raw(ended.as_raw_fd()) };
         let wait = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = [wait(ended), wait(terminations.as_fd()), wait(stdin.as_fd())];
+        let mut fds = [
+            wait(ended.as_fd()),
+            wait(terminations.as_fd()),
+            wait(stdin.as_fd()),
+        ];
         let count = if keys == Keys::None { 2 } else { 3 };
         match poll(&mut fds[..count], PollTimeout::NONE) {
             Ok(_) => {}

@@ -1,10 +1,11 @@
-//! What a guest says, for readers that may not keep up: output waits in bounded memory, and neither
-//! a vCPU nor the end of a machine waits for a reader that has stopped reading.
+//! A writer in front of a reader that may be slow.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::backlog::Backlog;
+use crate::sync::lock;
 
 /// After this long without a byte taken, a reader counts as one that does not read.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -12,75 +13,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const CHUNK: usize = 4096;
 /// How long until a sink that cannot take bytes now is asked again.
 const RETRY: Duration = Duration::from_millis(10);
-
-/// Output that waits for its reader: the newest [`Self::CAPACITY`] bytes.
-///
-/// ```
-/// use fleetbox_vmm::output::Backlog;
-///
-/// let mut backlog = Backlog::default();
-/// backlog.push(b"login: ");
-/// assert_eq!(backlog.take(5), (0, b"login".to_vec()));
-///
-/// backlog.push(&vec![b'x'; 3 * Backlog::CAPACITY]);
-/// let (lost, bytes) = backlog.take(usize::MAX);
-/// assert!(bytes.len() <= Backlog::CAPACITY);
-/// assert_eq!(lost + bytes.len() as u64, 2 + 3 * Backlog::CAPACITY as u64);
-/// ```
-#[derive(Debug, Default)]
-pub struct Backlog {
-    bytes: VecDeque<u8>,
-    lost: u64,
-}
-
-impl Backlog {
-    /// Bytes that are kept.
-    pub const CAPACITY: usize = 1 << 20;
-    /// How far the end of a line is looked for, so that what is left begins with a whole one.
-    const LINE: usize = 64 << 10;
-
-    /// Adds output. If it does not fit, the older half of all goes, and the rest of a line of
-    /// which a part went.
-    pub fn push(&mut self, bytes: &[u8]) {
-        let len = self.bytes.len() + bytes.len();
-        let Some(excess) = len.checked_sub(Self::CAPACITY).filter(|excess| *excess > 0) else {
-            self.bytes.extend(bytes);
-            return;
-        };
-        // Half of it at once, or the reader would find a gap at each byte.
-        let cut = (excess + Self::CAPACITY / 2).min(len);
-        let old = cut.min(self.bytes.len());
-        self.bytes.drain(..old);
-        self.bytes.extend(bytes.iter().skip(cut - old));
-        let mut begin = self.bytes.iter().take(Self::LINE);
-        let line = begin.position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.bytes.drain(..line);
-        self.lost += (cut + line) as u64;
-    }
-
-    /// How many bytes wait.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// The oldest bytes that wait, `most` of them at most, and how many were lost before them since
-    /// the last call. What is left begins with a line where it can, so that losing it leaves no
-    /// half line with the reader.
-    pub fn take(&mut self, most: usize) -> (u64, Vec<u8>) {
-        let mut len = most.min(self.bytes.len());
-        if len < self.bytes.len() {
-            let newline = self.bytes.range(..len).rposition(|byte| *byte == b'\n');
-            len = newline.map_or(len, |at| at + 1);
-        }
-        let bytes = self.bytes.drain(..len).collect();
-        (std::mem::take(&mut self.lost), bytes)
-    }
-}
 
 /// What stands where bytes were lost.
 type Note = fn(u64) -> String;
@@ -90,13 +22,13 @@ struct State {
     backlog: Backlog,
     /// Bytes that the thread has taken from the backlog and the sink has not.
     pending: usize,
-    /// Bytes of output that nobody will get.
+    /// Bytes of output that were dropped.
     lost: u64,
     /// Times that the sink has taken something.
     progress: u64,
-    /// The sink takes nothing: nobody waits for it until it does.
+    /// The sink takes nothing: no writer waits for it until it does.
     stuck: bool,
-    /// Nothing is to be written any more.
+    /// Nothing is written any more.
     finished: bool,
     /// The thread has ended; with the error if that is why.
     over: bool,
@@ -181,7 +113,7 @@ impl BoundedWriter {
             (state, waits) = shared.wait_for_progress(state);
         }
         let unread = state.backlog.len() + state.pending;
-        state.lost + state.backlog.lost + unread as u64
+        state.lost + state.backlog.lost() + unread as u64
     }
 }
 
@@ -249,7 +181,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits until the sink has taken something or the thread has ended; false if neither happened
@@ -315,7 +247,7 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Whoever shares the terminal or pipe with us may have made it so.
+                // Another process on the same terminal or pipe may have made it non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(RETRY);
                 }
@@ -364,16 +296,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_ends_with_a_line_unless_it_is_all_or_one_line() {
-        let mut backlog = Backlog::default();
-        backlog.push(b"one\ntwo\nthree");
-        assert_eq!(backlog.take(6).1, b"one\n");
-        assert_eq!(backlog.take(100).1, b"two\nthree");
-        backlog.push(&[b'x'; 10]);
-        assert_eq!(backlog.take(4).1, b"xxxx");
-    }
-
-    #[test]
     fn a_reader_that_is_slow_gets_everything() {
         let (mut writer, mut reader) = pair(Duration::from_secs(30));
         let sent = lines(3 * Backlog::CAPACITY);
@@ -398,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_long_for_a_reader_that_does_not_read() {
+    fn no_write_waits_long_for_a_reader_that_does_not_read() {
         let (mut writer, _reader) = pair(SHORT);
         let start = Instant::now();
         for _ in 0..64 {

@@ -1,0 +1,8 @@
+//! What a guest says, for readers that may not keep up: output waits in bounded memory, and neither
+//! a vCPU nor the end of a machine waits for a reader that has stopped reading.
+
+mod backlog;
+mod writer;
+
+pub use backlog::Backlog;
+pub use writer::BoundedWriter;
