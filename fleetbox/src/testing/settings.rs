@@ -29,6 +29,12 @@ pub const REQUIRE_VARIABLE: &str = "FLEETBOX_REQUIRE";
 /// ```
 pub const KEEP_VARIABLE: &str = "FLEETBOX_KEEP";
 
+/// Whether tests fail where they cannot run.
+#[cfg(test)]
+pub(crate) fn is_required() -> bool {
+    Settings::read(|name| std::env::var(name).ok()).require
+}
+
 /// The environment's part in what is done with a test.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {

@@ -469,6 +469,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> BudgetError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::test_support::eventually;
 
     fn contents(guard: &Guard) -> Vec<(Kind, Vec<u8>)> {
         let seen = guard.look().unwrap().into_iter();
@@ -596,7 +597,13 @@ mod tests {
             let path = path.clone();
             std::thread::spawn(move || Guard::enter(&path).unwrap())
         };
-        std::thread::sleep(Duration::from_millis(20));
+        // It waits for the lock of the directory that it has opened, beside ours.
+        let opened = || {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == path))
+                .count()
+        };
+        eventually("the other one has opened the directory", || opened() == 2);
         std::fs::rename(&path, dir.path().join("gone")).unwrap();
         drop(old);
         let new = waiting.join().unwrap();
