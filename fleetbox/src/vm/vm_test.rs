@@ -422,9 +422,11 @@ async fn a_new_vm_never_is_one_that_exists() {
     let waiting = builder("web")
         .create_new()
         .progress(Arc::new(Waits(told)) as Arc<dyn Progress>);
-    let waiting = tokio::spawn(waiting.start());
-    waits.recv().await.expect("it says that it waits");
-    assert!(!waiting.is_finished());
+    let mut waiting = tokio::spawn(waiting.start());
+    tokio::select! {
+        told = waits.recv() => told.unwrap(),
+        _ = &mut waiting => panic!("it has not waited"),
+    }
     let theirs = home.vm(Vm::builder("web")).create().await;
     theirs.unwrap();
     first.destroy().await.unwrap();
