@@ -482,10 +482,10 @@ mod tests {
         let path = dir.path().join("a/queue");
         let guard = Guard::enter(&path).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
-        assert_eq!(mode(&path), DIR_MODE);
+        assert_eq!(mode(&path), 0o1777);
         let mut second = guard.create(2, Kind::Waiting, b"two").unwrap();
         let first = guard.create(1, Kind::Running, b"one").unwrap();
-        assert_eq!(mode(&path.join(first.name().to_string())), FILE_MODE);
+        assert_eq!(mode(&path.join(first.name().to_string())), 0o644);
         guard.change(&mut second, Kind::Granted).unwrap();
         let both = [
             (Kind::Running, b"one".to_vec()),

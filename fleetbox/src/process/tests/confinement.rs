@@ -87,6 +87,30 @@ fn a_machine_process_gains_nothing_and_opens_little() {
 }
 
 #[test]
+fn a_machine_process_has_only_what_it_was_given() {
+    if !geteuid().is_root() {
+        return skip("only root may see what a machine process has open");
+    }
+    let fixture = Fixture::new();
+    let (_attached, started) = fixture.start(Lifetime::Bound, runs());
+    assert!(!started.unwrap());
+    let machine = fixture.processes(Role::Machine)[0];
+    let cluster = fixture.store.cluster(&fixture.name);
+    let vm = fixture.vm().unwrap();
+    let files = [Path::new("/dev/null"), &cluster.log(), &vm.paths().lock()];
+    let mut sockets = std::collections::BTreeSet::new();
+    for fd in std::fs::read_dir(format!("/proc/{machine}/fd")).unwrap() {
+        let open = std::fs::read_link(fd.unwrap().path()).unwrap();
+        if open.to_str().unwrap().starts_with("socket:") {
+            sockets.insert(open);
+        } else {
+            assert!(files.contains(&open.as_path()), "{}", open.display());
+        }
+    }
+    assert_eq!(sockets.len(), 2, "the worker's and the network's");
+}
+
+#[test]
 fn other_processes_of_the_user_do_not_read_a_machine() {
     let fixture = Fixture::new();
     let user = plain_user(&fixture);
