@@ -25,13 +25,6 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, unlinkat};
 use super::BudgetError;
 
 /// Environment variable that names another directory for the queue.
-///
-/// ```no_run
-/// use fleetbox::budget::QUEUE_VARIABLE;
-///
-/// // In a container whose /tmp is its own: the directory is one that it shares with the host.
-/// let tests = std::process::Command::new("cargo").arg("test").env(QUEUE_VARIABLE, "/run/budget").status();
-/// ```
 pub const QUEUE_VARIABLE: &str = "FLEETBOX_BUDGET_DIR";
 
 /// The queue of the host. Not `$TMPDIR`, which may be another one for each user.
@@ -108,12 +101,6 @@ impl fmt::Display for Kind {
 }
 
 /// The directory of the queue, as [`queue_dir`](super::queue_dir) finds it.
-///
-/// ```no_run
-/// let queue = fleetbox::budget::queue_dir(std::path::Path::new("/var/lib/fleetbox"))?;
-/// println!("{} is of user {}", queue.path.display(), queue.owner);
-/// # Ok::<(), fleetbox::budget::BudgetError>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueDir {
