@@ -311,21 +311,6 @@ impl VmDir {
 
     /// Why the VM failed when it ran last; `None` if it did not.
     ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// if let Some(why) = vm.failure()? {
-    ///     println!("{} failed: {why}", vm.name());
-    /// }
-    /// # assert_eq!(vm.failure()?, None);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn failure(&self) -> Result<Option<String>, StoreError> {

@@ -397,7 +397,18 @@ fn what_others_write_counts_and_breaks_nothing() {
     let mine = waits(fixture.ticket("mine", 1));
     let other = waits(fixture.ticket("other", 1));
     drop(greedy);
-    drop((granted(mine), granted(other)));
+    // No number is higher, so chance has said who is first.
+    let mut waiting = vec![mine, other];
+    for _ in 0..2 {
+        let asked = waiting.into_iter().map(|ticket| ticket.ask(BUDGET.limit()));
+        waiting = asked
+            .filter_map(|verdict| match verdict.unwrap() {
+                Verdict::Wait(ticket, _) => Some(ticket),
+                Verdict::Granted(_) => None,
+            })
+            .collect();
+    }
+    assert!(waiting.is_empty());
 }
 
 #[tokio::test]
