@@ -76,7 +76,7 @@ pub enum Error {
     /// A VM's processes, or what they were asked.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The network of the host that a cluster is to be joined to.
+    /// The host's network, which a cluster joins.
     #[error(transparent)]
     Bridge(#[from] BridgeError),
     /// There is no memory for a start, now or ever.
@@ -283,10 +283,4 @@ fn console_part(console: &str) -> String {
 }
 
 /// A result with the library's [`Error`].
-///
-/// ```
-/// async fn kernel(vm: &fleetbox::Vm) -> fleetbox::Result<String> {
-///     Ok(vm.ssh("uname -r").await?.stdout_text())
-/// }
-/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -8,19 +8,6 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// What happens while an image is pulled and while VMs are started, restarted and waited for.
-///
-/// ```
-/// use fleetbox::progress::ProgressEvent;
-///
-/// fn line(event: &ProgressEvent<'_>) -> Option<String> {
-///     match event {
-///         ProgressEvent::Started { image, url, .. } => Some(format!("{image} comes from {url}")),
-///         ProgressEvent::Retrying { why } => Some(format!("{why}; trying again")),
-///         _ => None,
-///     }
-/// }
-/// assert!(line(&ProgressEvent::Retrying { why: "reset" }).is_some());
-/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum ProgressEvent<'a> {
@@ -113,14 +100,6 @@ pub enum ProgressEvent<'a> {
 /// ```
 pub trait Progress: Send + Sync {
     /// One thing has happened.
-    ///
-    /// ```
-    /// use fleetbox::progress::{self, Progress, ProgressEvent};
-    ///
-    /// let shown = progress::stderr();
-    /// shown.event(ProgressEvent::Starting { vm: "web" });
-    /// shown.event(ProgressEvent::Failed);
-    /// ```
     fn event(&self, event: ProgressEvent<'_>);
 }
 
@@ -131,12 +110,6 @@ impl std::fmt::Debug for dyn Progress {
 }
 
 /// Shows nothing.
-///
-/// ```
-/// use fleetbox::progress::{Silent, Progress, ProgressEvent};
-///
-/// Silent.event(ProgressEvent::Failed);
-/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

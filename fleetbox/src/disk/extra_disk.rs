@@ -9,11 +9,7 @@ use crate::disk::format::{FormatError, format_of};
 use crate::model::names::InvalidValue;
 use crate::model::size::Size;
 
-/// Most extra disks of a VM; the PCI bus has room for 30 disks and network cards.
-///
-/// ```
-/// assert!(fleetbox::MAX_EXTRA_DISKS >= 8);
-/// ```
+/// Maximum number of extra disks of a VM; the PCI bus has room for 30 disks and network cards.
 pub const MAX_EXTRA_DISKS: usize = 8;
 
 /// Why a disk cannot be added to a VM.
@@ -73,12 +69,6 @@ impl std::fmt::Display for ExtraDisk {
 
 impl ExtraDisk {
     /// A disk that reads as zeroes. The host stores only what the guest writes.
-    ///
-    /// ```
-    /// use fleetbox::{ExtraDisk, Size, Vm};
-    ///
-    /// let vm = Vm::test().extra_disk(ExtraDisk::empty(Size::gib(10)));
-    /// ```
     pub fn empty(size: Size) -> Self {
         Self {
             source: Source::Empty(size),
@@ -88,12 +78,6 @@ impl ExtraDisk {
 
     /// A disk with the content of a raw or qcow2 file, which stays as it is: what the guest writes
     /// goes to a layer over it. The file must not change or go while the VM exists.
-    ///
-    /// ```
-    /// use fleetbox::{ExtraDisk, Vm};
-    ///
-    /// let vm = Vm::test().extra_disk(ExtraDisk::file("tests/data/old-format.qcow2"));
-    /// ```
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self {
             source: Source::File(path.into()),
@@ -102,13 +86,6 @@ impl ExtraDisk {
     }
 
     /// The guest cannot write to it.
-    ///
-    /// ```
-    /// use fleetbox::ExtraDisk;
-    ///
-    /// let disk = ExtraDisk::file("data.raw").read_only();
-    /// assert_eq!(disk.to_string(), "data.raw, read-only");
-    /// ```
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;

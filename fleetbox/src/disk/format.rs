@@ -29,13 +29,6 @@ pub enum FormatError {
 }
 
 /// The format of an image file, told by its first bytes.
-///
-/// ```
-/// use fleetbox::images::ImageFormat;
-///
-/// assert_eq!(serde_json::to_string(&ImageFormat::Qcow2)?, "\"qcow2\"");
-/// # Ok::<(), serde_json::Error>(())
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {

@@ -34,39 +34,14 @@ use std::sync::Arc;
 use crate::util::task::ShuttingDown;
 use crate::util::text::printable;
 
-/// Most bytes that [`Vm::read`](crate::Vm::read) returns unless told otherwise.
-///
-/// ```
-/// use fleetbox::files::{COPY_LIMIT, DEPTH_LIMIT, ENTRY_LIMIT, READ_LIMIT};
-///
-/// assert!(READ_LIMIT < COPY_LIMIT);
-/// assert!(DEPTH_LIMIT < ENTRY_LIMIT);
-/// ```
+/// Maximum bytes that [`Vm::read`](crate::Vm::read) returns unless told otherwise.
 pub const READ_LIMIT: u64 = 64 << 20;
-/// Most bytes that [`Vm::copy_from`](crate::Vm::copy_from) writes to this host unless told
+/// Maximum bytes that [`Vm::copy_from`](crate::Vm::copy_from) writes to this host unless told
 /// otherwise.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// use fleetbox::files::{COPY_LIMIT, FileOptions};
-///
-/// vm.copy_from_with("/srv", "srv", &FileOptions::new().limit(2 * COPY_LIMIT)).await?;
-/// # Ok(()) }
-/// ```
 pub const COPY_LIMIT: u64 = 64 << 30;
-/// Most files, directories and links of one copy.
-///
-/// ```
-/// println!("up to {} files in one copy", fleetbox::files::ENTRY_LIMIT);
-/// ```
+/// Maximum number of files, directories and links of one copy.
 pub const ENTRY_LIMIT: usize = 1_000_000;
-/// Most directories of a copy below each other.
-///
-/// ```
-/// use fleetbox::files::DEPTH_LIMIT;
-///
-/// let too_deep = "d/".repeat(DEPTH_LIMIT + 1);
-/// ```
+/// Maximum depth of directories in a copy.
 pub const DEPTH_LIMIT: usize = 128;
 
 /// Why files could not be copied.
@@ -172,10 +147,6 @@ pub enum FilesError {
 }
 
 /// Where a file is.
-///
-/// ```
-/// assert_ne!(fleetbox::files::Side::Host.to_string(), fleetbox::files::Side::Guest.to_string());
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// This host.
@@ -272,13 +243,6 @@ pub struct FileProgress {
 }
 
 /// What was copied.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// let copied = vm.copy_to("tests/data", "/tmp/data").await?;
-/// println!("{} files, {} bytes", copied.files, copied.bytes);
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copied {
     /// Regular files.
@@ -322,44 +286,20 @@ impl fmt::Debug for FileOptions {
 
 impl FileOptions {
     /// As the methods without options do it.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// vm.write_with("note", "as `write` does it", &FileOptions::new()).await?;
-    /// # Ok(()) }
-    /// ```
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Works in the guest as root, through sudo, rather than as the user who logs in. The guest
     /// must have OpenSSH's `sftp-server`.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// vm.write_with("/etc/motd", "welcome\n", &FileOptions::new().as_root()).await?;
-    /// # Ok(()) }
-    /// ```
     #[must_use]
     pub fn as_root(mut self) -> Self {
         self.as_root = true;
         self
     }
 
-    /// Most bytes to take from the guest ([`READ_LIMIT`] for a read and [`COPY_LIMIT`] for a copy
+    /// Maximum bytes to take from the guest ([`READ_LIMIT`] for a read and [`COPY_LIMIT`] for a copy
     /// if not given). It does not apply to what goes to the guest.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// let core = vm.read_with("core", &FileOptions::new().limit(1 << 30)).await?;
-    /// # Ok(()) }
-    /// ```
     #[must_use]
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
@@ -369,15 +309,6 @@ impl FileOptions {
     /// Permission bits of a file that [`Vm::write_with`](crate::Vm::write_with) writes: if not
     /// given, `0o644` for a new file, and an existing one's stay. Copies have those of their
     /// source.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// vm.write_with("hello", "#!/bin/sh\necho hello\n", &FileOptions::new().mode(0o755)).await?;
-    /// assert_eq!(vm.ssh("./hello").await?.stdout_text(), "hello\n");
-    /// # Ok(()) }
-    /// ```
     #[must_use]
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode & 0o7777);
@@ -386,15 +317,6 @@ impl FileOptions {
 
     /// Who is told how far a copy is: at its start, at most every 256 KiB, and at the end of each
     /// file. It is called on the thread that copies, so it should be quick.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// let shown = FileOptions::new().progress(|at| eprint!("\r{} bytes", at.bytes));
-    /// vm.copy_to_with("target/release", "bin", &shown).await?;
-    /// # Ok(()) }
-    /// ```
     #[must_use]
     pub fn progress(mut self, listener: impl Fn(&FileProgress) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(listener));

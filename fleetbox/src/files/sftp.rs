@@ -17,11 +17,11 @@ use super::{FilesError, GuestReason, shown};
 const PATIENCE_SECS: u64 = 60;
 /// Bytes that every server reads or writes at once (section 3 of the draft).
 const CHUNK: u32 = 32 << 10;
-/// Most bytes at once with a server that allows more; larger ones gain nothing.
+/// Maximum bytes at once with a server that allows more; larger ones gain nothing.
 const LARGEST_CHUNK: u32 = 128 << 10;
 /// Requests of one file that are outstanding.
 const WINDOW: usize = 32;
-/// Most bytes of a packet that is taken from the guest.
+/// Maximum bytes of a packet that is taken from the guest.
 const PACKET: u32 = 256 << 10;
 
 /// File type bits of a mode (POSIX `S_IFMT`), as SFTP servers send them.

@@ -16,7 +16,7 @@ use crate::util::text::printable;
 pub use crate::util::text::quote;
 use crate::vm::Vm;
 
-/// Most bytes of an answer that are looked at.
+/// Maximum bytes of an answer that are looked at.
 const ANSWER_LIMIT: usize = 16 << 20;
 
 /// Runs a script in the guest, as root where sudo allows it, and returns what it wrote.

@@ -21,10 +21,6 @@ const SCRIPT: &str = "cd /proc || exit; \
 const MOST: usize = 10_000;
 
 /// A transport protocol.
-///
-/// ```
-/// assert_eq!(fleetbox::guest::Protocol::Tcp.to_string(), "tcp");
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -44,16 +40,6 @@ impl fmt::Display for Protocol {
 }
 
 /// A socket in the guest that waits for peers.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// use fleetbox::guest::{self, Protocol};
-///
-/// let listening = guest::ports(&vm).await?;
-/// let ssh = listening.iter().find(|l| l.protocol == Protocol::Tcp && l.address.port() == 22);
-/// println!("{:?}", ssh.and_then(|listener| listener.process.as_deref()));
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listener {
     /// TCP or UDP.

@@ -24,9 +24,9 @@ use crate::vm::fleet::Fleet;
 const GREETING: Duration = Duration::from_secs(20);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(30);
-/// Most bytes of an HTTP request before its body.
+/// Maximum bytes of an HTTP request before its body.
 const HEAD_LIMIT: usize = 64 << 10;
-/// Most connections at once.
+/// Maximum number of connections at once.
 const CONNECTIONS: usize = 1000;
 /// The top-level name of guests.
 const DOMAIN: &str = ".fleetbox";
@@ -53,15 +53,6 @@ impl Proxy {
     /// Listens on `address`, which is one of loopback: anybody who can connect reaches all VMs of
     /// `fleet`. Port 0 is one that is free.
     ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::{Fleet, proxy::Proxy};
-    ///
-    /// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 0).into()).await?;
-    /// assert!(Proxy::bind(&Fleet::new(), ([0, 0, 0, 0], 0).into()).await.is_err()); // not of loopback
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// [`Error::Io`] if the address is not of loopback or not free.
     pub async fn bind(fleet: &Fleet, address: SocketAddr) -> Result<Self> {
@@ -85,31 +76,11 @@ impl Proxy {
     }
 
     /// Where it listens.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::{Fleet, proxy::Proxy};
-    ///
-    /// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 0).into()).await?;
-    /// println!("curl --proxy socks5h://{} http://web", proxy.address());
-    /// # Ok(()) }
-    /// ```
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Serves connections until the future is dropped.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::{Fleet, proxy::Proxy};
-    ///
-    /// let proxy = Proxy::bind(&Fleet::new(), ([127, 0, 0, 1], 1080).into()).await?;
-    /// let serving = tokio::spawn(proxy.serve());
-    /// // … a browser has its proxy at port 1080 …
-    /// serving.abort();
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// None at present: a connection that fails fails alone.

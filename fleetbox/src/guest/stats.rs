@@ -18,14 +18,6 @@ const LOOK: &str = "echo \"=time $(cut -d' ' -f1 /proc/uptime)\"; grep '^cpu' /p
     df -kP / | sed 's/^/df /'";
 
 /// What a guest uses. Its own word: a broken guest tells anything.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// let stats = fleetbox::guest::stats(&vm).await?;
-/// println!("{:.0} % of {} CPUs", stats.cpu * 100.0, stats.cpus);
-/// println!("{} of {} bytes of memory", stats.memory_used, stats.memory_total);
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Stats {
     /// Share of the time of all vCPUs that was spent working, 0 to 1.

@@ -44,24 +44,12 @@ pub fn unavailable() -> Option<String> {
 /// Whether guests can run VMs themselves: this host has virtualisation hardware, and its KVM
 /// passes that on (the module's parameter `nested`). A guest then has a /dev/kvm of its own, with
 /// no option needed.
-///
-/// ```
-/// if !fleetbox::nested_virt_supported() {
-///     eprintln!("skipped: no nested virtualisation");
-/// }
-/// ```
 pub fn nested_virt_supported() -> bool {
     probe().hardware() && nested_in(Path::new("/sys/module"))
 }
 
 /// Checks that this process may join guests to the host's network: [`Network::Bridge`](crate::Network::Bridge)
 /// needs CAP_NET_ADMIN and the kernel's tap devices.
-///
-/// ```
-/// if let Err(error) = fleetbox::preflight::bridge() {
-///     eprintln!("no bridge network: {error}");
-/// }
-/// ```
 ///
 /// # Errors
 /// [`BridgeError`] says what is missing.

@@ -11,15 +11,6 @@ use crate::util::fs::read_limited;
 
 /// Environment variable that names a file in the catalogue's form, whose entries are added to
 /// the built-in ones or replace them.
-///
-/// ```
-/// use fleetbox::images::CATALOGUE_VARIABLE;
-///
-/// match std::env::var_os(CATALOGUE_VARIABLE) {
-///     Some(file) => println!("own aliases are in {}", file.display()),
-///     None => println!("there are the built-in aliases only"),
-/// }
-/// ```
 pub const CATALOGUE_VARIABLE: &str = "FLEETBOX_CATALOGUE";
 
 /// The built-in catalogue.
@@ -29,14 +20,6 @@ const FORMAT: u32 = 1;
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// A processor architecture, by the names that distributions give to their images.
-///
-/// ```
-/// use fleetbox::images::Arch;
-///
-/// assert_eq!(Arch::Amd64.to_string(), "amd64");
-/// println!("{}", Arch::host()?);
-/// # Ok::<(), fleetbox::images::ImageError>(())
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
@@ -48,16 +31,6 @@ pub enum Arch {
 
 impl Arch {
     /// The architecture that this program runs on, and so that of its guests.
-    ///
-    /// ```
-    /// use fleetbox::images::{Arch, Catalogue};
-    ///
-    /// let arch = Arch::host()?;
-    /// let catalogue = Catalogue::built_in()?;
-    /// let mine = catalogue.iter().filter(|(_, entry)| entry.pinned(arch).is_some());
-    /// assert!(mine.count() > 0);
-    /// # Ok::<(), fleetbox::images::ImageError>(())
-    /// ```
     ///
     /// # Errors
     /// [`ImageError::Host`] for any that has no images.
@@ -149,17 +122,6 @@ impl From<Sha256> for String {
 }
 
 /// Where an image is and what its content must be.
-///
-/// ```
-/// use fleetbox::images::Pinned;
-///
-/// let pinned: Pinned = serde_json::from_str(
-///     r#"{"url": "file:///srv/appliance.raw",
-///         "sha256": "9e8f5e8092e23dd9ea2fd5d90d712b788c523923ad20e134a0c1ad9f93376d2f"}"#,
-/// )?;
-/// assert!(pinned.sha256.to_string().starts_with("9e8f5e80"));
-/// # Ok::<(), serde_json::Error>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pinned {
@@ -170,18 +132,6 @@ pub struct Pinned {
 }
 
 /// What the catalogue has for an alias.
-///
-/// ```
-/// use fleetbox::images::{Arch, CatalogueEntry};
-///
-/// let entry: CatalogueEntry = serde_json::from_str(
-///     r#"{"amd64": {"url": "https://example.org/a.raw",
-///                   "sha256": "9e8f5e8092e23dd9ea2fd5d90d712b788c523923ad20e134a0c1ad9f93376d2f"}}"#,
-/// )?;
-/// assert!(entry.pinned(Arch::Amd64).is_some_and(|image| image.url.ends_with("a.raw")));
-/// assert_eq!(entry.pinned(Arch::Arm64), None);
-/// # Ok::<(), serde_json::Error>(())
-/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueEntry {
@@ -198,15 +148,6 @@ pub struct CatalogueEntry {
 
 impl CatalogueEntry {
     /// The image for `arch`, if there is one.
-    ///
-    /// ```
-    /// use fleetbox::images::{Arch, Catalogue};
-    ///
-    /// let catalogue = Catalogue::built_in()?;
-    /// let debian = catalogue.get("debian-12").expect("it is built in");
-    /// assert!(debian.pinned(Arch::Arm64).is_some_and(|image| image.url.contains("arm64")));
-    /// # Ok::<(), fleetbox::images::ImageError>(())
-    /// ```
     pub fn pinned(&self, arch: Arch) -> Option<&Pinned> {
         match arch {
             Arch::Amd64 => self.amd64.as_ref(),
@@ -239,13 +180,6 @@ pub struct Catalogue {
 
 impl Catalogue {
     /// The built-in catalogue alone.
-    ///
-    /// ```
-    /// use fleetbox::images::Catalogue;
-    ///
-    /// assert!(Catalogue::built_in()?.get("debian-12").is_some());
-    /// # Ok::<(), fleetbox::images::ImageError>(())
-    /// ```
     ///
     /// # Errors
     /// None in practice: the tests read the embedded text.
@@ -326,30 +260,11 @@ impl Catalogue {
     }
 
     /// What `alias` stands for.
-    ///
-    /// ```
-    /// use fleetbox::images::Catalogue;
-    ///
-    /// let catalogue = Catalogue::built_in()?;
-    /// assert!(catalogue.get("ubuntu-24.04").is_some_and(|entry| entry.amd64.is_some()));
-    /// assert!(catalogue.get("windows").is_none());
-    /// # Ok::<(), fleetbox::images::ImageError>(())
-    /// ```
     pub fn get(&self, alias: &str) -> Option<&CatalogueEntry> {
         self.entries.get(alias)
     }
 
     /// All aliases in order, with what they stand for.
-    ///
-    /// ```
-    /// use fleetbox::images::Catalogue;
-    ///
-    /// let catalogue = Catalogue::built_in()?;
-    /// let debians: Vec<_> =
-    ///     catalogue.iter().map(|(alias, _)| alias).filter(|alias| alias.starts_with("debian")).collect();
-    /// assert!(debians.is_sorted());
-    /// # Ok::<(), fleetbox::images::ImageError>(())
-    /// ```
     pub fn iter(&self) -> impl Iterator<Item = (&str, &CatalogueEntry)> {
         self.entries.iter().map(|(k, v)| (k.as_str(), v))
     }

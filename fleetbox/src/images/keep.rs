@@ -16,19 +16,6 @@ use crate::util::fs::remove_file_if_there;
 const PAGE_LIMIT: usize = 4 << 20;
 
 /// Whether a distribution publishes a newer snapshot of an image.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// use fleetbox::images::Images;
-/// use fleetbox::store::Store;
-///
-/// let images = Images::new(&Store::open_default()?)?;
-/// let debian = images.freshness("debian-12").await?;
-/// if debian.newest != debian.snapshot {
-///     println!("newer: {:?} at {:?}", debian.newest, debian.url);
-/// }
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Freshness {
     /// The alias.
@@ -72,19 +59,6 @@ impl Images {
     }
 
     /// Deletes all downloaded images that no VM is made from, and returns their paths.
-    ///
-    /// ```
-    /// use fleetbox::images::{Arch, Catalogue, Images};
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
-    /// for path in images.remove_unused()? {
-    ///     println!("{} is deleted", path.display());
-    /// }
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// The file system, or a damaged record of a VM.

@@ -34,13 +34,6 @@ use crate::store::{Lock, Store, StoreError};
 use crate::util::fs::read_limited;
 
 /// The image of a VM for which none is named.
-///
-/// ```
-/// use fleetbox::images::{Catalogue, DEFAULT_IMAGE};
-///
-/// assert!(Catalogue::built_in()?.get(DEFAULT_IMAGE).is_some());
-/// # Ok::<(), fleetbox::images::ImageError>(())
-/// ```
 pub const DEFAULT_IMAGE: &str = "debian-12";
 
 /// Why an image could not be found, downloaded or used.
@@ -296,32 +289,11 @@ pub struct Resolved {
 
 impl Resolved {
     /// The image, as the user named it.
-    ///
-    /// ```no_run
-    /// use fleetbox::images::Images;
-    /// use fleetbox::store::Store;
-    ///
-    /// let images = Images::new(&Store::open_default()?)?;
-    /// assert_eq!(images.resolve(&"debian-12".parse()?)?.reference(), "debian-12");
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn reference(&self) -> &str {
         &self.reference
     }
 
     /// Where it is downloaded from; `None` for a local file.
-    ///
-    /// ```
-    /// use fleetbox::images::{Arch, Catalogue, Images};
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
-    /// let image = images.resolve(&"https://example.org/a.raw".parse()?)?;
-    /// assert_eq!(image.url(), Some("https://example.org/a.raw"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn url(&self) -> Option<&str> {
         match &self.source {
             Source::Path(_) => None,
@@ -330,18 +302,6 @@ impl Resolved {
     }
 
     /// The sum that a download is verified against, if there is one.
-    ///
-    /// ```
-    /// use fleetbox::images::{Arch, Catalogue, Images};
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
-    /// let unverified = images.resolve(&"https://example.org/a.raw".parse()?)?;
-    /// assert_eq!(unverified.sha256(), None); // only the catalogue knows sums
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn sha256(&self) -> Option<Sha256> {
         match &self.source {
             Source::Path(_) => None,
@@ -351,21 +311,6 @@ impl Resolved {
 }
 
 /// An image that is on this host and can be used.
-///
-/// ```
-/// use fleetbox::images::{Arch, Catalogue, ImageFormat, ImageRef, Images};
-/// use fleetbox::store::Store;
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-///
-/// let file = home.join("disk.raw");
-/// std::fs::write(&file, [0; 4096]).unwrap();
-/// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
-/// let image = images.resolve(&ImageRef::Path(file)).and_then(|image| images.cached(&image))?;
-/// let image = image.expect("a local file is always here");
-/// assert_eq!((image.format, image.bytes), (ImageFormat::Raw, 4096));
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// What the user asked for.
@@ -381,19 +326,6 @@ pub struct Image {
 }
 
 /// One line of a listing of the catalogue.
-///
-/// ```
-/// use fleetbox::images::{Arch, Catalogue, Images};
-/// use fleetbox::store::Store;
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-///
-/// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
-/// for image in images.list()? {
-///     println!("{} {}", image.alias, if image.path.is_some() { "is here" } else { "is not" });
-/// }
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listed {
     /// The alias.
@@ -443,15 +375,6 @@ pub struct Images {
 impl Images {
     /// The images in `store`, by the catalogue of [`Catalogue::load`], for this host.
     ///
-    /// ```no_run
-    /// use fleetbox::images::Images;
-    /// use fleetbox::store::Store;
-    ///
-    /// let images = Images::new(&Store::open_default()?)?;
-    /// println!("{} images to choose from", images.list()?.len());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`ImageError::Catalogue`], [`ImageError::Host`].
     pub fn new(store: &Store) -> Result<Self, ImageError> {
@@ -483,18 +406,6 @@ impl Images {
     }
 
     /// Looks up `reference`, without network and without reading a file's content.
-    ///
-    /// ```
-    /// use fleetbox::images::{Arch, Catalogue, Images};
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let images = Images::with_catalogue(&Store::open(home)?, Catalogue::built_in()?, Arch::Amd64);
-    /// assert!(images.resolve(&"debian-12".parse()?).is_ok());
-    /// assert!(images.resolve(&"./no-such-file.raw".parse()?).is_err());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`ImageError::UnknownAlias`], [`ImageError::NoArch`], [`ImageError::Catalogue`];

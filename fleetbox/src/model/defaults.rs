@@ -22,10 +22,6 @@ pub const DEFAULT_CPUS: u32 = 2;
 /// ```
 pub const DEFAULT_MEMORY: Size = Size::gib(2);
 /// Disk of a VM for which no size is given. The host stores what the guest writes.
-///
-/// ```
-/// assert_eq!(fleetbox::DEFAULT_DISK, fleetbox::Size::gib(20));
-/// ```
 pub const DEFAULT_DISK: Size = Size::gib(20);
 /// How long a guest may take from its first instruction to an SSH log-in.
 ///

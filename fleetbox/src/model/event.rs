@@ -39,15 +39,6 @@ fn tame(text: &str) -> String {
 }
 
 /// An event and when it happened.
-///
-/// ```
-/// use fleetbox::{Event, TimedEvent};
-///
-/// let event = TimedEvent { at: 1_700_000_000_000, event: Event::Reset };
-/// let json = serde_json::to_string(&event)?;
-/// assert_eq!(json, r#"{"at":1700000000000,"kind":"reset"}"#);
-/// # Ok::<(), serde_json::Error>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimedEvent {
     /// Milliseconds since 1970 (UTC).

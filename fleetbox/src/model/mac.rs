@@ -21,13 +21,6 @@ pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
     /// A random unicast address from the locally administered space (IEEE 802 clause 8.2).
-    ///
-    /// ```
-    /// use fleetbox::store::MacAddr;
-    ///
-    /// let mac = MacAddr::random();
-    /// assert_eq!(mac.0[0] & 3, 2); // locally administered, and of one card
-    /// ```
     pub fn random() -> Self {
         let mut bytes: [u8; 6] = rand::random();
         bytes[0] = (bytes[0] & !0x01) | 0x02;
@@ -43,13 +36,6 @@ impl fmt::Display for MacAddr {
 }
 
 /// A text that is no Ethernet address.
-///
-/// ```
-/// use fleetbox::store::{InvalidMac, MacAddr};
-///
-/// let error: InvalidMac = "52:54".parse::<MacAddr>().unwrap_err();
-/// assert_eq!(error.to_string(), r#""52:54" is not an Ethernet address such as 02:00:00:00:00:01"#);
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an Ethernet address such as 02:00:00:00:00:01")]
 pub struct InvalidMac(String);

@@ -9,29 +9,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Longest name in bytes: a DNS label's limit, which Linux hostnames share.
-///
-/// ```
-/// use fleetbox::names::{MAX_NAME, Name};
-///
-/// assert!(Name::new("x".repeat(MAX_NAME)).is_ok());
-/// assert!(Name::new("x".repeat(MAX_NAME + 1)).is_err());
-/// ```
 pub const MAX_NAME: usize = 63;
 
 /// Most virtual CPUs of one VM: what a machine may have.
-///
-/// ```
-/// assert!(fleetbox::DEFAULT_CPUS <= fleetbox::names::MAX_CPUS);
-/// ```
 pub const MAX_CPUS: u32 = fleetbox_vmm::machine::MAX_CPUS as u32;
 
 /// Most VMs of one cluster: what a /24 network holds beside gateway and broadcast, with a margin.
-///
-/// ```
-/// use fleetbox::{Cluster, names::MAX_COUNT};
-///
-/// let largest = Cluster::test().count(MAX_COUNT);
-/// ```
 pub const MAX_COUNT: u32 = 200;
 
 /// First words of made-up names.
@@ -49,11 +32,6 @@ const ANIMALS: [&str; 24] = [
 ];
 
 /// A value from the user that was refused before anything was created.
-///
-/// ```
-/// let error = "My Box".parse::<fleetbox::names::Name>().unwrap_err();
-/// assert!(error.to_string().contains("upper-case letters"));
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidValue {
@@ -116,14 +94,6 @@ pub struct Name(String);
 impl Name {
     /// Checks `name`.
     ///
-    /// ```
-    /// use fleetbox::names::{MAX_NAME, Name};
-    ///
-    /// assert_eq!(Name::new("web")?.as_str(), "web");
-    /// assert!(Name::new("x".repeat(MAX_NAME + 1)).is_err());
-    /// # Ok::<(), fleetbox::names::InvalidValue>(())
-    /// ```
-    ///
     /// # Errors
     /// [`InvalidValue::Name`] says which rule it breaks.
     pub fn new(name: impl Into<String>) -> Result<Self, InvalidValue> {
@@ -167,13 +137,6 @@ impl Name {
     }
 
     /// The name as text.
-    ///
-    /// ```
-    /// use fleetbox::names::Name;
-    ///
-    /// let path = std::path::Path::new("clusters").join(Name::new("web")?.as_str());
-    /// # Ok::<(), fleetbox::names::InvalidValue>(())
-    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -253,13 +216,6 @@ pub struct Reference {
 
 impl Reference {
     /// The VM of that name in that cluster.
-    ///
-    /// ```
-    /// use fleetbox::names::{Name, Reference};
-    ///
-    /// let (shop, node) = (Name::new("shop").unwrap(), Name::new("node-1").unwrap());
-    /// assert_eq!(Reference::new(shop, node).as_str(), "shop/node-1");
-    /// ```
     pub fn new(cluster: Name, name: Name) -> Self {
         Self {
             text: format!("{cluster}/{name}"),
@@ -269,37 +225,16 @@ impl Reference {
     }
 
     /// The cluster, if one was given.
-    ///
-    /// ```
-    /// use fleetbox::names::Reference;
-    ///
-    /// assert!("shop/db".parse::<Reference>().is_ok_and(|vm| vm.cluster().is_some()));
-    /// assert!("db".parse::<Reference>().is_ok_and(|vm| vm.cluster().is_none()));
-    /// ```
     pub fn cluster(&self) -> Option<&Name> {
         self.cluster.as_ref()
     }
 
     /// The VM's name.
-    ///
-    /// ```
-    /// use fleetbox::names::Reference;
-    ///
-    /// assert_eq!("shop/db".parse::<Reference>()?.name().as_str(), "db");
-    /// # Ok::<(), fleetbox::names::InvalidValue>(())
-    /// ```
     pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// The reference as text, which reads back as the same.
-    ///
-    /// ```
-    /// use fleetbox::names::Reference;
-    ///
-    /// assert_eq!("web/web".parse::<Reference>()?.as_str(), "web/web");
-    /// # Ok::<(), fleetbox::names::InvalidValue>(())
-    /// ```
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -355,13 +290,6 @@ fn in_range(what: &'static str, value: u32, most: u32) -> Result<u32, InvalidVal
 
 /// Checks a number of virtual CPUs.
 ///
-/// ```
-/// use fleetbox::names::{MAX_CPUS, check_cpus};
-///
-/// assert!(check_cpus(MAX_CPUS).is_ok());
-/// assert!(check_cpus(0).is_err());
-/// ```
-///
 /// # Errors
 /// [`InvalidValue::Range`] outside of 1 to [`MAX_CPUS`].
 pub fn check_cpus(cpus: u32) -> Result<u8, InvalidValue> {
@@ -370,14 +298,6 @@ pub fn check_cpus(cpus: u32) -> Result<u8, InvalidValue> {
 }
 
 /// Checks a number of VMs to create together.
-///
-/// ```
-/// use fleetbox::names::{MAX_COUNT, check_count};
-///
-/// assert_eq!(check_count(3)?, 3);
-/// assert!(check_count(MAX_COUNT + 1).is_err());
-/// # Ok::<(), fleetbox::names::InvalidValue>(())
-/// ```
 ///
 /// # Errors
 /// [`InvalidValue::Range`] outside of 1 to [`MAX_COUNT`].

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Network {
-    /// In user space, by the host's ordinary sockets: nobody is root, and the host cannot see the
+    /// In user space, by the host's ordinary sockets: it needs no root, and the host cannot see the
     /// guests' addresses.
     #[default]
     User,
@@ -42,13 +42,6 @@ impl fmt::Display for Network {
 }
 
 /// A text that names no [`Network`].
-///
-/// ```
-/// use fleetbox::{InvalidNetwork, Network};
-///
-/// let error: InvalidNetwork = "nat".parse::<Network>().unwrap_err();
-/// assert_eq!(error.to_string(), r#"there is no network "nat"; there are user and bridge"#);
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no network {0:?}; there are user and bridge")]
 pub struct InvalidNetwork(String);

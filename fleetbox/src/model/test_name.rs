@@ -1,6 +1,6 @@
 //! Names that say which test a VM belongs to.
 
-/// Most characters of the test's path in a name: with what is random a name stays below the 63
+/// Maximum characters of the test's path in a name: with what is random a name stays below the 63
 /// of a DNS label, and there is room for a member's number.
 const STEM: usize = 46;
 

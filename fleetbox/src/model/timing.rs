@@ -6,10 +6,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 /// One step of [`VmBuilder::start`](crate::VmBuilder::start).
-///
-/// ```
-/// assert_eq!(fleetbox::Phase::Boot.to_string(), "boot to SSH");
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -57,25 +53,11 @@ pub struct Timings(Vec<(Phase, Duration)>);
 
 impl Timings {
     /// The steps in their order.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// for (phase, duration) in vm.timings().iter() {
-    ///     println!("{phase}: {duration:?}");
-    /// }
-    /// # Ok(()) }
-    /// ```
     pub fn iter(&self) -> impl Iterator<Item = (Phase, Duration)> {
         self.0.iter().copied()
     }
 
     /// How long a step took, if it was taken.
-    ///
-    /// ```
-    /// use fleetbox::{Phase, Timings};
-    ///
-    /// assert_eq!(Timings::default().get(Phase::Boot), None); // nothing was started
-    /// ```
     pub fn get(&self, phase: Phase) -> Option<Duration> {
         self.0
             .iter()
@@ -84,12 +66,6 @@ impl Timings {
     }
 
     /// The sum of all steps.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// println!("{} was up after {:?}", vm.name(), vm.timings().total());
-    /// # Ok(()) }
-    /// ```
     pub fn total(&self) -> Duration {
         self.0.iter().map(|(_, duration)| *duration).sum()
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
+use crate::util::fs::remove_file_if_there;
 use crate::util::text::printable;
 
 /// Bytes kept in memory.
@@ -35,11 +36,12 @@ struct Log {
 }
 
 impl Console {
-    /// A console whose output also goes to the file `log`.
+    /// A console whose output also goes to the file `log`, which is begun anew.
     ///
     /// # Errors
-    /// The file cannot be created.
+    /// The file cannot be created, or what an earlier run left cannot be removed.
     pub(crate) fn with_log(log: &Path) -> io::Result<Self> {
+        remove_file_if_there(&full(log))?;
         Ok(Self {
             recent: VecDeque::new(),
             log: Some(Log::open(log)?),
@@ -98,9 +100,7 @@ impl Log {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.len > LOG_LIMIT {
-            let mut old = self.path.clone().into_os_string();
-            old.push(".1");
-            std::fs::rename(&self.path, old)?;
+            std::fs::rename(&self.path, full(&self.path))?;
             *self = Self::open(&self.path)?;
         }
         self.file.write_all(bytes)?;
@@ -109,9 +109,17 @@ impl Log {
     }
 }
 
+/// What a log is called once it is full.
+fn full(log: &Path) -> PathBuf {
+    let mut name = log.to_owned().into_os_string();
+    name.push(".1");
+    name.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::wire::MAX_PAYLOAD;
     use crate::util::text::last_lines;
 
     #[test]
@@ -133,15 +141,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let mut console = Console::with_log(&path).unwrap();
-        let megabyte = vec![b'x'; 1 << 20];
-        for _ in 0..12 {
-            console.append(&megabyte);
+        // The longest frame that a machine process sends.
+        let output = vec![b'x'; MAX_PAYLOAD];
+        for _ in 0..100 {
+            console.append(&output);
         }
-        let total: u64 = std::fs::read_dir(dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().metadata().unwrap().len())
-            .sum();
-        assert!(total <= 2 * (LOG_LIMIT + (2 << 20)), "{total}");
-        assert!(dir.path().join("console.log.1").exists());
+        let entries = std::fs::read_dir(dir.path()).unwrap().flatten();
+        let mut files: Vec<_> = entries
+            .map(|entry| (entry.file_name(), entry.metadata().unwrap().len()))
+            .collect();
+        files.sort();
+        let names: Vec<_> = files.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["console.log", "console.log.1"]);
+        let most = LOG_LIMIT + MAX_PAYLOAD as u64;
+        assert!(files.iter().all(|(_, len)| *len <= most), "{files:?}");
+    }
+
+    #[test]
+    fn a_log_is_that_of_one_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        std::fs::write(&path, "earlier").unwrap();
+        std::fs::write(dir.path().join("console.log.1"), "earlier still").unwrap();
+        let mut console = Console::with_log(&path).unwrap();
+        console.append(b"now");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "now");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

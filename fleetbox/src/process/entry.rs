@@ -66,13 +66,19 @@ pub(crate) mod exit_status {
     pub(crate) const ORPHANED: i32 = 75;
 }
 
+/// The role and the descriptors of the variable's value. Each descriptor is named once: it will have
+/// one owner.
 fn parse(value: &str) -> Option<(Role, Vec<RawFd>)> {
-    let (role, fds) = value.split_once(':')?;
-    let fds = fds
-        .split(',')
-        .map(|fd| fd.parse().ok().filter(|fd| *fd > 2))
-        .collect::<Option<_>>();
-    Some((Role::from_name(role)?, fds?))
+    let (role, numbers) = value.split_once(':')?;
+    let mut fds = Vec::new();
+    for number in numbers.split(',') {
+        let fd = number.parse().ok().filter(|fd| *fd > 2)?;
+        if fds.contains(&fd) {
+            return None;
+        }
+        fds.push(fd);
+    }
+    Some((Role::from_name(role)?, fds))
 }
 
 fn run(role: Role, fds: &[RawFd]) -> i32 {
@@ -90,7 +96,8 @@ fn run(role: Role, fds: &[RawFd]) -> i32 {
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
             return exit_status::USAGE;
         }
-        // SAFETY: it is open, and nothing else in this process, which has just begun, owns it.
+        // SAFETY: it is open, it is in the list once, and nothing else in this process, which has just
+        // begun, owns it.
         owned.push(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     start_log();
@@ -155,8 +162,8 @@ fn start_log() {
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Most bytes that one process writes to the log.
-const LOG_LIMIT: usize = 4 << 20;
+/// Maximum bytes that one process writes to the log.
+pub(super) const LOG_LIMIT: usize = 4 << 20;
 
 /// Standard error, up to a limit: a guest can make its machine process complain without end, and
 /// must not fill the host's disk by it.
@@ -200,6 +207,9 @@ mod tests {
             "worker:x",
             "worker:-1",
             "init:3",
+            "worker:3,3",
+            "worker:3,4,3",
+            "worker:3,03",
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }

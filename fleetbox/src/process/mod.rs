@@ -7,8 +7,8 @@
 //! ```
 //!
 //! `entry` is how a process takes a role, `spawn` how it is started in one, `wire` and
-//! `protocol` what they say to each other. Nobody looks at process ids: a worker is alive while
-//! its cluster's lock is held, and everybody notices the end of a peer by a socket that closes.
+//! `protocol` what they say to each other. Process ids are not used: a worker is alive while
+//! its cluster's lock is held, and the end of a peer is seen by a socket that closes.
 
 mod client;
 mod console;

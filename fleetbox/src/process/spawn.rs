@@ -58,15 +58,12 @@ pub(crate) fn command(role: Role, subject: &str, fds: &[BorrowedFd<'_>]) -> io::
              so it cannot run virtual machines",
         ));
     }
-    // Numbers below 3 would collide with the child's standard streams.
+    // Copies: each has a number of its own, whatever is given twice, and none is that of a standard
+    // stream, which the child refuses.
     let fds = fds
         .iter()
-        .map(|fd| {
-            let number = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?;
-            // SAFETY: the descriptor was created just now and nothing else owns it.
-            Ok(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number) })
-        })
-        .collect::<nix::Result<Vec<OwnedFd>>>()?;
+        .map(|fd| fd.try_clone_to_owned())
+        .collect::<io::Result<Vec<OwnedFd>>>()?;
     let mut value = OsString::from(role.name());
     for (index, fd) in fds.iter().enumerate() {
         value.push(if index == 0 { ":" } else { "," });

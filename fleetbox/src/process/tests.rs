@@ -1,11 +1,14 @@
 //! What is left after processes are killed, with a fake machine in place of the VMM.
 
+mod confinement;
+mod real;
+
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use fleetbox_vmm::machine::BootSource;
@@ -15,9 +18,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
 use super::fake::Script;
-use super::protocol::{Backend, MachineSpec};
+use super::protocol::{Backend, Hello, MachineSpec, Reply, Request};
 use super::spawn::{self, Role};
-use super::{ProcessError, wire};
+use super::{ProcessError, socket, wire};
 use crate::host::budget::{Claim, Want};
 use crate::model::lifetime::Lifetime;
 use crate::model::mac::MacAddr;
@@ -25,7 +28,7 @@ use crate::model::names::Name;
 use crate::model::size::Size;
 use crate::store::ephemeral;
 use crate::store::{ImageRecord, Store, StoreError, VmDir, VmRecord, now};
-use crate::testing::test_support::{eventually, processes, refuses, runs};
+use crate::testing::test_support::{eventually, processes, refuses, runs, skip};
 use crate::vm::attach::{self, Attached};
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -57,20 +60,24 @@ impl Fixture {
 
     /// Another process that starts the VM and then sleeps for ever.
     fn owner(&self, lifetime: Lifetime, script: Script) -> (Child, UnixStream) {
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let order = Order {
+        self.owner_by(lifetime, script, |command| command)
+    }
+
+    /// As [`Fixture::owner`], by a command that `change` has changed.
+    fn owner_by(
+        &self,
+        lifetime: Lifetime,
+        script: Script,
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> (Child, UnixStream) {
+        let task = Task::Start(Order {
             home: self.store.home().to_owned(),
             name: self.name.clone(),
             ephemeral: lifetime == Lifetime::Ephemeral,
             detached: lifetime == Lifetime::Detached,
             script,
-        };
-        wire::send(&mut ours, &order).unwrap();
-        let child = spawn::command(Role::Owner, "test", &[theirs.as_fd()])
-            .unwrap()
-            .spawn()
-            .unwrap();
-        (child, ours)
+        });
+        run_task(&task, change)
     }
 
     /// Processes of this fixture's VM in a role.
@@ -203,6 +210,14 @@ fn start(
     (attached, started.map(|(already, _)| already))
 }
 
+/// What another process does for a test.
+#[derive(Serialize, Deserialize)]
+enum Task {
+    Start(Order),
+    /// Logs that many bytes, and more.
+    Log(usize),
+}
+
 #[derive(Serialize, Deserialize)]
 struct Order {
     home: PathBuf,
@@ -212,10 +227,32 @@ struct Order {
     script: Script,
 }
 
-/// The process that is killed: starts the VM, says whether it ran already, and sleeps.
+/// Starts another process for a task, by a command that `change` has changed.
+fn run_task(task: &Task, change: impl FnOnce(&mut Command) -> &mut Command) -> (Child, UnixStream) {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    wire::send(&mut ours, task).unwrap();
+    let mut command = spawn::command(Role::Owner, "test", &[theirs.as_fd()]).unwrap();
+    let child = change(&mut command).spawn().unwrap();
+    (child, ours)
+}
+
+/// The process of a task.
 pub(super) fn owner_main(fds: Vec<OwnedFd>) -> i32 {
     let mut control = UnixStream::from(fds.into_iter().next().unwrap());
-    let order: Order = wire::receive(&mut control).unwrap();
+    match wire::receive(&mut control).unwrap() {
+        Task::Start(order) => own(control, order),
+        Task::Log(bytes) => {
+            let line = "x".repeat(1000);
+            for _ in 0..=bytes / line.len() {
+                tracing::error!("{line}");
+            }
+        }
+    }
+    0
+}
+
+/// What the process that is killed does: starts the VM, says whether it ran already, and sleeps.
+fn own(mut control: UnixStream, order: Order) {
     let lifetime = match (order.ephemeral, order.detached) {
         (true, _) => Lifetime::Ephemeral,
         (false, true) => Lifetime::Detached,
@@ -227,12 +264,18 @@ pub(super) fn owner_main(fds: Vec<OwnedFd>) -> i32 {
     // Until the test closes its end, or kills this process.
     let _ = control.read(&mut [0]);
     drop(attached);
-    0
 }
 
 fn answer(control: &mut UnixStream) -> Result<bool, String> {
     control.set_read_timeout(Some(SECONDS)).unwrap();
     wire::receive(control).unwrap()
+}
+
+/// Whether a process has that file or directory open.
+fn has_open(process: Pid, path: &Path) -> bool {
+    let fds = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    fds.flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == path))
 }
 
 #[test]
@@ -242,9 +285,9 @@ fn a_start_that_waits_for_the_memory_queue_keeps_nobody_else_waiting() {
     let attached = attach(&fixture.store, &fixture.name, Lifetime::Bound, &runtime);
     let home = fixture.store.home();
     // As another user of the host may do.
-    let queue = home.join("budget");
-    std::fs::create_dir_all(&queue).unwrap();
-    let queue = std::fs::File::open(queue).unwrap();
+    let queue_dir = home.join("budget");
+    std::fs::create_dir_all(&queue_dir).unwrap();
+    let queue = std::fs::File::open(&queue_dir).unwrap();
     queue.lock().unwrap();
     let want = Want::new(fixture.name.clone(), fixture.name.clone(), Size::mib(64));
     let mut spec = spec(&fixture.vm().unwrap(), runs());
@@ -252,7 +295,11 @@ fn a_start_that_waits_for_the_memory_queue_keeps_nobody_else_waiting() {
     runtime.block_on(async {
         let client = attached.client.clone();
         let starting = tokio::spawn(async move { client.start(spec).await });
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let worker = fixture.processes(Role::Worker)[0];
+        while !has_open(worker, &queue_dir) {
+            assert!(!starting.is_finished());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let listed = tokio::time::timeout(Duration::from_secs(10), attached.client.list());
         listed.await.unwrap().unwrap();
         assert!(!starting.is_finished());
@@ -309,13 +356,15 @@ fn a_detached_vm_outlives_its_owner_until_it_is_stopped() {
     let fixture = Fixture::new();
     let (mut owner, mut control) = fixture.owner(Lifetime::Detached, runs());
     assert_eq!(answer(&mut control), Ok(false));
+    let before = [Role::Worker, Role::Machine].map(|role| fixture.processes(role));
     owner.kill().unwrap();
     owner.wait().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(fixture.processes(Role::Machine).len(), 1);
 
+    // A worker that ends with its owner starts nothing from here on.
     let (attached, again) = fixture.start(Lifetime::Detached, runs());
     assert!(again.unwrap(), "it runs already");
+    let after = [Role::Worker, Role::Machine].map(|role| fixture.processes(role));
+    assert_eq!(before, after);
     let runtime = runtime();
     let tail = runtime
         .block_on(attached.client.console(fixture.name.as_str()))
@@ -444,26 +493,35 @@ fn a_worker_whose_owner_is_gone_starts_nothing_any_more() {
         let worker = fixture.processes(Role::Worker)[0];
         kill(worker, Signal::SIGSTOP).unwrap();
         drop(attached.lifeline);
-        // It hears of both in the same moment.
-        let client = attached.client.clone();
-        let list = runtime.spawn(async move { client.list().await });
-        let (client, spec) = (
-            attached.client.clone(),
-            spec(&fixture.vm().unwrap(), runs()),
-        );
-        let start = runtime.spawn(async move { client.start(spec).await });
-        std::thread::sleep(Duration::from_millis(100));
-        kill(worker, Signal::SIGCONT).unwrap();
-        let gone = |error| {
+        // When it goes on it hears of the end and of both requests in the same moment.
+        let spec = spec(&fixture.vm().unwrap(), runs());
+        let requests = [Request::List, Request::Start(Box::new(spec))];
+        let cluster = fixture.store.cluster(&fixture.name);
+        runtime.block_on(async {
+            let mut asked = Vec::new();
+            for request in &requests {
+                let mut stream = socket::connect(cluster.path()).await.unwrap();
+                wire::send_async(&mut stream, &Hello::own()).await.unwrap();
+                wire::send_async(&mut stream, request).await.unwrap();
+                asked.push(stream);
+            }
+            kill(worker, Signal::SIGCONT).unwrap();
+            for mut stream in asked {
+                // It may have ended before it could greet.
+                if wire::receive_async::<Hello>(&mut stream).await.is_ok() {
+                    let reply = wire::receive_async::<Reply>(&mut stream).await;
+                    assert!(reply.is_err(), "{reply:?}");
+                }
+            }
+        });
+        let late = runtime.block_on(attached.client.list());
+        assert!(
             matches!(
-                error,
-                ProcessError::NoWorker { .. } | ProcessError::Lost { .. }
-            )
-        };
-        let listed = runtime.block_on(list).unwrap();
-        assert!(listed.is_err_and(gone));
-        let started = runtime.block_on(start).unwrap();
-        assert!(started.is_err_and(gone));
+                late,
+                Err(ProcessError::NoWorker { .. } | ProcessError::Lost { .. })
+            ),
+            "{late:?}"
+        );
         fixture.assert_quiet();
     }
 }
@@ -567,151 +625,4 @@ fn what_killed_processes_left_is_swept() {
     attach::sweep(&fixture.store).unwrap();
     fixture.assert_gone();
     assert!(fixture.store.cluster(&other).vm(&other).is_some());
-}
-
-#[test]
-fn a_worker_inherits_nothing_but_what_it_is_given() {
-    let fixture = Fixture::new();
-    let (_ours, theirs) = UnixStream::pair().unwrap();
-    // Inheritable, as a careless program's files are.
-    nix::fcntl::fcntl(
-        &theirs,
-        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
-    )
-    .unwrap();
-    let leaked = std::fs::read_link(proc_fd(Pid::this(), &theirs)).unwrap();
-    let (_attached, started) = fixture.start(Lifetime::Bound, runs());
-    assert!(!started.unwrap());
-    for role in [Role::Worker, Role::Machine] {
-        let pid = fixture.processes(role)[0];
-        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-        for fd in fds.flatten() {
-            assert_ne!(
-                std::fs::read_link(fd.path()).unwrap_or_default(),
-                leaked,
-                "{role:?}"
-            );
-        }
-    }
-    let status = |role| {
-        std::fs::read_to_string(Path::new(&format!(
-            "/proc/{}/status",
-            fixture.processes(role)[0]
-        )))
-        .unwrap()
-    };
-    assert!(status(Role::Machine).contains("NoNewPrivs:\t1"));
-}
-
-fn proc_fd(pid: Pid, fd: &impl std::os::fd::AsRawFd) -> PathBuf {
-    PathBuf::from(format!("/proc/{pid}/fd/{}", fd.as_raw_fd()))
-}
-
-/// A kernel of a dozen instructions (an ELF image with a PVH note) that prints `text` to COM1 and
-/// powers off.
-fn payload(text: &str) -> Vec<u8> {
-    const ENTRY: u32 = 0x10_0000;
-    const CODE: usize = 0x100;
-    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
-    for byte in text.bytes() {
-        code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
-    }
-    // mov dx, 0x600; mov al, S5 with enable; out dx, al; hlt; jmp to the hlt
-    code.extend([
-        0x66,
-        0xba,
-        0x00,
-        0x06,
-        0xb0,
-        5 << 2 | 0x20,
-        0xee,
-        0xf4,
-        0xeb,
-        0xfd,
-    ]);
-
-    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
-    image.resize(16, 0);
-    image.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
-    image.extend(u64::from(ENTRY).to_le_bytes());
-    image.extend(64_u64.to_le_bytes()); // program headers
-    image.extend([0; 12]);
-    image.extend([64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-    let mut header = |kind: u32, offset: u64, address: u64, len: u64| {
-        image.extend(kind.to_le_bytes());
-        image.extend(7_u32.to_le_bytes());
-        for field in [offset, address, address, len, len, 4] {
-            image.extend(field.to_le_bytes());
-        }
-    };
-    header(1, CODE as u64, ENTRY.into(), code.len() as u64);
-    header(4, 176, 0, 20);
-    // XEN_ELFNOTE_PHYS32_ENTRY
-    for field in [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), ENTRY] {
-        image.extend(field.to_le_bytes());
-    }
-    image.resize(CODE, 0);
-    image.extend(code);
-    image
-}
-
-#[test]
-fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
-    let probe = crate::host::preflight::probe();
-    if !probe.usable() {
-        eprintln!("not run: {probe}");
-        return;
-    }
-    let fixture = Fixture::new();
-    let kernel = fixture.store.home().join("payload.elf");
-    std::fs::write(&kernel, payload("Hello from the guest\n")).unwrap();
-    let (store, name) = (&fixture.store, &fixture.name);
-    let runtime = runtime();
-    let attached = attach(store, name, Lifetime::Bound, &runtime);
-    let mut spec = spec(&fixture.vm().unwrap(), runs());
-    spec.backend = Backend::Vmm;
-    spec.boot = BootSource::Kernel {
-        kernel,
-        initrd: None,
-        cmdline: String::new(),
-    };
-    let name = name.as_str();
-    match runtime.block_on(attached.client.start(spec)) {
-        // It may have come to its end before anybody looked.
-        Ok(_) => {}
-        Err(ProcessError::Failed(message)) if message.contains("powered off at once") => {}
-        Err(error) => panic!("{error}"),
-    }
-    let report = runtime.block_on(attached.client.wait(name)).unwrap();
-    assert_eq!(report.failure, None);
-    assert_eq!(report.console, "Hello from the guest");
-    drop(attached);
-    fixture.assert_quiet();
-}
-
-#[test]
-fn a_real_machine_that_cannot_boot_says_why() {
-    let probe = crate::host::preflight::probe();
-    if !probe.usable() {
-        eprintln!("not run: {probe}");
-        return;
-    }
-    let fixture = Fixture::new();
-    let (attached, _) = fixture.start(Lifetime::Bound, runs());
-    let runtime = runtime();
-    runtime
-        .block_on(attached.client.stop(fixture.name.as_str(), SECONDS))
-        .unwrap();
-    let mut spec = spec(&fixture.vm().unwrap(), runs());
-    spec.backend = Backend::Vmm;
-    spec.boot = BootSource::Kernel {
-        kernel: "/nowhere".into(),
-        initrd: None,
-        cmdline: String::new(),
-    };
-    let error = runtime
-        .block_on(attached.client.start(spec))
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("/nowhere"), "{error}");
 }

@@ -40,13 +40,13 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a detached worker without machines waits for work.
 const IDLE: Duration = Duration::from_secs(20);
 
-/// Most bytes that are typed at a console at once.
+/// Maximum bytes that are typed at a console at once.
 const TYPED: usize = 4096;
 
 /// What is shown to a follower of a console in place of what it was too slow for.
 const MISSED: &[u8] = b"\n[console output was missed]\n";
 
-/// Most machines of one cluster.
+/// Maximum number of machines of one cluster.
 const MAX_MACHINES: usize = MAX_COUNT as usize;
 
 /// Entry point of the role. The inherited descriptors are the socket to the owner and the
@@ -112,7 +112,7 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     result
 }
 
-/// Serves until nobody needs the cluster any more; then none of its machines runs.
+/// Serves as long as the cluster is needed; then none of its machines runs.
 async fn serve_cluster(
     config: &WorkerConfig,
     owner: &mut StdUnixStream,
@@ -256,8 +256,8 @@ struct Worker {
 }
 
 impl Worker {
-    /// Returns when nobody needs this worker any more, and says why: its owner is gone or, without
-    /// an owner, it has nothing left to do.
+    /// Returns when this worker is no longer needed, and says why: its owner is gone or, without an
+    /// owner, it has nothing left to do.
     async fn needless(&self, owner: Option<UnixStream>) -> &'static str {
         if let Some(mut owner) = owner {
             let mut byte = [0];

@@ -46,24 +46,11 @@ pub enum ExitStatus {
 
 impl ExitStatus {
     /// True for exit code 0.
-    ///
-    /// ```
-    /// use fleetbox::ExitStatus;
-    ///
-    /// assert!(ExitStatus::Code(0).success());
-    /// assert!(!ExitStatus::Code(1).success());
-    /// ```
     pub fn success(&self) -> bool {
         matches!(self, Self::Code(0))
     }
 
     /// The exit code, or `None` for a command that was killed.
-    ///
-    /// ```
-    /// use fleetbox::ExitStatus;
-    ///
-    /// assert_eq!(ExitStatus::Code(42).code(), Some(42));
-    /// ```
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Code(code) => Some(*code),
@@ -106,37 +93,16 @@ pub struct Output {
 
 impl Output {
     /// True for exit code 0.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let out = vm.ssh("make test").await?;
-    /// assert!(out.success(), "{}", out.stderr_text());
-    /// # Ok(()) }
-    /// ```
     pub fn success(&self) -> bool {
         self.status.success()
     }
 
     /// Standard output as text, with what is not UTF-8 replaced.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let kernel = vm.ssh("uname -r").await?.stdout_text();
-    /// println!("Linux {}", kernel.trim());
-    /// # Ok(()) }
-    /// ```
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
     /// Standard error as text, with what is not UTF-8 replaced.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let out = vm.ssh("cat /no/such/file").await?;
-    /// assert!(out.stderr_text().contains("No such file"));
-    /// # Ok(()) }
-    /// ```
     pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
@@ -177,16 +143,6 @@ pub struct Stdin(DuplexStream);
 pub struct Stdout(DuplexStream);
 
 /// Standard error of a [`Child`]. Dropping it discards what the command writes.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// let mut child = vm.ssh_spawn("make --silent").await?;
-/// child.stdout = None; // of no interest
-/// if let Some(mut stderr) = child.stderr.take() {
-///     tokio::io::copy(&mut stderr, &mut tokio::io::stderr()).await.ok();
-/// }
-/// # Ok(()) }
-/// ```
 #[derive(Debug)]
 pub struct Stderr(DuplexStream);
 
@@ -289,14 +245,6 @@ impl Drop for Child {
 impl Child {
     /// Tells the guest that the terminal has another size, in characters.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// # let pty = fleetbox::ssh::PtyRequest { term: "xterm".to_owned(), columns: 80, rows: 24 };
-    /// let editor = vm.ssh_pty(&pty, Some("vi /etc/hosts")).await?;
-    /// editor.resize(132, 50).await?; // the terminal it is shown on has grown
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// [`SshError::Lost`].
     pub async fn resize(&self, columns: u32, rows: u32) -> Result<(), SshError> {
@@ -304,14 +252,6 @@ impl Child {
     }
 
     /// Sends a signal to the command, by its name without `SIG`. Not every server passes it on.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let mut child = vm.ssh_spawn("exec sleep 1000").await?;
-    /// child.signal("TERM").await?;
-    /// assert!(!child.wait().await?.success());
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`SshError::Lost`].
@@ -330,13 +270,6 @@ impl Child {
 
     /// Closes the streams that were not taken and waits for the command to end. Cancel-safe:
     /// it may be called again.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let mut child = vm.ssh_spawn("exit 42").await?;
-    /// assert_eq!(child.wait().await?.code(), Some(42));
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`SshError::Lost`] when the connection ends first.

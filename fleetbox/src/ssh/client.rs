@@ -17,7 +17,7 @@ use super::{Keypair, PublicKey, SshError};
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// So many questions without an answer end the connection.
 const KEEPALIVE_MAX: usize = 6;
-/// Most bytes of output that [`Client::exec`] keeps.
+/// Maximum bytes of output that [`Client::exec`] keeps.
 const OUTPUT_LIMIT: usize = 256 << 20;
 
 /// Starts OpenSSH's SFTP server as root, from where Debian, Red Hat, Alpine and SUSE have it.
@@ -148,14 +148,6 @@ impl Client {
     ///
     /// Waits for as long as the server takes; see [`super::wait_ready`] for a deadline.
     ///
-    /// ```no_run
-    /// # use fleetbox::ssh::{Client, Target};
-    /// # async fn example(target: Target) -> Result<(), Box<dyn std::error::Error>> {
-    /// let stream = tokio::net::TcpStream::connect("192.0.2.7:22").await?;
-    /// let client = Client::connect(stream, &target).await?; // refuses any other host key
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// [`SshError::HostKeyMismatch`], [`SshError::Auth`], [`SshError::Lost`],
     /// [`SshError::Protocol`].
@@ -178,27 +170,12 @@ impl Client {
     }
 
     /// True once the connection has ended.
-    ///
-    /// ```no_run
-    /// # use fleetbox::ssh::{Client, SshError};
-    /// # async fn example(client: Client) -> Result<(), SshError> {
-    /// client.exec("sudo reboot").await.ok();
-    /// assert!(client.is_closed());
-    /// # Ok(()) }
-    /// ```
     pub fn is_closed(&self) -> bool {
         self.handle.is_closed()
     }
 
     /// Runs `command` by the user's login shell, with an empty standard input, and collects what
     /// it writes.
-    ///
-    /// ```no_run
-    /// # use fleetbox::ssh::{Client, SshError};
-    /// # async fn example(client: Client) -> Result<(), SshError> {
-    /// let (name, load) = tokio::try_join!(client.exec("hostname"), client.exec("cat /proc/loadavg"))?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`SshError::Lost`], [`SshError::Refused`], [`SshError::OutputTooLarge`]. A command that
@@ -208,14 +185,6 @@ impl Client {
     }
 
     /// Starts `command` by the user's login shell, with its standard streams as pipes.
-    ///
-    /// ```no_run
-    /// # use fleetbox::ssh::{Client, SshError};
-    /// # async fn example(client: Client) -> Result<(), SshError> {
-    /// let mut child = client.spawn("exec sleep 1000").await?;
-    /// child.signal("TERM").await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`SshError::Lost`], [`SshError::Refused`].
@@ -227,14 +196,6 @@ impl Client {
 
     /// Starts `command`, or the user's login shell if none is given, on a new terminal. The
     /// terminal's output, errors included, comes by the child's standard output.
-    ///
-    /// ```no_run
-    /// # use fleetbox::ssh::{Client, PtyRequest, SshError};
-    /// # async fn example(client: Client) -> Result<(), SshError> {
-    /// let pty = PtyRequest { term: "xterm".to_owned(), columns: 80, rows: 24 };
-    /// let shell = client.spawn_pty(&pty, None).await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`SshError::Lost`], [`SshError::Refused`].
@@ -276,14 +237,6 @@ impl Client {
     }
 
     /// Says good-bye to the server. Dropping the client ends the connection as well.
-    ///
-    /// ```no_run
-    /// # use fleetbox::ssh::{Client, SshError};
-    /// # async fn example(client: Client) -> Result<(), SshError> {
-    /// client.exec("sync").await?;
-    /// client.close().await;
-    /// # Ok(()) }
-    /// ```
     pub async fn close(self) {
         let _ = self
             .handle

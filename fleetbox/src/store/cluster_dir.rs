@@ -47,96 +47,27 @@ impl ClusterDir {
     }
 
     /// The cluster's name.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert_eq!(cluster.name(), vm.cluster());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// The directory.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert_eq!(cluster.path(), home.join("clusters/web"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The worker's control socket. The path may exceed what a socket address holds (107 bytes),
     /// so bind and connect relative to an open directory.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert!(!cluster.socket().exists()); // no worker has run yet
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn socket(&self) -> PathBuf {
         self.path.join("worker.sock")
     }
 
     /// The worker's diagnostics.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// if let Ok(log) = std::fs::read_to_string(cluster.log()) {
-    ///     println!("what the worker of {} says:\n{log}", cluster.name());
-    /// }
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn log(&self) -> PathBuf {
         self.path.join("worker.log")
     }
 
     /// The file whose lock the worker holds.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    ///
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert_eq!(Lock::is_held(&cluster.lock_path())?, cluster.is_running()?);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn lock_path(&self) -> PathBuf {
         self.path.join("worker.lock")
     }
@@ -225,19 +156,6 @@ impl ClusterDir {
 
     /// True while a worker holds the cluster's lock.
     ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert!(!cluster.is_running()?);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn is_running(&self) -> Result<bool, StoreError> {
@@ -245,20 +163,6 @@ impl ClusterDir {
     }
 
     /// The member `vm`, if it exists.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// assert!(cluster.vm(&"web".parse()?).is_some());
-    /// assert!(cluster.vm(&"db".parse()?).is_none());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn vm(&self, vm: &Name) -> Option<VmDir> {
         let dir = self.vm_path(vm);
         dir.join("vm.json").is_file().then(|| VmDir {
@@ -270,22 +174,6 @@ impl ClusterDir {
     }
 
     /// All members, by name.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// for member in cluster.vms()? {
-    ///     println!("{} has {}", member.name(), member.record()?.ip);
-    /// }
-    /// # assert_eq!(cluster.vms()?.len(), 1);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -331,20 +219,6 @@ impl ClusterDir {
     }
 
     /// Removes the directory if it has no VM and no worker.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// # let cluster = fleetbox::store::Store::open(home)?.cluster(vm.cluster());
-    /// cluster.remove_if_unused()?;
-    /// assert!(cluster.path().exists()); // it has a VM
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.

@@ -13,10 +13,10 @@ const LAST_BREATH: Duration = Duration::from_secs(20);
 /// How often a held lock is looked at again.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Name of the file that marks a VM that is to be deleted with its owner.
+/// Name of the file that marks a VM to delete with its owner.
 const EPHEMERAL: &str = "ephemeral";
 
-/// Deletes a VM that nobody runs any more. Waits for a machine process that is on its way out, as
+/// Deletes a VM that no longer runs. Waits for a machine process that is on its way out, as
 /// it is when its worker was killed.
 ///
 /// # Errors
@@ -33,7 +33,7 @@ pub(crate) fn delete(vm: &VmDir) -> Result<(), StoreError> {
     }
 }
 
-/// Marks a VM as one that is to be deleted with its owner.
+/// Marks a VM to be deleted with its owner.
 ///
 /// # Errors
 /// The file system.
@@ -46,7 +46,7 @@ pub(crate) fn mark_ephemeral(dir: &Path) -> std::io::Result<()> {
         .map(drop)
 }
 
-/// Makes a VM that is to be deleted with its owner one that stays.
+/// Makes a VM stay that was marked to be deleted with its owner.
 ///
 /// # Errors
 /// The file system, or it exists no more.
@@ -63,7 +63,7 @@ pub(crate) fn unmark_ephemeral(vm: &VmDir) -> Result<(), StoreError> {
     }
 }
 
-/// True for a VM that is to be deleted with its owner.
+/// True for a VM that is deleted with its owner.
 pub(crate) fn is_ephemeral(vm: &VmDir) -> bool {
     vm.paths().dir().join(EPHEMERAL).exists()
 }

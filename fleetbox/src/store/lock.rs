@@ -22,7 +22,7 @@ const CLAIMS: u32 = 5;
 /// # let home = dir.path();
 ///
 /// let path = home.join("lock");
-/// let lock = Lock::try_acquire(&path)?.expect("nobody has it");
+/// let lock = Lock::try_acquire(&path)?.expect("it is free");
 /// assert_eq!(lock.path(), path);
 /// assert!(Lock::is_held(&path)?);
 /// assert!(Lock::try_acquire(&path)?.is_none());
@@ -37,19 +37,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock on `path` if nobody holds it, creating the file when it is missing;
-    /// `None` when another holder lives. Does not wait.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let ours = Lock::try_acquire(&home.join("lock"))?;
-    /// assert!(ours.is_some());
-    /// assert!(Lock::try_acquire(&home.join("lock"))?.is_none()); // does not wait
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
+    /// Takes the lock on `path` if it is free, creating the file when it is missing; `None` while
+    /// another holder lives. Does not wait.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be opened or locked.
@@ -83,17 +72,6 @@ impl Lock {
     }
 
     /// Waits for the lock on `path`, without limit. For locks that are held for moments only.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let lock = Lock::acquire(&home.join("lock"))?; // waits for whoever has it
-    /// lock.remove()?;
-    /// assert!(!home.join("lock").exists());
-    /// # Ok::<(), fleetbox::store::StoreError>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be opened or locked.
@@ -136,8 +114,8 @@ impl Lock {
         }))
     }
 
-    /// Takes the lock on `path` if nobody has a share of it; `None` when somebody has, or there is
-    /// no such file.
+    /// Takes the lock on `path` if no process has a share of it; `None` when one has, or the file is
+    /// missing.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be opened or locked.
@@ -152,7 +130,7 @@ impl Lock {
         }))
     }
 
-    /// True if a living process has a share of the lock on `path`. In a missing file nobody has.
+    /// True if a living process has a share of the lock on `path`. A missing file has no shares.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
@@ -163,7 +141,7 @@ impl Lock {
         }
     }
 
-    /// True if a living process holds the lock on `path`. A missing file is held by nobody.
+    /// True if a living process holds the lock on `path`. A missing file is not held.
     ///
     /// ```
     /// use fleetbox::store::Lock;
@@ -192,15 +170,6 @@ impl Lock {
     }
 
     /// The locked file's path.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// assert_eq!(Lock::acquire(&home.join("lock"))?.path(), home.join("lock"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -212,16 +181,6 @@ impl Lock {
 
     /// Removes the file and gives up the lock. Who opened the file before notices that it is gone.
     ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// Lock::acquire(&home.join("lock"))?.remove()?;
-    /// assert!(!home.join("lock").exists());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`StoreError::Io`] when the file cannot be removed.
     pub fn remove(self) -> Result<(), StoreError> {
@@ -230,16 +189,6 @@ impl Lock {
 
     /// The locked file. A descriptor that is inherited by or sent to another process keeps the
     /// lock for as long as that process has it open.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let file = Lock::acquire(&home.join("lock"))?.into_file();
-    /// assert!(Lock::is_held(&home.join("lock"))?); // as long as `file` is open, here or elsewhere
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn into_file(self) -> File {
         self.file
     }

@@ -26,38 +26,12 @@ use crate::util::fs as fsutil;
 use crate::util::task::ShuttingDown;
 
 /// The version of the layout that this library writes, and the newest it reads.
-///
-/// ```
-/// use fleetbox::store::{FORMAT, Store};
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-///
-/// Store::open(home)?;
-/// let version = std::fs::read_to_string(home.join("version")).unwrap();
-/// assert_eq!(version.trim(), FORMAT.to_string());
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
 pub const FORMAT: u32 = 1;
 
 /// Environment variable that names the state directory.
-///
-/// ```no_run
-/// use fleetbox::store::HOME_VARIABLE;
-///
-/// let fleetbox = std::process::Command::new("fleetbox").env(HOME_VARIABLE, "/srv/vms").arg("ls").status();
-/// ```
 pub const HOME_VARIABLE: &str = "FLEETBOX_HOME";
 
 /// Why the state directory could not be used.
-///
-/// ```
-/// use fleetbox::store::{Store, StoreError};
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-///
-/// std::fs::write(home.join("version"), "999").unwrap();
-/// assert!(matches!(Store::open(home), Err(StoreError::Newer { found: 999, .. })));
-/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -169,13 +143,6 @@ pub struct Store {
 impl Store {
     /// Where the state is unless a path is given: `$FLEETBOX_HOME`, else `~/.fleetbox`.
     ///
-    /// ```no_run
-    /// use fleetbox::store::{HOME_VARIABLE, Store};
-    ///
-    /// println!("{} (change it by {HOME_VARIABLE})", Store::default_home()?.display());
-    /// # Ok::<(), fleetbox::store::StoreError>(())
-    /// ```
-    ///
     /// # Errors
     /// [`StoreError::NoHome`] when neither is known.
     pub fn default_home() -> Result<PathBuf, StoreError> {
@@ -190,13 +157,6 @@ impl Store {
 
     /// Opens the state directory at [`Store::default_home`].
     ///
-    /// ```no_run
-    /// use fleetbox::store::Store;
-    ///
-    /// println!("{} VMs", Store::open_default()?.vms()?.len());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// As [`Store::open`], and [`StoreError::NoHome`].
     pub fn open_default() -> Result<Self, StoreError> {
@@ -204,16 +164,6 @@ impl Store {
     }
 
     /// Opens the state directory at `home`, creating it with its sub-directories when missing.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let store = Store::open(home.join("vms"))?;
-    /// assert!(home.join("vms/images").is_dir());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Newer`] when a later version has written it, [`StoreError::Io`] for the
@@ -257,47 +207,16 @@ impl Store {
     }
 
     /// The state directory itself, an absolute path.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// assert_eq!(Store::open(home)?.home(), home);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn home(&self) -> &Path {
         &self.home
     }
 
     /// Where images are kept.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let kept = std::fs::read_dir(Store::open(home)?.images_dir()).unwrap();
-    /// assert_eq!(kept.count(), 0);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn images_dir(&self) -> PathBuf {
         self.home.join("images")
     }
 
     /// Where the keys are that log in to VMs.
-    ///
-    /// ```
-    /// use fleetbox::ssh::Keypair;
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let store = Store::open(home)?;
-    /// Keypair::of_store(&store)?;
-    /// assert!(store.keys_dir().join("id_ed25519.pub").is_file()); // for other programs
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn keys_dir(&self) -> PathBuf {
         self.home.join("keys")
     }
@@ -312,38 +231,11 @@ impl Store {
     }
 
     /// The directory of cluster `name`, whether it exists or not.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let cluster = Store::open(home)?.cluster(&"node".parse()?);
-    /// assert!(!cluster.path().exists());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn cluster(&self, name: &Name) -> ClusterDir {
         ClusterDir::new(self, name)
     }
 
     /// All clusters, by name.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    ///
-    /// for cluster in Store::open(home)?.clusters()? {
-    ///     println!("{}: {} members", cluster.name(), cluster.vms()?.len());
-    /// }
-    /// # assert_eq!(Store::open(home)?.clusters()?.len(), 1);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// Those of another user, as root's of a bridge network, are left out where they cannot be read.
     ///
@@ -356,21 +248,6 @@ impl Store {
     }
 
     /// All VMs, by cluster and name.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    ///
-    /// let names: Vec<_> = Store::open(home)?.vms()?.iter().map(|vm| vm.name().to_string()).collect();
-    /// assert_eq!(names, ["web"]);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -434,17 +311,6 @@ impl Store {
     /// Removes what killed processes left behind: VMs half-created or half-removed, clusters
     /// without VMs, temporary files. Anything in use is kept. Returns how many VMs' remains were
     /// removed.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let store = Store::open(home)?;
-    /// std::fs::create_dir_all(home.join("clusters/web/.new-web-1")).unwrap(); // its creator was killed
-    /// assert_eq!(store.sweep()?, 1);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.

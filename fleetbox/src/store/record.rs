@@ -15,20 +15,6 @@ use crate::model::network::Network;
 use crate::model::size::Size;
 
 /// The image a VM was created from.
-///
-/// ```
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-/// # let image = home.join("disk.raw");
-/// # std::fs::write(&image, [0; 4096]).unwrap();
-/// # let image = image.display().to_string();
-/// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-/// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-/// let image = vm.record()?.image;
-/// assert_eq!(image.path, home.join("disk.raw"));
-/// assert_eq!(image.sha256, None); // a file of the user's is not read whole
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// What the user asked for: alias, path or URL.
@@ -94,10 +80,6 @@ pub struct VmRecord {
 }
 
 /// Seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is before that.
-///
-/// ```
-/// assert!(fleetbox::store::now() > 1_700_000_000);
-/// ```
 pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

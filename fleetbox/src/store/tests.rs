@@ -203,12 +203,19 @@ fn what_a_kill_leaves_is_swept_and_what_lives_is_kept() {
 fn newer_and_damaged_formats_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(Store::open(dir.path()).unwrap());
+    fs::remove_dir_all(dir.path()).unwrap();
+    fs::create_dir(dir.path()).unwrap();
     fs::write(dir.path().join("version"), "2\n").unwrap();
     let error = Store::open(dir.path()).unwrap_err();
     assert!(matches!(error, StoreError::Newer { found: 2, .. }));
     assert!(
         error.to_string().contains("use a newer fleetbox"),
         "{error}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert_eq!(
+        fs::read_to_string(dir.path().join("version")).unwrap(),
+        "2\n"
     );
     for bad in ["", "x", "0", "-1"] {
         fs::write(dir.path().join("version"), bad).unwrap();

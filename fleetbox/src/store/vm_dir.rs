@@ -33,180 +33,51 @@ pub struct VmPaths {
 
 impl VmPaths {
     /// The directory itself.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert_eq!(vm.paths().dir(), home.join("clusters/web/web"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The record, written last.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// let json = std::fs::read_to_string(vm.paths().record()).unwrap();
-    /// assert!(json.contains("\"cpus\""));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn record(&self) -> PathBuf {
         self.dir.join("vm.json")
     }
 
     /// The copy-on-write layer over the image.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// let bytes = std::fs::metadata(vm.paths().disk_layer()).unwrap().len();
-    /// println!("the guest has written no more than {bytes} bytes");
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn disk_layer(&self) -> PathBuf {
         self.dir.join("disk.layer")
     }
 
     /// The layer of an extra disk, counted from 1.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert!(!vm.paths().extra_disk(1).exists()); // it has none
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn extra_disk(&self, number: usize) -> PathBuf {
         self.dir.join(format!("extra-{number}.layer"))
     }
 
     /// The cloud-init seed, a FAT image.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert!(vm.paths().seed().is_file());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn seed(&self) -> PathBuf {
         self.dir.join("seed.img")
     }
 
     /// The disk of a fixture, made anew at each start.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert!(!vm.paths().fixture(0).exists()); // before the first start, and without fixtures
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn fixture(&self, index: usize) -> PathBuf {
         self.dir.join(format!("fixture-{index:02}.img"))
     }
 
     /// The guest's private SSH host key, in OpenSSH's format.
-    ///
-    /// ```
-    /// use fleetbox::ssh::Keypair;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    ///
-    /// let key = Keypair::load(&vm.paths().host_key())?;
-    /// assert_eq!(key.public(), vm.record()?.host_key.parse()?);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn host_key(&self) -> PathBuf {
         self.dir.join("host_key")
     }
 
     /// What the guest wrote to its serial console.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// if let Ok(log) = std::fs::read(vm.paths().console_log()) {
-    ///     println!("{}", String::from_utf8_lossy(&log));
-    /// }
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn console_log(&self) -> PathBuf {
         self.dir.join("console.log")
     }
 
     /// Why the VM ended last; not there unless it failed.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert!(!vm.paths().failure().exists()); // it has not failed
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn failure(&self) -> PathBuf {
         self.dir.join("failure")
     }
 
     /// The lock that is held while the VM runs or is changed.
-    ///
-    /// ```
-    /// use fleetbox::store::Lock;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    ///
-    /// assert!(!Lock::is_held(&vm.paths().lock())?); // it does not run
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
     }
@@ -214,18 +85,6 @@ impl VmPaths {
 
 /// A VM that is being created. Dropped before [`VmDraft::commit`] it is removed; after a kill the
 /// next [`Store::sweep`] or [`Store::create_vm`] removes it.
-///
-/// ```
-/// use fleetbox::store::Store;
-/// # let dir = tempfile::tempdir().unwrap();
-/// # let home = dir.path();
-///
-/// let name = "web".parse()?;
-/// let draft = Store::open(home)?.create_vm(&name, &name)?;
-/// assert!(draft.paths().dir().starts_with(home));
-/// // VmDraft::commit makes the VM exist.
-/// # Ok::<(), fleetbox::Error>(())
-/// ```
 #[derive(Debug)]
 pub struct VmDraft {
     store: Store,
@@ -268,17 +127,6 @@ impl VmDraft {
 
     /// Where to put the VM's files. The directory is renamed by [`VmDraft::commit`], so these
     /// paths must not be stored in the files.
-    ///
-    /// ```
-    /// use fleetbox::store::Store;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    ///
-    /// let name = "web".parse()?;
-    /// let draft = Store::open(home)?.create_vm(&name, &name)?;
-    /// std::fs::write(draft.paths().seed(), "not yet").unwrap();
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn paths(&self) -> &VmPaths {
         &self.paths
     }
@@ -398,35 +246,11 @@ pub struct VmDir {
 
 impl VmDir {
     /// The VM's name.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert_eq!(vm.name().as_str(), "web");
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn name(&self) -> &Name {
         &self.name
     }
 
     /// The cluster it is a member of.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert_eq!(vm.cluster(), vm.name()); // it was made alone
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn cluster(&self) -> &Name {
         &self.cluster
     }
@@ -437,54 +261,16 @@ impl VmDir {
     }
 
     /// What the VM is called among those of all clusters.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert_eq!(vm.reference().as_str(), "web/web");
-    /// assert_eq!(vm.reference().to_string(), "web"); // as people are shown it
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn reference(&self) -> Reference {
         Reference::new(self.cluster.clone(), self.name.clone())
     }
 
     /// The VM's files.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert!(vm.paths().disk_layer().is_file());
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     pub fn paths(&self) -> &VmPaths {
         &self.paths
     }
 
     /// Reads the record.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// let record = vm.record()?;
-    /// assert_eq!((record.cpus, record.ssh_user.as_str()), (2, "fleetbox"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when it is not what this version writes, [`StoreError::Io`].
@@ -525,21 +311,6 @@ impl VmDir {
 
     /// Why the VM failed when it ran last; `None` if it did not.
     ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// if let Some(why) = vm.failure()? {
-    ///     println!("{} failed: {why}", vm.name());
-    /// }
-    /// # assert_eq!(vm.failure()?, None);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn failure(&self) -> Result<Option<String>, StoreError> {
@@ -553,19 +324,6 @@ impl VmDir {
 
     /// Takes the lock that means "running"; `None` when another process holds it.
     ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// let lock = vm.try_lock()?.expect("it does not run");
-    /// assert!(vm.is_running()?); // nobody starts or removes it as long as the lock is held
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`StoreError::Io`] for the file system, with `NotFound` when the VM is gone.
     pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
@@ -573,18 +331,6 @@ impl VmDir {
     }
 
     /// True while a process holds the VM's lock.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// assert!(!vm.is_running()?);
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -594,20 +340,6 @@ impl VmDir {
 
     /// Removes the VM and its disk for good, and its cluster's directory with the last one.
     /// Does nothing for a VM that is already gone.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let home = dir.path();
-    /// # let image = home.join("disk.raw");
-    /// # std::fs::write(&image, [0; 4096]).unwrap();
-    /// # let image = image.display().to_string();
-    /// # fleetbox::blocking::Vm::builder("web").home(home).image(image).create()?;
-    /// # let vm = fleetbox::blocking::Fleet::at(home).find("web")?;
-    /// vm.destroy()?;
-    /// assert!(!vm.paths().dir().exists());
-    /// vm.destroy()?; // it is gone, which is all that was asked for
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
     ///
     /// # Errors
     /// [`StoreError::Running`] while a process holds its lock, [`StoreError::Io`].

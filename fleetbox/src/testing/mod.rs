@@ -46,6 +46,8 @@ use futures::FutureExt as _;
 
 use self::expansion::Call;
 use self::settings::Settings;
+#[cfg(test)]
+pub(crate) use self::settings::is_required;
 pub use self::settings::{KEEP_VARIABLE, REQUIRE_VARIABLE, SHORT_VARIABLE};
 pub use self::subject::{BlockingFixture, BlockingSubject, Fixture, Subject};
 use crate::vm::Vm;

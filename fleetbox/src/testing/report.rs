@@ -14,10 +14,10 @@ const CONSOLE_LINES: usize = 40;
 /// How long a guest may take to list its failed units. It may be what hangs.
 const UNITS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Most bytes of that list, which a guest writes.
+/// Maximum bytes of that list, which a guest writes.
 const UNITS_BYTES: usize = 16 << 10;
 
-/// Most bytes that are read of the end of a console's log.
+/// Maximum bytes that are read of the end of a console's log.
 const LOG_BYTES: u64 = 32 << 10;
 
 /// Lists the units, or says by its status that nothing manages units here.

@@ -1,33 +1,19 @@
 //! What the environment says about tests.
 
 /// Skips tests that need VMs, as a first quick run wants it.
-///
-/// ```
-/// use fleetbox::testing::{KEEP_VARIABLE, REQUIRE_VARIABLE, SHORT_VARIABLE};
-///
-/// assert_eq!(SHORT_VARIABLE, "FLEETBOX_SHORT");
-/// assert_eq!(REQUIRE_VARIABLE, "FLEETBOX_REQUIRE");
-/// assert_eq!(KEEP_VARIABLE, "FLEETBOX_KEEP");
-/// ```
 pub const SHORT_VARIABLE: &str = "FLEETBOX_SHORT";
 
 /// Lets tests fail, rather than skip them, where VMs cannot run.
-///
-/// ```
-/// use fleetbox::testing::REQUIRE_VARIABLE;
-///
-/// let strict = std::env::var(REQUIRE_VARIABLE).is_ok(); // as CI has it
-/// ```
 pub const REQUIRE_VARIABLE: &str = "FLEETBOX_REQUIRE";
 
 /// Keeps the VMs of a test that has failed.
-///
-/// ```no_run
-/// use fleetbox::testing::KEEP_VARIABLE;
-///
-/// let again = std::process::Command::new("cargo").args(["test", "broken"]).env(KEEP_VARIABLE, "1").status();
-/// ```
 pub const KEEP_VARIABLE: &str = "FLEETBOX_KEEP";
+
+/// Whether tests fail where they cannot run.
+#[cfg(test)]
+pub(crate) fn is_required() -> bool {
+    Settings::read(|name| std::env::var(name).ok()).require
+}
 
 /// The environment's part in what is done with a test.
 #[derive(Debug, Clone, Default)]

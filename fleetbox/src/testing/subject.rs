@@ -107,12 +107,6 @@ pub trait Subject: sealed::Sealed {
     type Builder: Fixture<Running = Self>;
 
     /// A builder that shows on standard error what takes time.
-    ///
-    /// ```
-    /// use fleetbox::testing::Subject;
-    ///
-    /// let vm = <fleetbox::Vm as Subject>::builder().image("debian-12"); // as the attribute does
-    /// ```
     fn builder() -> Self::Builder;
 }
 

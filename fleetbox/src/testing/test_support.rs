@@ -1,16 +1,22 @@
 //! State directories for tests with a fake machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
+use crate::model::names::Name;
 use crate::model::size::Size;
 use crate::process::Backend;
 use crate::process::Role;
 use crate::process::fake::Script;
+use crate::store::Store;
+use crate::vm::attach;
 use crate::vm::builder::VmBuilder;
 use crate::vm::cluster::ClusterBuilder;
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A state directory of its own, and an image for it.
 pub(crate) struct Home {
@@ -48,6 +54,11 @@ impl Home {
         builder.each(|vm| self.vm(vm))
     }
 
+    /// As [`assert_served`].
+    pub(crate) async fn assert_served(&self, cluster: &str) {
+        assert_served(&self.path(), cluster).await;
+    }
+
     /// Number of clusters.
     pub(crate) fn clusters(&self) -> usize {
         std::fs::read_dir(self.path().join("clusters"))
@@ -83,9 +94,33 @@ pub(crate) fn processes(role: Role, name: &str) -> Vec<Pid> {
     .collect()
 }
 
+/// Says that the calling test is skipped, and why. Where `FLEETBOX_REQUIRE` is set it fails instead.
+#[track_caller]
+pub(crate) fn skip(why: impl std::fmt::Display) {
+    let variable = crate::testing::REQUIRE_VARIABLE;
+    assert!(
+        !crate::testing::is_required(),
+        "{variable} is set, and this test cannot run: {why}"
+    );
+    eprintln!("skipped: {why}");
+}
+
+/// Sees that the worker of a cluster does not end, although a handle was dropped: from that moment on
+/// a worker that ends with the handle refuses what is asked here.
+pub(crate) async fn assert_served(home: &Path, cluster: &str) {
+    let store = Store::open(home).unwrap();
+    let client = attach::client(&store.cluster(&Name::new(cluster).unwrap()));
+    let deadline = Instant::now() + PATIENCE;
+    // One that has just been let go may refuse for a moment.
+    while let Err(error) = client.list().await {
+        assert!(Instant::now() < deadline, "the worker ends: {error}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Waits until the condition holds.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));

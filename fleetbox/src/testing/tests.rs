@@ -11,7 +11,7 @@ use crate::blocking;
 use crate::model::size::Size;
 use crate::process::Backend;
 use crate::process::fake::Script;
-use crate::testing::test_support::refuses;
+use crate::testing::test_support::{assert_served, refuses};
 use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
 use crate::vm::cluster::{Cluster, ClusterBuilder};
@@ -196,8 +196,8 @@ async fn a_vm_of_a_failed_test_is_kept_where_that_is_asked_for() {
     let enter = format!("state' fleetbox ssh {name}` enters it");
     assert!(end.report.contains(&enter), "{}", end.report);
     // Its owner has let go of it.
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let home = home().join("state");
+    assert_served(&home, &name).await;
     let vm = Fleet::at(&home).open(&name).await.unwrap();
     assert!(vm.console_tail().await.unwrap().ends_with("login: "));
     drop(vm);

@@ -10,8 +10,8 @@ pub(crate) fn last_lines(text: &str, count: usize) -> &str {
     trimmed.get(start..).unwrap_or_default()
 }
 
-/// Text without escape sequences and control characters: a guest must not drive the terminal of
-/// whoever reads an error message.
+/// Text without escape sequences and control characters: a guest must not drive the terminal
+/// on which an error message is read.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());

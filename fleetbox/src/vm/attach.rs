@@ -1,8 +1,8 @@
 //! Finding or becoming the owner of a VM's worker.
 //!
-//! Whoever takes a cluster's lock may create its VM and start its worker, which takes the lock
-//! over. Whoever does not, talks to the worker that has it, or waits until it can do either: a
-//! worker that is just starting or ending.
+//! The process that takes a cluster's lock may create its VM and start its worker, which takes the
+//! lock over. A process that does not get it talks to the worker that has it, or waits until it can
+//! do either: the worker may be just starting or ending.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -173,7 +173,7 @@ fn check_network(store: &Store, cluster: &ClusterDir) -> Result<()> {
     Ok(())
 }
 
-/// Removes the bridges that killed processes left. Whoever may not leaves them to those who may.
+/// Removes the bridges that killed processes left, if this process may; else one that may will.
 pub(crate) fn sweep_bridges(store: &Store) {
     if let Err(error) = bridge::sweep(store) {
         tracing::warn!(%error, "cannot remove the bridges that killed processes left");

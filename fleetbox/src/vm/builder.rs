@@ -26,7 +26,7 @@ use crate::vm::Vm;
 use crate::vm::extras::Extras;
 use crate::vm::fleet::Fleet;
 
-/// A VM that is to be started. Made by [`Vm::builder`] and [`Vm::test`].
+/// Options of a VM, and what starts it. Made by [`Vm::builder`] and [`Vm::test`].
 ///
 /// Nothing is checked before [`VmBuilder::start`], and nothing is created before all is checked.
 ///
@@ -172,22 +172,12 @@ impl VmBuilder {
     }
 
     /// Number of virtual CPUs ([`DEFAULT_CPUS`] if not given).
-    ///
-    /// ```
-    /// # use fleetbox::Vm;
-    /// let vm = Vm::test().cpus(4);
-    /// ```
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = Some(cpus);
         self
     }
 
     /// Memory ([`DEFAULT_MEMORY`] if not given); the host gives only what the guest touches.
-    ///
-    /// ```
-    /// # use fleetbox::{Size, Vm};
-    /// let vm = Vm::test().memory(Size::gib(4));
-    /// ```
     pub fn memory(mut self, memory: Size) -> Self {
         self.memory = Some(memory);
         self
@@ -195,25 +185,12 @@ impl VmBuilder {
 
     /// Size of the disk ([`DEFAULT_DISK`] if not given), no less than the image's. The host
     /// stores only what the guest writes.
-    ///
-    /// ```
-    /// # use fleetbox::{Size, Vm};
-    /// let vm = Vm::test().disk(Size::gib(40));
-    /// ```
     pub fn disk(mut self, disk: Size) -> Self {
         self.disk = Some(disk);
         self
     }
 
     /// The user that is created in the guest, with password-less sudo (`fleetbox` if not given).
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// # use fleetbox::Vm;
-    /// let vm = Vm::test().user("admin").start().await?;
-    /// assert_eq!(vm.ssh("whoami").await?.stdout_text(), "admin\n");
-    /// # Ok(()) }
-    /// ```
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
@@ -259,11 +236,6 @@ impl VmBuilder {
     }
 
     /// The state directory (`$FLEETBOX_HOME`, else `~/.fleetbox`, if not given).
-    ///
-    /// ```
-    /// # use fleetbox::Vm;
-    /// let vm = Vm::builder("web").home("/srv/vms");
-    /// ```
     pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
         self.fleet = Fleet::at(home);
         self
@@ -271,12 +243,6 @@ impl VmBuilder {
 
     /// How long the guest may take until it answers by SSH ([`DEFAULT_BOOT_TIMEOUT`] if not
     /// given).
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use fleetbox::Vm;
-    /// let vm = Vm::test().boot_timeout(Duration::from_secs(60));
-    /// ```
     pub fn boot_timeout(mut self, timeout: Duration) -> Self {
         self.boot_timeout = timeout;
         self
@@ -300,13 +266,6 @@ impl VmBuilder {
 
     /// The memory that all VMs of the host may have together ([`Budget::from_env`] if
     /// not given); a start that does not fit waits its turn, see [`budget`](crate::budget).
-    ///
-    /// ```
-    /// use fleetbox::budget::Budget;
-    /// use fleetbox::{Size, Vm};
-    ///
-    /// let vm = Vm::test().memory_budget(Budget::of(Size::gib(8)));
-    /// ```
     pub fn memory_budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
@@ -433,7 +392,7 @@ impl VmBuilder {
         })
     }
 
-    /// What is asked for of the host, for a VM that is to be created.
+    /// What a new VM needs of the host.
     pub(crate) fn asked(&self, plan: &Plan) -> Request {
         let empty = self.extras.empty_disks();
         let disks = [self.disk, empty].into_iter().flatten();

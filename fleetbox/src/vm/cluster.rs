@@ -30,7 +30,7 @@ const TEST_MEMBER: &str = "node";
 
 type Configure = Arc<dyn Fn(VmBuilder) -> VmBuilder + Send + Sync>;
 
-/// A cluster that is to be started. Made by [`Cluster::builder`] and [`Cluster::test`].
+/// Options of a cluster, and what starts it. Made by [`Cluster::builder`] and [`Cluster::test`].
 ///
 /// Options of all members are given to the builder itself, those of one by
 /// [`ClusterBuilder::member`]. Nothing is created before all is checked.
@@ -101,13 +101,6 @@ impl ClusterBuilder {
     }
 
     /// Number of members: `NAME-1`, `NAME-2` and so on, of a test cluster `node-1`, `node-2`.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// let cluster = fleetbox::Cluster::test().count(3).start().await?;
-    /// assert_eq!(cluster.members()[2].name(), "node-3");
-    /// # Ok(()) }
-    /// ```
     pub fn count(mut self, count: u32) -> Self {
         self.count = Some(count);
         self
@@ -137,14 +130,6 @@ impl ClusterBuilder {
     }
 
     /// The network that the members share ([`Network::User`] if not given).
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::{Cluster, Network};
-    ///
-    /// let cluster = Cluster::builder("node").count(3).network(Network::Bridge).start().await?;
-    /// # Ok(()) }
-    /// ```
     pub fn network(mut self, network: Network) -> Self {
         self.template = self.template.network(network);
         self
@@ -165,96 +150,47 @@ impl ClusterBuilder {
     }
 
     /// The image of all members; see [`VmBuilder::image`].
-    ///
-    /// ```
-    /// # use fleetbox::Cluster;
-    /// let cluster = Cluster::test().count(2).image("ubuntu-24.04");
-    /// ```
     pub fn image(self, image: impl Into<String>) -> Self {
         self.each(|vm| vm.image(image))
     }
 
     /// Number of virtual CPUs of each member; see [`VmBuilder::cpus`].
-    ///
-    /// ```
-    /// # use fleetbox::Cluster;
-    /// let cluster = Cluster::test().count(2).cpus(1).member("node-1", |vm| vm.cpus(4));
-    /// ```
     pub fn cpus(self, cpus: u32) -> Self {
         self.each(|vm| vm.cpus(cpus))
     }
 
     /// Memory of each member; see [`VmBuilder::memory`].
-    ///
-    /// ```
-    /// # use fleetbox::{Cluster, Size};
-    /// let cluster = Cluster::test().count(2).memory(Size::mib(768)); // each has that
-    /// ```
     pub fn memory(self, memory: Size) -> Self {
         self.each(|vm| vm.memory(memory))
     }
 
     /// Size of each member's disk; see [`VmBuilder::disk`].
-    ///
-    /// ```
-    /// # use fleetbox::{Cluster, Size};
-    /// let cluster = Cluster::test().count(2).disk(Size::gib(40));
-    /// ```
     pub fn disk(self, disk: Size) -> Self {
         self.each(|vm| vm.disk(disk))
     }
 
     /// The user that is created in each guest; see [`VmBuilder::user`].
-    ///
-    /// ```
-    /// # use fleetbox::Cluster;
-    /// let cluster = Cluster::test().count(2).user("admin");
-    /// ```
     pub fn user(self, user: impl Into<String>) -> Self {
         self.each(|vm| vm.user(user))
     }
 
     /// The state directory; see [`VmBuilder::home`].
-    ///
-    /// ```
-    /// # use fleetbox::Cluster;
-    /// let cluster = Cluster::builder("node").count(2).home("/srv/vms");
-    /// ```
     pub fn home(self, home: impl Into<PathBuf>) -> Self {
         self.each(|vm| vm.home(home))
     }
 
     /// How long each guest may take until it answers by SSH; see [`VmBuilder::boot_timeout`].
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use fleetbox::Cluster;
-    /// let cluster = Cluster::test().count(2).boot_timeout(Duration::from_secs(60));
-    /// ```
     pub fn boot_timeout(self, timeout: Duration) -> Self {
         self.each(|vm| vm.boot_timeout(timeout))
     }
 
     /// Who is told of an image's download; see [`VmBuilder::progress`].
-    ///
-    /// ```
-    /// use fleetbox::{Cluster, progress};
-    ///
-    /// let cluster = Cluster::test().count(2).progress(progress::stderr());
-    /// ```
     pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         self.each(|vm| vm.progress(progress))
     }
 
     /// The members go on running when this process ends, until they are stopped; see
     /// [`VmBuilder::detached`].
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// # use fleetbox::Cluster;
-    /// Cluster::builder("node").count(3).detached().start().await?; // and this program may end
-    /// # Ok(()) }
-    /// ```
     pub fn detached(mut self) -> Self {
         self.lifetime = Lifetime::Detached;
         self
@@ -288,15 +224,6 @@ impl ClusterBuilder {
     /// Stops the members, which exist, as far as they run, and starts them again as
     /// [`ClusterBuilder::start`] does: in parallel, with memory for all of them at once, all or none.
     /// None is stopped if it is known before that they could not be started.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::{Cluster, STOP_DEADLINE};
-    ///
-    /// let cluster = Cluster::builder("node").detached().restart(STOP_DEADLINE).await?;
-    /// println!("{} members are up again", cluster.members().len());
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`Error::NoVm`] for a member that does not exist, and those of [`ClusterBuilder::start`] and
@@ -427,13 +354,6 @@ impl Fleet {
 
 impl Cluster {
     /// A cluster whose members' disks stay until [`Cluster::destroy`].
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// let cluster = fleetbox::Cluster::builder("node").count(2).start().await?;
-    /// cluster.stop().await?; // `Cluster::builder("node").start()` boots the same two again
-    /// # Ok(()) }
-    /// ```
     pub fn builder(name: impl Into<String>) -> ClusterBuilder {
         let name = name.into();
         ClusterBuilder::new(name.clone(), name, Lifetime::Bound)
@@ -457,7 +377,7 @@ impl Cluster {
         )
     }
 
-    /// The cluster of that name with all its members, running or not, whoever started them.
+    /// The cluster of that name with all its members, running or not, and started by any process.
     /// Dropping the handle changes nothing.
     ///
     /// ```no_run
@@ -473,18 +393,9 @@ impl Cluster {
         Fleet::new().open_cluster(name).await
     }
 
-    /// Who is told that members wait for memory when they are started again, and of the download of an
-    /// image for one that is added: that of the builder, and nobody after [`Cluster::open`], where
-    /// nothing is given here.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::progress;
-    ///
-    /// let cluster = fleetbox::Cluster::open("node").await?.with_progress(progress::stderr());
-    /// cluster.start().await?; // says what it waits for
-    /// # Ok(()) }
-    /// ```
+    /// Reports when members wait for memory as they are started again, and the download of an image for
+    /// a new member. The builder's setting applies until then; after [`Cluster::open`] nothing is
+    /// reported.
     #[must_use]
     pub fn with_progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         let progress = progress.into();
@@ -501,12 +412,6 @@ impl Cluster {
     }
 
     /// The cluster's name.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// println!("fleetbox rm {}", cluster.name()); // removes all of its members
-    /// # Ok(()) }
-    /// ```
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
@@ -548,12 +453,6 @@ impl Cluster {
     }
 
     /// How long the steps of [`ClusterBuilder::start`] took.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// println!("{}", cluster.timings());
-    /// # Ok(()) }
-    /// ```
     pub fn timings(&self) -> Timings {
         self.members
             .first()
@@ -620,13 +519,6 @@ impl Cluster {
     /// have the same addresses. They wait for memory together, as when the cluster was made; see
     /// [`budget`](crate::budget).
     ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.vm("node-2")?.kill().await?;
-    /// cluster.start().await?; // boots what does not run, which is node-2
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// That of the first member that fails; the others are started all the same.
     pub async fn start(&self) -> Result<()> {
@@ -645,14 +537,6 @@ impl Cluster {
     /// Powers all members off in parallel, and kills those that take longer than
     /// [`STOP_DEADLINE`]. The disks stay.
     ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.stop().await?;
-    /// cluster.start().await?; // with the same disks and addresses
-    /// println!("{}", cluster.timings());
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// The first; the other members are stopped all the same. That a member does not run is none.
     pub async fn stop(&self) -> Result<()> {
@@ -660,13 +544,6 @@ impl Cluster {
     }
 
     /// As [`Cluster::stop`], with a deadline of the caller's choice; zero kills at once.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// # use std::time::Duration;
-    /// cluster.stop_within(Duration::ZERO).await?; // a power failure of all of them
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// As [`Cluster::stop`].
@@ -682,14 +559,6 @@ impl Cluster {
     /// Stops the members that run, and starts all: [`Cluster::stop`], then [`Cluster::start`]. None is
     /// stopped if there could never be memory for all of them.
     ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// let address = cluster.vm("node-1")?.ip();
-    /// cluster.restart().await?;
-    /// assert_eq!(cluster.vm("node-1")?.ip(), address);
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Cluster::stop`], and then nothing is started; as [`Cluster::start`].
     pub async fn restart(&self) -> Result<()> {
@@ -700,12 +569,6 @@ impl Cluster {
     }
 
     /// Kills all members and removes them with their disks.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.destroy().await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// The file system, or a process that does not end.

@@ -97,8 +97,9 @@ async fn members_have_names_addresses_and_options_of_their_own() {
     assert!(error.contains("node-1, node-2, node-3, db"), "{error}");
     // The last handle counts, whatever it is of.
     let member = cluster.vm("node-1").unwrap().clone();
+    let name = cluster.name().to_owned();
     drop(cluster);
-    std::thread::sleep(Duration::from_millis(200));
+    home.assert_served(&name).await;
     assert!(member.console_tail().await.unwrap().contains("login"));
     drop(member);
     eventually("nothing is left", || home.clusters() == 0);

@@ -35,12 +35,6 @@ impl VmBuilder {
 
     /// A package that cloud-init installs at the first boot, repeatable. [`Ready::CloudInit`]
     /// waits for it.
-    ///
-    /// ```
-    /// use fleetbox::{Ready, Vm};
-    ///
-    /// let vm = Vm::test().package("nginx").wait_for(Ready::CloudInit);
-    /// ```
     pub fn package(mut self, name: impl Into<String>) -> Self {
         self.extras.config.packages.push(name.into());
         self
@@ -48,12 +42,6 @@ impl VmBuilder {
 
     /// A shell command that root runs at the end of the first boot, repeatable, in the order
     /// given. [`Ready::CloudInit`] waits for it.
-    ///
-    /// ```
-    /// let vm = fleetbox::Vm::test()
-    ///     .run_command("useradd --system app")
-    ///     .run_command("systemctl enable --now nginx");
-    /// ```
     pub fn run_command(mut self, command: impl Into<String>) -> Self {
         self.extras.config.commands.push(command.into());
         self
@@ -62,13 +50,6 @@ impl VmBuilder {
     /// An environment variable of everybody who logs in to the guest, [`Vm::ssh`](crate::Vm::ssh)
     /// included, from the first boot on. It is in `/etc/environment`, so the value has no quotation
     /// mark, `#` or line's end.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// let vm = fleetbox::Vm::test().env("APP_MODE", "test").start().await?;
-    /// assert_eq!(vm.ssh("echo $APP_MODE").await?.stdout_text(), "test\n");
-    /// # Ok(()) }
-    /// ```
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.extras
             .config
@@ -79,12 +60,6 @@ impl VmBuilder {
 
     /// A public key, in OpenSSH's one-line form, that may log in besides fleetbox's own,
     /// repeatable.
-    ///
-    /// ```no_run
-    /// let key = std::fs::read_to_string("id_ed25519.pub")?;
-    /// let vm = fleetbox::Vm::test().ssh_key(key);
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
     pub fn ssh_key(mut self, key: impl Into<String>) -> Self {
         let key: String = key.into();
         let key = key.trim().to_owned();
@@ -127,13 +102,6 @@ impl VmBuilder {
 
     /// As [`VmBuilder::wait_for`], with a deadline of its own, which counts from the machine's
     /// start.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use fleetbox::{Ready, Vm};
-    ///
-    /// let vm = Vm::test().wait_for_within(Ready::Console("login:".into()), Duration::from_secs(60));
-    /// ```
     pub fn wait_for_within(mut self, ready: Ready, deadline: Duration) -> Self {
         self.extras.awaited.push(Awaited {
             what: ready,

@@ -40,7 +40,7 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As there.
+    /// See [`crate::Vm::copy_to`].
     pub async fn copy_to_with(
         &self,
         host: impl AsRef<Path>,
@@ -77,17 +77,8 @@ impl Vm {
 
     /// As [`Vm::copy_from`], with options.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// let options = FileOptions::new().as_root().limit(1 << 30);
-    /// vm.copy_from_with("/root/core", ".", &options).await?;
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
-    /// As there.
+    /// See [`crate::Vm::copy_from`].
     pub async fn copy_from_with(
         &self,
         guest: &str,
@@ -114,15 +105,6 @@ impl Vm {
     }
 
     /// As [`Vm::write`], with options: as root, or with a mode.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    /// let options = FileOptions::new().as_root().mode(0o755);
-    /// vm.write_with("/usr/local/bin/hook", "#!/bin/sh\necho hooked\n", &options).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
     ///
     /// # Errors
     /// As [`Vm::copy_to`].
@@ -155,14 +137,6 @@ impl Vm {
     }
 
     /// As [`Vm::read`], with options: as root, or with another limit.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::files::FileOptions;
-    ///
-    /// let shadow = vm.read_with("/etc/shadow", &FileOptions::new().as_root()).await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// As [`Vm::read`].

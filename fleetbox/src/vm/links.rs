@@ -44,14 +44,6 @@ impl Cluster {
 
     /// Ends all partitions. Latency, loss and bandwidth stay.
     ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.partition(&["node-1"], &["node-2"]).await?;
-    /// cluster.heal().await?;
-    /// assert!(cluster.vm("node-1")?.ssh("ping -c 1 node-2").await?.success());
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Cluster::partition`].
     pub async fn heal(&self) -> Result<()> {
@@ -82,13 +74,6 @@ impl Cluster {
     /// Sets the part of the frames between two ends that is lost, from 0 to 1. What else is set
     /// for the link stays. Which frames are lost is decided by the seed ([`Cluster::seed_links`]).
     ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.seed_links(7).await?;
-    /// cluster.loss("node-1", "node-2", 0.05).await?; // one frame of twenty
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Cluster::partition`], and for a part that is none.
     pub async fn loss(
@@ -102,13 +87,6 @@ impl Cluster {
 
     /// Sets the bits per second that pass between two ends in each direction; `None` for no
     /// limit. What else is set for the link stays.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.bandwidth("node-1", fleetbox::LinkEnd::Gateway, Some(1_000_000)).await?;
-    /// cluster.bandwidth("node-1", fleetbox::LinkEnd::Gateway, None).await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// As [`Cluster::partition`], and for a bandwidth of 0.
@@ -147,16 +125,6 @@ impl Cluster {
     /// Sets conditions for all that one end sends or receives, from and to wherever: its
     /// bandwidth is shared by all its links.
     ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// # use std::time::Duration;
-    /// use fleetbox::LinkConditions;
-    ///
-    /// let far = LinkConditions { latency: Duration::from_millis(150), ..LinkConditions::default() };
-    /// cluster.set_links_of("node-3", far).await?;
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Cluster::set_link`].
     pub async fn set_links_of(
@@ -172,12 +140,6 @@ impl Cluster {
     }
 
     /// Ends all partitions and all conditions of links.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// cluster.clear_links().await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// As [`Cluster::partition`].

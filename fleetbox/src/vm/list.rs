@@ -15,16 +15,6 @@ use crate::vm::Vm;
 use crate::vm::fleet::Fleet;
 
 /// What a VM is doing.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// for vm in fleetbox::Fleet::new().list().await? {
-///     if vm.state == fleetbox::VmState::Failed {
-///         println!("{}: {}", vm.name, vm.failure.unwrap_or_default());
-///     }
-/// }
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
@@ -48,15 +38,6 @@ impl std::fmt::Display for VmState {
 }
 
 /// A VM in a listing.
-///
-/// ```no_run
-/// # async fn example() -> fleetbox::Result<()> {
-/// let mine = fleetbox::Fleet::new().list().await?.into_iter().find(|vm| vm.name == "web");
-/// if let Some(vm) = mine {
-///     println!("{} of {}: {} CPUs, {}, {}", vm.name, vm.cluster, vm.cpus, vm.memory, vm.ip);
-/// }
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, Serialize)]
 pub struct VmInfo {
     /// Its name.

@@ -10,7 +10,7 @@ use crate::store::{StoreError, VmDir};
 use crate::util::text::{last_lines, printable};
 use crate::vm::fleet::Fleet;
 
-/// Most bytes that are read at once; a log has no more (`docs/processes.md`).
+/// Maximum bytes that are read at once; a log has no more (`docs/processes.md`).
 const MOST: u64 = 8 << 20;
 
 /// An escape sequence that is longer than this is none that anybody waits for.
@@ -18,8 +18,8 @@ const ESCAPE: usize = 256;
 
 /// The console log of a VM, running or not.
 ///
-/// Text is without escape sequences and control characters, so that a guest does not drive the
-/// terminal of whoever reads it.
+/// Escape sequences and control characters are removed, so that a guest cannot drive the reader's
+/// terminal.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -76,15 +76,6 @@ impl ConsoleLog {
 
     /// True while the VM runs.
     ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::Fleet;
-    ///
-    /// let log = Fleet::new().console_log("web").await?;
-    /// println!("{}", if log.is_running()? { "more may come" } else { "this is all" });
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// The file system.
     pub fn is_running(&self) -> Result<bool> {
@@ -93,15 +84,6 @@ impl ConsoleLog {
 
     /// What is in the log, or its last `lines`. What comes after that is read by
     /// [`ConsoleLog::next`].
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::Fleet;
-    ///
-    /// let mut log = Fleet::new().console_log("web").await?;
-    /// assert!(!log.existing(None)?.contains("Kernel panic"));
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// The file system.

@@ -93,8 +93,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// The running VM of that name, or `CLUSTER/NAME`, whoever started it. Dropping the handle changes
-    /// nothing.
+    /// The running VM of that name, or `CLUSTER/NAME`, started by any process. Dropping the handle
+    /// changes nothing.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -204,13 +204,6 @@ impl Vm {
     }
 
     /// What the VM is called among those of all clusters.
-    ///
-    /// ```no_run
-    /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
-    /// let member = cluster.vm("node-1")?;
-    /// assert_eq!(member.reference().as_str(), format!("{}/node-1", cluster.name()));
-    /// # Ok(()) }
-    /// ```
     pub fn reference(&self) -> Reference {
         self.dir.reference()
     }
@@ -236,8 +229,8 @@ impl Vm {
         self
     }
 
-    /// Who is told that it waits for memory when it is started again, and of the phases of that and of
-    /// stopping it: that of its builder, and nobody for a VM found by [`Vm::open`], where nothing is given here.
+    /// Reports the wait for memory, and the phases of stopping and starting the VM again. The builder's
+    /// setting applies until then; for a VM found by [`Vm::open`] nothing is reported.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -268,23 +261,11 @@ impl Vm {
     }
 
     /// The VM's name, which is also the guest's hostname.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// println!("{} of {} at {}, made from {}", vm.name(), vm.cluster(), vm.ip(), vm.image());
-    /// # Ok(()) }
-    /// ```
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
 
     /// The cluster that the VM is a member of; a VM that was made alone has one of its own.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// println!("{} of {}", vm.name(), vm.cluster());
-    /// # Ok(()) }
-    /// ```
     pub fn cluster(&self) -> &str {
         self.dir.cluster().as_str()
     }
@@ -306,12 +287,6 @@ impl Vm {
     }
 
     /// The image that the VM was made from, as it was named then.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// println!("{} was made from {}", vm.name(), vm.image());
-    /// # Ok(()) }
-    /// ```
     pub fn image(&self) -> &str {
         &self.record.image.reference
     }
@@ -353,13 +328,6 @@ impl Vm {
 
     /// Options given to [`VmBuilder::start`] that differ from what the VM, which existed, was
     /// created with. They were ignored.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// let vm = fleetbox::Vm::builder("web").cpus(4).start().await?;
-    /// assert!(vm.ignored_options().is_empty(), "it exists, with another number of CPUs");
-    /// # Ok(()) }
-    /// ```
     pub fn ignored_options(&self) -> &[&'static str] {
         &self.ignored
     }

@@ -17,13 +17,6 @@ use crate::vm::events::Events;
 const OUTPUT_LIMIT: usize = 256 << 20;
 
 /// An address of this host whose connections go to a guest; see [`Vm::published`].
-///
-/// ```
-/// use fleetbox::Published;
-///
-/// let published = Published { address: ([127, 0, 0, 1], 8080).into(), port: 80 };
-/// assert_eq!(published.to_string(), "127.0.0.1:8080 -> guest port 80");
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Published {
     /// On loopback.
@@ -181,13 +174,6 @@ impl Vm {
 
     /// As [`Vm::forward`], by a port of the caller's choice on loopback; 0 is any that is free.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let address = vm.publish(8080, 80).await?;
-    /// assert_eq!(address.to_string(), "127.0.0.1:8080");
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Vm::forward`], and if the port is taken or one that this user may not have.
     pub async fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
@@ -197,14 +183,6 @@ impl Vm {
 
     /// What [`Vm::publish`] and [`Vm::forward`] have opened for the VM since it was started, whoever
     /// asked, by address; the first 1024.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// for published in vm.published().await? {
-    ///     println!("{} leads to port {}", published.address, published.port);
-    /// }
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM does not run.
@@ -238,15 +216,6 @@ impl Vm {
     /// What has happened to the VM since it was started (the last 256 events), then each event as
     /// it happens, to the VM's end.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let mut events = vm.events().await?;
-    /// while let Some(event) = events.next().await? {
-    ///     println!("{} ms: {:?}", event.at, event.event);
-    /// }
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Vm::console`].
     pub async fn events(&self) -> Result<Events> {
@@ -255,14 +224,6 @@ impl Vm {
     }
 
     /// The last of the console's output, at most 32 KiB, without escape sequences.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// if let Some(line) = vm.console_tail().await?.lines().last() {
-    ///     println!("the console says: {line}");
-    /// }
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM's worker does not run.

@@ -16,12 +16,6 @@ use crate::vm::fleet::Fleet;
 impl Vm {
     /// Kills the VM and removes it with its disk.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// vm.destroy().await?;
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// The file system, or a process that does not end.
     pub async fn destroy(self) -> Result<()> {

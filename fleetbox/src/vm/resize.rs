@@ -9,13 +9,6 @@ use crate::util::task::blocking;
 use crate::vm::fleet::Fleet;
 
 /// What [`Fleet::resize`] changes; `None` stays as it is.
-///
-/// ```
-/// use fleetbox::Resize;
-///
-/// let more_cpus = Resize { cpus: Some(4), ..Resize::default() };
-/// assert_eq!(more_cpus.memory, None);
-/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resize {
     /// Number of vCPUs.

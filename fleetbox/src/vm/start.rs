@@ -227,15 +227,6 @@ impl Vm {
     /// Stops the VM, if it runs, and starts it again. It is not stopped if this host could never
     /// have what it needs.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// let before = vm.ssh("cat /proc/sys/kernel/random/boot_id").await?;
-    /// vm.restart().await?;
-    /// let after = vm.ssh("cat /proc/sys/kernel/random/boot_id").await?;
-    /// assert_ne!(before.stdout, after.stdout);
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// As [`Vm::stop`] and [`Vm::start`].
     pub async fn restart(&self) -> Result<()> {

@@ -13,10 +13,6 @@ use crate::vm::attach;
 use crate::vm::fleet::Fleet;
 
 /// How long [`Vm::stop`] gives a guest to power off.
-///
-/// ```
-/// assert_eq!(fleetbox::STOP_DEADLINE.as_secs(), 60);
-/// ```
 pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long a machine whose worker is gone may take to end.
@@ -62,13 +58,6 @@ impl Vm {
     }
 
     /// As [`Vm::stop`], with a deadline of the caller's choice; zero kills at once.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// # use std::time::Duration;
-    /// vm.stop_within(Duration::from_secs(10)).await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// As [`Vm::stop`].
@@ -142,18 +131,6 @@ impl Vm {
 }
 
 /// How a VM was stopped.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// # use std::time::Duration;
-/// use fleetbox::Stopped;
-///
-/// match vm.stop_within(Duration::from_secs(5)).await? {
-///     Stopped::PoweredOff => println!("in good order"),
-///     Stopped::Forced => println!("it did not listen"),
-/// }
-/// # Ok(()) }
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
     /// The guest powered itself off.

@@ -1,21 +1,35 @@
 //! The public API with a fake machine in place of the VMM.
 
+use std::future::poll_fn;
 use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::blocking;
 use crate::error::Error;
 use crate::host::budget::Budget;
 use crate::model::size::Size;
-use crate::process::Backend;
-use crate::process::ProcessError;
+use crate::process::{Backend, ProcessError, Role};
+use crate::progress::{Progress, ProgressEvent};
 use crate::store::{Lock, StoreError, VmRecord};
-use crate::testing::test_support::{Home, eventually, refuses};
+use crate::testing::test_support::{Home, eventually, processes, refuses};
 use crate::vm::Vm;
 use crate::vm::cluster::Cluster;
 use crate::vm::fleet::Fleet;
 use crate::vm::list::VmState;
 use crate::vm::stop::Stopped;
+
+/// Tells that a start waits for memory.
+struct Waits(tokio::sync::mpsc::UnboundedSender<()>);
+
+impl Progress for Waits {
+    fn event(&self, event: ProgressEvent<'_>) {
+        if matches!(event, ProgressEvent::WaitingForMemory { .. }) {
+            let _ = self.0.send(());
+        }
+    }
+}
 
 impl Home {
     async fn states(&self) -> Vec<(String, VmState)> {
@@ -72,7 +86,7 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
         .unwrap();
     assert_eq!(second.ignored_options(), ["cpus", "memory"]);
     drop(first);
-    std::thread::sleep(Duration::from_millis(200));
+    home.assert_served("web").await;
     assert_eq!(home.states().await, [("web".to_owned(), VmState::Running)]);
 
     assert_eq!(second.stop().await.unwrap(), Stopped::PoweredOff);
@@ -95,11 +109,15 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
 #[tokio::test]
 async fn a_vm_that_is_let_go_and_started_at_once_runs() {
     let home = Home::new();
+    let name = format!("t{}", uuid::Uuid::new_v4().simple());
+    let mut before = Vec::new();
     for round in 0..15 {
-        let vm = home.vm(Vm::builder("web")).start().await.unwrap();
+        let vm = home.vm(Vm::builder(&name)).start().await.unwrap();
         // The worker of the one before may be ending, and must not take this one along.
         assert!(!vm.was_running(), "round {round}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let workers = processes(Role::Worker, &name);
+        assert!(workers.len() == 1 && workers != before, "round {round}");
+        before = workers;
         vm.console_tail().await.unwrap();
     }
 }
@@ -400,9 +418,15 @@ async fn a_new_vm_never_is_one_that_exists() {
     };
     ours.destroy().await.unwrap();
     let first = builder("first").start().await.unwrap();
-    let waiting = tokio::spawn(builder("web").create_new().start());
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!waiting.is_finished());
+    let (told, mut waits) = tokio::sync::mpsc::unbounded_channel();
+    let waiting = builder("web")
+        .create_new()
+        .progress(Arc::new(Waits(told)) as Arc<dyn Progress>);
+    let mut waiting = tokio::spawn(waiting.start());
+    tokio::select! {
+        told = waits.recv() => told.unwrap(),
+        _ = &mut waiting => panic!("it has not waited"),
+    }
     let theirs = home.vm(Vm::builder("web")).create().await;
     theirs.unwrap();
     first.destroy().await.unwrap();
@@ -427,11 +451,18 @@ async fn a_vm_that_runs_without_an_answer_of_its_worker_is_not_said_to_be_stoppe
         "{stopped:?}"
     );
     // Its worker was killed, and it ends, too.
-    let ending = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(100));
-        drop(running);
+    let mut running = Some(running);
+    let mut stopping = pin!(fleet.stop("web", Duration::ZERO));
+    let mut looks = 0;
+    let stopped = poll_fn(|context| {
+        looks += 1;
+        // Most are for the lock by then.
+        if looks == 20 {
+            running = None;
+        }
+        stopping.as_mut().poll(context)
     });
-    let stopped = fleet.stop("web", Duration::ZERO).await;
+    let stopped = stopped.await;
     assert!(matches!(stopped, Ok(None)), "{stopped:?}");
-    ending.join().unwrap();
+    assert!(running.is_none(), "it was not awaited");
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{SeedError, user_data};
 use crate::model::keys::PublicKey;
 
-/// Most bytes of an environment variable's name and value; `pam_env` reads lines of 1024.
+/// Maximum bytes of an environment variable's name and value; `pam_env` reads lines of 1024.
 const VARIABLE_LIMIT: usize = 1000;
 
 /// Configuration of a guest by its user. It takes effect at the first boot.
@@ -46,13 +46,6 @@ pub struct GuestConfig {
 
 impl GuestConfig {
     /// True if there is nothing in it.
-    ///
-    /// ```
-    /// use fleetbox::seed::GuestConfig;
-    ///
-    /// let config = GuestConfig { packages: vec!["jq".to_owned()], ..GuestConfig::default() };
-    /// assert!(!config.is_empty());
-    /// ```
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -77,13 +70,6 @@ impl GuestConfig {
     }
 
     /// Checks all but the user data, which is checked when it is added.
-    ///
-    /// ```
-    /// use fleetbox::seed::GuestConfig;
-    ///
-    /// let config = GuestConfig { packages: vec!["jq --help".to_owned()], ..GuestConfig::default() };
-    /// assert!(config.check().is_err()); // that is no package
-    /// ```
     ///
     /// # Errors
     /// [`SeedError::Value`] names what is wrong.

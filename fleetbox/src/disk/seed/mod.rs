@@ -24,21 +24,9 @@ const MIB: usize = 1 << 20;
 /// Larger seeds are refused; a mebibyte is the usual size.
 const LARGEST: usize = 16 * MIB;
 /// User the guest is given unless another is asked for.
-///
-/// ```no_run
-/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-/// assert_eq!(vm.ssh("whoami").await?.stdout_text().trim(), fleetbox::seed::DEFAULT_USER);
-/// # Ok(()) }
-/// ```
 pub const DEFAULT_USER: &str = "fleetbox";
 
 /// Why a seed could not be written.
-///
-/// ```
-/// use fleetbox::seed::{SeedError, check_user};
-///
-/// assert!(matches!(check_user("Root!"), Err(SeedError::User { .. })));
-/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SeedError {
@@ -203,26 +191,6 @@ impl Seed {
 
     /// Builds the volume in memory.
     ///
-    /// ```
-    /// use fleetbox::seed::{DEFAULT_USER, GuestConfig, Seed};
-    /// use fleetbox::ssh::Keypair;
-    /// use fleetbox::store::MacAddr;
-    ///
-    /// let seed = Seed {
-    ///     instance_id: "first-boot".to_owned(),
-    ///     hostname: "web".parse()?,
-    ///     user: DEFAULT_USER.to_owned(),
-    ///     authorized_keys: Vec::new(),
-    ///     host_key: Keypair::generate("host")?,
-    ///     mac: MacAddr::random(),
-    ///     mounts: Vec::new(),
-    ///     config: GuestConfig::default(),
-    /// };
-    /// let volume = seed.build()?;
-    /// assert!(volume.windows(6).any(|bytes| bytes == b"CIDATA"));
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// [`SeedError`], for a bad user name, a content that is too large, or a key that cannot be
     /// written.
@@ -241,14 +209,6 @@ impl Seed {
 
     /// Writes the volume to `path`, atomically and with mode 0600.
     ///
-    /// ```no_run
-    /// # use fleetbox::seed::Seed;
-    /// # fn example(seed: &Seed) -> Result<(), fleetbox::seed::SeedError> {
-    /// seed.write("seed.img".as_ref())?; // the second disk of any VM with cloud-init
-    /// # Ok(()) }
-    /// # Ok::<(), fleetbox::Error>(())
-    /// ```
-    ///
     /// # Errors
     /// As [`Seed::build`], and [`SeedError::Io`].
     pub fn write(&self, path: &Path) -> Result<(), SeedError> {
@@ -260,13 +220,6 @@ impl Seed {
 }
 
 /// Checks a guest's user name before anything is created.
-///
-/// ```
-/// use fleetbox::seed::check_user;
-///
-/// assert!(check_user("admin").is_ok());
-/// assert!(check_user("0day").is_err());
-/// ```
 ///
 /// # Errors
 /// [`SeedError::User`].

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::SeedError;
 
-/// Most bytes of one document.
+/// Maximum bytes of one document.
 const LIMIT: usize = 1 << 20;
 
 /// Keys that say who the guest is and how it is reached, which is known on the host.

@@ -25,7 +25,7 @@ pub(super) struct Lies {
     pub(super) listing: Option<Vec<(String, u32)>>,
     /// Size that files are said to have.
     pub(super) size: Option<u64>,
-    /// Most bytes of an answer to a read.
+    /// Maximum bytes of an answer to a read.
     pub(super) short: Option<usize>,
     /// More bytes than were asked for.
     pub(super) excess: bool,

@@ -20,10 +20,10 @@ const CHUNK: usize = 128 << 10;
 /// Chunks between the threads.
 pub(super) const QUEUE: usize = 8;
 
-/// Most bytes of a guest's tree, and most entries.
+/// Maximum bytes of a guest's tree, and most entries.
 const FETCH_LIMIT: u64 = 16 << 30;
 const FETCH_ENTRIES: usize = 2_000_000;
-/// Most bytes of what an archive tells of the entry that follows: a long path, or attributes.
+/// Maximum bytes of what an archive tells of the entry that follows: a long path, or attributes.
 const EXTENSION_LIMIT: u64 = 64 << 10;
 
 /// The writing end of a pipe from a thread that blocks.

@@ -28,15 +28,6 @@ pub struct Tree {
 impl Tree {
     /// The work tree that `path` is in.
     ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::workspace::Tree;
-    ///
-    /// let tree = Tree::open("src").await?; // from anywhere in it
-    /// assert!(tree.root().join(".git").exists());
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// [`WorkspaceError`] if it is in none, or there is no git.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, WorkspaceError> {
@@ -60,14 +51,6 @@ impl Tree {
     }
 
     /// Its top directory.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::workspace::Tree;
-    ///
-    /// println!("{}", Tree::open(".").await?.root().display());
-    /// # Ok(()) }
-    /// ```
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -94,18 +77,6 @@ impl Tree {
     /// the commit and the branch's name, and that all files have names that can be shipped and may be
     /// read. Done before a VM is started for it, nothing that is wrong with the tree is found out
     /// after the boot.
-    ///
-    /// ```no_run
-    /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::Vm;
-    /// use fleetbox::workspace::{ShipOptions, Tree, Workspace};
-    ///
-    /// let (tree, options) = (Tree::open(".").await?, ShipOptions::default());
-    /// tree.check(&options).await?;
-    /// let vm = Vm::test().start().await?;
-    /// Workspace::ship(&vm, &tree, &options).await?;
-    /// # Ok(()) }
-    /// ```
     ///
     /// # Errors
     /// [`WorkspaceError`] names what is wrong.

@@ -28,7 +28,7 @@ pub use self::ship::Selection;
 
 /// Name of the note in a VM's directory.
 const NOTE: &str = "workspace.json";
-/// Most bytes of that note, which lists the files.
+/// Maximum bytes of that note, which lists the files.
 const NOTE_LIMIT: u64 = 256 << 20;
 
 /// Files that say that a tree's tools come from mise (<https://mise.jdx.dev>).
@@ -106,16 +106,6 @@ impl Workspace {
     /// Ships a work tree to a guest, into a directory of the tree's name in the user's home. What
     /// is there already is overwritten; what an earlier shipment had and this has not is deleted.
     ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::workspace::{ShipOptions, Tree, Workspace};
-    ///
-    /// let options = ShipOptions { from: Some("v1.0".to_owned()), ..ShipOptions::default() };
-    /// let workspace = Workspace::ship(&vm, &Tree::open(".").await?, &options).await?;
-    /// println!("{} is in ~/{}", workspace.host.display(), workspace.directory);
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// [`WorkspaceError`], or a guest that cannot be reached or written to.
     pub async fn ship(vm: &Vm, tree: &Tree, options: &ShipOptions) -> Result<Self, WorkspaceError> {
@@ -176,14 +166,6 @@ impl Workspace {
 
     /// How the host's tree has moved on since it was shipped; `None` if it has not.
     ///
-    /// ```no_run
-    /// # async fn example(workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
-    /// if let Some(how) = workspace.moved_on().await? {
-    ///     eprintln!("the guest has an older tree: {how}");
-    /// }
-    /// # Ok(()) }
-    /// ```
-    ///
     /// # Errors
     /// [`WorkspaceError`] if the tree cannot be looked at.
     pub async fn moved_on(&self) -> Result<Option<String>, WorkspaceError> {
@@ -232,39 +214,17 @@ impl Workspace {
     }
 
     /// True if the host's files had changes that are in no commit when they were shipped.
-    ///
-    /// ```no_run
-    /// # async fn example(workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
-    /// if workspace.is_dirty() {
-    ///     eprintln!("the patch will have changes of the host's that are in no commit");
-    /// }
-    /// # Ok(()) }
-    /// ```
     pub fn is_dirty(&self) -> bool {
         self.dirty
     }
 
     /// A command line for the guest's shell that runs a program in the workspace, through mise
     /// where the tree says so and the guest has it; without words, a shell of the user's.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm, workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
-    /// let test = workspace.command(&["make".to_owned(), "test".to_owned()]);
-    /// assert!(vm.ssh(&test).await?.success());
-    /// # Ok(()) }
-    /// ```
     pub fn command(&self, words: &[String]) -> String {
         self.command_in(".", words)
     }
 
     /// As [`Workspace::command`], in a directory of the workspace.
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm, workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
-    /// let test = workspace.command_in("crates/core", &["cargo".into(), "test".into()]);
-    /// assert!(vm.ssh(&test).await?.success());
-    /// # Ok(()) }
-    /// ```
     pub fn command_in(&self, directory: &str, words: &[String]) -> String {
         let mut enter = self.enter();
         // What is below the workspace is found from there, whatever its name begins with.

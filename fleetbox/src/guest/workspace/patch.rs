@@ -18,7 +18,7 @@ use crate::vm::Vm;
 /// The tree without files, which git knows in every repository.
 const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 
-/// Most ignored directories that the guest is told to leave out.
+/// Maximum number of ignored directories that the guest is told to leave out.
 const MOST_EXCLUDED: usize = 500;
 
 pub(super) async fn diff(workspace: &Workspace, vm: &Vm) -> Result<Vec<u8>, WorkspaceError> {

@@ -19,16 +19,10 @@ use crate::util::task::blocking;
 use crate::util::text::quote;
 use crate::vm::Vm;
 
-/// Most bytes of what a guest complains about.
+/// Maximum bytes of what a guest complains about.
 const COMPLAINT: usize = 1 << 20;
 
 /// Which files of a work tree are shipped.
-///
-/// ```
-/// use fleetbox::workspace::{Selection, ShipOptions};
-///
-/// assert_eq!(ShipOptions::default().selection, Selection::Tracked);
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selection {

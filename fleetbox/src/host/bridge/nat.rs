@@ -13,7 +13,6 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use fleetbox_net::Subnet;
@@ -285,10 +284,8 @@ fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    // SAFETY: the descriptor is the socket's, which outlives the borrow.
-    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
     let patience = TimeVal::new(PATIENCE.as_secs() as libc::time_t, 0);
-    setsockopt(&fd, sockopt::ReceiveTimeout, &patience)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
     Ok(socket)
 }
 

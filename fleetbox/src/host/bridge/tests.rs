@@ -26,8 +26,7 @@ use crate::error::Error;
 use crate::model::names::Name;
 use crate::model::network::Network;
 use crate::store::Store;
-use crate::testing::REQUIRE_VARIABLE;
-use crate::testing::test_support::{Home, eventually};
+use crate::testing::test_support::{Home, eventually, skip};
 use crate::vm::Vm;
 use crate::vm::cluster::Cluster;
 use crate::vm::fleet::Fleet;
@@ -75,20 +74,15 @@ fn in_namespace(test: &str, body: impl FnOnce()) {
     };
     // SAFETY: the closure makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(enter) };
-    let skip = |why: String| {
-        assert!(
-            std::env::var_os(REQUIRE_VARIABLE).is_none(),
-            "{REQUIRE_VARIABLE} is set, and {test} cannot run: {why}"
-        );
-        println!("{test} is skipped: {why}");
-    };
     match command.output() {
-        Err(error) => skip(format!("no network namespace can be made here: {error}")),
+        Err(error) => skip(format_args!(
+            "no network namespace can be made here: {error}"
+        )),
         Ok(output) => {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let (out, err) = (text(&output.stdout), text(&output.stderr));
             if let Some((_, why)) = out.split_once(LACKING) {
-                return skip(why.lines().next().unwrap_or_default().to_owned());
+                return skip(why.lines().next().unwrap_or_default());
             }
             assert!(output.status.success(), "{out}\n{err}");
             assert!(out.contains("1 passed"), "{test} is not its name: {out}");

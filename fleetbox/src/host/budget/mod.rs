@@ -1,9 +1,8 @@
 //! The memory that all VMs of a host may have together, and the queue for it.
 //!
 //! A start that finds too little left waits until other VMs have ended, rather than driving the
-//! host into swap or its OOM killer. This holds between all processes of the host, whoever's they
-//! are and whatever state directory they use: tests of one binary, test binaries, `fleetbox up`,
-//! `sudo fleetbox up`.
+//! host into swap or its OOM killer. All processes of the host share the budget, of all users and
+//! all state directories: tests of one binary, test binaries, `fleetbox up`, `sudo fleetbox up`.
 //!
 //! - **How much**: three quarters of the host's memory (of what the process's control group may
 //!   have, if that is less), or what `FLEETBOX_MEMORY_BUDGET` says: a size such as `8GiB`, a share
@@ -13,13 +12,13 @@
 //!   had is free at once.
 //! - **Where**: the files are in `/tmp/fleetbox-memory`, or in the directory that
 //!   `FLEETBOX_BUDGET_DIR` names. Processes with another directory have another queue: containers
-//!   that do not share `/tmp`, and whoever wants one of their own.
-//! - **Order**: first come, first served. Nobody overtakes a start that waits, however small it
-//!   is, so every start has its turn once those before it have ended.
+//!   that do not share `/tmp`, and anyone who wants a queue of their own.
+//! - **Order**: first come, first served. A small start does not overtake a large one that waits
+//!   before it, so every start has its turn once those before it have ended.
 //! - **All at once**: the members of a cluster are granted together or wait together.
 //! - A start that is larger than the whole budget is an error at once.
-//! - Who holds a VM and waits for a second one may wait for somebody who does the same: start what
-//!   belongs together as one cluster. A start gives up when nothing has moved for half an hour.
+//! - A process that holds a VM and waits for a second one may wait for another that does the same:
+//!   start what belongs together as one cluster. A start gives up when nothing has moved for half an hour.
 
 mod claim;
 mod host;
@@ -44,20 +43,10 @@ use crate::store::{Store, StoreError};
 use crate::util::task::{ShuttingDown, blocking};
 
 /// Environment variable with the budget: a size, a share of the host in percent, or `unlimited`.
-///
-/// ```no_run
-/// use fleetbox::budget::BUDGET_VARIABLE;
-///
-/// let tests = std::process::Command::new("cargo").arg("test").env(BUDGET_VARIABLE, "50%").status();
-/// ```
 pub const BUDGET_VARIABLE: &str = "FLEETBOX_MEMORY_BUDGET";
 
 /// The share of the host's memory that is the budget where none is given, in percent. The rest is
 /// for the host itself and for what it keeps in its page cache of the VMs' disks.
-///
-/// ```
-/// assert!(fleetbox::budget::DEFAULT_PERCENT < 100);
-/// ```
 pub const DEFAULT_PERCENT: u64 = 75;
 
 /// How often a start that waits looks again.
@@ -84,24 +73,12 @@ pub struct Budget {
 
 impl Budget {
     /// No limit: no start waits.
-    ///
-    /// ```
-    /// use fleetbox::{Vm, budget::Budget};
-    ///
-    /// let vm = Vm::test().memory_budget(Budget::UNLIMITED); // it waits for nobody
-    /// ```
     pub const UNLIMITED: Self = Self {
         limit: None,
         stall: STALL,
     };
 
     /// A budget of so much memory.
-    ///
-    /// ```
-    /// use fleetbox::{Size, Vm, budget::Budget};
-    ///
-    /// let vm = Vm::test().memory_budget(Budget::of(Size::gib(8)));
-    /// ```
     pub const fn of(limit: Size) -> Self {
         Self {
             limit: Some(limit),
@@ -131,14 +108,6 @@ impl Budget {
     }
 
     /// The memory in bytes; `None` without a limit.
-    ///
-    /// ```
-    /// use fleetbox::{Size, budget::Budget};
-    ///
-    /// assert_eq!("2GiB".parse::<Budget>()?.limit(), Some(Size::gib(2)));
-    /// assert_eq!(Budget::UNLIMITED.limit(), None);
-    /// # Ok::<(), fleetbox::budget::BudgetError>(())
-    /// ```
     pub fn limit(&self) -> Option<Size> {
         self.limit
     }
@@ -225,13 +194,6 @@ impl std::str::FromStr for Budget {
 }
 
 /// Why there is no memory for a start.
-///
-/// ```
-/// use fleetbox::budget::{Budget, BudgetError};
-///
-/// let error = "half of it".parse::<Budget>().unwrap_err();
-/// assert!(matches!(error, BudgetError::Value { .. }), "{error}");
-/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BudgetError {
@@ -249,7 +211,7 @@ pub enum BudgetError {
         /// The whole budget.
         limit: Size,
     },
-    /// It has waited, and nobody has ended or started for a long time.
+    /// It has waited, and for a long time no VM has ended or started.
     #[error(
         "cannot start {who}: it has waited for {wanted} of memory, and in {waited:?} nothing has \
          moved; {scene}. End some of these, raise FLEETBOX_MEMORY_BUDGET, or start VMs that are \

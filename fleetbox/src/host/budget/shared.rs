@@ -25,13 +25,6 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, unlinkat};
 use super::BudgetError;
 
 /// Environment variable that names another directory for the queue.
-///
-/// ```no_run
-/// use fleetbox::budget::QUEUE_VARIABLE;
-///
-/// // In a container whose /tmp is its own: the directory is one that it shares with the host.
-/// let tests = std::process::Command::new("cargo").arg("test").env(QUEUE_VARIABLE, "/run/budget").status();
-/// ```
 pub const QUEUE_VARIABLE: &str = "FLEETBOX_BUDGET_DIR";
 
 /// The queue of the host. Not `$TMPDIR`, which may be another one for each user.
@@ -108,12 +101,6 @@ impl fmt::Display for Kind {
 }
 
 /// The directory of the queue, as [`queue_dir`](super::queue_dir) finds it.
-///
-/// ```no_run
-/// let queue = fleetbox::budget::queue_dir(std::path::Path::new("/var/lib/fleetbox"))?;
-/// println!("{} is of user {}", queue.path.display(), queue.owner);
-/// # Ok::<(), fleetbox::budget::BudgetError>(())
-/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueDir {
@@ -469,6 +456,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> BudgetError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::test_support::eventually;
 
     fn contents(guard: &Guard) -> Vec<(Kind, Vec<u8>)> {
         let seen = guard.look().unwrap().into_iter();
@@ -481,10 +469,10 @@ mod tests {
         let path = dir.path().join("a/queue");
         let guard = Guard::enter(&path).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
-        assert_eq!(mode(&path), DIR_MODE);
+        assert_eq!(mode(&path), 0o1777);
         let mut second = guard.create(2, Kind::Waiting, b"two").unwrap();
         let first = guard.create(1, Kind::Running, b"one").unwrap();
-        assert_eq!(mode(&path.join(first.name().to_string())), FILE_MODE);
+        assert_eq!(mode(&path.join(first.name().to_string())), 0o644);
         guard.change(&mut second, Kind::Granted).unwrap();
         let both = [
             (Kind::Running, b"one".to_vec()),
@@ -596,7 +584,13 @@ mod tests {
             let path = path.clone();
             std::thread::spawn(move || Guard::enter(&path).unwrap())
         };
-        std::thread::sleep(Duration::from_millis(20));
+        // It waits for the lock of the directory that it has opened, beside ours.
+        let opened = || {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == path))
+                .count()
+        };
+        eventually("the other one has opened the directory", || opened() == 2);
         std::fs::rename(&path, dir.path().join("gone")).unwrap();
         drop(old);
         let new = waiting.join().unwrap();

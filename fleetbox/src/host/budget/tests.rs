@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::queue::Queue;
+use super::queue::{Queue, Ticket, Verdict};
 use super::{Budget, BudgetError, Claim, Lease, Want, acquire, acquire_in};
 use crate::error::{Error, Result};
 use crate::model::names::Name;
@@ -16,7 +16,7 @@ use crate::process::Backend;
 use crate::progress::Silent;
 use crate::progress::{Progress, ProgressEvent};
 use crate::store::{Lock, Store};
-use crate::testing::test_support::{Home, refuses};
+use crate::testing::test_support::{Home, refuses, skip};
 use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
 use crate::vm::cluster::Cluster;
@@ -57,6 +57,17 @@ impl Fixture {
         let queue = Queue::at(self.queue(), &other.store).unwrap();
         let wants = wants(name, mib);
         tokio::spawn(async move { acquire_in(queue, BUDGET, wants, &Silent).await })
+    }
+
+    /// A ticket of a process with this state directory. It asks when the test does.
+    fn ticket(&self, name: &str, mib: u64) -> Ticket {
+        self.ticket_of(self, name, mib)
+    }
+
+    /// A ticket of a process with the state directory of `other`, in this one's queue.
+    fn ticket_of(&self, other: &Self, name: &str, mib: u64) -> Ticket {
+        let queue = Queue::at(self.queue(), &other.store).unwrap();
+        Ticket::draw(queue, wants(name, &[mib])).unwrap()
     }
 
     /// The directory of the queue.
@@ -110,6 +121,24 @@ impl Fixture {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         command
+    }
+}
+
+/// Asks, and is told to wait.
+#[track_caller]
+fn waits(ticket: Ticket) -> Ticket {
+    match ticket.ask(BUDGET.limit()).unwrap() {
+        Verdict::Wait(ticket, _) => ticket,
+        Verdict::Granted(_) => panic!("it has not waited"),
+    }
+}
+
+/// Asks, and has its turn.
+#[track_caller]
+fn granted(ticket: Ticket) -> Lease {
+    match ticket.ask(BUDGET.limit()).unwrap() {
+        Verdict::Granted(lease) => lease,
+        Verdict::Wait(_, scene) => panic!("it has to wait: {scene}"),
     }
 }
 
@@ -181,25 +210,21 @@ async fn what_never_fits_is_an_error_at_once() {
     assert!(!fixture.store.home().join("clusters/web").exists());
 }
 
-#[tokio::test]
-async fn first_come_first_served_and_nobody_overtakes() {
+#[test]
+fn first_come_first_served_and_nobody_overtakes() {
     let fixture = Fixture::new();
-    let first = fixture.ask("first", &[600]).await.unwrap().unwrap();
-    let large = fixture.ask("large", &[900]);
-    fixture.queued(1).await;
+    let first = granted(fixture.ticket("first", 600));
+    let large = waits(fixture.ticket("large", 900));
     // It would fit now, but not after the one that waits.
-    let small = fixture.ask("small", &[200]);
-    fixture.queued(2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!large.is_finished() && !small.is_finished());
+    let small = waits(fixture.ticket("small", 200));
+    assert_eq!(fixture.tickets(), (2, 1));
 
     drop(first);
-    let large = large.await.unwrap().unwrap();
-    fixture.queued(1).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!small.is_finished());
+    let small = waits(small);
+    let large = granted(large);
+    let small = waits(small);
     drop(large);
-    drop(small.await.unwrap().unwrap());
+    drop(granted(small));
     assert_eq!(fixture.tickets(), (0, 0));
 }
 
@@ -279,18 +304,11 @@ async fn a_killed_holder_and_a_killed_waiter_make_room() {
 async fn state_directories_share_one_budget() {
     let [one, two] = [Fixture::new(), Fixture::new()];
     // Of the same name: they are two all the same.
-    let first = one.ask("web", &[600]).await.unwrap().unwrap();
-    let second = one.ask_from(&two, "web", &[500]);
-    one.queued(1).await;
-    let third = one.ask("small", &[100]);
-    one.queued(2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!second.is_finished() && !third.is_finished());
+    let first = granted(one.ticket("web", 600));
+    let second = waits(one.ticket_of(&two, "web", 500));
+    let third = waits(one.ticket("small", 100));
     drop(first);
-    drop((
-        second.await.unwrap().unwrap(),
-        third.await.unwrap().unwrap(),
-    ));
+    drop((granted(second), granted(third)));
 
     // A VM that runs counts, too, until it ends; a kill is an end.
     let web = one.vm("web", 600).start().await.unwrap();
@@ -313,7 +331,7 @@ async fn state_directories_share_one_budget() {
 #[tokio::test]
 async fn another_user_shares_the_budget() {
     if !nix::unistd::geteuid().is_root() {
-        return; // Only root can be somebody else.
+        return skip("only root can be another user");
     }
     const NOBODY: u32 = 65534;
     let fixture = Fixture::new();
@@ -342,10 +360,10 @@ async fn another_user_shares_the_budget() {
     drop(mine.await.unwrap().unwrap());
 }
 
-#[tokio::test]
-async fn what_others_write_counts_and_breaks_nothing() {
+#[test]
+fn what_others_write_counts_and_breaks_nothing() {
     let fixture = Fixture::new();
-    drop(fixture.ask("first", &[600]).await.unwrap().unwrap());
+    drop(granted(fixture.ticket("first", 600)));
     let write = |name: &str, text: &str| {
         let path = fixture.queue().join(name);
         std::fs::write(&path, text).unwrap();
@@ -368,7 +386,7 @@ async fn what_others_write_counts_and_breaks_nothing() {
         ),
         write("x.granted", &text(&[vm("x", 5000 << 20)])),
     ];
-    drop(fixture.ask("first", &[1000]).await.unwrap().unwrap());
+    drop(granted(fixture.ticket("first", 1000)));
     drop(nonsense);
     // More than there can be.
     let most = [vm("a", u64::MAX), vm("b", u64::MAX)];
@@ -376,32 +394,37 @@ async fn what_others_write_counts_and_breaks_nothing() {
         "18446744073709551615-ffffffffffffffff.granted",
         &text(&most),
     );
-    let mine = fixture.ask("mine", &[1]);
-    fixture.queued(1).await;
-    let other = fixture.ask("other", &[1]);
-    fixture.queued(2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!mine.is_finished() && !other.is_finished());
+    let mine = waits(fixture.ticket("mine", 1));
+    let other = waits(fixture.ticket("other", 1));
     drop(greedy);
-    drop((mine.await.unwrap().unwrap(), other.await.unwrap().unwrap()));
+    // No number is higher, so chance has said who is first.
+    let mut waiting = vec![mine, other];
+    for _ in 0..2 {
+        let asked = waiting.into_iter().map(|ticket| ticket.ask(BUDGET.limit()));
+        waiting = asked
+            .filter_map(|verdict| match verdict.unwrap() {
+                Verdict::Wait(ticket, _) => Some(ticket),
+                Verdict::Granted(_) => None,
+            })
+            .collect();
+    }
+    assert!(waiting.is_empty());
 }
 
 #[tokio::test]
 async fn who_waits_keeps_its_place_when_somebody_cleans_up() {
     let fixture = Fixture::new();
     let first = fixture.vm("first", 600).start().await.unwrap();
-    let large = fixture.ask("large", &[900]);
-    fixture.queued(1).await;
-    let small = fixture.ask("small", &[200]);
-    fixture.queued(2).await;
+    let large = waits(fixture.ticket("large", 900));
+    let small = waits(fixture.ticket("small", 200));
     std::fs::rename(fixture.queue(), fixture.home.dir.path().join("gone")).unwrap();
-    fixture.queued(2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     // The first one runs, by its own lock.
-    assert!(!large.is_finished() && !small.is_finished());
+    let (large, small) = (waits(large), waits(small));
+    assert_eq!(fixture.tickets(), (2, 0));
     first.destroy().await.unwrap();
-    drop(large.await.unwrap().unwrap());
-    drop(small.await.unwrap().unwrap());
+    let small = waits(small);
+    drop(granted(large));
+    drop(granted(small));
 }
 
 #[test]
@@ -464,6 +487,19 @@ async fn without_a_limit_nobody_waits_but_all_count() {
 #[derive(Default)]
 struct Heard(Mutex<Vec<String>>);
 
+impl Heard {
+    /// Waits until somebody has been told that it waits for memory, which is after it was refused.
+    async fn waiting<T>(&self, who: &JoinHandle<T>) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.0.lock().unwrap().is_empty() {
+            assert!(!who.is_finished(), "it has not waited");
+            assert!(Instant::now() < deadline, "it does not say that it waits");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!who.is_finished(), "it waits no more");
+    }
+}
+
 impl Progress for Heard {
     fn event(&self, event: ProgressEvent<'_>) {
         let text = match event {
@@ -492,9 +528,8 @@ async fn a_vm_counts_until_it_ends_and_the_next_one_says_that_it_waits() {
         .vm("second", 500)
         .progress(Arc::clone(&heard) as Arc<dyn Progress>);
     let second = tokio::spawn(second.start());
-    fixture.queued(1).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!second.is_finished());
+    heard.waiting(&second).await;
+    assert_eq!(fixture.tickets(), (1, 0));
     assert!(!fixture.store.home().join("clusters/second").exists());
 
     first.stop().await.unwrap();
@@ -513,7 +548,11 @@ async fn a_vm_counts_until_it_ends_and_the_next_one_says_that_it_waits() {
 #[tokio::test]
 async fn a_vm_that_was_changed_is_started_with_its_new_sizes() {
     let fixture = Fixture::new();
-    let vm = fixture.vm("changed", 100).start().await.unwrap();
+    let heard = Arc::new(Heard::default());
+    let vm = fixture
+        .vm("changed", 100)
+        .progress(Arc::clone(&heard) as Arc<dyn Progress>);
+    let vm = vm.start().await.unwrap();
     vm.stop().await.unwrap();
     let change = Resize {
         cpus: Some(1),
@@ -529,9 +568,7 @@ async fn a_vm_that_was_changed_is_started_with_its_new_sizes() {
     // It needs as much memory as it will have.
     let first = fixture.vm("first", 600).start().await.unwrap();
     let started = tokio::spawn(async move { vm.start().await.map(|()| vm) });
-    fixture.queued(1).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!started.is_finished());
+    heard.waiting(&started).await;
     first.stop().await.unwrap();
     let vm = started.await.unwrap().unwrap();
     vm.destroy().await.unwrap();
@@ -558,10 +595,9 @@ async fn a_cluster_that_is_started_again_waits_as_one_and_says_so() {
     };
     // Member by member each would get one of its own, and wait for the other's.
     let first = start(&clusters[0].0);
-    fixture.queued(1).await;
+    clusters[0].1.waiting(&first).await;
     let second = start(&clusters[1].0);
-    fixture.queued(2).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    clusters[1].1.waiting(&second).await;
     assert_eq!(fixture.tickets(), (2, 0));
     let running = async || {
         let vms = Fleet::at(fixture.store.home()).list().await.unwrap();
@@ -638,8 +674,7 @@ async fn a_cluster_is_restarted_as_one() {
             tokio::spawn(async move { builder.restart(STOP_DEADLINE).await.map(drop) })
         };
         let other = other.await.unwrap().unwrap();
-        fixture.queued(1).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        heard.waiting(&restarted).await;
         assert_eq!(fixture.tickets(), (1, 0));
         assert_eq!(runs().await, ["other"]);
         // There is memory for one of the two: neither has it.

@@ -25,9 +25,9 @@ use crate::vm::fleet::Fleet;
 use crate::vm::{Vm, attach};
 
 impl VmBuilder {
-    /// Starts the VM, creating it if there is none of its name, and waits until it answers by
-    /// SSH, or for what [`VmBuilder::wait_for`] was given. A VM that runs already, in whatever process, is attached to; one that exists is
-    /// booted as it was created, and options that differ are ignored with a warning (see
+    /// Starts the VM, creating it if it does not exist, and waits until it answers by SSH, or for what
+    /// [`VmBuilder::wait_for`] was given. Attaches to a VM that runs already, in any process. A VM that
+    /// exists boots as it was created: options that differ are ignored with a warning (see
     /// [`Vm::ignored_options`]).
     ///
     /// ```no_run
