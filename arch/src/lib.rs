@@ -3,7 +3,7 @@
 //! Memory map, boot protocols, firmware tables and register state, as plain data and writes to
 //! guest memory. Nothing here calls a hypervisor, so everything can be tested without one.
 
+mod memory;
 pub mod x86_64;
 
-/// Guest physical memory as this crate fills it.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub use memory::GuestMemory;

@@ -19,7 +19,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 const OEM_ID: [u8; 6] = *b"FLTBOX";
 const OEM_TABLE_ID: [u8; 8] = *b"FLEETBOX";

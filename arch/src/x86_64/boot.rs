@@ -13,7 +13,7 @@ use super::bzimage::SetupHeader;
 use super::kernel::Entry;
 use super::layout::{self, MemoryRange};
 use super::regs;
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// An initrd in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

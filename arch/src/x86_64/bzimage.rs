@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::elf;
 use super::kernel::{Fills, KernelError, Placed, Source, check_range};
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::{Fills, KernelError, Placed, Source, check_range};
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// First bytes of an ELF file.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";

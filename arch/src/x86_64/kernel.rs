@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use super::boot::{self, Module};
 use super::bzimage::{self, SetupHeader};
 use super::{elf, layout};
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// The bytes of a kernel or an initrd.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::layout;
-use crate::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// GPA of the vector, F000:FFF0.
 pub const RESET_VECTOR: u64 = 0xF_FFF0;
