@@ -62,7 +62,7 @@ pub(crate) fn run() -> Result<String> {
     let spelling = spelling();
     super::report(&complaints)?;
     Ok(format!(
-        "{sum} of {} listed words; {}",
+        "{} words to avoid, found {sum} times; {}",
         rules.len(),
         spelling?
     ))

@@ -65,7 +65,7 @@ pub(super) fn draw(entries: &[Entry], columns: usize) -> String {
     let commands: Vec<_> = entries.iter().map(|entry| entry.line.as_str()).collect();
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
-         height=\"{height:.0}\" role=\"img\">\n<title>A terminal session: {}</title>\n<style>\n{}</style>\n\
+         height=\"{height:.0}\" role=\"img\" xml:space=\"preserve\">\n<title>A terminal session: {}</title>\n<style>\n{}</style>\n\
          <rect class=\"window\" x=\"0.5\" y=\"0.5\" width=\"{:.0}\" height=\"{:.0}\" rx=\"8\"/>\n{dots}{text}</svg>\n",
         escape(&commands.join("; ")),
         style(),
@@ -86,7 +86,8 @@ fn prompt(entry: &Entry, columns: usize) -> Vec<Span> {
         },
     };
     let mut spans = vec![span(0, "$", false, true), span(2, &entry.line, true, false)];
-    let time = format!("{:.1} s", entry.seconds);
+    let digits = if entry.seconds < 1.0 { 2 } else { 1 };
+    let time = format!("{:.digits$} s", entry.seconds);
     let start = columns.saturating_sub(time.len());
     if start > entry.line.chars().count() + 3 {
         spans.push(span(start, &time, false, true));

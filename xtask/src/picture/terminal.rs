@@ -163,14 +163,17 @@ impl Terminal {
     }
 }
 
-/// A row as spans, blanks between words of one look included and those at the ends left out.
+/// A row as spans: words of one look with one blank between them. A column of a table is a span of its own, since what
+/// draws it may not keep several blanks.
 fn spans(row: &[Cell]) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     let end = row.iter().rposition(|(char, _)| *char != ' ');
     let row = end.map_or(&[][..], |end| &row[..=end]);
     for (column, (char, style)) in row.iter().enumerate() {
         match spans.last_mut() {
-            Some(span) if span.style == *style => span.text.push(*char),
+            Some(span) if span.style == *style && !(span.text.ends_with("  ") && *char != ' ') => {
+                span.text.push(*char);
+            }
             _ => spans.push(Span {
                 column,
                 text: char.to_string(),
@@ -226,7 +229,7 @@ mod tests {
     #[test]
     fn looks_are_told_apart_and_unknown_sequences_are_ignored() {
         let rows = rows(
-            "\x1b]0;title\x07\x1b[?25l\x1b[1;32mok\x1b[0m no \x1b[38;5;3mx\x1b[39m",
+            "\x1b]0;title\x07\x1b[?25l\x1b[1;32mok\x1b[0m no such   a \x1b[38;5;3mx\x1b[39m",
             80,
         );
         let style = |bold, color| Style {
@@ -243,8 +246,9 @@ mod tests {
             rows,
             [[
                 span(0, "ok", style(true, Some(2))),
-                span(3, "no", style(false, None)),
-                span(6, "x", style(false, Some(3))),
+                span(3, "no such", style(false, None)),
+                span(13, "a", style(false, None)),
+                span(15, "x", style(false, Some(3))),
             ]]
         );
     }

@@ -16,24 +16,27 @@ const LIMIT: u64 = 2400;
 /// The test target that lets a script take the VMM's place.
 const COORDINATION: &str = "coordination";
 
+/// The packages whose tests run. The coordination test is built with the same ones: cargo then chooses the same features
+/// of dependencies, which need not be built again.
+const CHOSEN: [&str; 6] = [
+    "--workspace",
+    "--exclude",
+    GUESTS,
+    "--exclude",
+    E2E,
+    "--locked",
+];
+
 pub(super) fn run() -> Result<()> {
-    let chosen = [
-        "--workspace",
-        "--exclude",
-        GUESTS,
-        "--exclude",
-        E2E,
-        "--locked",
-    ];
     let tests = if deps::find("cargo-nextest").is_some() {
         cargo(&["nextest", "run", "--no-fail-fast"])
             .args(["--status-level", "slow", "--failure-output", "final"])
-            .args(chosen)
+            .args(CHOSEN)
     } else {
-        cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(chosen)
+        cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(CHOSEN)
     };
     // None of the above runs the examples of the documentation.
-    let examples = cargo(&["test", "--doc"]).args(chosen);
+    let examples = cargo(&["test", "--doc"]).args(CHOSEN);
     // Each runs even if another has failed.
     let results = [tests, coordination()?, examples].map(|part| part.limit(LIMIT).echoed());
     let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
@@ -57,16 +60,12 @@ pub(super) fn coordination() -> Result<Cmd> {
     let Some((package, target)) = found else {
         bail!("no package has the test `{COORDINATION}`")
     };
-    Ok(cargo(&[
-        "test",
-        "-p",
-        &package.name,
-        "--locked",
-        "--test",
-        COORDINATION,
-    ])
-    .args(["--features", &target.required_features.join(",")])
-    .env("RUSTC_WORKSPACE_WRAPPER", fake_compiler()?))
+    let features = target.required_features.iter();
+    let features = features.map(|feature| format!("--features={}/{feature}", package.name));
+    Ok(cargo(&["test", "--test", COORDINATION])
+        .args(CHOSEN)
+        .args(features)
+        .env("RUSTC_WORKSPACE_WRAPPER", fake_compiler()?))
 }
 
 /// A script that runs the compiler that it is given with the flag.
