@@ -18,7 +18,7 @@ pub(crate) struct Package {
     pub(crate) readme: Option<PathBuf>,
     pub(crate) repository: Option<String>,
     pub(crate) features: BTreeMap<String, Vec<String>>,
-    pub(crate) targets: Vec<Target>,
+    targets: Vec<Target>,
     dependencies: Vec<Dependency>,
     /// Registries that it may be published to; none at all where it is not to be published.
     publish: Option<Vec<String>>,
@@ -26,11 +26,8 @@ pub(crate) struct Package {
 
 /// A library, program, test or the like of a package.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Target {
-    pub(crate) name: String,
-    pub(crate) kind: Vec<String>,
-    #[serde(default, rename = "required-features")]
-    pub(crate) required_features: Vec<String>,
+struct Target {
+    kind: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -80,7 +80,7 @@ pub fn run(from: Option<&Path>, save: Option<&Path>, to: &Path) -> Result<()> {
 /// Has the session run on the best KVM there is; returns the recording as JSON.
 fn record() -> Result<Vec<u8>> {
     let image = Image::Debian12.build(Format::Raw)?;
-    let programs = executables(&["build", "--workspace", "--bin", "fleetbox"], "bin")?;
+    let programs = executables(&["build", "-p", "fleetbox-cli", "--bin", "fleetbox"], "bin")?;
     if programs.is_empty() {
         bail!("cargo built no program `fleetbox`");
     }

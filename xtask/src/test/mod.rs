@@ -68,14 +68,15 @@ impl Step {
     fn budget(self) -> Duration {
         Duration::from_secs(match self {
             Self::Fmt | Self::Layers => 10,
-            Self::Words | Self::Packages | Self::Package => 20,
+            Self::Words | Self::Packages => 20,
+            Self::Package => 30,
             Self::Doc => 50,
             Self::Api => 60,
             Self::Guests => 70,
             Self::Features => 80,
             Self::Clippy => 100,
             Self::Unit => 220,
-            Self::E2e => 840,
+            Self::E2e => 830,
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::{fs, io};
 
 use super::{E2E, GUESTS};
-use crate::cargo::{cargo, packages};
+use crate::cargo::cargo;
 use crate::error::{Context, Error, Result};
 use crate::run::Cmd;
 use crate::{bail, deps, target_dir};
@@ -52,19 +52,8 @@ pub(super) fn run() -> Result<()> {
 /// The flag is given by a wrapper of the compiler for this workspace's packages. RUSTFLAGS would have every dependency
 /// built a second time.
 pub(super) fn coordination() -> Result<Cmd> {
-    let packages = packages()?;
-    let found = packages.iter().find_map(|package| {
-        let target = package.targets.iter().find(|t| t.name == COORDINATION)?;
-        Some((package, target))
-    });
-    let Some((package, target)) = found else {
-        bail!("no package has the test `{COORDINATION}`")
-    };
-    let features = target.required_features.iter();
-    let features = features.map(|feature| format!("--features={}/{feature}", package.name));
     Ok(cargo(&["test", "--test", COORDINATION])
         .args(CHOSEN)
-        .args(features)
         .env("RUSTC_WORKSPACE_WRAPPER", fake_compiler()?))
 }
 
