@@ -6,12 +6,12 @@ use crate::error::Result;
 /// What each package has in it.
 const FILES: &[&str] = &["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md"];
 
-/// Files that a package may have in it besides: its sources, what cargo adds, and the manifest as it was written.
+/// Files that a package may have in it besides: its sources and tests, what cargo adds, and the manifest as it was written.
 fn belongs(file: &str) -> bool {
     let added = ["Cargo.lock", "Cargo.toml.orig", ".cargo_vcs_info.json"];
     FILES.contains(&file)
         || added.contains(&file)
-        || ["src/", "examples/"]
+        || ["src/", "examples/", "tests/"]
             .iter()
             .any(|dir| file.starts_with(dir))
 }
@@ -96,10 +96,10 @@ mod tests {
         assert_eq!(wrong_files("p", &good), Vec::<String>::new());
         let found = wrong_files(
             "p",
-            &["Cargo.toml", "LICENSE-MIT", "README.md", "tests/a.rs"],
+            &["Cargo.toml", "LICENSE-MIT", "README.md", "docs/a.md"],
         );
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("lacks LICENSE-APACHE"), "{found:?}");
-        assert!(found[1].contains("has tests/a.rs"), "{found:?}");
+        assert!(found[1].contains("has docs/a.md"), "{found:?}");
     }
 }

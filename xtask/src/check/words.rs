@@ -8,7 +8,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
-use regex::{Regex, RegexBuilder};
+use regex_lite::{Regex, RegexBuilder};
 
 use crate::cache::{self, Key};
 use crate::error::{Context, Error, Result};
@@ -101,9 +101,8 @@ fn parse(text: &str) -> Result<Vec<Rule>> {
         } else {
             ""
         };
-        let pattern = RegexBuilder::new(&format!("{start}{}{end}", regex::escape(words)))
+        let pattern = RegexBuilder::new(&format!("{start}{}{end}", regex_lite::escape(words)))
             .case_insensitive(true)
-            .unicode(false)
             .build()
             .context(|| format!("{FILE}:{}", at + 1))?;
         rules.push(Rule {
