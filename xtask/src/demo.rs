@@ -4,13 +4,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::cargo::cargo;
 use crate::deps::{self, Need};
 use crate::emulate::{Emulation, GuestFile};
 use crate::error::{Context, Result};
 use crate::image::{Format, Image};
 use crate::kvm::Kvm;
 use crate::run::Cmd;
-use crate::test::cargo;
 use crate::{bail, target_dir};
 
 /// Seconds that the download of the image may take.
@@ -130,8 +130,5 @@ fn emulate(image: &Path) -> Result<()> {
         });
     }
     emulation.timeout = Duration::from_secs(BOOT_LIMIT + 120);
-    match emulation.run()?.status {
-        0 => Ok(()),
-        status => bail!("the demo ended with status {status} in the emulated host"),
-    }
+    emulation.succeed()
 }

@@ -188,6 +188,26 @@ fn ensure_target() -> Result<()> {
     })
 }
 
+/// Checks for the Rust toolchain `version`, and has rustup install it if it is missing.
+///
+/// # Errors
+/// There is no rustup, or it cannot download the toolchain.
+pub(crate) fn ensure_toolchain(version: &str) -> Result<()> {
+    if find("rustup").is_none() {
+        bail!("there is no rustup");
+    }
+    let rustc = ["run", version, "rustc", "--version"];
+    if Cmd::new("rustup").args(rustc).succeeds() {
+        return Ok(());
+    }
+    step(&format!("rustup toolchain install {version}"), || {
+        Cmd::new("rustup")
+            .args(["toolchain", "install", version, "--profile", "minimal"])
+            .limit(600)
+            .run()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

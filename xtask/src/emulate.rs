@@ -181,6 +181,17 @@ impl Emulation {
         }
     }
 
+    /// [`Emulation::run`] for a command that must succeed.
+    ///
+    /// # Errors
+    /// As [`Emulation::run`], or the command failed.
+    pub fn succeed(&self) -> Result<()> {
+        match self.run()?.status {
+            0 => Ok(()),
+            status => bail!("the command ended with status {status} in the emulated host"),
+        }
+    }
+
     /// The part of the host's init that is different in every run.
     fn script(&self, disks: &disks::Disks) -> Result<String> {
         let text = |s: &std::ffi::OsStr| -> Result<String> {

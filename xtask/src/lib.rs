@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 pub mod bench;
 pub mod cache;
+mod cargo;
+pub mod check;
 pub mod cpio;
 pub mod debian;
 pub mod demo;
@@ -14,6 +16,7 @@ pub mod error;
 pub mod image;
 pub mod kernel;
 pub mod kvm;
+pub mod picture;
 pub mod run;
 pub mod serve;
 pub mod test;

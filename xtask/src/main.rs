@@ -35,13 +35,11 @@ enum Task {
         format: String,
     },
     /// Run the tests: all of them, or the steps that are named.
-    Test {
-        /// Steps to run.
-        steps: Vec<Step>,
-        /// Only the end-to-end cases whose names contain this.
-        #[arg(long = "case", value_name = "PART")]
-        cases: Vec<String>,
-    },
+    Test(TestArgs),
+    /// Write the listings of the public API in docs/api.
+    Api,
+    /// Record a session of the `fleetbox` program on the best KVM there is, and draw it as docs/session.svg.
+    Picture(PictureArgs),
     /// Serve a directory over HTTP on loopback, with ranges, until killed.
     Serve {
         /// The directory.
@@ -52,15 +50,59 @@ enum Task {
     },
     /// Show it: get an image, boot it on the best KVM there is, print the guest's `uname -a` and what each step took.
     Demo,
-    /// Measure boot latency or throughput.
+    /// Measure boot latency, throughput, or what a user's tests cost to build.
     Bench {
         /// `start`: process start to the first guest instruction, on this machine's KVM; `stock`: to the kernel's first
-        /// line, on a KVM that runs stock kernels; `net`: TCP between guests and host, there too.
-        #[arg(value_parser = ["start", "stock", "net"])]
+        /// line, on a KVM that runs stock kernels; `net`: TCP between guests and host, there too; `user`: building and
+        /// starting a new crate with one `#[fleetbox::test]`.
+        #[arg(value_parser = ["start", "stock", "net", "user"])]
         name: String,
+        /// `user` only: measure this checkout too, in turn with the one at hand.
+        #[arg(long, value_name = "DIR")]
+        baseline: Option<PathBuf>,
+        /// `user` only: how often each is measured.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+        runs: u8,
     },
     /// Run a command in an emulated host that has KVM.
     Emulate(EmulateArgs),
+}
+
+#[derive(Debug, Args)]
+struct TestArgs {
+    /// Steps to run.
+    steps: Vec<Step>,
+    /// Only the end-to-end cases whose names contain this; with `--full`, only such cases of the full run.
+    #[arg(long = "case", value_name = "PART")]
+    cases: Vec<String>,
+    /// Run every step, and what takes too long for them. A run that was interrupted goes on where it stopped.
+    #[arg(long, conflicts_with = "steps")]
+    full: bool,
+    /// Forget what has passed already at this commit.
+    #[arg(long, requires = "full")]
+    restart: bool,
+    /// Write the run into docs/testing.md when it is complete.
+    #[arg(long, requires = "full")]
+    record: bool,
+    /// Only show the names of the full run's cases.
+    #[arg(long, requires = "full")]
+    list: bool,
+}
+
+#[derive(Debug, Args)]
+struct PictureArgs {
+    /// Draw a session that was recorded before, by `--save`, instead of recording one.
+    #[arg(long, value_name = "FILE", conflicts_with = "save")]
+    from: Option<PathBuf>,
+    /// Keep the recording.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Where the picture goes.
+    #[arg(long, value_name = "FILE", default_value = "docs/session.svg")]
+    to: PathBuf,
+    /// Run the session here and print the recording: what this program does in an emulated host.
+    #[arg(long, hide = true, value_name = "IMAGE")]
+    session: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -113,8 +155,16 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Image { name, format } => image(&name, &format),
-        Task::Test { steps, cases } => {
-            xtask::test::run(&steps, &cases)?;
+        Task::Test(args) => {
+            test(args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Api => {
+            eprintln!("  {}", xtask::check::api(true)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Picture(args) => {
+            picture(args)?;
             Ok(ExitCode::SUCCESS)
         }
         Task::Serve { dir, port } => {
@@ -128,12 +178,38 @@ fn run(task: Task) -> Result<ExitCode> {
             xtask::demo::run()?;
             Ok(ExitCode::SUCCESS)
         }
-        Task::Bench { name } => {
-            xtask::bench::run(&name)?;
+        Task::Bench {
+            name,
+            baseline,
+            runs,
+        } => {
+            match name.as_str() {
+                "user" => xtask::bench::user::run(baseline.as_deref(), runs)?,
+                _ => xtask::bench::run(&name)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         Task::Emulate(args) => emulate(args),
     }
+}
+
+fn test(args: TestArgs) -> Result<()> {
+    if !args.full {
+        return xtask::test::run(&args.steps, &args.cases);
+    }
+    xtask::test::full::run(&xtask::test::full::Options {
+        cases: args.cases,
+        restart: args.restart,
+        record: args.record,
+        list: args.list,
+    })
+}
+
+fn picture(args: PictureArgs) -> Result<()> {
+    if let Some(image) = args.session {
+        return xtask::picture::session(&image);
+    }
+    xtask::picture::run(args.from.as_deref(), args.save.as_deref(), &args.to)
 }
 
 fn image(name: &str, format: &str) -> Result<ExitCode> {

@@ -1,15 +1,17 @@
 //! The benches, each on a KVM that can run it.
 
+pub mod user;
+
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::cargo::{cargo, executables};
 use crate::deps::{self, Need};
 use crate::emulate::{Emulation, GuestFile};
 use crate::error::Result;
 use crate::image::{Format, Image};
 use crate::kvm::Kvm;
-use crate::test::{cargo, executables, finish};
 use crate::{bail, target_dir};
 
 const BENCHES: &str = "fleetbox-benches";
@@ -107,5 +109,5 @@ fn on_stock_kvm(bench: &Path, env: &[(&str, String)], files: &[&Path]) -> Result
         .env
         .extend(env.map(|(name, value)| (name.to_owned(), value)));
     emulation.timeout = Duration::from_secs(1800);
-    finish(&emulation)
+    emulation.succeed()
 }

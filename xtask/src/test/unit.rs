@@ -1,0 +1,80 @@
+//! The step `unit`: unit and integration tests that need no guest, and the examples of the documentation.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::{fs, io};
+
+use super::{E2E, GUESTS, VMM_CLI};
+use crate::cargo::cargo;
+use crate::error::{Context, Error, Result};
+use crate::run::Cmd;
+use crate::{bail, deps, target_dir};
+
+/// Seconds that each part may take.
+const LIMIT: u64 = 2400;
+
+/// The test target that lets a script take the VMM's place.
+const COORDINATION: &str = "coordination";
+
+/// The packages whose tests run. The coordination test is built with the same ones: cargo then chooses the same features
+/// of dependencies, which need not be built again.
+const CHOSEN: [&str; 8] = [
+    "--workspace",
+    "--features",
+    VMM_CLI,
+    "--exclude",
+    GUESTS,
+    "--exclude",
+    E2E,
+    "--locked",
+];
+
+pub(super) fn run() -> Result<()> {
+    let tests = if deps::find("cargo-nextest").is_some() {
+        cargo(&["nextest", "run", "--no-fail-fast"])
+            .args(["--status-level", "slow", "--failure-output", "final"])
+            .args(CHOSEN)
+    } else {
+        cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).args(CHOSEN)
+    };
+    // None of the above runs the examples of the documentation.
+    let examples = cargo(&["test", "--doc"]).args(CHOSEN);
+    // Each runs even if another has failed.
+    let results = [tests, coordination()?, examples].map(|part| part.limit(LIMIT).echoed());
+    let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let failed: Vec<_> = failed.iter().map(Error::to_string).collect();
+    bail!("{}", failed.join("\n"))
+}
+
+/// The coordination test, built with `--cfg fleetbox_fake`, which the other tests do without.
+///
+/// The flag is given by a wrapper of the compiler for this workspace's packages. RUSTFLAGS would have every dependency
+/// built a second time.
+pub(super) fn coordination() -> Result<Cmd> {
+    Ok(cargo(&["test", "--test", COORDINATION])
+        .args(CHOSEN)
+        .env("RUSTC_WORKSPACE_WRAPPER", fake_compiler()?))
+}
+
+/// A script that runs the compiler that it is given with the flag.
+fn fake_compiler() -> Result<PathBuf> {
+    let path = target_dir().join("xtask/rustc-fleetbox-fake");
+    write_script(&path, "#!/bin/sh\nexec \"$@\" --cfg fleetbox_fake\n")
+        .context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Writes an executable script, unless it is there: cargo builds anew when its time changes.
+pub(crate) fn write_script(path: &std::path::Path, text: &str) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
+        return Ok(());
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
