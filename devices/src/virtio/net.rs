@@ -22,9 +22,10 @@ use super::{
     ActivateContext, Chain, DeviceState, Interest, Interrupt, QueueError, QueueWorker,
     VirtioDevice, Virtqueue, Workers,
 };
-use crate::GuestMemory;
+
 use crate::pci::{RestoreError, le_value, read_registers};
 use crate::state::NetState;
+use fleetbox_arch::GuestMemory;
 
 const QUEUE_SIZE: u16 = 256;
 const RX: usize = 0;

@@ -1,6 +1,7 @@
 //! Counting what is copied, against limits and for listeners.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::util::sync::lock;
+use std::sync::{Arc, Mutex};
 
 use super::{Copied, ENTRY_LIMIT, FileProgress, FilesError, Listener, shown};
 
@@ -35,7 +36,7 @@ impl Meter {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn tell(&self, state: &mut State, path: &str) {

@@ -6,8 +6,9 @@
 //! `FLEETBOX_FAKE_PROTOCOL`, another version of the protocol between clients and workers. It proves
 //! coordination only: no guest runs.
 
+use crate::util::sync::lock;
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use fleetbox_vmm::machine::Event;
@@ -60,7 +61,7 @@ pub(super) fn start(
     let console = Arc::new(Mutex::new(console));
     let echo = Arc::clone(&console);
     let write = |console: &Mutex<Box<dyn Write + Send>>, bytes: &[u8]| {
-        let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut console = lock(&console);
         let _ = console.write_all(bytes);
     };
     let print = move |text: &str| write(&console, text.as_bytes());

@@ -24,11 +24,11 @@ use super::console::Console;
 use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
 use super::spawn::{self, Role};
 use super::wire::{self, Frame};
-use super::worker::lock;
 use crate::host::budget::Held;
 use crate::model::event::{Event, TimedEvent, from_machine};
 use crate::store::Lock;
 use crate::util::fs::{remove_file_if_there, write_atomic};
+use crate::util::sync::lock;
 use crate::util::text::{last_lines, printable};
 
 /// Lines of console output in a failure's message.

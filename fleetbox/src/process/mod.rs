@@ -15,10 +15,12 @@ mod console;
 mod entry;
 #[cfg(any(test, fleetbox_fake))]
 pub(crate) mod fake;
+mod lifeline;
 mod machine;
 mod member;
 mod network;
 mod protocol;
+mod service;
 mod socket;
 mod spawn;
 #[cfg(test)]
@@ -30,7 +32,8 @@ mod worker;
 #[cfg(test)]
 pub(crate) use spawn::Role;
 
-pub(crate) use client::{Client, EventStream, Lifeline, start_worker};
+pub(crate) use client::{Client, EventStream};
+pub(crate) use lifeline::{Lifeline, start_worker};
 pub(crate) use protocol::{
     Backend, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, WorkerConfig,
 };

@@ -1,5 +1,6 @@
 //! Small things every room may use.
 
 pub(crate) mod fs;
+pub(crate) mod sync;
 pub(crate) mod task;
 pub(crate) mod text;

@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -17,8 +17,8 @@ use crate::host::bridge;
 use crate::model::lifetime::Lifetime;
 use crate::model::names::Name;
 use crate::process::{Client, Lifeline, ProcessError, WorkerConfig, start_worker};
-use crate::store::ephemeral;
 use crate::store::{ClusterDir, Store};
+use crate::util::sync::lock;
 
 /// How long a worker may take to start or end while somebody waits for its cluster.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,7 +126,7 @@ static OWNED: LazyLock<Mutex<HashMap<PathBuf, Weak<Lifeline>>>> = LazyLock::new(
 
 fn own(cluster: &ClusterDir, lifeline: Lifeline) -> Arc<Lifeline> {
     let lifeline = Arc::new(lifeline);
-    let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut owned = lock(&OWNED);
     owned.retain(|_, lifeline| lifeline.strong_count() > 0);
     owned.insert(cluster.path().to_owned(), Arc::downgrade(&lifeline));
     lifeline
@@ -134,7 +134,7 @@ fn own(cluster: &ClusterDir, lifeline: Lifeline) -> Arc<Lifeline> {
 
 /// The lifeline of this process, if it owns the cluster's worker.
 pub(crate) fn owned(cluster: &ClusterDir) -> Option<Arc<Lifeline>> {
-    let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let owned = lock(&OWNED);
     owned.get(cluster.path())?.upgrade()
 }
 
@@ -169,37 +169,6 @@ fn check_network(store: &Store, cluster: &ClusterDir) -> Result<()> {
         // What a killed worker has left of it would be in the way.
         bridge::down(store, cluster.name())?;
         bridge::check(cluster.name(), subnet)?;
-    }
-    Ok(())
-}
-
-/// Removes the bridges that killed processes left, if this process may; else one that may will.
-pub(crate) fn sweep_bridges(store: &Store) {
-    if let Err(error) = bridge::sweep(store) {
-        tracing::warn!(%error, "cannot remove the bridges that killed processes left");
-    }
-}
-
-/// Removes what killed processes left: half-created VMs, ephemeral ones whose worker could not
-/// delete them any more, and bridges.
-pub(crate) fn sweep(store: &Store) -> Result<()> {
-    store.sweep()?;
-    sweep_bridges(store);
-    for vm in store.vms()? {
-        if !ephemeral::is_ephemeral(&vm) {
-            continue;
-        }
-        // Its creator or its worker holds the cluster's lock while it is of use.
-        let cluster = store.cluster(vm.cluster());
-        if let Some(lock) = cluster.try_lock()? {
-            match vm.destroy() {
-                Ok(()) => tracing::info!(vm = %vm.name(), "deleted an orphaned test VM"),
-                // Its machine process is about to end; the next sweep finds it.
-                Err(error) => tracing::debug!(vm = %vm.name(), %error, "not deleted yet"),
-            }
-            drop(lock);
-            cluster.remove_if_unused()?;
-        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ pub(crate) mod remove;
 pub(crate) mod resize;
 mod start;
 pub(crate) mod stop;
+mod sweep;
 
 #[cfg(test)]
 mod cluster_test;
@@ -30,7 +31,7 @@ mod vm_test;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -49,6 +50,7 @@ use crate::progress::{Progress, Silent};
 use crate::ssh::{self, Target};
 use crate::store::ephemeral;
 use crate::store::{Lock, Store, VmDir, VmRecord};
+use crate::util::sync::lock;
 use crate::util::task::blocking;
 
 const SSH_PORT: u16 = 22;
@@ -331,8 +333,4 @@ impl Vm {
     pub fn ignored_options(&self) -> &[&'static str] {
         &self.ignored
     }
-}
-
-fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,16 +1,23 @@
 //! What a VM is waited for before it counts as started.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex_lite::Regex;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, VmFate};
 use crate::model::ready::{Ready, compile};
-use crate::util::text::printable;
-use crate::vm::Vm;
+use crate::process::ProcessError;
+use crate::progress::ProgressEvent;
+use crate::ssh;
+use crate::util::text::{last_lines, printable};
 use crate::vm::logs::ConsoleLog;
+use crate::vm::{SSH_PORT, Vm};
 
+/// Lines of the console that an error carries.
+const CONSOLE_LINES: usize = 40;
 /// Pause after a first attempt.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Pause after many.
@@ -30,6 +37,90 @@ enum Look {
 }
 
 impl Vm {
+    /// Waits for what its builder was told to wait for, or until the guest answers by SSH, where
+    /// there is one. A machine that is `new` takes long enough for its user to be told.
+    pub(crate) async fn wait_until_up(&self, deadline: Instant, new: bool) -> Result<()> {
+        let tell = |what: &Ready| {
+            if new {
+                let (vm, what) = (self.name.as_str(), &what.to_string());
+                self.progress.event(ProgressEvent::WaitingFor { vm, what });
+            }
+        };
+        if self.awaited.is_empty() && self.backend.has_guest() {
+            tell(&Ready::Ssh);
+            self.wait_for_ssh(deadline).await?;
+        }
+        let begun = Instant::now();
+        for awaited in &self.awaited {
+            tell(&awaited.what);
+            let deadline = awaited.within.map_or(deadline, |within| begun + within);
+            self.wait_until(&awaited.what, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// The error of a VM that does not come up, with what its console showed last.
+    pub(crate) async fn not_ready(&self, why: String) -> Error {
+        let console = self.console_tail().await.unwrap_or_default();
+        let left = match self.dir.is_running() {
+            _ if self.is_held() => VmFate::Held,
+            Ok(false) => VmFate::Stopped(Box::new(self.reference())),
+            _ => VmFate::Running(Box::new(self.reference())),
+        };
+        Error::NotReady {
+            name: self.name.clone(),
+            why,
+            console: last_lines(&console, CONSOLE_LINES).to_owned(),
+            left,
+        }
+    }
+
+    /// Waits until the guest answers by SSH, or its machine ends.
+    pub(crate) async fn wait_for_ssh(&self, deadline: Instant) -> Result<()> {
+        let connect = || async {
+            self.client
+                .dial(self.name.as_str(), SSH_PORT)
+                .await
+                .map_err(io::Error::other)
+        };
+        let ready = ssh::wait_ready(connect, &self.target, deadline);
+        let error = tokio::select! {
+            ready = ready => match ready {
+                Ok(session) => {
+                    *self.session.lock().await = Some(Arc::new(session));
+                    return Ok(());
+                }
+                Err(error) => error.to_string(),
+            },
+            ended = self.client.wait(self.name.as_str()) => match ended {
+                Ok(report) => match report.failure {
+                    // It carries the console's last lines already.
+                    Some(failure) => return Err(ProcessError::Failed(failure).into()),
+                    None => "the guest powered off before it answered by SSH".to_owned(),
+                },
+                Err(error) => error.to_string(),
+            },
+        };
+        Err(self.not_ready(error).await)
+    }
+
+    /// Waits until the guest answers by SSH (again, after a reboot).
+    ///
+    /// ```no_run
+    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+    /// # use std::time::Duration;
+    /// vm.ssh("sudo reboot").await.ok(); // the connection may be lost before the command ends
+    /// tokio::time::sleep(Duration::from_secs(5)).await;
+    /// vm.wait_ready(Duration::from_secs(120)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] at the deadline, with the console's last lines.
+    pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
+        self.wait_for_ssh(Instant::now() + timeout).await
+    }
+
     /// Waits until the guest is ready in this way, and no longer than `timeout`.
     ///
     /// ```no_run

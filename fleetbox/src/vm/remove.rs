@@ -12,6 +12,7 @@ use crate::store::{Lock, Store, StoreError, VmDir};
 use crate::util::task::blocking;
 use crate::vm::attach;
 use crate::vm::fleet::Fleet;
+use crate::vm::sweep;
 
 impl Vm {
     /// Kills the VM and removes it with its disk.
@@ -133,7 +134,7 @@ async fn prune_those(
 ) -> Result<Vec<String>> {
     let store = fleet.store().await?;
     blocking(move || {
-        attach::sweep(&store)?;
+        sweep::sweep(&store)?;
         let mut pruned = Vec::new();
         for vm in store.vms()?.into_iter().filter(|vm| meant(vm)) {
             let serving = store.cluster(vm.cluster()).is_running()?;

@@ -1,30 +1,20 @@
 //! Starting a VM, and waiting until it is up.
 
-use std::io;
-use std::sync::Arc;
-use std::time::Duration;
-
 use tokio::time::Instant;
 
-use super::{SSH_PORT, Vm, lock};
-use crate::error::{Error, Result, VmFate};
+use super::{Vm, lock};
+use crate::error::{Error, Result};
 use crate::host::budget::{self, Budget, Lease, Want};
 use crate::host::resources::{HostResources, Request};
 use crate::model::lifetime::Lifetime;
-use crate::model::ready::Ready;
-use crate::process::{MachineSpec, ProcessError};
+use crate::process::MachineSpec;
 use crate::progress::ProgressEvent;
-use crate::ssh;
 use crate::store::VmRecord;
 use crate::store::ephemeral;
 use crate::util::task::blocking;
-use crate::util::text::last_lines;
 use crate::vm::attach::{self, Attempts};
 use crate::vm::create::machine_spec;
 use crate::vm::fixtures;
-
-/// Lines of the console that an error carries.
-const CONSOLE_LINES: usize = 40;
 
 impl Vm {
     /// Has the worker start the machine, with what is in the fixtures now; true if it runs already.
@@ -55,90 +45,6 @@ impl Vm {
             }),
             record => Ok(record?),
         }
-    }
-
-    /// Waits for what its builder was told to wait for, or until the guest answers by SSH, where
-    /// there is one. A machine that is `new` takes long enough for its user to be told.
-    pub(crate) async fn wait_until_up(&self, deadline: Instant, new: bool) -> Result<()> {
-        let tell = |what: &Ready| {
-            if new {
-                let (vm, what) = (self.name.as_str(), &what.to_string());
-                self.progress.event(ProgressEvent::WaitingFor { vm, what });
-            }
-        };
-        if self.awaited.is_empty() && self.backend.has_guest() {
-            tell(&Ready::Ssh);
-            self.wait_for_ssh(deadline).await?;
-        }
-        let begun = Instant::now();
-        for awaited in &self.awaited {
-            tell(&awaited.what);
-            let deadline = awaited.within.map_or(deadline, |within| begun + within);
-            self.wait_until(&awaited.what, deadline).await?;
-        }
-        Ok(())
-    }
-
-    /// The error of a VM that does not come up, with what its console showed last.
-    pub(crate) async fn not_ready(&self, why: String) -> Error {
-        let console = self.console_tail().await.unwrap_or_default();
-        let left = match self.dir.is_running() {
-            _ if self.is_held() => VmFate::Held,
-            Ok(false) => VmFate::Stopped(Box::new(self.reference())),
-            _ => VmFate::Running(Box::new(self.reference())),
-        };
-        Error::NotReady {
-            name: self.name.clone(),
-            why,
-            console: last_lines(&console, CONSOLE_LINES).to_owned(),
-            left,
-        }
-    }
-
-    /// Waits until the guest answers by SSH, or its machine ends.
-    pub(crate) async fn wait_for_ssh(&self, deadline: Instant) -> Result<()> {
-        let connect = || async {
-            self.client
-                .dial(self.name.as_str(), SSH_PORT)
-                .await
-                .map_err(io::Error::other)
-        };
-        let ready = ssh::wait_ready(connect, &self.target, deadline);
-        let error = tokio::select! {
-            ready = ready => match ready {
-                Ok(session) => {
-                    *self.session.lock().await = Some(Arc::new(session));
-                    return Ok(());
-                }
-                Err(error) => error.to_string(),
-            },
-            ended = self.client.wait(self.name.as_str()) => match ended {
-                Ok(report) => match report.failure {
-                    // It carries the console's last lines already.
-                    Some(failure) => return Err(ProcessError::Failed(failure).into()),
-                    None => "the guest powered off before it answered by SSH".to_owned(),
-                },
-                Err(error) => error.to_string(),
-            },
-        };
-        Err(self.not_ready(error).await)
-    }
-
-    /// Waits until the guest answers by SSH (again, after a reboot).
-    ///
-    /// ```no_run
-    /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// # use std::time::Duration;
-    /// vm.ssh("sudo reboot").await.ok(); // the connection may be lost before the command ends
-    /// tokio::time::sleep(Duration::from_secs(5)).await;
-    /// vm.wait_ready(Duration::from_secs(120)).await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::NotReady`] at the deadline, with the console's last lines.
-    pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
-        self.wait_for_ssh(Instant::now() + timeout).await
     }
 
     /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.

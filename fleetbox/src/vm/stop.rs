@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::process::ProcessError;
 use crate::progress::ProgressEvent;
 use crate::util::task::blocking;
-use crate::vm::attach;
 use crate::vm::fleet::Fleet;
+use crate::vm::sweep;
 
 /// How long [`Vm::stop`] gives a guest to power off.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -156,7 +156,7 @@ impl Fleet {
     pub async fn stop(&self, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
         let store = self.store().await?;
         blocking(move || {
-            attach::sweep_bridges(&store);
+            sweep::sweep_bridges(&store);
             Ok::<_, Error>(())
         })
         .await?;

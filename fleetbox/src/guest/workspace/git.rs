@@ -36,7 +36,7 @@ impl Tree {
             if !path.is_dir() {
                 let error = std::fs::read_dir(&path).err();
                 let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
-                return Err(WorkspaceError::io("ship", &path)(error).into());
+                return Err(WorkspaceError::io("ship", &path)(error));
             }
             let output = run(&path, "find a work tree", &["rev-parse", "--show-toplevel"])?;
             let root = PathBuf::from(OsStr::from_bytes(output.trim_ascii_end()));
@@ -70,7 +70,7 @@ impl Tree {
     /// [`WorkspaceError`].
     pub async fn list(&self, options: &super::ShipOptions) -> Result<Vec<PathBuf>, WorkspaceError> {
         let (tree, options) = (self.clone(), options.clone());
-        blocking(move || Ok(tree.listed(&options)?)).await
+        blocking(move || tree.listed(&options)).await
     }
 
     /// Checks that the tree can be shipped in this way, as far as that can be known without a guest:
@@ -82,7 +82,7 @@ impl Tree {
     /// [`WorkspaceError`] names what is wrong.
     pub async fn check(&self, options: &super::ShipOptions) -> Result<(), WorkspaceError> {
         let (tree, options) = (self.clone(), options.clone());
-        blocking(move || Ok(super::ship::check(&tree, &options)?)).await
+        blocking(move || super::ship::check(&tree, &options)).await
     }
 
     /// As [`Tree::list`]. Blocks.

@@ -263,7 +263,7 @@ fn load(dir: &VmDir) -> Result<Option<Workspace>, WorkspaceError> {
     let content = match read_limited(&path, NOTE_LIMIT) {
         Ok(content) => content,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(WorkspaceError::io("read", &path)(error).into()),
+        Err(error) => return Err(WorkspaceError::io("read", &path)(error)),
     };
     serde_json::from_slice(&content).map(Some).map_err(|error| {
         StoreError::Damaged {

@@ -300,7 +300,7 @@ async fn send(vm: &Vm, load: Load) -> Result<(), WorkspaceError> {
     let mut child = vm.ssh_spawn(&command).await?;
     let mut input = child.stdin.take();
     let (sender, mut receiver) = mpsc::channel(archive::QUEUE);
-    let writing = blocking(move || Ok(write_all(&load, Sender::new(sender))?));
+    let writing = blocking(move || write_all(&load, Sender::new(sender)));
     let sending = async {
         if let Some(input) = &mut input {
             while let Some(chunk) = receiver.recv().await {

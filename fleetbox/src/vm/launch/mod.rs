@@ -20,9 +20,10 @@ use crate::model::timing::{Clock, Phase};
 use crate::progress::Silent;
 use crate::store::Store;
 use crate::util::task::blocking;
+use crate::vm::Vm;
 use crate::vm::builder::VmBuilder;
 use crate::vm::fleet::Fleet;
-use crate::vm::{Vm, attach};
+use crate::vm::sweep;
 
 impl VmBuilder {
     /// Starts the VM, creating it if it does not exist, and waits until it answers by SSH, or for what
@@ -225,7 +226,7 @@ impl Launch {
 async fn sweep(store: &Store) -> Result<()> {
     let store = store.clone();
     blocking(move || {
-        if let Err(error) = attach::sweep(&store) {
+        if let Err(error) = sweep::sweep(&store) {
             tracing::warn!(%error, "cannot remove what killed processes left");
         }
         Ok(())
