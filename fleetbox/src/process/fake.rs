@@ -61,7 +61,7 @@ pub(super) fn start(
     let console = Arc::new(Mutex::new(console));
     let echo = Arc::clone(&console);
     let write = |console: &Mutex<Box<dyn Write + Send>>, bytes: &[u8]| {
-        let mut console = lock(&console);
+        let mut console = lock(console);
         let _ = console.write_all(bytes);
     };
     let print = move |text: &str| write(&console, text.as_bytes());

@@ -616,13 +616,13 @@ fn what_killed_processes_left_is_swept() {
     assert!(!started.unwrap());
     let other = Name::new("kept").unwrap();
     create(&fixture.store, &other, Lifetime::Bound).unwrap();
-    attach::sweep(&fixture.store).unwrap();
+    crate::vm::sweep::sweep(&fixture.store).unwrap();
     assert!(fixture.vm().is_some(), "in use");
     fixture.kill(Role::Worker);
     fixture.assert_quiet();
     drop(attached);
     assert!(fixture.vm().is_some());
-    attach::sweep(&fixture.store).unwrap();
+    crate::vm::sweep::sweep(&fixture.store).unwrap();
     fixture.assert_gone();
     assert!(fixture.store.cluster(&other).vm(&other).is_some());
 }

@@ -20,7 +20,7 @@ pub(crate) mod remove;
 pub(crate) mod resize;
 mod start;
 pub(crate) mod stop;
-mod sweep;
+pub(crate) mod sweep;
 
 #[cfg(test)]
 mod cluster_test;

@@ -768,10 +768,10 @@ async fn what_waits_for_memory_is_not_pruned() {
     fixture.queued(1).await;
     let cluster = tokio::spawn(members.start());
     fixture.queued(2).await;
-    let unused = Fleet::at(&home).list().await.unwrap().into_iter();
+    let unused = Fleet::at(home).list().await.unwrap().into_iter();
     let unused: Vec<_> = unused.filter(|vm| vm.unused).map(|vm| vm.name).collect();
     assert_eq!(unused, ["unused"]);
-    assert_eq!(Fleet::at(&home).prune().await.unwrap(), ["unused"]);
+    assert_eq!(Fleet::at(home).prune().await.unwrap(), ["unused"]);
 
     // Nor once it runs; who has given up keeps nothing from being pruned.
     cluster.abort();
@@ -779,9 +779,9 @@ async fn what_waits_for_memory_is_not_pruned() {
     fixture.queued(1).await;
     holder.destroy().await.unwrap();
     let web = alone.await.unwrap().unwrap();
-    assert_eq!(Fleet::at(&home).prune().await.unwrap(), ["mem/mem-1"]);
+    assert_eq!(Fleet::at(home).prune().await.unwrap(), ["mem/mem-1"]);
     web.destroy().await.unwrap();
-    assert!(Fleet::at(&home).list().await.unwrap().is_empty());
+    assert!(Fleet::at(home).list().await.unwrap().is_empty());
 }
 
 #[tokio::test]
