@@ -67,7 +67,7 @@ impl VmBuilder {
         self
     }
 
-    /// A disk besides the VM's own, repeatable up to [`MAX_EXTRA_DISKS`]. A guest with udev has
+    /// A disk besides the VM's own, repeatable up to [`MAX_EXTRA_DISKS`](crate::MAX_EXTRA_DISKS). A guest with udev has
     /// them as `/dev/disk/by-id/virtio-extra-1` and so on; without, they follow the other disks.
     ///
     /// ```no_run

@@ -59,8 +59,8 @@ impl Vm {
     /// [`crate::files`] for what is kept; `host` is the copy's own path, or ends in `/`.
     ///
     /// The guest is not trusted: nothing is written outside of `host`, no link that it sends is
-    /// followed, and at most [`COPY_LIMIT`](super::COPY_LIMIT) bytes (see [`FileOptions::limit`])
-    /// and [`ENTRY_LIMIT`](super::ENTRY_LIMIT) files are taken. A file appears under its name
+    /// followed, and at most [`COPY_LIMIT`](crate::files::COPY_LIMIT) bytes (see [`FileOptions::limit`])
+    /// and [`ENTRY_LIMIT`](crate::files::ENTRY_LIMIT) files are taken. A file appears under its name
     /// when it is complete.
     ///
     /// ```no_run
@@ -121,7 +121,7 @@ impl Vm {
         Ok(upload::write(&sftp, &path, bytes, options, total).await?)
     }
 
-    /// Reads a file of the guest, at most [`READ_LIMIT`](super::READ_LIMIT) bytes of it.
+    /// Reads a file of the guest, at most [`READ_LIMIT`](crate::files::READ_LIMIT) bytes of it.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {

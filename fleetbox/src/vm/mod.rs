@@ -60,7 +60,7 @@ const SSH_PORT: u16 = 22;
 /// A VM of [`Vm::test`] is destroyed when this is dropped, or when the process ends in whatever
 /// way. One of [`Vm::builder`] is only powered off then, without notice to the guest (call
 /// [`Vm::stop`] first for an orderly shutdown); its disk stays and it can be started again. One
-/// that is [detached](VmBuilder::detached), or that was found running, runs on.
+/// that is [detached](crate::VmBuilder::detached), or that was found running, runs on.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -298,7 +298,7 @@ impl Vm {
         &self.dir
     }
 
-    /// How long the steps of [`VmBuilder::start`] took; empty for a VM found by [`Vm::open`].
+    /// How long the steps of [`VmBuilder::start`](crate::VmBuilder::start) took; empty for a VM found by [`Vm::open`].
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -328,7 +328,7 @@ impl Vm {
         self.was_running
     }
 
-    /// Options given to [`VmBuilder::start`] that differ from what the VM, which existed, was
+    /// Options given to [`VmBuilder::start`](crate::VmBuilder::start) that differ from what the VM, which existed, was
     /// created with. They were ignored.
     pub fn ignored_options(&self) -> &[&'static str] {
         &self.ignored

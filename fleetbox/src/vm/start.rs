@@ -48,7 +48,7 @@ impl Vm {
     }
 
     /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.
-    /// It has the same address, and the sizes that [`resize`](crate::resize()) has given it
+    /// It has the same address, and the sizes that [`Fleet::resize`](crate::Fleet::resize) has given it
     /// meanwhile. Does nothing to a VM that runs and answers.
     ///
     /// ```no_run
