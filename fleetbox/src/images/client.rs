@@ -86,9 +86,11 @@ impl Answer {
     /// The next bytes of the body; `None` at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Vec<u8>>, RequestError> {
         match self.chunks.recv().await {
-            Some(Ok(chunk)) => Ok(Some(chunk)),
+            Some(Ok(chunk)) => Ok((!chunk.is_empty()).then_some(chunk)),
             Some(Err(error)) => Err(RequestError::Transient(causes(&error))),
-            None => Ok(None),
+            None => Err(RequestError::Transient(
+                "the request's thread ended before the body did".to_owned(),
+            )),
         }
     }
 }
@@ -149,17 +151,16 @@ pub(super) async fn get(
     })
 }
 
-/// Sends a body in chunks until it ends, fails or is no longer wanted.
+/// Sends a body in chunks until it fails or is no longer wanted, and an empty one at its end.
 fn pass_on(body: ureq::Body, chunks: &mpsc::Sender<std::io::Result<Vec<u8>>>) {
     let mut reader = body.into_reader();
     let mut buffer = vec![0; CHUNK];
     loop {
         let chunk = match reader.read(&mut buffer) {
-            Ok(0) => return,
             Ok(n) => Ok(buffer.get(..n).unwrap_or_default().to_vec()),
             Err(error) => Err(error),
         };
-        let last = chunk.is_err();
+        let last = !chunk.as_ref().is_ok_and(|chunk| !chunk.is_empty());
         if chunks.blocking_send(chunk).is_err() || last {
             return;
         }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::Uri;
-use ureq::Proxy;
+use ureq::{Proxy, ProxyProtocol};
 
 use super::client::RequestError;
 
@@ -33,6 +33,12 @@ pub(super) fn of(
     let invalid =
         |e: ureq::Error| RequestError::Fatal(format!("the environment's proxy {text:?}: {e}"));
     let named = Proxy::new(&text).map_err(invalid)?;
+    if !matches!(named.protocol(), ProxyProtocol::Http | ProxyProtocol::Https) {
+        return Err(RequestError::Fatal(format!(
+            "the environment's proxy {text:?} is not an HTTP proxy, which is the only kind supported; \
+             unset the variable, or name an HTTP proxy"
+        )));
+    }
     let mut proxy = Proxy::builder(named.protocol())
         .host(named.host())
         .port(named.port());
@@ -110,13 +116,15 @@ mod tests {
             (named.username(), named.password()),
             (Some("u"), Some("p@ss"))
         );
-        let wrong = of(&uri, |name| {
-            (name == "HTTPS_PROXY").then(|| "x://y".to_owned())
-        });
-        let Err(RequestError::Fatal(why)) = wrong else {
-            panic!("{wrong:?}");
-        };
-        assert!(why.contains("x://y"), "{why}");
+        for other in ["x://y", "socks5://y:1080", "socks4://y"] {
+            let wrong = of(&uri, |name| {
+                (name == "HTTPS_PROXY").then(|| other.to_owned())
+            });
+            let Err(RequestError::Fatal(why)) = wrong else {
+                panic!("{wrong:?}");
+            };
+            assert!(why.contains(other), "{why}");
+        }
     }
 
     #[test]
