@@ -48,13 +48,13 @@ pub enum Error {
     Invalid(#[from] InvalidValue),
     /// The state directory.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// Finding or downloading an image.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// Making a disk of a directory of the host.
     #[error(transparent)]
-    Fixture(#[from] FixtureError),
+    Fixture(FixtureError),
     /// Writing the cloud-init seed.
     #[error(transparent)]
     Seed(#[from] SeedError),
@@ -63,11 +63,12 @@ pub enum Error {
     Ssh(#[from] SshError),
     /// Copying files to or from a guest.
     #[error(transparent)]
-    Files(#[from] FilesError),
+    Files(FilesError),
     /// OpenSSH's configuration.
     #[error(transparent)]
     SshConfig(#[from] SshConfigError),
-    /// Shipping a work tree, or fetching its changes.
+    /// Shipping a work tree, or fetching its changes: a
+    /// [`WorkspaceError`](crate::workspace::WorkspaceError), for those who downcast it.
     #[error(transparent)]
     Workspace(Box<dyn std::error::Error + Send + Sync>),
     /// Creating a VM's disk.
@@ -78,10 +79,10 @@ pub enum Error {
     Process(#[from] ProcessError),
     /// The host's network, which a cluster joins.
     #[error(transparent)]
-    Bridge(#[from] BridgeError),
+    Bridge(BridgeError),
     /// There is no memory for a start, now or ever.
     #[error(transparent)]
-    Budget(#[from] BudgetError),
+    Budget(BudgetError),
     /// This host cannot run VMs.
     #[error(transparent)]
     Host(#[from] HostUnsupported),
@@ -90,7 +91,7 @@ pub enum Error {
     InsufficientResources(#[from] InsufficientResources),
     /// An extra disk cannot be used.
     #[error(transparent)]
-    ExtraDisk(#[from] ExtraDiskError),
+    ExtraDisk(ExtraDiskError),
     /// Something that cannot be waited for.
     #[error(transparent)]
     Ready(#[from] InvalidReady),
@@ -191,6 +192,65 @@ pub enum Error {
     ShuttingDown(#[from] ShuttingDown),
 }
 
+// What a room's error has from a room below is that room's variant here, too.
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::ShuttingDown(error) => error.into(),
+            StoreError::Gone { name } => Self::NoVm { name },
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl From<FixtureError> for Error {
+    fn from(error: FixtureError) -> Self {
+        match error {
+            FixtureError::ShuttingDown(error) => error.into(),
+            error => Self::Fixture(error),
+        }
+    }
+}
+
+impl From<FilesError> for Error {
+    fn from(error: FilesError) -> Self {
+        match error {
+            FilesError::ShuttingDown(error) => error.into(),
+            error => Self::Files(error),
+        }
+    }
+}
+
+impl From<BudgetError> for Error {
+    fn from(error: BudgetError) -> Self {
+        match error {
+            BudgetError::ShuttingDown(error) => error.into(),
+            BudgetError::Store(error) => error.into(),
+            error => Self::Budget(error),
+        }
+    }
+}
+
+impl From<BridgeError> for Error {
+    fn from(error: BridgeError) -> Self {
+        match error {
+            BridgeError::Store(error) => error.into(),
+            error => Self::Bridge(error),
+        }
+    }
+}
+
+impl From<ExtraDiskError> for Error {
+    fn from(error: ExtraDiskError) -> Self {
+        match error {
+            ExtraDiskError::Size(error) => error.into(),
+            ExtraDiskError::Format(error) => ImageError::from(error).into(),
+            error => Self::ExtraDisk(error),
+        }
+    }
+}
+
 impl From<KeyError> for Error {
     fn from(error: KeyError) -> Self {
         Self::Ssh(error.into())
@@ -284,3 +344,25 @@ fn console_part(console: &str) -> String {
 
 /// A result with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_lower_room_is_that_rooms_variant() {
+        let name: Name = "web".parse().unwrap();
+        assert!(matches!(
+            Error::from(StoreError::Gone { name }),
+            Error::NoVm { .. }
+        ));
+        assert!(matches!(
+            Error::from(BudgetError::Store(ShuttingDown.into())),
+            Error::ShuttingDown(_)
+        ));
+        assert!(matches!(
+            Error::from(FilesError::from(ShuttingDown)),
+            Error::ShuttingDown(_)
+        ));
+    }
+}
