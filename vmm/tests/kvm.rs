@@ -18,7 +18,13 @@ const PORT: u8 = 0x80;
 fn hypervisor() -> Option<KvmHypervisor> {
     let probe = preflight::probe();
     if !probe.usable() {
-        let required = std::env::var_os("FLEETBOX_REQUIRE").is_some_and(|v| !v.is_empty());
+        let is_on = |value: String| {
+            !matches!(
+                value.trim().to_ascii_lowercase().as_str(),
+                "" | "0" | "false"
+            )
+        };
+        let required = std::env::var("FLEETBOX_REQUIRE").is_ok_and(is_on);
         assert!(!required, "FLEETBOX_REQUIRE is set, but {probe}");
         eprintln!("skipped: {probe}");
         return None;

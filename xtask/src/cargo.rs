@@ -13,6 +13,7 @@ use crate::workspace;
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    manifest_path: PathBuf,
     pub(crate) description: Option<String>,
     pub(crate) license: Option<String>,
     pub(crate) readme: Option<PathBuf>,
@@ -43,6 +44,11 @@ impl Package {
             .is_none_or(|registries| !registries.is_empty())
     }
 
+    /// The directory of its sources.
+    pub(crate) fn source_dir(&self) -> PathBuf {
+        self.manifest_path.with_file_name("src")
+    }
+
     /// Whether it has a library that other crates link.
     pub(crate) fn is_library(&self) -> bool {
         self.targets
@@ -50,7 +56,7 @@ impl Package {
             .any(|target| target.kind.iter().any(|kind| kind == "lib"))
     }
 
-    /// Its features but for `default`.
+    /// Its features, except `default`.
     pub(crate) fn feature_names(&self) -> impl Iterator<Item = &str> {
         self.features
             .keys()

@@ -18,6 +18,8 @@ pub enum Need {
     Emulator,
     /// Build payloads for `x86_64-unknown-none`.
     Guests,
+    /// Run unit tests that compare with other programs, and are skipped without them.
+    Unit,
 }
 
 /// Programs and the Debian packages that have them.
@@ -43,6 +45,18 @@ const EMULATOR: &[(&str, &str)] = &[
     ("depmod", "kmod"),
 ];
 
+const UNIT: &[(&str, &str)] = &[
+    ("qemu-img", "qemu-utils"),
+    ("sfdisk", "fdisk"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("e2fsck", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("git", "git"),
+];
+
 /// The target of the bare-metal payloads.
 const BARE_METAL: &str = "x86_64-unknown-none";
 
@@ -61,7 +75,11 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// Something is missing that is not installed here: the error holds the command that installs it.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let mut missing: Vec<&str> = Vec::new();
-    for (need, programs) in [(Need::Images, IMAGES), (Need::Emulator, EMULATOR)] {
+    for (need, programs) in [
+        (Need::Images, IMAGES),
+        (Need::Emulator, EMULATOR),
+        (Need::Unit, UNIT),
+    ] {
         if needs.contains(&need) {
             let absent = programs
                 .iter()
@@ -165,6 +183,28 @@ fn add_backports() -> Result<()> {
     eprintln!("  adding {backports} to apt's sources: {}", path.display());
     fs::write(path, list).context(|| format!("cannot write {}", path.display()))?;
     Cmd::new("apt-get").args(["update", "-q"]).limit(180).run()
+}
+
+/// Adds the parts of the toolchain that a step runs, where rustup has left them out.
+///
+/// # Errors
+/// They are missing, and cannot be added.
+pub(crate) fn ensure_components() -> Result<()> {
+    for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        if find(program).is_some_and(|program| Cmd::new(program).arg("--version").succeeds()) {
+            continue;
+        }
+        if find("rustup").is_none() {
+            bail!("{program} is missing, and there is no rustup to add it: install {component}");
+        }
+        step(&format!("rustup component add {component}"), || {
+            Cmd::new("rustup")
+                .args(["component", "add", component])
+                .limit(300)
+                .run()
+        })?;
+    }
+    Ok(())
 }
 
 fn ensure_target() -> Result<()> {

@@ -38,7 +38,10 @@ impl Settings {
     fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
         let is_set = |name| {
             variable(name).is_some_and(|value| {
-                !matches!(value.trim(), "" | "0") && !value.trim().eq_ignore_ascii_case("false")
+                !matches!(
+                    value.trim().to_ascii_lowercase().as_str(),
+                    "" | "0" | "false"
+                )
             })
         };
         Self {

@@ -26,6 +26,9 @@ pub fn run(write: bool) -> Result<String> {
     if !is_current()?
         && let Err(reason) = deps::ensure_toolchain(TOOLCHAIN)
     {
+        if deps::find("rustup").is_some() {
+            return Err(reason);
+        }
         return Ok(format!("skipped: no Rust {TOOLCHAIN}: {reason}"));
     }
     let dir = workspace().join(DIR);

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use crate::error::{Context, Error, Result};
 use crate::run::Cmd;
-use crate::workspace;
+use crate::{cargo, workspace};
 
 pub use api::run as api;
 pub(crate) use packages::run as packages;
@@ -42,6 +42,18 @@ pub(crate) fn layers() -> Result<String> {
         rooms += list.count();
         imports += checked.imports;
         complaints.extend(checked.complaints);
+    }
+    for package in cargo::packages()?.iter().filter(|p| p.is_published()) {
+        let dir = package.source_dir();
+        if !blocks
+            .iter()
+            .any(|block| workspace().join(block.argument) == dir)
+        {
+            complaints.push(format!(
+                "{ARCHITECTURE} has no block of rooms for the package {}",
+                package.name
+            ));
+        }
     }
     let files = tracked(&["*.rs"])?;
     complaints.extend(cfg_files::check(

@@ -46,6 +46,8 @@ fn count(features: &[&str]) -> Result<usize> {
         .args(["--target", "x86_64-unknown-linux-gnu"])
         .args(["--prefix", "none", "--no-dedupe"])
         .args(features)
+        // It may be the first command that downloads the packages.
+        .limit(900)
         .text()?;
     Ok(unique(&tree))
 }

@@ -164,9 +164,10 @@ fn msrv() -> Result<Option<String>> {
         bail!("the workspace's Cargo.toml has no rust-version")
     };
     let version = version.trim_matches('"');
-    if let Err(reason) = crate::deps::ensure_toolchain(version) {
-        return Ok(Some(format!("skipped: no Rust {version}: {reason}")));
+    if crate::deps::find("rustup").is_none() {
+        return Ok(Some(format!("skipped: no rustup to get Rust {version}")));
     }
+    crate::deps::ensure_toolchain(version)?;
     let mut command = Cmd::new("rustup").args(["run", version, "cargo", "check", "--locked"]);
     for package in packages()?.iter().filter(|p| p.is_published()) {
         command = command.args(["-p", &package.name]);
@@ -200,7 +201,13 @@ impl State {
     fn here() -> Result<Self> {
         let git = |args: &[&str]| Cmd::new("git").args(args).dir(workspace()).text();
         let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-        let changes = git(&["diff", "HEAD"])? + &git(&["status", "--porcelain"])?;
+        let new = git(&["ls-files", "--others", "--exclude-standard"])?;
+        let new: Vec<_> = new.lines().collect();
+        let new_content = match new.as_slice() {
+            [] => String::new(),
+            names => git(&[&["hash-object", "--"], names].concat())?,
+        };
+        let changes = git(&["diff", "HEAD"])? + &git(&["status", "--porcelain"])? + &new_content;
         Ok(Self {
             dirty: !changes.is_empty(),
             key: Key::new("full").with(&commit).with(changes).finish(),

@@ -7,11 +7,13 @@ use crate::error::Result;
 
 /// `cargo fmt --check`.
 pub(super) fn fmt() -> Result<()> {
+    deps::ensure_components()?;
     cargo(&["fmt", "--all", "--check"]).limit(120).passthrough()
 }
 
 pub(super) fn clippy() -> Result<()> {
     deps::ensure(&[Need::Guests])?;
+    deps::ensure_components()?;
     let denied = ["--", "-D", "warnings"];
     cargo(&["clippy", "--workspace", "--all-targets", "--locked"])
         .args(["--features", VMM_CLI])
@@ -76,11 +78,19 @@ pub(super) fn features() -> Result<String> {
             let name = set.as_deref().unwrap_or("no features");
             eprintln!("  {} with {name}", package.name);
             // Warnings are denied by clippy's own arguments: RUSTFLAGS would have every dependency built again.
-            cargo(&["clippy", "-p", &package.name, "--locked"])
-                .args(feature_args(set.as_deref()))
-                .args(["--", "-D", "warnings"])
-                .limit(600)
-                .passthrough()?;
+            cargo(&[
+                "clippy",
+                "-p",
+                &package.name,
+                "--lib",
+                "--bins",
+                "--tests",
+                "--locked",
+            ])
+            .args(feature_args(set.as_deref()))
+            .args(["--", "-D", "warnings"])
+            .limit(600)
+            .passthrough()?;
             checked.push(format!("{} {name}", package.name));
         }
     }

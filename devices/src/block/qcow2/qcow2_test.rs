@@ -363,7 +363,12 @@ fn a_discard_gives_blocks_back_and_hides_the_backing_image() {
 
 /// Says that the calling test is skipped, and why. Where `FLEETBOX_REQUIRE` is set it fails instead.
 fn skip(why: &str) {
-    let is_on = |value: String| !matches!(value.trim(), "" | "0" | "false");
+    let is_on = |value: String| {
+        !matches!(
+            value.trim().to_ascii_lowercase().as_str(),
+            "" | "0" | "false"
+        )
+    };
     assert!(
         !std::env::var("FLEETBOX_REQUIRE").is_ok_and(is_on),
         "FLEETBOX_REQUIRE is set, and this test cannot run: {why}"

@@ -1,9 +1,4 @@
-//! Programs that use the same VMs at the same time, and what is left when one of them is killed: the command line with
-//! a script in place of the VMM. What the library leaves when its owner is killed is tested beside it.
-//!
-//! Library and program are built for it, in a target directory of their own so that nothing else is built again:
-//! `RUSTFLAGS="--cfg fleetbox_fake" cargo test -p fleetbox-cli --test coordination --target-dir target/fake`.
-#![cfg(fleetbox_fake)]
+//! The cases.
 
 use std::io::BufRead as _;
 use std::os::unix::process::CommandExt as _;
