@@ -1,16 +1,6 @@
 //! The program `fleetbox`: a thin layer over the library's public API.
 //!
-//! Each command is a function of a module. Modules import only those further down in this list:
-//!
-//! 1. `generate`, `doctor`, `guest_info`, `list`, `show`, `logs`, `console`, `proxy`, `images`, `cp`, `up`, `run`,
-//!    `lifecycle`, `remove`, `set`: commands
-//! 2. `workspace`: work trees, for `run` too
-//! 3. `ssh`: `ssh`, `dial`, and commands with this process's streams
-//! 4. `machine`: the options of a new VM, `outcome`: what became of VMs
-//! 5. `select`: which VMs a command is about
-//! 6. `ssh_config`, `sudo`, `progress`, `confirm`, `disk`, `table`, `terminal`
-//! 7. `output`, `args`
-//! 8. `values`, `exit`
+//! Each command is a function of a module. docs/ARCHITECTURE.md has the order in which modules import each other.
 
 mod args;
 mod confirm;

@@ -9,15 +9,11 @@
 //! # Ok::<(), fleetbox::Error>(())
 //! ```
 //!
-//! [`Cluster`] is several VMs in one network.
+//! [`Cluster`] is several VMs in one network, [`Fleet`] the VMs of a state directory. They and their
+//! builders have the methods of the asynchronous types. Images, work trees, the proxy, and what a guest
+//! listens on and uses have no type in here: [`block_on`] runs them, on the VM of [`Vm::as_async`].
 //!
-//! [`Vm`], [`Cluster`], their builders and the functions of the crate's root on VMs have all that the
-//! asynchronous ones have. What is less often used in a test has no façade of its own: images, work
-//! trees, what a guest listens on and uses, the proxy. [`block_on`] runs those, on the VM of
-//! [`Vm::as_async`].
-//!
-//! The work is done on threads of its own, so this can be called from anywhere, an asynchronous
-//! function included (which it then blocks).
+//! This can be called from anywhere, also from an asynchronous function, which it then blocks.
 
 use std::future::Future;
 use std::panic::resume_unwind;

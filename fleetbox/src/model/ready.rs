@@ -11,7 +11,7 @@ const PATTERN_LIMIT: usize = 1 << 20;
 /// What [`VmBuilder::wait_for`](crate::VmBuilder::wait_for) and [`Vm::wait_for`](crate::Vm::wait_for) wait for.
 ///
 /// ```no_run
-/// # async fn example() -> fleetbox::Result<(), InvalidReady> {
+/// # async fn example() -> fleetbox::Result<()> {
 /// use fleetbox::{Ready, Vm};
 ///
 /// let vm = Vm::test()

@@ -1,6 +1,6 @@
 //! Talking to a worker: each request on a connection of its own.
 
-use std::io::{self};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

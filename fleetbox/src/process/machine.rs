@@ -4,7 +4,6 @@
 //! file descriptors it was given. It ends when its worker does: the socket between them then
 //! reads as closed, whatever way the worker went.
 
-use crate::util::sync::lock;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -18,6 +17,7 @@ use fleetbox_vmm::output::Backlog;
 use super::entry::exit_status;
 use super::protocol::{Backend, MachineCommand, MachineConfig, MachineEvent};
 use super::wire;
+use crate::util::sync::lock;
 
 /// Console output that is sent without waiting for more, in bytes.
 const BATCH: usize = 4096;

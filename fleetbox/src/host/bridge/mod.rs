@@ -5,7 +5,6 @@
 //! What is made on the host: a bridge with an address, a tap that the worker has open, a table of
 //! nf_tables, and `ip_forward`. Before any of it is made it is written down in `bridges/` of the state
 //! directory, so that the next process can remove it after a kill ([`sweep`]).
-
 //!
 //! All of it is behind the feature `bridge`. Without it the same functions say that it is not here.
 

@@ -260,7 +260,6 @@ async fn undo(vms: Vec<Vm>, created: &[Name]) {
 }
 
 #[cfg(test)]
-#[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::test_support::Home;
