@@ -159,7 +159,7 @@ impl Flow {
             &mut self.device(Some(syn)),
             context.clock.now(),
             self.key.remote,
-            buffer_size(&self.port),
+            buffer_size(self.port.flows.get()),
         );
         match stack {
             Some(stack) => {
@@ -249,10 +249,24 @@ impl Flow {
 
 /// Bytes to buffer in each direction: less the more connections the guest has, so that all of
 /// them together stay below 150 MiB.
-pub(crate) fn buffer_size(port: &Port) -> usize {
-    match port.flows.get() {
+pub(crate) fn buffer_size(flows: usize) -> usize {
+    match flows {
         0..128 => 256 << 10,
         128..512 => 64 << 10,
         _ => 32 << 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+
+    #[test]
+    fn a_member_at_its_limit_of_connections_holds_less_than_150_mib() {
+        let both_directions = |flows| 2 * buffer_size(flows);
+        let held: usize = (0..Limits::default().tcp_flows).map(both_directions).sum();
+        assert!(held < 150 << 20, "{held}");
+        assert!(held > 100 << 20, "buffers this small slow connections down: {held}");
     }
 }

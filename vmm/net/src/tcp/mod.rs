@@ -170,7 +170,7 @@ impl TcpFlows {
             .find(|key| self.table.get(key).is_none())
             .ok_or(ConnectError::TooMany { ip, limit: 0x4000 })?;
         let mac = port.mac;
-        let size = buffer_size(&port);
+        let size = buffer_size(port.flows.get());
         let flow = Flow::new(self.table.new_id(), key, port, mac, Stage::Over);
         let stack = Stack::connect(
             &mut flow.device(None),
