@@ -1,5 +1,5 @@
-//! The error of the public API: one variant for each part of the library, with its own error as
-//! the source.
+//! The error of the public API. It has one variant for each part of the library, with the error of
+//! that part as its source.
 
 use std::io;
 use std::time::Duration;
@@ -26,8 +26,8 @@ use crate::util::task::ShuttingDown;
 
 /// Why an operation of the library failed.
 ///
-/// Messages say what failed, on what, why, and what can be done; they are complete without the
-/// chain of sources.
+/// A message says what failed, on what, why, and what to do. It is complete without the chain of
+/// sources.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -46,75 +46,75 @@ pub enum Error {
     /// A value was refused before anything was created.
     #[error(transparent)]
     Invalid(#[from] InvalidValue),
-    /// The state directory.
+    /// The state directory cannot be read or written.
     #[error(transparent)]
     Store(StoreError),
-    /// Finding or downloading an image.
+    /// An image was not found or could not be downloaded.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// Making a disk of a directory of the host.
+    /// A directory of the host could not be made into a disk.
     #[error(transparent)]
     Fixture(FixtureError),
-    /// Writing the cloud-init seed.
+    /// The cloud-init seed could not be written.
     #[error(transparent)]
     Seed(#[from] SeedError),
-    /// Keys, or the SSH connection to the guest.
+    /// A key cannot be used, or the SSH connection to the guest failed.
     #[error(transparent)]
     Ssh(#[from] SshError),
-    /// Copying files to or from a guest.
+    /// Files could not be copied to or from a guest.
     #[error(transparent)]
     Files(FilesError),
-    /// OpenSSH's configuration.
+    /// OpenSSH's configuration could not be read or written.
     #[error(transparent)]
     SshConfig(#[from] SshConfigError),
-    /// Shipping a work tree, or fetching its changes: a
-    /// [`WorkspaceError`](crate::workspace::WorkspaceError), for those who downcast it.
+    /// A work tree could not be copied to a guest, or its changes could not be fetched. The source is a
+    /// [`WorkspaceError`](crate::workspace::WorkspaceError), which callers can downcast to.
     #[error(transparent)]
     Workspace(Box<dyn std::error::Error + Send + Sync>),
-    /// Creating a VM's disk.
+    /// A VM's disk could not be created.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// A VM's processes, or what they were asked.
+    /// A process of a VM failed, or refused a request.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The host's network, which a cluster joins.
+    /// A cluster could not join the host's network.
     #[error(transparent)]
     Bridge(BridgeError),
-    /// There is no memory for a start, now or ever.
+    /// There is not enough memory to start the VMs.
     #[error(transparent)]
     Budget(BudgetError),
     /// This host cannot run VMs.
     #[error(transparent)]
     Host(#[from] HostUnsupported),
-    /// A VM was asked to have more than this host has.
+    /// A VM needs more than this host has.
     #[error(transparent)]
     InsufficientResources(#[from] InsufficientResources),
     /// An extra disk cannot be used.
     #[error(transparent)]
     ExtraDisk(ExtraDiskError),
-    /// Something that cannot be waited for.
+    /// A [`Ready`](crate::Ready) condition is invalid.
     #[error(transparent)]
     Ready(#[from] InvalidReady),
-    /// There is no such VM.
-    #[error("there is no VM {name}; `fleetbox ls` shows those there are")]
+    /// There is no VM with this name.
+    #[error("no VM named {name}; list all VMs with `fleetbox ls`")]
     NoVm {
         /// The name.
         name: Name,
     },
-    /// Several clusters have a VM of this name.
+    /// Several clusters have a VM with this name.
     #[error(
-        "there are several VMs named {name}; say which one is meant: {}",
+        "several VMs are named {name}; choose one of: {}",
         clusters.iter().map(|cluster| format!("{cluster}/{name}")).collect::<Vec<_>>().join(", ")
     )]
     Ambiguous {
         /// The name.
         name: Name,
-        /// The clusters that have such a VM.
+        /// The clusters that have a VM with this name.
         clusters: Vec<Name>,
     },
-    /// Another cluster has a VM of this name.
+    /// Another cluster has a VM with this name.
     #[error(
-        "there is a VM {name} already, in cluster {cluster}; remove it with `fleetbox rm {}`, or choose another name",
+        "cluster {cluster} already has a VM named {name}; remove it with `fleetbox rm {}`, or choose another name",
         Reference::new(cluster.clone(), name.clone())
     )]
     NameTaken {
@@ -123,19 +123,22 @@ pub enum Error {
         /// The cluster that has it.
         cluster: Name,
     },
-    /// The cluster has no such member.
-    #[error("cluster {cluster} has no member {name}; it has {}", list(members))]
+    /// The cluster has no member with this name.
+    #[error(
+        "cluster {cluster} has no member {name}; its members: {}",
+        list(members)
+    )]
     NoMember {
         /// The cluster.
         cluster: Name,
-        /// The name asked for.
+        /// The name that was looked up.
         name: String,
         /// The members it has.
         members: Vec<String>,
     },
-    /// There is no such cluster.
+    /// There is no cluster with this name.
     #[error(
-        "there is no cluster {name}; `fleetbox ls` shows the VMs there are, `fleetbox up {name} -n 3` makes one of three"
+        "no cluster named {name}; list all VMs with `fleetbox ls`, or create a cluster of three with `fleetbox up {name} -n 3`"
     )]
     NoCluster {
         /// The name.
@@ -147,17 +150,17 @@ pub enum Error {
         /// The VM.
         name: Reference,
     },
-    /// Another process starts or ends the VM and does not come to an end.
+    /// Another process has been starting or stopping the VM for too long.
     #[error(
-        "{name} is being started or ended by another process, which has not come to an end in {waited:?}; worker.log in the directory of its cluster may say why"
+        "{name} is still busy after {waited:?}: another process is starting or stopping it; worker.log in the directory of its cluster may say why"
     )]
     Busy {
         /// The VM's name.
         name: Name,
-        /// How long was waited.
+        /// How long this process waited.
         waited: Duration,
     },
-    /// The guest did not come up.
+    /// The guest did not become ready.
     #[error("{name} did not come up: {why}{}{left}", console_part(console))]
     NotReady {
         /// The VM's name.
@@ -166,20 +169,20 @@ pub enum Error {
         why: String,
         /// The console's last lines.
         console: String,
-        /// What has become of the VM, and so what to do.
+        /// What happened to the VM, which decides what to do next.
         left: VmFate,
     },
-    /// A guest that answers by SSH could not do what was asked.
-    #[error("{name} cannot {what}: {}; `fleetbox ssh {name}` looks into it", why.trim_end())]
+    /// A guest that answers over SSH could not carry out a request.
+    #[error("{name} cannot {what}: {}; log in with `fleetbox ssh {name}` to investigate", why.trim_end())]
     Guest {
-        /// The VM's name, with its cluster's where that is another.
+        /// The VM's name, with the name of its cluster if that differs.
         name: String,
-        /// What was asked for.
+        /// What the guest was asked to do.
         what: &'static str,
-        /// What it wrote, without control characters.
+        /// What the guest answered, without control characters.
         why: String,
     },
-    /// The operating system refused something that has no error of its own here.
+    /// The operating system refused an operation that has no variant of its own.
     #[error("cannot {action}: {source}")]
     Io {
         /// What was tried.
@@ -187,7 +190,7 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// The tokio runtime that this was called in is shutting down.
+    /// The tokio runtime that made the call is shutting down.
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
 }
@@ -258,8 +261,8 @@ impl From<KeyError> for Error {
 }
 
 impl Error {
-    /// True if it says that the VM does not run. That its worker does not answer says no such thing:
-    /// a worker may be suspended, or this process be out of descriptors.
+    /// True if the error means that the VM does not run. A worker that does not answer does not mean that: the worker
+    /// may be suspended, or this process may be out of descriptors.
     pub(crate) fn is_not_running(&self) -> bool {
         matches!(
             self,
@@ -267,7 +270,7 @@ impl Error {
         )
     }
 
-    /// The same after `left` is known of a VM that did not come up.
+    /// Adds what happened to the VM to a [`Error::NotReady`].
     pub(crate) fn leaving(mut self, become_of: impl FnOnce(&Name) -> VmFate) -> Self {
         if let Self::NotReady { name, left, .. } = &mut self {
             *left = become_of(name);
@@ -280,14 +283,14 @@ impl Error {
     }
 }
 
-/// What has become of a VM that did not come up. As text it says what can be done about it.
+/// What happened to a VM that did not become ready. Its text says what the user can do about it.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
 /// use fleetbox::{Error, VmFate, Vm};
 ///
 /// match Vm::builder("web").detached().start().await {
-///     // Slow, perhaps: it is given more time.
+///     // It may only be slow: give it more time.
 ///     Err(Error::NotReady { left: VmFate::Running(vm), .. }) => {
 ///         Vm::open(vm.as_str()).await?.wait_ready(fleetbox::DEFAULT_BOOT_TIMEOUT).await
 ///     }
@@ -298,13 +301,13 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VmFate {
-    /// It runs on and has its memory.
+    /// It is still running and keeps its memory.
     Running(Box<Reference>),
-    /// It exists with its disk and does not run.
+    /// It has stopped. Its disk still exists.
     Stopped(Box<Reference>),
-    /// This program holds it, running or not: what becomes of it is told when that drops it.
+    /// This program still has a handle on it. Its fate is decided when the last handle is dropped.
     Held,
-    /// It is deleted with its disk.
+    /// It was deleted with its disk.
     Deleted,
 }
 
@@ -313,17 +316,17 @@ impl std::fmt::Display for VmFate {
         match self {
             Self::Running(vm) => write!(
                 f,
-                "\n{vm} runs on and keeps its memory: `fleetbox logs {vm}` shows all of its console, \
-                 `fleetbox console {vm}` attaches to it, `fleetbox up {vm}` waits for it again, \
+                "\n{vm} is still running and keeps its memory: `fleetbox logs {vm}` shows its whole console, \
+                 `fleetbox console {vm}` attaches to it, `fleetbox up {vm}` waits again, \
                  `fleetbox rm {vm}` deletes it"
             ),
             Self::Stopped(vm) => write!(
                 f,
-                "\n{vm} does not run any more, and its disk is left: `fleetbox logs {vm}` shows all of its \
+                "\n{vm} has stopped and keeps its disk: `fleetbox logs {vm}` shows its whole \
                  console, `fleetbox up {vm}` starts it again, `fleetbox rm {vm}` deletes it"
             ),
             Self::Held => Ok(()),
-            Self::Deleted => f.write_str("\nit is deleted with its disk"),
+            Self::Deleted => f.write_str("\nit was deleted with its disk"),
         }
     }
 }

@@ -12,24 +12,26 @@
 //! # } // dropped here: the VM is destroyed
 //! ```
 //!
-//! A [`Cluster`] is several of them in one network.
+//! A [`Cluster`] is a group of VMs that share a network.
 //!
-//! A VM made by [`Vm::test`] lives as long as its handle; one made by [`Vm::builder`] has a name
-//! and a disk that stays. [`blocking`] has the same for a plain `#[test]`.
+//! A VM made by [`Vm::test`] lives as long as its handle. A VM made by [`Vm::builder`] has a name,
+//! and its disk stays. [`blocking`] offers the same for a plain `#[test]`.
 //!
-//! The processes that run a VM are this very program, started again: a constructor that runs
-//! before `main` makes them of it, so there is nothing to install. A program
-//! that links this crate as a dynamic library which it loads at run time cannot use it.
+//! There is nothing to install: the processes that run a VM are your own program, started again. A
+//! constructor in this crate runs before `main` and turns such a process into a worker or a
+//! machine. For the same reason the crate does not work in a dynamic library that is loaded at run
+//! time.
 //!
 //! # Features
 //!
 //! A feature that is off costs nothing: its dependencies are not compiled. The types are the same
-//! with every choice of features; what needs a missing feature returns an error that names it.
+//! with every choice of features. A function that needs a missing feature returns an error that
+//! names the feature.
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `download` | yes | downloads of images, by HTTP and HTTPS. Without it, images are local files or in the state directory already; else [`ImageError::DownloadDisabled`](images::ImageError::DownloadDisabled) |
-//! | `bridge` | no | [`Network::Bridge`], which joins a cluster to the host's network. Without it, [`BridgeError::Disabled`] |
+//! | `download` | yes | downloads of images over HTTP and HTTPS. Without it, an image must be a local file or already in the state directory; otherwise the error is [`ImageError::DownloadDisabled`](images::ImageError::DownloadDisabled) |
+//! | `bridge` | no | [`Network::Bridge`], which joins a cluster to the host's network. Without it, the error is [`BridgeError::Disabled`] |
 
 pub mod blocking;
 mod disk;
@@ -80,6 +82,6 @@ pub use vm::remote::Published;
 pub use vm::resize::Resize;
 pub use vm::stop::{STOP_DEADLINE, Stopped};
 
-// The expansion of the attribute, which tests in here use too, names the crate.
+// The attribute expands to paths that begin with `fleetbox`. Tests in this crate use it too.
 #[cfg(test)]
 extern crate self as fleetbox;

@@ -1,13 +1,14 @@
-//! How long work reports itself: as plain lines, to what a program makes of it, or not at all.
+//! Progress of long operations: as plain lines, through a program's own [`Progress`], or not shown
+//! at all.
 //!
-//! Bars are left to programs that have a terminal to themselves, as `fleetbox` does: under a test runner they
-//! would mix with its output, and every user of the library would compile them.
+//! There are no progress bars here. Under a test runner they would mix with its output, and every user of the library
+//! would have to compile them. A program that owns its terminal, such as `fleetbox`, draws its own.
 
 use std::io::{self, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// What happens while an image is pulled and while VMs are started, restarted and waited for.
+/// What happens while an image is downloaded and while VMs are started, restarted and waited for.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum ProgressEvent<'a> {
@@ -16,23 +17,23 @@ pub enum ProgressEvent<'a> {
         /// The image, as the user named it.
         image: &'a str,
     },
-    /// Bytes begin to arrive.
+    /// The download has started.
     Started {
         /// The image, as the user named it.
         image: &'a str,
-        /// Where it comes from.
+        /// The URL it is downloaded from.
         url: &'a str,
-        /// Bytes that an earlier, interrupted download has left.
+        /// Bytes that an earlier, interrupted download left behind.
         resumed_from: u64,
-        /// Size of the whole file in bytes, if the server tells.
+        /// Size of the whole file in bytes, if the server says so.
         total: Option<u64>,
     },
-    /// So many bytes of the file are there, counted from its beginning.
+    /// More of the file has arrived.
     Advanced {
-        /// The number of bytes.
+        /// Number of bytes that are there, counted from the beginning of the file.
         bytes: u64,
     },
-    /// The connection failed and is tried again.
+    /// The connection failed and will be retried.
     Retrying {
         /// Why it failed.
         why: &'a str,
@@ -42,42 +43,42 @@ pub enum ProgressEvent<'a> {
         /// Its size in bytes.
         bytes: u64,
     },
-    /// The download, or waiting, has failed; the error is returned to the caller.
+    /// The download or the wait failed. The caller gets the error.
     Failed,
-    /// A start waits until there is memory for it (see [`budget`](crate::budget)).
+    /// A start waits for memory (see [`budget`](crate::budget)).
     WaitingForMemory {
         /// The VM, or the first of several.
         vm: &'a str,
-        /// What it needs, and who has it.
+        /// How much it needs, and which VMs hold the memory.
         why: &'a str,
     },
-    /// The start that waited has its turn.
+    /// The start that waited for memory has got it.
     MemoryGranted,
-    /// A VM is to power off, so that it can be started again.
+    /// A VM is being stopped, so that it can be started again.
     Stopping {
         /// The VM.
         vm: &'a str,
     },
-    /// A VM's machine is started.
+    /// A VM's machine is about to start.
     Starting {
         /// The VM.
         vm: &'a str,
     },
-    /// Before that its fixtures are copied.
+    /// The VM's fixtures are being copied, before its machine starts.
     CopyingFixtures {
         /// The VM.
         vm: &'a str,
     },
-    /// A VM's machine runs, and its guest is waited for.
+    /// A VM's machine runs, and the start waits for its guest.
     WaitingFor {
         /// The VM.
         vm: &'a str,
-        /// For what: `SSH`, or what a [`Ready`](crate::Ready) is shown as.
+        /// What it waits for: `SSH`, or the text of a [`Ready`](crate::Ready).
         what: &'a str,
     },
 }
 
-/// Told what happens during a download and while a start waits. Calls are quick and come from any thread.
+/// Receives events during a download and a start. It may be called from any thread, and must return quickly.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,7 +100,7 @@ pub enum ProgressEvent<'a> {
 /// assert_eq!(counter.0.into_inner(), 4096);
 /// ```
 pub trait Progress: Send + Sync {
-    /// One thing has happened.
+    /// Called for each event.
     fn event(&self, event: ProgressEvent<'_>);
 }
 
@@ -117,7 +118,7 @@ impl Progress for Silent {
     fn event(&self, _: ProgressEvent<'_>) {}
 }
 
-/// Shows downloads, and what waits for memory, as plain lines on standard error.
+/// Prints downloads and waits for memory as plain lines on standard error.
 ///
 /// ```
 /// let vm = fleetbox::Vm::test().progress(fleetbox::progress::stderr());
@@ -126,11 +127,11 @@ pub fn stderr() -> Box<dyn Progress> {
     Box::new(Lines::new(io::stderr()))
 }
 
-/// How long a download may be silent in plain lines.
+/// Least time between two lines of a download.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Plain lines, for logs: one at the beginning, one at the end, one each ten seconds or tenth
-/// part, whichever is rarer.
+/// Plain lines for logs: one at the beginning, one at the end, and in between one every ten seconds
+/// or one for every tenth of the file, whichever comes later.
 ///
 /// ```
 /// use fleetbox::progress::{Lines, Progress, ProgressEvent};
@@ -153,7 +154,7 @@ struct LinesState<W> {
 }
 
 impl<W: Write + Send> Lines<W> {
-    /// Lines to `out`; failures to write are ignored.
+    /// Prints lines to `out`. Failures to write are ignored.
     ///
     /// ```
     /// use fleetbox::progress::{Lines, Progress, ProgressEvent};

@@ -1,4 +1,5 @@
-//! The commands and their arguments, of which `--help`, completions and manual pages are made.
+//! The commands and their arguments. `--help`, completions and manual pages are generated from
+//! them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

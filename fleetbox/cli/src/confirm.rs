@@ -2,8 +2,8 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-/// True if `what` may be done: it was forced, there is no terminal to ask on, or the answer is yes.
-/// Without a terminal it is a script, which means what it says.
+/// True if `what` may be done: if it was forced, if there is no terminal to ask on, or if the
+/// answer is yes. Without a terminal the caller is a script, and is not asked.
 pub(crate) fn confirm(what: &str, force: bool) -> bool {
     if force || !std::io::stdin().is_terminal() {
         return true;

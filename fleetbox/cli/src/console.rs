@@ -40,8 +40,8 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     })
 }
 
-/// Copies bytes until the VM stops, the reader has gone, or, with `terminal`, Ctrl-] is typed.
-/// Without a terminal the end of the input does not end it: the output still matters.
+/// Copies bytes until the VM stops, the reader is gone or, with `terminal`, Ctrl-] is typed.
+/// Without a terminal it does not stop at the end of the input, because the output still matters.
 async fn attach(
     mut output: impl AsyncRead + Unpin,
     mut input: impl AsyncWrite + Unpin,
@@ -57,7 +57,7 @@ async fn attach(
                 n => n,
             };
             let bytes = buffer.get(..n).unwrap_or_default();
-            // Bytes go as they are: the terminal interprets them.
+            // Bytes are passed on unchanged: the terminal interprets them.
             let shown = async {
                 screen.write_all(bytes).await?;
                 screen.flush().await

@@ -77,7 +77,7 @@ fn size(bytes: u64) -> String {
     table::size(bytes)
 }
 
-/// The path, with a slash at its end if it is a directory in the guest, or must be one.
+/// The path, with a slash at its end if it is, or must be, a directory in the guest.
 async fn guest_directory(vm: &Vm, path: &str, several: bool) -> Result<String> {
     if path.ends_with('/') {
         return Ok(path.to_owned());

@@ -1,4 +1,4 @@
-//! What a VM's disk takes on this host.
+//! The space that a VM's disk takes on this host.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

@@ -16,7 +16,8 @@ use crate::exit::FAILURE;
 use crate::output::Context;
 use crate::table;
 
-/// With less free space there is a warning: an image and what a guest writes at its first boot.
+/// Free space below which there is a warning: space for an image and for what a guest writes at its
+/// first boot.
 const MIN_SPACE: u64 = 4 << 30;
 
 /// Descriptors of a worker with a busy network.
@@ -123,7 +124,7 @@ fn kvm() -> Check {
 
 fn memory() -> Check {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    // The control group of this process may have less than the host.
+    // The control group of this process may allow less than the host has.
     let all = "100%".parse::<Budget>().ok().and_then(|all| all.limit());
     let available = available_memory(&text)
         .map(|available| all.map_or(available, |all| all.bytes().min(available)));
@@ -308,7 +309,7 @@ fn openssh() -> Check {
     program("openssh", "ssh", "-V", remedy)
 }
 
-/// Whether a program that only some commands need is there, by its version.
+/// Checks whether a program that only some commands need is installed, and shows its version.
 fn program(what: &'static str, program: &str, version: &str, remedy: &str) -> Check {
     match std::process::Command::new(program).arg(version).output() {
         Ok(output) if output.status.success() => {

@@ -4,5 +4,6 @@
 pub(crate) const FAILURE: u8 = 1;
 /// The arguments were refused.
 pub(crate) const REFUSED: u8 = 2;
-/// `ssh`, `exec` or `run` could not run the guest's command, whose status is passed on otherwise.
+/// `ssh`, `exec` or `run` could not run the command in the guest. Otherwise they pass on its
+/// status.
 pub(crate) const GUEST_FAILURE: u8 = 255;

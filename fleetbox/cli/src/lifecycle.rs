@@ -72,7 +72,7 @@ pub(crate) async fn restart(context: &Context, restart: Restart) -> Result<u8> {
         fleetbox::STOP_DEADLINE
     };
     let (names, status) = select::which(context, &restart.which).await?;
-    // Members of one cluster together: restarted one by one, some would have memory that the others wait for.
+    // Restart the members of one cluster together. One by one, some would hold the memory that others wait for.
     let mut clusters: Vec<Vec<Reference>> = Vec::new();
     for name in names.iter().cloned() {
         match clusters

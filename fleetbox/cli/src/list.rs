@@ -16,7 +16,7 @@ pub(crate) async fn run(context: &Context) -> Result<u8> {
         .into_iter()
         .map(|vm| {
             Ok([
-                // What is shown names this VM only.
+                // The shown name is unambiguous.
                 select::reference(&vm)?.to_string(),
                 vm.state.to_string(),
                 vm.image,

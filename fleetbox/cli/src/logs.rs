@@ -30,7 +30,7 @@ pub(crate) async fn run(context: &Context, logs: Logs) -> Result<u8> {
     }
 }
 
-/// False if the reader has gone.
+/// False if the reader is gone.
 fn print(text: &[u8]) -> bool {
     let mut out = std::io::stdout();
     out.write_all(text).and_then(|()| out.flush()).is_ok()

@@ -29,8 +29,8 @@ impl UserData {
     }
 }
 
-/// Checks what the parser of the command line does not, before anything is created: errors are usage errors.
-/// Returns the documents that it has read.
+/// Checks what the command line's parser cannot check, before anything is created. Errors are usage errors. Returns
+/// the documents that it has read.
 pub(crate) fn check(machine: &Machine) -> Result<UserData> {
     let documents = UserData::read(machine)?;
     for (path, document) in machine.user_data.iter().zip(&documents.0) {
@@ -76,7 +76,7 @@ fn unpublishable(host: u16, why: impl Display) -> Error {
     }
 }
 
-/// Publishes the ports of a VM that runs.
+/// Publishes the ports of a running VM.
 pub(crate) async fn publish(context: &Context, vm: &Vm, machine: &Machine) -> Result<()> {
     for (host, guest) in &machine.publish {
         let address = vm.publish(*host, *guest).await?;
@@ -152,8 +152,8 @@ pub(crate) async fn free_name(context: &Context) -> Result<Name> {
     })
 }
 
-/// Reports a start that has failed. If it was the machine that failed, its VM may be left, and what to do with
-/// it comes after the error; other errors say so themselves.
+/// Reports a failed start. If the machine failed, its VM may still exist, and the error is followed by what to do
+/// with it. Other errors say that themselves.
 pub(crate) async fn failed(
     context: &Context,
     name: &Reference,

@@ -12,7 +12,7 @@ use crate::output::Context;
 use crate::progress::Display;
 use crate::{select, sudo};
 
-/// The result for a VM that still exists, with what `ls` says of it.
+/// The result for a VM that still exists, with what `ls` shows of it.
 #[derive(Debug, Serialize)]
 struct Change {
     #[serde(flatten)]

@@ -38,7 +38,7 @@ impl Context {
 
     /// Prints a result.
     pub(crate) fn say(&self, line: impl Display) {
-        // A reader that has gone is no error.
+        // A reader that is gone is not an error.
         let _ = writeln!(std::io::stdout(), "{line}");
     }
 
@@ -79,12 +79,13 @@ pub(crate) fn complain(error: impl Display) {
     let _ = writeln!(std::io::stderr(), "fleetbox: {error}");
 }
 
-/// Whether standard output may have colours.
+/// True if standard output may have colours.
 pub(crate) fn colours() -> bool {
     colours_on(&std::io::stdout())
 }
 
-/// Whether a stream may have colours: a terminal, and `NO_COLOR` not set (<https://no-color.org>).
+/// True if a stream may have colours: it is a terminal, and `NO_COLOR` is not set
+/// (<https://no-color.org>).
 pub(crate) fn colours_on(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

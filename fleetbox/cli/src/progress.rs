@@ -1,7 +1,7 @@
 //! Progress of long work: a line that is redrawn on a terminal, plain lines elsewhere.
 //!
-//! The plain lines of downloads are the library's; the redrawn line is drawn here only, so that the library
-//! needs no terminal.
+//! The library prints the plain lines of downloads. Only this program draws the redrawn line, so the library needs no
+//! terminal.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write};

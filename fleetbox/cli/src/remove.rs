@@ -23,7 +23,8 @@ pub(crate) async fn rm(context: &Context, rm: Rm) -> Result<u8> {
     Ok(status)
 }
 
-/// Deletes one after another: the last member of a cluster takes the cluster's directory with it.
+/// Deletes one VM after another, because deleting the last member of a cluster also deletes the
+/// cluster's directory.
 async fn remove(context: &Context, names: &[Reference]) -> Result<u8> {
     let mut status = 0;
     let mut outcomes = Vec::new();

@@ -32,7 +32,7 @@ pub(crate) async fn run(context: &Context, mut run: Run) -> Result<u8> {
             None => Ok(0),
         };
     }
-    // Errors come before there is a VM that would be useless.
+    // Find errors before creating a VM that would be useless.
     if let Some(tree) = &tree {
         tree.check(&options).await?;
     }
@@ -127,7 +127,7 @@ async fn discard(context: &Context, vm: Vm) {
     ssh_config::refresh(context);
 }
 
-/// Names the VM that stays, where that is a result or a remark. Standard output belongs to the command.
+/// Prints the name of the VM that stays: as the result, or as a note if standard output belongs to the command.
 async fn print_name(context: &Context, name: &Name, detach: bool, is_random: bool) -> Result<()> {
     if detach && context.json {
         outcome::print_changed(context, &[(name.clone().into(), "running")]).await?;

@@ -26,12 +26,13 @@ pub(crate) fn reference(vm: &VmInfo) -> Result<Reference> {
     Ok(Reference::new(vm.cluster.parse()?, vm.name.parse()?))
 }
 
-/// The cluster of a VM. A VM that was made alone is the only member of a cluster of its own name.
+/// The cluster of a VM. A VM that was created alone is the only member of a cluster with the same
+/// name.
 pub(crate) fn cluster_of(vm: &Reference) -> &Name {
     vm.cluster().unwrap_or(vm.name())
 }
 
-/// The VM of a name, or else all members of the cluster of that name.
+/// The VM with that name, or else all members of the cluster with that name.
 async fn resolve(context: &Context, name: &Reference) -> Result<Vec<Reference>> {
     match context.fleet().resolve(name.as_str()).await? {
         Resolution::Vm(vm) => Ok(vec![vm.reference()]),
@@ -42,7 +43,7 @@ async fn resolve(context: &Context, name: &Reference) -> Result<Vec<Reference>> 
     }
 }
 
-/// The VMs of all names, each VM once. Unknown names are reported, and the status is then that of a failure.
+/// The VMs with these names, each VM once. Unknown names are reported, and make the exit status a failure.
 pub(crate) async fn all(context: &Context, names: &[Reference]) -> (Vec<Reference>, u8) {
     let mut status = 0;
     let mut all = Vec::new();
@@ -64,7 +65,7 @@ pub(crate) async fn all(context: &Context, names: &[Reference]) -> (Vec<Referenc
     (all, status)
 }
 
-/// The VMs of all names, or with `--all` those that run, without those of running tests.
+/// The VMs with these names, or with `--all` all running VMs except those of running tests.
 pub(crate) async fn which(context: &Context, which: &Which) -> Result<(Vec<Reference>, u8)> {
     if !which.all {
         return Ok(all(context, &which.names).await);
@@ -86,7 +87,7 @@ pub(crate) async fn which(context: &Context, which: &Which) -> Result<(Vec<Refer
     Ok((names, 0))
 }
 
-/// Names for one line: a number if there are too many.
+/// The names for one line, or their number if there are too many.
 pub(crate) fn summary(names: &[Reference]) -> String {
     match names.len() {
         0..=3 => enumerate(names),

@@ -15,7 +15,7 @@ use crate::{disk, select, table};
 /// Width of the labels.
 const LABEL: usize = 14;
 
-/// All that is known of a VM: what `ls` says, and more.
+/// Everything that is known about a VM: what `ls` shows, and more.
 #[derive(Debug, Serialize)]
 struct Details {
     #[serde(flatten)]
@@ -41,11 +41,11 @@ struct Details {
 struct Tree {
     /// Its top directory on this host.
     host: PathBuf,
-    /// The directory in the guest, in the user's home.
+    /// The directory in the guest, relative to the user's home.
     guest: String,
-    /// The commit that changes are relative to.
+    /// The commit that changes are compared with.
     commit: Option<String>,
-    /// The branch that was asked for.
+    /// The branch that was requested.
     branch: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The command with which root can do what this user may not. It is printed, never run.
+//! A sudo command for what this user may not do. It is printed, never run.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use fleetbox::{BridgeError, Error};
 
 use crate::output;
 
-/// Variables that change what a command does, and which sudo does not pass on.
+/// Variables that change what a command does. sudo does not pass them on by default.
 const OURS: [&str; 4] = [
     CATALOGUE_VARIABLE,
     BUDGET_VARIABLE,
@@ -33,7 +33,7 @@ const OF_DOWNLOADS: [&str; 10] = [
     "SSL_CERT_DIR",
 ];
 
-/// An error's text on standard error. If it is that the user is not root, the command with sudo follows, once.
+/// Prints an error to standard error. If the error is that the user is not root, the command with sudo follows, once.
 pub(crate) fn complain(home: Option<&Path>, error: &Error) {
     static PRINTED: Once = Once::new();
     output::complain(error);
@@ -55,7 +55,7 @@ fn command(
     mut args: impl Iterator<Item = OsString>,
 ) -> String {
     let called = args.next().unwrap_or_else(|| "fleetbox".into());
-    // Root's PATH may be another one.
+    // Root's PATH may differ.
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(called));
     let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
     let named = args

@@ -2,7 +2,7 @@
 
 use fleetbox::Size;
 
-/// A table with a head line; the last column is not padded. With `colours` states stand out.
+/// A table with a header line. The last column is not padded. With `colours`, states are coloured.
 pub(crate) fn render<const N: usize>(
     head: [&str; N],
     rows: &[[String; N]],

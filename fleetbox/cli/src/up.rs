@@ -157,7 +157,7 @@ fn result(vm: &Vm) -> &'static str {
     }
 }
 
-/// Names the options that an existing VM ignores.
+/// Reports the options that an existing VM ignores.
 fn note_ignored(context: &Context, vm: &Vm) {
     if !vm.ignored_options().is_empty() {
         context.note(format_args!(

@@ -1,4 +1,4 @@
-//! Values that the command line takes, and how they are read.
+//! Parsing the values on the command line.
 
 use std::fmt;
 use std::path::PathBuf;

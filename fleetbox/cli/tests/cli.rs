@@ -52,7 +52,7 @@ fn what_does_not_exist_is_named_with_the_documented_status() {
         assert_eq!(output.status.code(), Some(status), "{arguments:?}");
         let error = stderr(&output);
         assert!(
-            error.starts_with("fleetbox: there is no VM web"),
+            error.starts_with("fleetbox: no VM named web"),
             "{arguments:?}: {error}"
         );
         assert_eq!(error.lines().count(), 1, "{error}");

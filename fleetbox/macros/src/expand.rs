@@ -1,4 +1,4 @@
-//! The attribute's expansion: a test function around the one that was written.
+//! The expansion of the attribute: a test function that wraps the user's function.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
@@ -11,7 +11,7 @@ pub(crate) fn expand(options: TokenStream, function: TokenStream) -> Result<Toke
     let mut function: ItemFn = syn::parse2(function).map_err(|error| {
         Error::new(
             error.span(),
-            format!("#[fleetbox::test] stands before a function: {error}"),
+            format!("#[fleetbox::test] must be on a function: {error}"),
         )
     })?;
     let options: Options = syn::parse2(options)?;
@@ -23,7 +23,7 @@ pub(crate) fn expand(options: TokenStream, function: TokenStream) -> Result<Toke
     let visibility = std::mem::replace(&mut function.vis, syn::Visibility::Inherited);
     let name = function.sig.ident.clone();
     let should_panic = should_panic(&attributes)?;
-    // A trait of its own for each kind, so that a mix-up of the two has a message of its own.
+    // Each kind has its own trait, so that mixing them up gives a helpful message.
     let (kind, run) = if function.sig.asyncness.is_some() {
         (format_ident!("Subject"), format_ident!("run"))
     } else {
@@ -64,7 +64,7 @@ fn subject(function: &ItemFn) -> Result<Type> {
     let wrong = |span| {
         Err(Error::new(
             span,
-            "a fleetbox test takes one parameter, its VM or its cluster: `vm: Vm`",
+            "a fleetbox test takes one parameter, its VM or cluster: write `vm: Vm`",
         ))
     };
     let mut inputs = function.sig.inputs.iter();
@@ -72,7 +72,7 @@ fn subject(function: &ItemFn) -> Result<Type> {
         (Some(FnArg::Typed(argument)), None) => match &*argument.ty {
             Type::Reference(reference) => Err(Error::new(
                 reference.span(),
-                "a fleetbox test is given its VM or cluster by value: write `vm: Vm`",
+                "a fleetbox test takes its VM or cluster by value: write `vm: Vm`",
             )),
             other => Ok(other.clone()),
         },
@@ -87,7 +87,7 @@ fn check_signature(function: &ItemFn) -> Result<()> {
     if !signature.generics.params.is_empty() {
         return Err(Error::new(
             signature.generics.span(),
-            "a test has no generic parameters",
+            "a test cannot have generic parameters",
         ));
     }
     for (span, what) in [
@@ -96,7 +96,7 @@ fn check_signature(function: &ItemFn) -> Result<()> {
         (signature.abi.as_ref().map(|it| it.span()), "extern"),
     ] {
         if let Some(span) = span {
-            return Err(Error::new(span, format!("a test is not `{what}`")));
+            return Err(Error::new(span, format!("a test cannot be `{what}`")));
         }
     }
     for attribute in &function.attrs {
@@ -108,14 +108,15 @@ fn check_signature(function: &ItemFn) -> Result<()> {
         {
             return Err(Error::new(
                 path.span(),
-                "#[fleetbox::test] makes the test already: remove this attribute",
+                "#[fleetbox::test] already makes this a test: remove this attribute",
             ));
         }
     }
     Ok(())
 }
 
-/// `nodes` belongs to clusters, and they need it. Types of other names are left to the compiler.
+/// `nodes` is required for clusters, and only allowed there. The compiler checks types with other
+/// names.
 fn check_nodes(options: &Options, subject: &Type) -> Result<()> {
     let Type::Path(path) = subject else {
         return Ok(());
@@ -130,13 +131,13 @@ fn check_nodes(options: &Options, subject: &Type) -> Result<()> {
         )),
         None if last.ident == "Cluster" && options.configure.is_none() => Err(Error::new(
             last.ident.span(),
-            "how many members has the cluster? Write `nodes = 3`",
+            "the number of members is missing: write `nodes = 3`",
         )),
         _ => Ok(()),
     }
 }
 
-/// `Some("part of the message")` for a test that is to panic: one that is skipped has to, too.
+/// `Some("part of the message")` for a test that must panic. It must panic even when it is skipped.
 fn should_panic(attributes: &[Attribute]) -> Result<TokenStream> {
     let found = attributes
         .iter()
@@ -157,7 +158,7 @@ fn should_panic(attributes: &[Attribute]) -> Result<TokenStream> {
             lit: Lit::Str(text),
             ..
         })) => text.value(),
-        // The compiler refuses anything else by itself.
+        // The compiler itself refuses anything else.
         _ => String::new(),
     };
     Ok(quote!(::core::option::Option::Some(#text)))
@@ -243,29 +244,29 @@ mod tests {
             (
                 "cpu = 2",
                 VM,
-                "there is no option `cpu`; the options are image",
+                "unknown option `cpu`; the options are image",
             ),
             ("cpus", VM, "write `cpus = …`"),
             ("cpus = 1, cpus = 2", VM, "more than once"),
             (r#"cpus = "2""#, VM, "a number, without quotes"),
             ("cpus = 0", VM, "at least 1"),
-            ("cpus = 99999999999", VM, "too large"),
-            ("image = 12", VM, "`image` is text"),
-            ("memory = 1024", VM, "has a unit"),
+            ("cpus = 99999999999", VM, "must be smaller"),
+            ("image = 12", VM, "`image` must be text"),
+            ("memory = 1024", VM, "needs a unit"),
             ("nodes = 3", VM, "`nodes` is for a cluster"),
             ("", "async fn t(c: Cluster) {}", "nodes = 3"),
             ("", "async fn t() {}", "one parameter"),
             ("", "async fn t(a: Vm, b: Vm) {}", "one parameter"),
             ("", "async fn t(&self) {}", "one parameter"),
             ("", "async fn t(vm: &Vm) {}", "by value"),
-            ("", "async fn t<T>(vm: Vm) {}", "no generic parameters"),
-            ("", "async unsafe fn t(vm: Vm) {}", "not `unsafe`"),
+            ("", "async fn t<T>(vm: Vm) {}", "cannot have generic parameters"),
+            ("", "async unsafe fn t(vm: Vm) {}", "cannot be `unsafe`"),
             (
                 "",
                 "#[tokio::test] async fn t(vm: Vm) {}",
-                "makes the test already",
+                "already makes this a test",
             ),
-            ("", "struct T;", "before a function"),
+            ("", "struct T;", "must be on a function"),
         ] {
             let message = message(options, function);
             assert!(message.contains(part), "{options} {function}: {message}");

@@ -1,11 +1,11 @@
-//! The attribute `#[fleetbox::test]`. Use it through the crate `fleetbox`, which says what it does.
+//! The attribute `#[fleetbox::test]`. Use it through the crate `fleetbox`, which documents it.
 
 mod expand;
 mod options;
 
 use proc_macro::TokenStream;
 
-/// Makes a test of a function that is given a VM or a cluster.
+/// Turns a function that takes a VM or a cluster into a test.
 ///
 /// ```ignore
 /// #[fleetbox::test(image = "debian-12", cpus = 2, memory = "1GiB")]
@@ -21,23 +21,22 @@ use proc_macro::TokenStream;
 /// }
 /// ```
 ///
-/// The function is `async` and takes a `fleetbox::Vm` or a `fleetbox::Cluster`, or it is not and
-/// takes a `fleetbox::blocking::Vm` or `fleetbox::blocking::Cluster`. It returns `()` or a
-/// `Result<(), E>` whose error has `Debug`. Other attributes, such as `#[ignore]` and
-/// `#[should_panic]`, are kept.
+/// An `async` function takes a `fleetbox::Vm` or a `fleetbox::Cluster`. A function that is not
+/// `async` takes a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`. The function
+/// returns `()` or a `Result<(), E>` whose error implements `Debug`. Other attributes, such as
+/// `#[ignore]` and `#[should_panic]`, still apply.
 ///
-/// | option | value | is |
+/// | option | value | meaning |
 /// |---|---|---|
-/// | `image` | text | alias, path or address of the image |
+/// | `image` | text | alias, path or URL of the image |
 /// | `cpus` | number | vCPUs of each VM |
 /// | `memory`, `disk` | `"1GiB"`, or a `fleetbox::Size` | memory and disk of each VM |
-/// | `user` | text | the user that commands in the guest run as |
+/// | `user` | text | the user that runs commands in the guest |
 /// | `boot_timeout` | seconds, or a `Duration` | how long a guest may take to boot |
-/// | `nodes` | number | members of the cluster |
-/// | `configure` | a function | is given the builder and returns it: for all other options |
+/// | `nodes` | number | number of members of the cluster |
+/// | `configure` | a function | takes the builder, sets any other options and returns it |
 ///
-/// What happens when the host cannot run VMs or the test fails is described in
-/// `fleetbox::testing`.
+/// `fleetbox::testing` describes what happens when the host cannot run VMs and when the test fails.
 #[proc_macro_attribute]
 pub fn test(options: TokenStream, function: TokenStream) -> TokenStream {
     expand::expand(options.into(), function.into())

@@ -1,4 +1,4 @@
-//! What stands in the attribute's parentheses.
+//! The options in the attribute's parentheses.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens as _, quote_spanned};
@@ -33,14 +33,14 @@ impl Parse for Entry {
     }
 }
 
-/// All options, each as the call of a builder's method.
+/// All options, each as a call of a builder's method.
 #[derive(Default)]
 pub(crate) struct Options {
     /// Calls such as `.cpus(2)`.
     pub(crate) calls: TokenStream,
-    /// The function that has the last word on the builder.
+    /// The function that changes the builder last.
     pub(crate) configure: Option<Expr>,
-    /// Where `nodes` stands, if it does.
+    /// The place of `nodes`, if it is given.
     pub(crate) nodes: Option<Span>,
 }
 
@@ -58,7 +58,7 @@ impl Parse for Options {
                 ));
             }
             let span = value.span();
-            // Errors about a value are to point at it, and those about a call at the option.
+            // Errors about a value should point at the value, and those about a call at the option.
             let call = |value: TokenStream| quote_spanned!(key.span()=> .#key(#value));
             match name.as_str() {
                 "image" | "user" => {
@@ -90,7 +90,7 @@ impl Parse for Options {
                 other => {
                     return Err(Error::new(
                         key.span(),
-                        format!("there is no option `{other}`; the options are {NAMES}"),
+                        format!("unknown option `{other}`; the options are {NAMES}"),
                     ));
                 }
             }
@@ -111,31 +111,31 @@ fn is_number(value: &Expr) -> bool {
     matches!(literal(value), Some(Lit::Int(_)))
 }
 
-/// Refuses a literal that is no text. What is not a literal has its type checked by the compiler.
+/// Refuses a literal that is not text. The compiler checks the type of any other expression.
 fn text(value: &Expr, name: &str) -> Result<()> {
     match literal(value) {
         Some(Lit::Str(_)) | None => Ok(()),
         Some(_) => Err(Error::new(
             value.span(),
-            format!("`{name}` is text: write {name} = \"…\""),
+            format!("`{name}` must be text: write {name} = \"…\""),
         )),
     }
 }
 
 fn number(value: &Expr, name: &str) -> Result<()> {
-    let wrong = |why: &str| Err(Error::new(value.span(), format!("`{name}` is {why}")));
+    let wrong = |why: &str| Err(Error::new(value.span(), format!("`{name}` must be {why}")));
     match literal(value) {
         None => Ok(()),
         Some(Lit::Int(number)) => match number.base10_parse::<u32>() {
             Ok(0) => wrong("at least 1"),
             Ok(_) => Ok(()),
-            Err(_) => wrong("too large"),
+            Err(_) => wrong("smaller"),
         },
         Some(_) => wrong("a number, without quotes"),
     }
 }
 
-/// A size in quotes is checked when the test is compiled.
+/// A quoted size is checked when the test is compiled.
 fn size(value: Expr) -> Result<TokenStream> {
     let span = value.span();
     match literal(&value) {
@@ -145,7 +145,7 @@ fn size(value: Expr) -> Result<TokenStream> {
         }),
         Some(_) => Err(Error::new(
             span,
-            "a size has a unit: write \"1GiB\", in quotes",
+            "a size needs a unit and quotes: write \"1GiB\"",
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! What a VM is described with.
+//! The builder of a VM.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::vm::builder;
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-#[must_use = "a VM is started by `start`"]
+#[must_use = "call `start` to start the VM"]
 pub struct VmBuilder(pub(super) builder::VmBuilder);
 
 impl From<builder::VmBuilder> for VmBuilder {
@@ -70,7 +70,7 @@ impl VmBuilder {
     /// See [`crate::VmBuilder::check`].
     ///
     /// # Errors
-    /// Those of the asynchronous builder's method.
+    /// Those of the asynchronous method.
     pub fn check(&self) -> Result<()> {
         self.0.check()
     }

@@ -1,4 +1,4 @@
-//! Commands that run in a guest.
+//! A command that runs in the guest.
 
 use std::io::{self, Read, Write};
 
@@ -8,7 +8,7 @@ use super::{run, runtime};
 use crate::error::Result;
 use crate::ssh::{self, ExitStatus, Output, SshError};
 
-/// Standard input of a [`Child`]. Dropping it is end of file there.
+/// Standard input of a [`Child`]. Dropping it sends end of file.
 ///
 /// ```no_run
 /// # fn example(vm: fleetbox::blocking::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -77,7 +77,7 @@ impl Write for Stdin {
     }
 }
 
-/// Waits for the end of something that fails as the operating system does.
+/// Runs `work` to its end, with an [`io::Error`] as its error.
 fn wait<T: Send>(work: impl Future<Output = io::Result<T>> + Send) -> io::Result<T> {
     run(async { Ok::<_, SshError>(work.await) }).map_err(io::Error::other)?
 }
@@ -109,7 +109,7 @@ pub struct Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It closes its channel on the runtime that it is dropped on.
+        // A child closes its channel on the runtime, so it must be dropped there.
         if let (Some(child), Ok(runtime)) = (self.child.take(), runtime()) {
             runtime.spawn(async move { drop(child) });
         }
@@ -126,7 +126,7 @@ impl Child {
         }
     }
 
-    /// The command, which is there until its output is taken.
+    /// The command. It is gone once its output was taken.
     fn child(&mut self) -> Result<&mut ssh::Child, SshError> {
         self.child.as_mut().ok_or(SshError::Lost)
     }

@@ -24,7 +24,7 @@ use crate::vm::links::{LinkConditions, LinkEnd};
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-#[must_use = "a cluster is started by `start`"]
+#[must_use = "call `start` to start the cluster"]
 pub struct ClusterBuilder(cluster::ClusterBuilder);
 
 impl From<cluster::ClusterBuilder> for ClusterBuilder {
@@ -119,7 +119,7 @@ impl Cluster {
     /// See [`crate::Cluster::open`].
     ///
     /// # Errors
-    /// Those of the asynchronous function.
+    /// Those of the asynchronous method.
     pub fn open(name: &str) -> Result<Self> {
         run(cluster::Cluster::open(name)).map(Self)
     }
@@ -132,7 +132,7 @@ impl Cluster {
     /// See [`crate::Cluster::vm`].
     ///
     /// # Errors
-    /// Those of the asynchronous cluster's method.
+    /// Those of the asynchronous method.
     pub fn vm(&self, name: &str) -> Result<Vm> {
         self.0.vm(name).cloned().map(Vm)
     }

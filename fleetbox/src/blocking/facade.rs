@@ -1,7 +1,7 @@
-//! What writes the methods of the blocking types, which are those of the asynchronous ones.
+//! Macros that generate the methods of the blocking types from those of the asynchronous types.
 
-/// Methods that run the asynchronous one of the same name, wait for its end and, where a function is
-/// named, make of the result what this module has for it.
+/// Methods that run the asynchronous method of the same name and wait for it. If a function is named, it converts the
+/// result into the blocking type.
 macro_rules! waits {
     ($of:literal: $(fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty $(= $wrap:expr)?;)*) => {$(
         #[doc = concat!("See [`crate::", $of, "::", stringify!($name), "`].\n\n# Errors\nThose of the asynchronous method.")]
@@ -13,7 +13,7 @@ macro_rules! waits {
     )*};
 }
 
-/// Methods that give a value.
+/// Methods that return a value without waiting.
 macro_rules! values {
     ($of:literal: $(fn $name:ident() -> $result:ty;)*) => {$(
         #[doc = concat!("See [`crate::", $of, "::", stringify!($name), "`].")]
@@ -23,7 +23,7 @@ macro_rules! values {
     )*};
 }
 
-/// Options of a builder.
+/// Methods that set an option of a builder.
 macro_rules! options {
     ($of:literal: $(fn $name:ident($($arg:ident: $type:ty),*);)*) => {$(
         #[doc = concat!("See [`crate::", $of, "::", stringify!($name), "`].")]

@@ -42,7 +42,7 @@ impl Fleet {
     /// See [`crate::Fleet::home`].
     ///
     /// # Errors
-    /// Those of the asynchronous fleet's method.
+    /// Those of the asynchronous method.
     pub fn home(&self) -> Result<PathBuf, StoreError> {
         self.0.home()
     }

@@ -9,11 +9,14 @@
 //! # Ok::<(), fleetbox::Error>(())
 //! ```
 //!
-//! [`Cluster`] is several VMs in one network, [`Fleet`] the VMs of a state directory. They and their
-//! builders have the methods of the asynchronous types. Images, work trees, the proxy, and what a guest
-//! listens on and uses have no type in here: [`block_on`] runs them, on the VM of [`Vm::as_async`].
+//! A [`Cluster`] is a group of VMs that share a network.
 //!
-//! This can be called from anywhere, also from an asynchronous function, which it then blocks.
+//! [`Vm`], [`Cluster`], [`Fleet`] and the builders have all methods of the asynchronous types. Parts that tests
+//! rarely use have no blocking version: images, work trees, ports and statistics of a guest, and the proxy. Use them
+//! with [`block_on`] and [`Vm::as_async`].
+//!
+//! The work runs on separate threads, so these functions can be called from anywhere. In an
+//! asynchronous function they block its thread.
 
 use std::future::Future;
 use std::panic::resume_unwind;
@@ -37,7 +40,7 @@ use tokio::runtime::{Handle, Runtime};
 use crate::error::{Error, Result};
 use crate::model::event::TimedEvent;
 
-/// The runtime that does the work, for all of the process.
+/// The runtime that does the work, shared by the whole process.
 fn runtime() -> Result<&'static Runtime> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if let Some(runtime) = RUNTIME.get() {
@@ -49,12 +52,12 @@ fn runtime() -> Result<&'static Runtime> {
         .enable_all()
         .build()
         .map_err(Error::io("start threads"))?;
-    // Of two threads that come here at once one's is used and the other's dropped.
+    // If two threads get here at once, one runtime is used and the other is dropped.
     Ok(RUNTIME.get_or_init(|| runtime))
 }
 
-/// Runs `work` to its end. A thread that belongs to a runtime must not block on another one, so the work
-/// is done on a thread of its own there.
+/// Runs `work` to its end. A thread that belongs to a runtime must not block on another runtime. If the caller is on
+/// such a thread, the work runs on a new one.
 fn run<T, E>(work: impl Future<Output = Result<T, E>> + Send) -> Result<T>
 where
     T: Send,
@@ -74,7 +77,7 @@ where
     })
 }
 
-/// Runs something asynchronous of this crate that has no method in here, and waits for its end.
+/// Runs asynchronous code of this crate that has no blocking version, and waits for its end.
 ///
 /// ```no_run
 /// use fleetbox::blocking::{Vm, block_on};
@@ -91,7 +94,7 @@ where
 /// Those of `work`.
 ///
 /// # Panics
-/// If `work` does.
+/// If `work` panics.
 pub fn block_on<T, E>(work: impl Future<Output = Result<T, E>> + Send) -> Result<T>
 where
     T: Send,
@@ -100,7 +103,7 @@ where
     run(work)
 }
 
-/// [`crate::Events`] as an iterator. It ends after the VM's end, and after an error.
+/// [`crate::Events`] as an iterator. It ends when the VM ends, and after an error.
 ///
 /// ```no_run
 /// # fn example(vm: fleetbox::blocking::Vm) -> fleetbox::Result<()> {

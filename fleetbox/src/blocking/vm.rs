@@ -57,12 +57,12 @@ impl Vm {
     /// See [`crate::Vm::open`].
     ///
     /// # Errors
-    /// Those of the asynchronous function.
+    /// Those of the asynchronous method.
     pub fn open(name: &str) -> Result<Self> {
         run(vm::Vm::open(name)).map(Self::from)
     }
 
-    /// The same VM for asynchronous code, such as that of [`block_on`](super::block_on).
+    /// The same VM for asynchronous code, such as code in [`block_on`](super::block_on).
     ///
     /// ```no_run
     /// # fn example(vm: fleetbox::blocking::Vm) -> fleetbox::Result<()> {
@@ -142,7 +142,7 @@ fn events(events: vm::events::Events) -> Result<Events> {
     Ok(Events(Some(events)))
 }
 
-/// A stream that blocks. It leaves its runtime, so this is done on the runtime.
+/// Turns a stream into a blocking one. It has to leave its runtime, so this runs on the runtime.
 fn socket(stream: Stream) -> Result<UnixStream> {
     run(async move { stream.into_std().map_err(Error::io("make a stream block")) })
 }

@@ -1,5 +1,5 @@
-//! From a guest to this host. What the guest says is checked, and nothing is written outside of
-//! the destination.
+//! Copying from a guest to this host. All answers of the guest are checked, and nothing is written
+//! outside the destination.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::upload::FILES_AT_ONCE;
 use super::{COPY_LIMIT, Copied, DEPTH_LIMIT, FileOptions, FilesError, READ_LIMIT, Side};
 use super::{host, shown};
 
-/// Reads a file.
+/// Reads a file into memory.
 pub(crate) async fn read(
     sftp: &Sftp,
     path: &str,
@@ -29,7 +29,7 @@ pub(crate) async fn read(
     let meter = Meter::new(options.progress.clone(), attributes.size, limit);
     let mut bytes = Vec::new();
     let expected = attributes.size.unwrap_or(0);
-    let failed = |error| host("keep", "")(error);
+    let failed = |error| host("store", "")(error);
     sftp.drain(&handle, path, expected, &mut bytes, failed, &meter)
         .await?;
     sftp.close(handle, path).await?;
@@ -44,7 +44,7 @@ pub(crate) async fn copy(
     target: &Path,
     options: &FileOptions,
 ) -> Result<Copied, FilesError> {
-    // A link that the user names is followed.
+    // Follow a link that the user named.
     let attributes = sftp.stat(source).await?;
     let kind = Kind::of(&attributes);
     let total = attributes.size.filter(|_| kind == Some(Kind::File));
@@ -61,12 +61,12 @@ pub(crate) async fn copy(
     match kind {
         Some(Kind::Directory) => copy.tree(parent, entry).await?,
         Some(Kind::Special(kind)) => return Err(special(source, kind)),
-        // A server that does not tell will fail to open what is no file.
+        // A server that does not say will fail to open anything but a file.
         Some(Kind::File | Kind::Link) | None => {
             if target.is_dir() && !ends_in_slash(target) {
                 return Err(FilesError::Path {
                     path: target.display().to_string(),
-                    why: "it is a directory; end the path with '/' to copy into it",
+                    why: "it is a directory; add '/' at its end to copy into it",
                 });
             }
             copy.file(&parent, source.to_owned(), entry).await?;
@@ -79,7 +79,7 @@ fn ends_in_slash(path: &Path) -> bool {
     path.as_os_str().as_bytes().ends_with(b"/")
 }
 
-/// The directory of this host that the copy goes into, and the copy's name there.
+/// The directory on this host that will contain the copy, and the copy's name in it.
 fn destination(source: &str, target: &Path) -> Result<(std::path::PathBuf, String), FilesError> {
     if ends_in_slash(target) {
         let name = source.trim_end_matches('/').rsplit('/').next();
@@ -89,7 +89,7 @@ fn destination(source: &str, target: &Path) -> Result<(std::path::PathBuf, Strin
             }
             _ => Err(FilesError::Path {
                 path: source.to_owned(),
-                why: "it ends in no name that the copy could have; give the copy's own path",
+                why: "it does not end in a name for the copy; give the full path of the copy",
             }),
         };
     }
@@ -101,7 +101,7 @@ fn destination(source: &str, target: &Path) -> Result<(std::path::PathBuf, Strin
             (Some(parent), Some(name)) => Ok((parent.to_owned(), name.to_owned())),
             _ => Err(FilesError::Path {
                 path: target.display().to_string(),
-                why: "it is no name that a copy could have",
+                why: "it does not end in a name for the copy",
             }),
         };
     };
@@ -126,12 +126,12 @@ struct Entry {
     attributes: FileAttributes,
 }
 
-/// A directory whose own files are copied, and whose directories are not yet.
+/// A directory whose files were copied and whose subdirectories were not yet.
 struct Frame {
     directory: Arc<HostDir>,
     path: String,
     directories: Vec<Entry>,
-    /// Mode and time, for a directory that the copy has made.
+    /// Mode and time to set, for a directory that this copy created.
     finish: Option<(u32, Option<u32>)>,
 }
 
@@ -143,7 +143,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     async fn tree(&self, parent: Arc<HostDir>, root: Entry) -> Result<(), FilesError> {
-        // The destination itself may be a link of the user's.
+        // The destination itself may be a symbolic link that the user made.
         let made = !parent.path_of(&root.name).is_dir();
         let first = if made {
             self.frame(&parent, self.root.to_owned(), root).await?
@@ -171,7 +171,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Makes a directory, and copies its files.
+    /// Creates a directory, and copies the files in it.
     async fn frame(
         &self,
         parent: &HostDir,
@@ -218,7 +218,7 @@ impl Copy<'_> {
                     }
                     running.push(self.file(&directory, whole, entry));
                 }
-                None => return Err(special(&whole, "of a kind that the guest does not tell")),
+                None => return Err(special(&whole, "of a kind that the guest does not reveal")),
             }
         }
         while let Some(result) = running.next().await {
@@ -231,7 +231,7 @@ impl Copy<'_> {
                 return Err(FilesError::Entry {
                     directory: shown(&path),
                     name: shown(&entry.name),
-                    why: "is a link whose target is no path in UTF-8",
+                    why: "is a link whose target is not UTF-8",
                 });
             }
             directory.link(&entry.name, &target)?;

@@ -1,7 +1,7 @@
-//! Directories of this host that a guest's files are written into.
+//! Directories on this host that receive files from a guest.
 //!
-//! All names are looked up below an open directory and no symbolic link is followed, so that a
-//! guest which sends a link and then a file below it reaches nothing else.
+//! Every name is looked up below an open directory, and symbolic links are not followed. So a guest
+//! that sends a link, and then a file below it, cannot reach anything else.
 
 use std::fs::File;
 use std::io;
@@ -17,18 +17,19 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::{FilesError, host, shown};
 
-/// Permission bits that are taken from a guest: none that give a program another user's rights.
+/// Permission bits that are accepted from a guest. Set-user-ID and set-group-ID bits are not among
+/// them.
 const TAKEN: u32 = 0o777;
 
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct HostDir {
     fd: OwnedFd,
-    // For messages only.
+    // Only for messages.
     path: PathBuf,
 }
 
-/// Checks the name of an entry that a guest has listed.
+/// Checks the name of a directory entry from a guest.
 ///
 /// # Errors
 /// [`FilesError::Entry`].
@@ -36,7 +37,7 @@ pub(super) fn check_name(directory: &str, name: &str) -> Result<(), FilesError> 
     let why = if name.is_empty() {
         "is empty"
     } else if name == "." || name == ".." {
-        "is no entry of its own"
+        "is not a real entry"
     } else if name.contains('/') {
         "has a '/'"
     } else if name.contains('\0') {
@@ -56,7 +57,8 @@ pub(super) fn check_name(directory: &str, name: &str) -> Result<(), FilesError> 
 }
 
 impl HostDir {
-    /// Opens a directory that the user has named; links on the way to it are the user's.
+    /// Opens a directory that the user named. Links in its path are followed, since they are the
+    /// user's.
     pub(super) fn open(path: &Path) -> Result<Self, FilesError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = openat(AT_FDCWD, path, flags, Mode::empty());
@@ -73,7 +75,7 @@ impl HostDir {
         self.path.join(name)
     }
 
-    /// Opens a directory below this one, creating it if it is missing: true with one that was
+    /// Opens a directory in this one, and creates it if it is missing. The flag is true if it was
     /// created.
     pub(super) fn directory(&self, name: &str) -> Result<(Self, bool), FilesError> {
         let path = self.path_of(name);
@@ -94,7 +96,7 @@ impl HostDir {
         set(&self.fd, mode, mtime).map_err(host("set mode and time of", &self.path))
     }
 
-    /// Creates a symbolic link, in place of a file or link that is there.
+    /// Creates a symbolic link, replacing an existing file or link.
     pub(super) fn link(&self, name: &str, target: &str) -> Result<(), FilesError> {
         let path = self.path_of(name);
         let temporary = temporary_name();
@@ -103,13 +105,13 @@ impl HostDir {
             .map_err(host("create the link", &path))?;
         let moved = renameat(&self.fd, temporary.as_str(), &self.fd, name);
         moved.map_err(|error| {
-            // It is ours, and only clutter.
+            // The temporary link is ours and useless now.
             let _ = unlinkat(&self.fd, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
             host("create the link", path)(error.into())
         })
     }
 
-    /// Begins a file that appears under its name when it is complete.
+    /// Creates a file that appears under its name once it is complete.
     pub(super) fn draft(self: &Arc<Self>, name: &str) -> Result<(Draft, File), FilesError> {
         let temporary = temporary_name();
         let flags =
@@ -143,7 +145,7 @@ fn set(fd: &OwnedFd, mode: u32, mtime: Option<u32>) -> io::Result<()> {
     Ok(())
 }
 
-/// A file that is being written. Dropped before it is complete, it is removed.
+/// A file that is being written. If it is dropped before it is complete, it is removed.
 #[derive(Debug)]
 pub(super) struct Draft {
     directory: Arc<HostDir>,
@@ -152,12 +154,12 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Where it will be, for messages.
+    /// Its final path, for messages.
     pub(super) fn path(&self) -> PathBuf {
         self.directory.path_of(&self.name)
     }
 
-    /// Gives the file its mode, its time and its name, in place of a file or link that has it.
+    /// Gives the file its mode, time and name, replacing an existing file or link.
     pub(super) fn complete(
         mut self,
         file: File,

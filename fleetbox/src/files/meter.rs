@@ -1,14 +1,14 @@
-//! Counting what is copied, against limits and for listeners.
+//! Counting copied files and bytes, to enforce limits and to report progress.
 
 use crate::util::sync::lock;
 use std::sync::{Arc, Mutex};
 
 use super::{Copied, ENTRY_LIMIT, FileProgress, FilesError, Listener, shown};
 
-/// Bytes between two calls of a listener.
+/// Bytes between two progress reports.
 const STEP: u64 = 256 << 10;
 
-/// Counts for one copy. Files that are copied at the same time share it.
+/// The counters of one copy, shared by files that are copied at the same time.
 pub(crate) struct Meter {
     state: Mutex<State>,
     listener: Option<Arc<Listener>>,
@@ -51,10 +51,10 @@ impl Meter {
         }
     }
 
-    /// Bytes of `path` have been copied.
+    /// Counts copied bytes of `path`.
     ///
     /// # Errors
-    /// [`FilesError::TooLarge`].
+    /// [`FilesError::TooLarge`] beyond the limit.
     pub(super) fn bytes(&self, path: &str, count: usize) -> Result<(), FilesError> {
         let mut state = self.state();
         state.copied.bytes = state.copied.bytes.saturating_add(count as u64);
@@ -70,10 +70,10 @@ impl Meter {
         Ok(())
     }
 
-    /// An entry of a directory was listed.
+    /// Counts an entry of a directory.
     ///
     /// # Errors
-    /// [`FilesError::TooMany`].
+    /// [`FilesError::TooMany`] beyond the limit.
     pub(super) fn entry(&self, directory: &str) -> Result<(), FilesError> {
         let mut state = self.state();
         state.entries += 1;

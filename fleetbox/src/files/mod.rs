@@ -1,5 +1,5 @@
-//! Files to and from a guest, over SFTP (draft-ietf-secsh-filexfer-02, version 3) on the VM's SSH
-//! connection.
+//! Copying files to and from a guest, with SFTP (draft-ietf-secsh-filexfer-02, version 3) over the
+//! VM's SSH connection.
 //!
 //! ```no_run
 //! # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -11,13 +11,13 @@
 //! # }
 //! ```
 //!
-//! A destination is the copy's own path; one that ends in `/` is a directory that the copy goes
-//! into under its source's name. Directories are copied with all that is in them, into one that
-//! exists too. Permission bits, modification times (in whole seconds) and symbolic links are
-//! kept; owners, hard links and holes are not, and set-user-id bits never come to this host. A
-//! symbolic link given as the source is followed.
+//! A destination is the path of the copy. If it ends in `/`, it is a directory, and the copy is
+//! placed in it under its source's name. Directories are copied with everything in them, and may be
+//! copied onto an existing directory. A copy keeps permission bits, modification times (in whole
+//! seconds) and symbolic links. It does not keep owners, hard links and holes, and set-user-ID bits
+//! are never taken over to this host. A symbolic link given as the source is followed.
 //!
-//! Paths in the guest that do not begin with `/` are below the user's home directory.
+//! Guest paths that do not begin with `/` are relative to the user's home directory.
 
 pub(crate) mod download;
 mod hostdir;
@@ -34,12 +34,11 @@ use std::sync::Arc;
 use crate::util::task::ShuttingDown;
 use crate::util::text::printable;
 
-/// Maximum bytes that [`Vm::read`](crate::Vm::read) returns unless told otherwise.
+/// Maximum bytes that [`Vm::read`](crate::Vm::read) returns by default.
 pub const READ_LIMIT: u64 = 64 << 20;
-/// Maximum bytes that [`Vm::copy_from`](crate::Vm::copy_from) writes to this host unless told
-/// otherwise.
+/// Maximum bytes that [`Vm::copy_from`](crate::Vm::copy_from) writes to this host by default.
 pub const COPY_LIMIT: u64 = 64 << 30;
-/// Maximum number of files, directories and links of one copy.
+/// Maximum number of files, directories and links in one copy.
 pub const ENTRY_LIMIT: usize = 1_000_000;
 /// Maximum depth of directories in a copy.
 pub const DEPTH_LIMIT: usize = 128;
@@ -61,40 +60,40 @@ pub const DEPTH_LIMIT: usize = 128;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilesError {
-    /// Nothing was copied.
+    /// The SSH connection failed before anything was copied.
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
-    /// Something failed on this host.
+    /// An operation failed on this host.
     #[error("cannot {action} {} on this host: {source}", shown(&path.to_string_lossy()))]
     Host {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// Something failed in the guest.
+    /// An operation failed in the guest.
     #[error("cannot {action} {path} in the guest: {why}")]
     Guest {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// The file.
         path: String,
         /// Why it failed.
         why: GuestReason,
     },
-    /// A path that cannot be used.
-    #[error("{path:?} cannot be copied or written: {why}")]
+    /// A path is invalid.
+    #[error("invalid path {path:?}: {why}")]
     Path {
         /// The path.
         path: String,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A listing of the guest's that would write outside of the destination, or nowhere.
+    /// The guest listed an entry with an invalid name, which might write outside the destination.
     #[error(
-        "the guest's directory {directory} has an entry {name:?}, which {why}; the copy was stopped there"
+        "directory {directory} in the guest has an entry {name:?}, which {why}; the copy stopped there"
     )]
     Entry {
         /// The directory in the guest.
@@ -104,8 +103,10 @@ pub enum FilesError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// Neither file nor directory nor link.
-    #[error("{side} {path} is {kind}, which is not copied; copy what is beside it, or remove it")]
+    /// A file is neither a regular file nor a directory nor a link.
+    #[error(
+        "{side} {path} is {kind}, which cannot be copied; remove it, or copy the other files one by one"
+    )]
     Special {
         /// Where it is.
         side: Side,
@@ -114,34 +115,34 @@ pub enum FilesError {
         /// What it is.
         kind: &'static str,
     },
-    /// More than is taken from a guest.
+    /// The guest sent more bytes than the limit.
     #[error(
-        "{path} in the guest has more than {limit} bytes, which is the limit; raise it by FileOptions::limit"
+        "{path} in the guest exceeds the limit of {limit} bytes; raise it with FileOptions::limit"
     )]
     TooLarge {
-        /// The file with which the limit was passed.
+        /// The file that exceeded the limit.
         path: String,
         /// The limit in bytes.
         limit: u64,
     },
-    /// More entries than are copied at once.
-    #[error("{path} has more than {ENTRY_LIMIT} files below it; copy its parts one by one")]
+    /// A directory has too many entries.
+    #[error("{path} contains more than {ENTRY_LIMIT} files; copy its subdirectories one by one")]
     TooMany {
         /// The directory.
         path: String,
     },
-    /// Directories below each other without end.
+    /// Directories are nested too deeply.
     #[error(
-        "{path} has more than {DEPTH_LIMIT} directories within each other; copy its parts one by one"
+        "{path} has directories nested more than {DEPTH_LIMIT} deep; copy its subdirectories one by one"
     )]
     TooDeep {
         /// The directory.
         path: String,
     },
-    /// The SFTP server does not start, or speaks another protocol.
-    #[error("the guest's SFTP server cannot be used: {why}")]
+    /// The guest's SFTP server does not start, or speaks another protocol.
+    #[error("cannot use the guest's SFTP server: {why}")]
     Server {
-        /// Why.
+        /// What is wrong with it.
         why: String,
     },
 }
@@ -164,7 +165,7 @@ impl fmt::Display for Side {
     }
 }
 
-/// Why the guest did not do what it was asked for.
+/// Why an operation failed in the guest.
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -182,19 +183,19 @@ impl fmt::Display for Side {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestReason {
-    /// `SSH_FX_NO_SUCH_FILE`: it, or a directory on the way to it, does not exist.
+    /// `SSH_FX_NO_SUCH_FILE`: the file, or a directory in its path, does not exist.
     NotFound,
-    /// `SSH_FX_PERMISSION_DENIED`.
+    /// `SSH_FX_PERMISSION_DENIED`: the user may not do this.
     PermissionDenied,
-    /// It is a directory, and a file was meant.
+    /// It is a directory, but a file was expected.
     IsDirectory,
-    /// It exists and is no directory, and one was meant.
+    /// It exists and is not a directory, but a directory was expected.
     NotDirectory,
-    /// It did not answer for a minute.
+    /// The guest did not answer for a minute.
     Silent,
     /// The connection was lost.
     Lost,
-    /// What the guest says.
+    /// Another reason, in the guest's words.
     Other(String),
 }
 
@@ -203,12 +204,10 @@ impl fmt::Display for GuestReason {
         f.write_str(match self {
             Self::NotFound => "no such file or directory",
             Self::PermissionDenied => {
-                "permission denied for the user who logs in; FileOptions::as_root does it as root"
+                "permission denied for the log-in user; use FileOptions::as_root to act as root"
             }
-            Self::IsDirectory => {
-                "it is a directory; end the path with '/' to copy into it under the source's name"
-            }
-            Self::NotDirectory => "it exists and is no directory",
+            Self::IsDirectory => "it is a directory; add '/' at its end to copy into it",
+            Self::NotDirectory => "it exists and is not a directory",
             Self::Silent => "the guest has not answered for a minute; it may hang",
             Self::Lost => "the connection was lost; the guest may have stopped",
             Self::Other(text) => text,
@@ -216,7 +215,7 @@ impl fmt::Display for GuestReason {
     }
 }
 
-/// How far a copy is, for [`FileOptions::progress`].
+/// The state of a copy, for [`FileOptions::progress`].
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -231,33 +230,33 @@ impl fmt::Display for GuestReason {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileProgress {
-    /// The file that is being copied, relative to the source: empty for a source that is a file.
-    /// It is safe to print, and cut where it is long.
+    /// The current file, relative to the source; empty if the source is a file. It is safe to
+    /// print, and shortened if it is long.
     pub path: String,
-    /// Bytes copied until now, of all files.
+    /// Bytes of all files copied so far.
     pub bytes: u64,
-    /// Bytes of all files, where that is known: not for directories of the guest.
+    /// Total bytes of all files, if known. It is not known for directories in the guest.
     pub total: Option<u64>,
-    /// Files that are complete.
+    /// Number of files copied completely.
     pub files: u64,
 }
 
-/// What was copied.
+/// A summary of what was copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copied {
-    /// Regular files.
+    /// Number of regular files.
     pub files: u64,
-    /// Directories, the source itself included.
+    /// Number of directories, including the source itself.
     pub directories: u64,
-    /// Symbolic links.
+    /// Number of symbolic links.
     pub links: u64,
-    /// Bytes of the files.
+    /// Total bytes of the files.
     pub bytes: u64,
 }
 
 type Listener = dyn Fn(&FileProgress) + Send + Sync;
 
-/// How files are copied, read and written.
+/// Options for copying, reading and writing files.
 ///
 /// ```
 /// use fleetbox::files::FileOptions;
@@ -285,38 +284,38 @@ impl fmt::Debug for FileOptions {
 }
 
 impl FileOptions {
-    /// As the methods without options do it.
+    /// The options of the methods without options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Works in the guest as root, through sudo, rather than as the user who logs in. The guest
-    /// must have OpenSSH's `sftp-server`.
+    /// Acts as root in the guest, with sudo, rather than as the user who logs in. The guest must
+    /// have OpenSSH's `sftp-server`.
     #[must_use]
     pub fn as_root(mut self) -> Self {
         self.as_root = true;
         self
     }
 
-    /// Maximum bytes to take from the guest ([`READ_LIMIT`] for a read and [`COPY_LIMIT`] for a copy
-    /// if not given). It does not apply to what goes to the guest.
+    /// Maximum bytes to take from the guest. The default is [`READ_LIMIT`] for a read and [`COPY_LIMIT`] for a copy.
+    /// There is no limit in the other direction.
     #[must_use]
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
         self
     }
 
-    /// Permission bits of a file that [`Vm::write_with`](crate::Vm::write_with) writes: if not
-    /// given, `0o644` for a new file, and an existing one's stay. Copies have those of their
-    /// source.
+    /// Permission bits of a file that [`Vm::write_with`](crate::Vm::write_with) writes. By default
+    /// a new file gets `0o644`, and an existing file keeps its bits. Copies always have the bits of
+    /// their source.
     #[must_use]
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode & 0o7777);
         self
     }
 
-    /// Who is told how far a copy is: at its start, at most every 256 KiB, and at the end of each
-    /// file. It is called on the thread that copies, so it should be quick.
+    /// Receives the progress of a copy: at its start, at most every 256 KiB, and at the end of each
+    /// file. The function is called on the thread that copies, so it should be fast.
     #[must_use]
     pub fn progress(mut self, listener: impl Fn(&FileProgress) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(listener));
@@ -324,7 +323,8 @@ impl FileOptions {
     }
 }
 
-/// A path as SFTP takes it: the server begins in the user's home directory, and knows no `~`.
+/// Converts a path for SFTP. The server starts in the user's home directory and does not expand
+/// `~`.
 pub(crate) fn guest_path(path: &str) -> Result<String, FilesError> {
     let why = if path.is_empty() {
         "it is empty"
@@ -344,7 +344,7 @@ pub(crate) fn guest_path(path: &str) -> Result<String, FilesError> {
     })
 }
 
-/// A name from the guest as it may be shown on a terminal, cut where it is long.
+/// A name from the guest, made safe for a terminal and shortened if it is long.
 fn shown(text: &str) -> String {
     let clean = printable(text.as_bytes()).replace(['\n', '\t'], " ");
     match clean.char_indices().nth(400) {

@@ -1,4 +1,4 @@
-//! The SFTP session: requests, with errors that name the file, and many of them outstanding.
+//! An SFTP session. Errors name the file, and many requests can be in flight.
 
 use futures::StreamExt as _;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
@@ -13,21 +13,21 @@ use super::hostdir::check_name;
 use super::meter::Meter;
 use super::{FilesError, GuestReason, shown};
 
-/// How long the guest may take to answer a request; the requests before it count too.
+/// How long the guest may take to answer a request, including the requests queued before it.
 const PATIENCE_SECS: u64 = 60;
-/// Bytes that every server reads or writes at once (section 3 of the draft).
+/// Bytes that every server can read or write at once (section 3 of the draft).
 const CHUNK: u32 = 32 << 10;
-/// Maximum bytes at once with a server that allows more; larger ones gain nothing.
+/// Maximum bytes at once with a server that allows more. Larger requests are not faster.
 const LARGEST_CHUNK: u32 = 128 << 10;
-/// Requests of one file that are outstanding.
+/// Requests in flight for one file.
 const WINDOW: usize = 32;
-/// Maximum bytes of a packet that is taken from the guest.
+/// Maximum bytes of a packet from the guest.
 const PACKET: u32 = 256 << 10;
 
 /// File type bits of a mode (POSIX `S_IFMT`), as SFTP servers send them.
 const TYPE: u32 = 0o170_000;
 
-/// What an entry in the guest is.
+/// The kind of an entry in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -37,7 +37,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Of attributes; `None` if the server does not tell.
+    /// The kind according to the attributes; `None` if the server does not say.
     pub(crate) fn of(attributes: &FileAttributes) -> Option<Self> {
         let mode = attributes.permissions?;
         Some(match mode & TYPE {
@@ -54,9 +54,9 @@ impl Kind {
     }
 }
 
-/// Attributes that set mode and modification time, and nothing else.
+/// Attributes that set only mode and modification time.
 pub(crate) fn attributes(mode: u32, mtime: i64) -> FileAttributes {
-    // 32 bits of seconds are what the protocol has.
+    // The protocol has 32 bits for seconds.
     let seconds = u32::try_from(mtime.max(0)).unwrap_or(u32::MAX);
     FileAttributes {
         permissions: Some(mode & 0o7777),
@@ -66,7 +66,7 @@ pub(crate) fn attributes(mode: u32, mtime: i64) -> FileAttributes {
     }
 }
 
-/// Attributes with a mode only.
+/// Attributes that set only the mode.
 pub(crate) fn with_mode(mode: Option<u32>) -> FileAttributes {
     FileAttributes {
         permissions: mode,
@@ -74,19 +74,19 @@ pub(crate) fn with_mode(mode: Option<u32>) -> FileAttributes {
     }
 }
 
-/// A session.
+/// An SFTP session.
 pub(crate) struct Sftp {
     raw: RawSftpSession,
     read_chunk: u32,
     write_chunk: u32,
 }
 
-/// An open file or directory of the guest.
+/// An open file or directory in the guest.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle(String);
 
 impl Sftp {
-    /// Greets the server at the other end of `stream`.
+    /// Starts a session with the server at the other end of `stream`.
     pub(crate) async fn start<S>(stream: S) -> Result<Self, FilesError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -100,7 +100,7 @@ impl Sftp {
         let version = raw.init().await.map_err(|error| FilesError::Server {
             why: match error {
                 Failure::UnexpectedBehavior(_) | Failure::IO(_) => {
-                    "it ended at once; is OpenSSH's sftp-server installed?".to_owned()
+                    "it ended at once; check that OpenSSH's sftp-server is installed".to_owned()
                 }
                 error => reason(error).to_string(),
             },
@@ -108,7 +108,7 @@ impl Sftp {
         if version.version < 3 {
             return Err(FilesError::Server {
                 why: format!(
-                    "it speaks version {} of the protocol, not 3",
+                    "it speaks version {} of the protocol, but version 3 is needed",
                     version.version
                 ),
             });
@@ -153,9 +153,9 @@ impl Sftp {
         Ok(())
     }
 
-    /// Creates a directory; false if there is one.
+    /// Creates a directory; false if it already exists.
     pub(crate) async fn make_directory(&self, path: &str, mode: u32) -> Result<bool, FilesError> {
-        // It is written to before it gets its own mode.
+        // Files are written to it before it gets its final mode.
         let attrs = with_mode(Some((mode & 0o777) | 0o700));
         let Err(error) = self.raw.mkdir(path, attrs).await else {
             return Ok(true);
@@ -171,10 +171,10 @@ impl Sftp {
         }
     }
 
-    /// Creates a symbolic link, in place of one that is there.
+    /// Creates a symbolic link, replacing an existing link.
     pub(crate) async fn link(&self, path: &str, target: &str) -> Result<(), FilesError> {
-        // OpenSSH takes the target first, against the draft (its PROTOCOL file, section 4.1), and
-        // other servers follow it.
+        // OpenSSH takes the target first, which differs from the draft (see its PROTOCOL file,
+        // section 4.1). Other servers do the same.
         if self.raw.symlink(target, path).await.is_ok() {
             return Ok(());
         }
@@ -206,7 +206,7 @@ impl Sftp {
         Ok(Handle(opened.map_err(failed("open", path))?.handle))
     }
 
-    /// Opens a file to write it anew.
+    /// Opens a file for writing, and truncates it.
     pub(crate) async fn open_to_write(&self, path: &str, mode: u32) -> Result<Handle, FilesError> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::TRUNCATE;
         let error = match self.raw.open(path, flags, with_mode(Some(mode))).await {
@@ -251,7 +251,7 @@ impl Sftp {
         Ok(())
     }
 
-    /// The entries of a directory without `.` and `..`, with what the server says of them.
+    /// The entries of a directory with their attributes, without `.` and `..`.
     pub(crate) async fn list(
         &self,
         path: &str,
@@ -286,7 +286,7 @@ impl Sftp {
         result.map(|()| entries)
     }
 
-    /// Writes all of `source` to an open file, from its beginning.
+    /// Writes `source` to an open file, from its beginning.
     pub(crate) async fn pour(
         &self,
         handle: &Handle,
@@ -322,8 +322,8 @@ impl Sftp {
         }
     }
 
-    /// Reads all of an open file into `sink`; the server has said that it has `expected` bytes,
-    /// which need not be true.
+    /// Reads all of an open file into `sink`. The server says that it has `expected` bytes, which
+    /// may be wrong.
     pub(crate) async fn drain(
         &self,
         handle: &Handle,
@@ -337,7 +337,7 @@ impl Sftp {
         let mut pieces = FuturesOrdered::new();
         let mut next = 0u64;
         loop {
-            // Where the length is not known (as in /proc), there is one request at a time.
+            // If the length is not known (as in /proc), only one request is sent at a time.
             while pieces.len() < WINDOW && (next <= expected || pieces.is_empty()) {
                 pieces.push_back(self.piece(handle, path, next, chunk, expected));
                 next = next.saturating_add(u64::from(chunk));
@@ -354,8 +354,8 @@ impl Sftp {
         }
     }
 
-    /// Bytes at `offset`: fewer than `length` only at the end of the file, which is where it was
-    /// `expected` unless that is 0.
+    /// Reads bytes at `offset`. They are fewer than `length` only at the end of the file, which
+    /// should be at `expected` unless that is 0.
     async fn piece(
         &self,
         handle: &Handle,
@@ -368,7 +368,7 @@ impl Sftp {
         loop {
             let missing = (length as usize).saturating_sub(piece.len());
             let at = offset.saturating_add(piece.len() as u64);
-            // Asking once more would cost each small file a round trip.
+            // Another request would cost a round trip for each small file.
             if missing == 0 || (expected > 0 && at >= expected) {
                 return Ok(piece);
             }
@@ -376,10 +376,10 @@ impl Sftp {
             let wanted = u32::try_from(missing).unwrap_or(length);
             match self.raw.read(handle.0.as_str(), at, wanted).await {
                 Ok(data) if data.data.is_empty() || data.data.len() > missing => {
-                    let why = "an answer of another length than was asked for";
+                    let why = "an answer of the wrong length";
                     return Err(violation("read", path, why));
                 }
-                // The usual answer is whole, and needs no copy.
+                // Usually the answer is complete and needs no copy.
                 Ok(data) if piece.is_empty() => piece = data.data,
                 Ok(data) => piece.extend_from_slice(&data.data),
                 Err(Failure::Status(status)) if status.status_code == StatusCode::Eof => {
@@ -395,7 +395,7 @@ fn violation(action: &'static str, path: &str, what: &str) -> FilesError {
     FilesError::Guest {
         action,
         path: shown(path),
-        why: GuestReason::Other(format!("its SFTP server breaks the protocol ({what})")),
+        why: GuestReason::Other(format!("its SFTP server violated the protocol ({what})")),
     }
 }
 
@@ -420,14 +420,14 @@ fn reason(error: Failure) -> GuestReason {
                 } else {
                     text
                 };
-                GuestReason::Other(format!("the guest says {text:?}"))
+                GuestReason::Other(format!("the guest answered {text:?}"))
             }
         },
         Failure::Timeout => GuestReason::Silent,
         Failure::IO(_) | Failure::UnexpectedBehavior(_) => GuestReason::Lost,
         Failure::Limited(text) => GuestReason::Other(text),
         Failure::UnexpectedPacket => {
-            GuestReason::Other("its SFTP server sent an answer of another kind".to_owned())
+            GuestReason::Other("its SFTP server sent an answer of the wrong type".to_owned())
         }
     }
 }

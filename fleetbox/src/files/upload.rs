@@ -1,4 +1,4 @@
-//! From this host to a guest.
+//! Copying from this host to a guest.
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ use super::sftp::{Handle, Sftp, attributes, with_mode};
 use super::walk::{Entry, Tree};
 use super::{Copied, FileOptions, FilesError, FilesError::Path as BadPath, host};
 
-/// Files that are copied at the same time; small ones are all waiting for answers.
+/// Number of files that are copied at the same time. With small files most of the time is spent
+/// waiting for answers.
 pub(crate) const FILES_AT_ONCE: usize = 8;
 
 /// Copies a file or a tree.
@@ -29,7 +30,7 @@ pub(crate) async fn copy(
             None => {
                 return Err(BadPath {
                     path: source.display().to_string(),
-                    why: "it ends in no name that the copy could have; give the copy's own path",
+                    why: "it does not end in a name for the copy; give the full path of the copy",
                 });
             }
         },
@@ -84,7 +85,8 @@ impl Copy<'_> {
             self.sftp.link(&self.path(&entry), &target).await?;
             self.meter.link();
         }
-        // Writing into a directory changes its time, and its mode may forbid it.
+        // Set mode and time of directories last: writing into a directory changes its time, and its
+        // mode may forbid writing.
         for (path, directory) in made.iter().rev() {
             let attributes = attributes(directory.mode, directory.mtime);
             self.sftp.set(path, attributes).await?;
@@ -116,7 +118,7 @@ impl Copy<'_> {
     }
 }
 
-/// Names the file in the guest by its whole path.
+/// Adds the file's full path in the guest to an error.
 fn at(error: FilesError, whole: &str) -> FilesError {
     match error {
         FilesError::Guest { action, why, .. } => FilesError::Guest {
@@ -128,7 +130,7 @@ fn at(error: FilesError, whole: &str) -> FilesError {
     }
 }
 
-/// Closes a file; what happened before is of more interest than what that says.
+/// Closes a file. An earlier error takes precedence over one from closing.
 async fn close(
     sftp: &Sftp,
     handle: Handle,
@@ -139,7 +141,7 @@ async fn close(
     result.and(closed)
 }
 
-/// Writes bytes to a file.
+/// Writes bytes to a file in the guest.
 pub(crate) async fn write(
     sftp: &Sftp,
     path: &str,
@@ -151,7 +153,7 @@ pub(crate) async fn write(
     let handle = sftp
         .open_to_write(path, options.mode.unwrap_or(0o644))
         .await?;
-    // Memory does not fail to be read.
+    // Reading from memory cannot fail.
     let failed = |error| host("read", "")(error);
     let poured = sftp.pour(&handle, path, &mut bytes, failed, &meter).await;
     let result = match (poured, options.mode) {

@@ -1,4 +1,4 @@
-//! What is below a directory of this host.
+//! Listing a directory tree on this host.
 
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt as _;
@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 
 use super::{DEPTH_LIMIT, ENTRY_LIMIT, FilesError, Side, host};
 
-/// A directory or file tree of this host.
+/// A directory tree, or a single file, on this host.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
-    /// Directories, each after the one it is in.
+    /// Directories, each after its parent.
     pub(crate) directories: Vec<Entry>,
     pub(crate) files: Vec<Entry>,
-    /// Links with their targets.
+    /// Symbolic links with their targets.
     pub(crate) links: Vec<(Entry, String)>,
-    /// Bytes of the files.
+    /// Total bytes of the files.
     pub(crate) bytes: u64,
 }
 
-/// Something in a tree.
+/// An entry of a tree.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) path: PathBuf,
-    /// Relative to the tree; empty for the tree itself.
+    /// Path relative to the tree; empty for the tree itself.
     pub(crate) relative: String,
     pub(crate) mode: u32,
-    /// Seconds since 1970.
+    /// Modification time, in seconds since 1970.
     pub(crate) mtime: i64,
 }
 
@@ -42,7 +42,7 @@ impl Entry {
 }
 
 impl Tree {
-    /// Looks at a file or directory with all that is in it. Blocks.
+    /// Lists a directory with everything in it, or a single file. This blocks.
     pub(crate) fn of(root: &Path) -> Result<Self, FilesError> {
         let metadata = fs::metadata(root).map_err(host("look at", root))?;
         let mut tree = Self::default();
@@ -114,7 +114,7 @@ impl Tree {
 fn text(path: &Path, bytes: &[u8]) -> Result<String, FilesError> {
     let text = std::str::from_utf8(bytes).map_err(|_| FilesError::Path {
         path: path.display().to_string(),
-        why: "a name, or a link's target, is not UTF-8; rename it",
+        why: "its name or its target is not UTF-8; rename it",
     })?;
     Ok(text.to_owned())
 }

@@ -1,6 +1,6 @@
-//! Looking into a running guest, by SSH and without anything of ours in it.
+//! Inspecting a running guest over SSH, without an agent in it.
 //!
-//! Only what every Linux has is used: a POSIX shell and `/proc`.
+//! It needs only what every Linux has: a POSIX shell and `/proc`.
 
 mod ports;
 pub mod proxy;
@@ -16,10 +16,10 @@ use crate::util::text::printable;
 pub use crate::util::text::quote;
 use crate::vm::Vm;
 
-/// Maximum bytes of an answer that are looked at.
+/// Maximum bytes of an answer that are read.
 const ANSWER_LIMIT: usize = 16 << 20;
 
-/// Runs a script in the guest, as root where sudo allows it, and returns what it wrote.
+/// Runs a script in the guest and returns its output. It runs as root if sudo allows that.
 async fn ask(vm: &Vm, what: &'static str, script: &str) -> Result<String> {
     let script = quote(script);
     let command = format!(

@@ -1,4 +1,4 @@
-//! What listens in a guest, from `/proc/net` and the descriptors of its processes.
+//! The listening sockets of a guest, from `/proc/net` and the descriptors of its processes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,23 +10,23 @@ use crate::error::Result;
 use crate::util::text::printable;
 use crate::vm::Vm;
 
-/// Prints the socket tables, which process has which socket, and the processes' names. One `ls`
-/// for all processes: a program for each descriptor would take seconds.
+/// Prints the socket tables, the sockets of each process, and the names of the processes. It runs
+/// one `ls` for all processes, because one program per descriptor would take seconds.
 const SCRIPT: &str = "cd /proc || exit; \
     for t in tcp tcp6 udp udp6; do echo \"=$t\"; cat net/$t 2>/dev/null; done; \
     echo =fd; ls -l [0-9]*/fd 2>/dev/null | grep -E '^[0-9]+/fd:|socket:'; \
     echo =name; grep ^Name: [0-9]*/status 2>/dev/null; exit 0";
 
-/// The most listeners of one guest; more are not told.
+/// Maximum number of listeners of a guest. The rest are left out.
 const MOST: usize = 10_000;
 
 /// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// TCP.
+    /// The Transmission Control Protocol.
     Tcp,
-    /// UDP.
+    /// The User Datagram Protocol.
     Udp,
 }
 
@@ -39,26 +39,26 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A socket in the guest that waits for peers.
+/// A listening socket in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listener {
-    /// TCP or UDP.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
-    /// The name of the process that has it, if that could be seen. A guest's word: any text but
-    /// control characters.
+    /// The name of the process that owns the socket, if it is visible. It comes from the guest, so
+    /// it can be any text, without control characters.
     pub process: Option<String>,
-    /// The process's number in the guest.
+    /// The process ID in the guest.
     pub pid: Option<u32>,
 }
 
-/// What listens for connections (TCP) or datagrams (UDP) in the guest, by port. Of processes that
-/// share a socket the first is named.
+/// Lists the sockets in the guest that wait for connections (TCP) or datagrams (UDP), sorted by
+/// port. If several processes share a socket, the first is named.
 ///
 /// # Errors
 /// [`Error::Ssh`](crate::Error::Ssh) and [`Error::Process`](crate::Error::Process) if the guest
-/// cannot be reached, [`Error::Guest`](crate::Error::Guest) if it cannot say.
+/// cannot be reached; [`Error::Guest`](crate::Error::Guest) if the guest cannot list them.
 ///
 /// ```no_run
 /// # async fn example(vm: &fleetbox::Vm) -> fleetbox::Result<()> {
@@ -69,7 +69,7 @@ pub struct Listener {
 /// ```
 pub async fn ports(vm: &Vm) -> Result<Vec<Listener>> {
     Ok(parse(
-        &super::ask(vm, "list what listens in it", SCRIPT).await?,
+        &super::ask(vm, "list its listening ports", SCRIPT).await?,
     ))
 }
 
@@ -128,7 +128,7 @@ fn inode_of(line: &str) -> Option<u64> {
 }
 
 /// A line of proc_pid_net(5): slot, local address, remote address, state, …, inode as the tenth
-/// word. `None` for the head line and for sockets that do not listen.
+/// word. `None` for the header line and for sockets that do not listen.
 fn socket(table: &str, line: &str) -> Option<(Protocol, SocketAddr, u64)> {
     let words: Vec<_> = line.split_ascii_whitespace().take(10).collect();
     let (local, remote, state) = (*words.get(1)?, *words.get(2)?, *words.get(3)?);
@@ -140,7 +140,7 @@ fn socket(table: &str, line: &str) -> Option<(Protocol, SocketAddr, u64)> {
     let listens = match protocol {
         // TCP_LISTEN
         Protocol::Tcp => state == "0A",
-        // Bound, and to no peer.
+        // Bound, and not connected to a peer.
         Protocol::Udp => remote.ends_with(":0000"),
     };
     if !listens {
@@ -155,8 +155,8 @@ fn socket(table: &str, line: &str) -> Option<(Protocol, SocketAddr, u64)> {
     ))
 }
 
-/// Words of 32 bits, each in the byte order of the guest, which is little-endian on all
-/// architectures that there are images for.
+/// Parses words of 32 bits in the guest's byte order, which is little-endian on all supported
+/// architectures.
 fn address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let digits = hex.get(at..at + 8)?;

@@ -1,10 +1,10 @@
-//! A proxy on loopback that knows guests by name: SOCKS5 (RFC 1928) and HTTP (RFC 9110, `CONNECT`
-//! and plain requests) on one port.
+//! A proxy on loopback that reaches guests by name. It speaks SOCKS5 (RFC 1928) and HTTP (RFC 9110,
+//! `CONNECT` and plain requests) on one port.
 //!
-//! `curl --proxy socks5h://127.0.0.1:1080 http://web` and a browser reach VMs by it, without root
-//! and without a change of the host's names. `NAME` and, where several clusters have a VM of that name,
-//! `NAME.CLUSTER` are running VMs, with or without `.fleetbox` behind; other names and addresses are reached as from this host, so that a browser can have the
-//! proxy for everything.
+//! With it, `curl --proxy socks5h://127.0.0.1:1080 http://web` or a browser reaches VMs, without root and without
+//! changing the host's name resolution. `NAME` means a running VM. If several clusters have a VM with that name, use
+//! `NAME.CLUSTER`. Both also work with `.fleetbox` appended. Other names and addresses are reached as from this host,
+//! so a browser can use the proxy for everything.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 use crate::model::names::{Name, Reference};
 use crate::vm::fleet::Fleet;
 
-/// How long a client may take to say what it wants.
+/// How long a client may take to send its request.
 const GREETING: Duration = Duration::from_secs(20);
-/// How long a connection may take.
+/// How long it may take to connect to the target.
 const CONNECT: Duration = Duration::from_secs(30);
 /// Maximum bytes of an HTTP request before its body.
 const HEAD_LIMIT: usize = 64 << 10;
@@ -31,7 +31,7 @@ const CONNECTIONS: usize = 1000;
 /// The top-level name of guests.
 const DOMAIN: &str = ".fleetbox";
 
-/// A proxy that listens.
+/// A listening proxy.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -50,16 +50,16 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on `address`, which is one of loopback: anybody who can connect reaches all VMs of
-    /// `fleet`. Port 0 is one that is free.
+    /// Listens on `address`. It must be a loopback address, because everyone who can connect
+    /// reaches all VMs of `fleet`. Port 0 picks a free port.
     ///
     /// # Errors
-    /// [`Error::Io`] if the address is not of loopback or not free.
+    /// [`Error::Io`] if the address is not a loopback address, or is in use.
     pub async fn bind(fleet: &Fleet, address: SocketAddr) -> Result<Self> {
         const ACTION: &str = "listen for connections to the proxy";
         if !address.ip().is_loopback() {
             return Err(Error::io(ACTION)(io::Error::other(format!(
-                "{address} is not of loopback, so that other hosts would reach the VMs"
+                "{address} is not a loopback address, so other hosts could reach the VMs; use 127.0.0.1"
             ))));
         }
         let named =
@@ -75,7 +75,7 @@ impl Proxy {
         })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -83,7 +83,7 @@ impl Proxy {
     /// Serves connections until the future is dropped.
     ///
     /// # Errors
-    /// None at present: a connection that fails fails alone.
+    /// None at present. A failed connection does not affect the others.
     pub async fn serve(self) -> Result<()> {
         let fleet = Arc::new(self.fleet);
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -102,7 +102,7 @@ impl Proxy {
                     });
                 }
                 Err(error) => {
-                    // Out of descriptors, perhaps: others will be closed.
+                    // The process may be out of descriptors. Connections that close will free some.
                     tracing::warn!(%error, "cannot accept");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -111,15 +111,15 @@ impl Proxy {
     }
 }
 
-/// Both directions of a connection.
+/// A byte stream in both directions.
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// Why there is no connection.
+/// Why a connection to the target failed.
 enum Failure {
-    /// There is no such VM, or it does not run.
+    /// The VM does not exist, or does not run.
     Unknown(String),
-    /// The other side refuses or does not answer.
+    /// The target refuses the connection or does not answer.
     Refused(String),
 }
 
@@ -133,11 +133,11 @@ async fn converse(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
     }
 }
 
-/// The VM that a name may mean: `NAME` or `NAME.CLUSTER`, either with the domain or not.
+/// The VM that a name may stand for: `NAME` or `NAME.CLUSTER`, with or without the domain.
 fn guest_of(host: &str) -> Option<Reference> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let name = host.strip_suffix(DOMAIN).unwrap_or(host);
-    // `localhost` is this host (RFC 6761 section 6.3), whatever VMs are called.
+    // `localhost` always means this host (RFC 6761 section 6.3), even if a VM has that name.
     if host == "localhost" || host.ends_with(".localhost") {
         return None;
     }
@@ -157,7 +157,7 @@ async fn connect(fleet: &Fleet, host: &str, port: u16) -> Result<Box<dyn Duplex>
     if let Some(name) = guest_of(&host) {
         let vm = match fleet.open(name.as_str()).await {
             Ok(vm) => Some(vm),
-            // Without the domain it may still be a name of the host's own network, or the world's.
+            // Without the domain, it may be a name in the host's network or on the Internet.
             Err(Error::NoVm { .. } | Error::NoMember { .. })
                 if !host.trim_end_matches('.').ends_with(DOMAIN) =>
             {
@@ -182,7 +182,7 @@ async fn connect(fleet: &Fleet, host: &str, port: u16) -> Result<Box<dyn Duplex>
     }
 }
 
-/// RFC 1928.
+/// Serves SOCKS5 (RFC 1928).
 async fn socks(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
     const SUCCEEDED: u8 = 0;
     const UNREACHABLE: u8 = 4;
@@ -190,7 +190,7 @@ async fn socks(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
     const NO_COMMAND: u8 = 7;
     const NO_ADDRESS: u8 = 8;
     let greeting = async {
-        // Version, methods; of these only "no authentication".
+        // Version and methods. Only the method "no authentication" is supported.
         let [_, count] = read_array(&mut client).await?;
         let mut methods = vec![0; count.into()];
         client.read_exact(&mut methods).await?;
@@ -218,7 +218,7 @@ async fn socks(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
         Ok::<_, io::Error>((command, host, port))
     };
     let (command, host, port) = timeout(GREETING, greeting).await??;
-    // The bound address is nobody's concern: zeros.
+    // Clients do not need the bound address, so it is all zeros.
     let answer = |code: u8| [5, code, 0, 1, 0, 0, 0, 0, 0, 0];
     let connected = match (command, host) {
         (1, Some(host)) => connect(fleet, &host, port).await,
@@ -247,12 +247,12 @@ async fn read_array<const N: usize>(stream: &mut TcpStream) -> io::Result<[u8; N
     Ok(bytes)
 }
 
-/// What an HTTP client asks for.
+/// The request of an HTTP client.
 #[derive(Debug, PartialEq, Eq)]
 struct HttpRequest {
     host: String,
     port: u16,
-    /// What the server is sent; `None` for CONNECT.
+    /// The head to send to the server; `None` for CONNECT.
     head: Option<Vec<u8>>,
 }
 
@@ -285,7 +285,7 @@ async fn refuse(client: &mut TcpStream, status: &str, why: &str) -> io::Result<(
     client.shutdown().await
 }
 
-/// The head of a request with its empty line, and what came after it.
+/// The head of a request, including the empty line, and the bytes that came after it.
 async fn read_head(client: &mut TcpStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
@@ -294,7 +294,7 @@ async fn read_head(client: &mut TcpStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        // The mark may have begun in what came before.
+        // The end mark may have begun in the earlier bytes.
         let from = bytes.len().saturating_sub(3);
         bytes.extend_from_slice(buffer.get(..n).unwrap_or_default());
         let recent = bytes.get(from..).unwrap_or_default();
@@ -308,19 +308,22 @@ async fn read_head(client: &mut TcpStream) -> io::Result<(Vec<u8>, Vec<u8>)> {
     }
 }
 
-/// Reads a request's head and makes that of the request to the server: by path, without what is
-/// meant for the proxy, and for one request only, since the next may be for another server.
+/// Parses a request's head and builds the head for the server. That one has only the path in its
+/// request line and leaves out headers meant for the proxy. It asks the server to close the
+/// connection, since the next request may be for another server.
 fn parse(head: &[u8]) -> Result<HttpRequest, &'static str> {
     let head = std::str::from_utf8(head).map_err(|_| "the request is not text")?;
-    let (line, headers) = head.split_once("\r\n").ok_or("there is no request line")?;
+    let (line, headers) = head
+        .split_once("\r\n")
+        .ok_or("the request line is missing")?;
     let mut words = line.split(' ');
     let (Some(method), Some(target), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
-        return Err("the request line has not three words");
+        return Err("the request line must have three words");
     };
     if !version.starts_with("HTTP/1.") {
-        return Err("only HTTP/1 is understood");
+        return Err("only HTTP/1 is supported");
     }
     if method == "CONNECT" {
         let (host, port) = authority(target, None)?;
@@ -334,10 +337,10 @@ fn parse(head: &[u8]) -> Result<HttpRequest, &'static str> {
         .get(..7)
         .filter(|scheme| scheme.eq_ignore_ascii_case("http://"))
         .and_then(|_| target.get(7..))
-        .ok_or("this is a proxy: the address has to begin with http://")?;
+        .ok_or("this is a proxy: the URL must begin with http://")?;
     let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (place, path) = rest.split_at(at);
-    // A user's name and password are not the server's name.
+    // Drop a user name and password in front of the server's name.
     let place = place.rsplit('@').next().unwrap_or(place);
     let (host, port) = authority(place, Some(80))?;
     let path = path.split('#').next().unwrap_or_default();
@@ -371,7 +374,7 @@ fn name_of(header: &str) -> &str {
     header.split(':').next().unwrap_or_default()
 }
 
-/// `HOST:PORT`, or `[IPv6]:PORT`.
+/// Parses `HOST:PORT` or `[IPv6]:PORT`.
 fn authority(text: &str, default: Option<u16>) -> Result<(String, u16), &'static str> {
     const WRONG: &str = "the address is not HOST:PORT";
     let (host, port) = match text.strip_prefix('[') {
@@ -569,7 +572,7 @@ mod tests {
         let answer = exchange(proxy, b"GET http://web.fleetbox/ HTTP/1.1\r\n\r\n").await;
         let answer = String::from_utf8(answer).unwrap();
         assert!(
-            answer.starts_with("HTTP/1.1 404 ") && answer.contains("no VM web"),
+            answer.starts_with("HTTP/1.1 404 ") && answer.contains("no VM named web"),
             "{answer}"
         );
         let mut socks = vec![5, 1, 0, 5, 1, 0, 3, 12];

@@ -1,4 +1,4 @@
-//! What a guest uses, from its `/proc`.
+//! The resource use of a guest, from its `/proc`.
 
 use std::time::Duration;
 
@@ -7,46 +7,46 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::vm::Vm;
 
-/// Between the two looks that a rate is made of.
+/// Time between the two samples for a rate.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A look at the counters, the time of it first.
+/// Prints a sample of the counters, beginning with its time.
 const LOOK: &str = "echo \"=time $(cut -d' ' -f1 /proc/uptime)\"; grep '^cpu' /proc/stat; \
     grep -E '^(MemTotal|MemAvailable):' /proc/meminfo; \
     sed 's/:/ /;s/^ */net /' /proc/net/dev; \
     sed 's/^/disk /' /proc/diskstats; \
     df -kP / | sed 's/^/df /'";
 
-/// What a guest uses. Its own word: a broken guest tells anything.
+/// The resource use of a guest, as reported by the guest. A broken guest can report anything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Stats {
-    /// Share of the time of all vCPUs that was spent working, 0 to 1.
+    /// Share of the vCPUs' time spent working, from 0 to 1.
     pub cpu: f64,
     /// Number of vCPUs that the guest uses.
     pub cpus: u32,
-    /// Bytes of memory that cannot be had without swapping.
+    /// Bytes of memory in use: what is not available without swapping.
     pub memory_used: u64,
-    /// Bytes of memory that the guest's kernel has.
+    /// Bytes of memory that the guest's kernel manages.
     pub memory_total: u64,
     /// Bytes used on the root file system.
     pub disk_used: u64,
-    /// Bytes of the root file system.
+    /// Size of the root file system in bytes.
     pub disk_total: u64,
-    /// Bytes a second read from disks.
+    /// Bytes per second read from disks.
     pub disk_read: u64,
-    /// Bytes a second written to disks.
+    /// Bytes per second written to disks.
     pub disk_written: u64,
-    /// Bytes a second received from the network.
+    /// Bytes per second received from the network.
     pub net_received: u64,
-    /// Bytes a second sent to the network.
+    /// Bytes per second sent to the network.
     pub net_sent: u64,
 }
 
-/// What the guest uses, over one second.
+/// Measures the guest's resource use over one second.
 ///
 /// # Errors
 /// [`Error::Ssh`](crate::Error::Ssh) and [`Error::Process`](crate::Error::Process) if the guest
-/// cannot be reached, [`Error::Guest`](crate::Error::Guest) if it cannot say.
+/// cannot be reached; [`Error::Guest`](crate::Error::Guest) if the guest cannot report it.
 ///
 /// ```no_run
 /// # async fn example(vm: &fleetbox::Vm) -> fleetbox::Result<()> {
@@ -57,10 +57,12 @@ pub struct Stats {
 /// ```
 pub async fn stats(vm: &Vm) -> Result<Stats> {
     let script = format!("{LOOK}; sleep {}; {LOOK}; exit 0", INTERVAL.as_secs());
-    Ok(parse(&super::ask(vm, "say what it uses", &script).await?))
+    Ok(parse(
+        &super::ask(vm, "report its resource use", &script).await?,
+    ))
 }
 
-/// The counters of one look.
+/// The counters of one sample.
 #[derive(Debug, Clone, Copy, Default)]
 struct Look {
     time: f64,
@@ -137,12 +139,12 @@ impl Look {
             Some(word) if word.starts_with("cpu") => self.cpus = self.cpus.saturating_add(1),
             Some(&"MemTotal:") => self.memory_total = kib(1),
             Some(&"MemAvailable:") => self.memory_available = kib(1),
-            // The interface, eight numbers of what it received, and of what it sent.
+            // The interface, eight counters of received data, then those of sent data.
             Some(&"net") if words.get(1) != Some(&"lo") => {
                 self.received = self.received.saturating_add(number(2).unwrap_or(0));
                 self.sent = self.sent.saturating_add(number(10).unwrap_or(0));
             }
-            // Documentation/admin-guide/iostats.rst: whole disks of virtio are `vda`, `vdb`.
+            // Documentation/admin-guide/iostats.rst: whole virtio disks are `vda`, `vdb` and so on.
             Some(&"disk") if words.get(3).is_some_and(|name| is_whole_disk(name)) => {
                 self.read = self.read.saturating_add(sectors(6));
                 self.written = self.written.saturating_add(sectors(10));

@@ -1,10 +1,10 @@
-//! What a VM has for which nothing else is given.
+//! The default values of a VM.
 
 use std::time::Duration;
 
 use crate::model::size::Size;
 
-/// vCPUs of a VM for which no number is given.
+/// Default number of vCPUs of a VM.
 ///
 /// ```
 /// use fleetbox::{DEFAULT_BOOT_TIMEOUT, DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY, Size};
@@ -13,7 +13,7 @@ use crate::model::size::Size;
 /// assert_eq!(DEFAULT_BOOT_TIMEOUT.as_secs(), 300);
 /// ```
 pub const DEFAULT_CPUS: u32 = 2;
-/// Memory of a VM for which no size is given. The host gives what the guest touches.
+/// Default memory of a VM. The guest takes host memory only as it uses it.
 ///
 /// ```
 /// use fleetbox::{DEFAULT_MEMORY, Vm};
@@ -21,9 +21,9 @@ pub const DEFAULT_CPUS: u32 = 2;
 /// let twice = Vm::test().memory(fleetbox::Size::from_bytes(2 * DEFAULT_MEMORY.bytes()));
 /// ```
 pub const DEFAULT_MEMORY: Size = Size::gib(2);
-/// Disk of a VM for which no size is given. The host stores what the guest writes.
+/// Default size of a VM's disk. The host stores only what the guest writes.
 pub const DEFAULT_DISK: Size = Size::gib(20);
-/// How long a guest may take from its first instruction to an SSH log-in.
+/// Default time that a guest may take from its first instruction to a log-in over SSH.
 ///
 /// ```
 /// use fleetbox::{DEFAULT_BOOT_TIMEOUT, Vm};

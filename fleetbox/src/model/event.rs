@@ -1,4 +1,4 @@
-//! What happens to a VM, as it happens.
+//! The events of a VM.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::util::text::printable;
 
-/// Longest text of an event that comes from the guest, in characters.
+/// Maximum length of a text from the guest in an event, in characters.
 const LONGEST: usize = 1024;
 
 pub use fleetbox_vmm::machine::Event;
 
-/// What a machine process says, without what a guest could put in it to do harm. Its end is told by
-/// its worker.
+/// Converts an event from a machine process, and makes texts from the guest harmless. The worker
+/// itself reports the end of a machine.
 pub(crate) fn from_machine(event: Event) -> Option<Event> {
     Some(match event {
         Event::Booting {
@@ -38,7 +38,7 @@ fn tame(text: &str) -> String {
     printable(text.as_bytes()).chars().take(LONGEST).collect()
 }
 
-/// An event and when it happened.
+/// An event with the time it happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimedEvent {
     /// Milliseconds since 1970 (UTC).

@@ -23,10 +23,10 @@ use crate::util::fs::{read_limited, write_atomic};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// A key could not be read, made or written out.
+    /// A key could not be parsed, generated or encoded.
     #[error("unusable SSH key ({what}): {why}")]
     Unusable {
-        /// Which key.
+        /// The key.
         what: String,
         /// What is wrong with it.
         why: String,
@@ -34,7 +34,7 @@ pub enum KeyError {
     /// A key file could not be read or written.
     #[error("cannot {action} the key file {}: {source}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -43,10 +43,10 @@ pub enum KeyError {
     },
 }
 
-/// Keys are some hundred bytes.
+/// Maximum bytes of a key file. Keys have some hundred bytes.
 const KEY_LIMIT: u64 = 1 << 16;
 
-/// A public key; two are equal if the key is, whatever their comments.
+/// A public key. Comparison ignores the comment.
 ///
 /// ```
 /// use fleetbox::ssh::{Keypair, PublicKey};
@@ -64,7 +64,7 @@ impl PublicKey {
         Self(key)
     }
 
-    /// The SHA-256 fingerprint, as `ssh-keygen -l` shows it.
+    /// The SHA-256 fingerprint, in the format of `ssh-keygen -l`.
     pub fn fingerprint(&self) -> String {
         self.0.fingerprint(HashAlg::Sha256).to_string()
     }
@@ -81,7 +81,7 @@ impl Eq for PublicKey {}
 impl FromStr for PublicKey {
     type Err = KeyError;
 
-    /// Reads OpenSSH's one-line form.
+    /// Parses OpenSSH's one-line form.
     fn from_str(line: &str) -> Result<Self, Self::Err> {
         russh::keys::PublicKey::from_openssh(line)
             .map(Self)
@@ -99,7 +99,7 @@ impl fmt::Display for PublicKey {
     }
 }
 
-/// An Ed25519 key pair. Cheap to clone.
+/// An Ed25519 key pair. Cloning it is cheap.
 ///
 /// ```
 /// use fleetbox::ssh::Keypair;
@@ -123,10 +123,10 @@ impl fmt::Debug for Keypair {
 }
 
 impl Keypair {
-    /// A new random key.
+    /// Generates a new random key.
     ///
     /// # Errors
-    /// [`KeyError::Unusable`] for a comment that cannot be stored.
+    /// [`KeyError::Unusable`] if the comment cannot be stored.
     pub fn generate(comment: &str) -> Result<Self, KeyError> {
         let seed: [u8; 32] = rand::random();
         let pair = KeypairData::from(Ed25519Keypair::from_seed(&seed));
@@ -138,10 +138,10 @@ impl Keypair {
             })
     }
 
-    /// Reads a private key in OpenSSH's format.
+    /// Parses a private key in OpenSSH's format.
     ///
     /// # Errors
-    /// [`KeyError::Unusable`] for anything else, and for a key with a passphrase.
+    /// [`KeyError::Unusable`] for any other format, and for a key with a passphrase.
     pub fn from_openssh(text: &str) -> Result<Self, KeyError> {
         let fail = |why: String| KeyError::Unusable {
             what: "private key".into(),
@@ -157,7 +157,7 @@ impl Keypair {
     /// The private key in OpenSSH's format.
     ///
     /// # Errors
-    /// [`KeyError::Unusable`] when it cannot be encoded.
+    /// [`KeyError::Unusable`] if it cannot be encoded.
     pub fn to_openssh(&self) -> Result<String, KeyError> {
         self.0
             .to_openssh(LineEnding::LF)
@@ -176,7 +176,7 @@ impl Keypair {
     /// Reads a private key from a file.
     ///
     /// # Errors
-    /// [`KeyError::File`] when it cannot be read, [`KeyError::Unusable`] when it is none.
+    /// [`KeyError::File`] if the file cannot be read, [`KeyError::Unusable`] if it is not a key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let text = read_limited(path, KEY_LIMIT).map_err(|source| KeyError::File {
             action: "read",
@@ -205,7 +205,7 @@ impl Keypair {
     /// ```
     ///
     /// # Errors
-    /// [`KeyError::File`] when it cannot be written.
+    /// [`KeyError::File`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), KeyError> {
         write_key(path, &self.to_openssh()?)
     }

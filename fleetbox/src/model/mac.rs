@@ -35,9 +35,9 @@ impl fmt::Display for MacAddr {
     }
 }
 
-/// A text that is no Ethernet address.
+/// A text is not an Ethernet address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an Ethernet address such as 02:00:00:00:00:01")]
+#[error("invalid Ethernet address {0:?}; write one such as 02:00:00:00:00:01")]
 pub struct InvalidMac(String);
 
 impl FromStr for MacAddr {
@@ -48,7 +48,7 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            // `from_str_radix` alone would take a sign.
+            // `from_str_radix` alone would accept a sign.
             let part = parts
                 .next()
                 .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))

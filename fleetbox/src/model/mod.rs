@@ -1,4 +1,4 @@
-//! The values the API speaks of. A value that exists has been checked.
+//! The types of the API's values. Their constructors check the values.
 
 pub(crate) mod defaults;
 pub(crate) mod event;

@@ -1,41 +1,42 @@
 //! Names of VMs and clusters, and limits on counts, checked before anything is created.
 //!
-//! A name is used as a directory, as a guest's hostname and in messages, so the rule is that of
-//! a DNS label (RFC 1123 section 2.1) in lower case.
+//! A name is used for a directory, as a guest's hostname and in messages. So it must be a DNS label
+//! (RFC 1123 section 2.1) in lower case.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest name in bytes: a DNS label's limit, which Linux hostnames share.
+/// Maximum bytes of a name: the limit of DNS labels and of Linux hostnames.
 pub const MAX_NAME: usize = 63;
 
-/// Most virtual CPUs of one VM: what a machine may have.
+/// Maximum number of virtual CPUs of a VM.
 pub const MAX_CPUS: u32 = fleetbox_vmm::machine::MAX_CPUS as u32;
 
-/// Most VMs of one cluster: what a /24 network holds beside gateway and broadcast, with a margin.
+/// Maximum number of VMs in a cluster: the addresses of a /24 network without gateway and
+/// broadcast, with a margin.
 pub const MAX_COUNT: u32 = 200;
 
-/// First words of made-up names.
+/// First words of random names.
 const MANNERS: [&str; 24] = [
     "able", "bold", "brisk", "calm", "clear", "deft", "eager", "early", "fair", "fleet", "fond",
     "glad", "keen", "kind", "light", "lucid", "merry", "neat", "plain", "quick", "quiet", "sunny",
     "swift", "warm",
 ];
 
-/// Second words of made-up names.
+/// Second words of random names.
 const ANIMALS: [&str; 24] = [
     "badger", "beaver", "bison", "crane", "dolphin", "falcon", "finch", "gannet", "heron", "ibex",
     "lark", "lynx", "marten", "newt", "orca", "osprey", "otter", "plover", "raven", "seal",
     "stork", "tern", "walrus", "wren",
 ];
 
-/// A value from the user that was refused before anything was created.
+/// A value from the user is invalid. Nothing was created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidValue {
-    /// A VM or cluster name that cannot be a hostname.
+    /// A name of a VM or cluster is not a valid hostname.
     #[error(
         "invalid name {name:?}: {why}; a name has 1 to 63 lower-case letters, digits and '-', \
          and begins and ends with a letter or digit"
@@ -43,44 +44,44 @@ pub enum InvalidValue {
     Name {
         /// The name as given.
         name: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         why: &'static str,
     },
-    /// A size that cannot be read.
+    /// A size cannot be parsed.
     #[error(
         "invalid size {text:?}: {why}; write a whole number with K, M, G or T, such as 512M or 2GiB"
     )]
     Size {
         /// The text as given.
         text: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         why: &'static str,
     },
-    /// A size outside of its limits.
-    #[error("{what} of {given} is out of range: it must be between {least} and {most}")]
+    /// A number or size is out of range.
+    #[error("{what} {given} is out of range; it must be between {least} and {most}")]
     Range {
-        /// What the value is for, such as "memory".
+        /// The quantity, such as "memory".
         what: &'static str,
         /// The value as given, with its unit.
         given: String,
-        /// The least accepted value.
+        /// The smallest allowed value.
         least: String,
-        /// The greatest accepted value.
+        /// The largest allowed value.
         most: String,
     },
-    /// An image reference that is none of alias, path or URL.
+    /// An image reference is not an alias, a path or a URL.
     #[error(
         "invalid image {text:?}: {why}; give an alias such as debian-12, a path such as ./disk.qcow2, or a URL"
     )]
     Image {
         /// The text as given.
         text: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         why: String,
     },
 }
 
-/// A checked name of a VM or a cluster.
+/// A valid name of a VM or a cluster.
 ///
 /// ```
 /// use fleetbox::names::Name;
@@ -92,10 +93,10 @@ pub enum InvalidValue {
 pub struct Name(String);
 
 impl Name {
-    /// Checks `name`.
+    /// Checks a name.
     ///
     /// # Errors
-    /// [`InvalidValue::Name`] says which rule it breaks.
+    /// [`InvalidValue::Name`] says which rule the name breaks.
     pub fn new(name: impl Into<String>) -> Result<Self, InvalidValue> {
         let name = name.into();
         let why = if name.is_empty() {
@@ -117,7 +118,7 @@ impl Name {
         Err(InvalidValue::Name { name, why })
     }
 
-    /// A random name, such as `brisk-otter-4f`. Two are rarely the same, but may be.
+    /// A random name, such as `brisk-otter-4f`. Two random names can be the same, but rarely are.
     ///
     /// ```
     /// use fleetbox::names::Name;
@@ -191,11 +192,11 @@ impl From<Name> for String {
     }
 }
 
-/// What names one VM of a state directory: `NAME`, or `CLUSTER/NAME` where several clusters have a VM
-/// of that name.
+/// A reference to one VM of a state directory: `NAME`, or `CLUSTER/NAME` if several clusters have a VM with that
+/// name.
 ///
-/// People are shown `NAME` alone for a VM whose cluster is called as it is; [`Reference::as_str`] has
-/// the cluster wherever it was given.
+/// `Display` shows only `NAME` for a VM whose cluster has the same name. [`Reference::as_str`] always includes the
+/// cluster if it was given.
 ///
 /// ```
 /// use fleetbox::names::Reference;
@@ -215,7 +216,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The VM of that name in that cluster.
+    /// A reference to the VM `name` in `cluster`.
     pub fn new(cluster: Name, name: Name) -> Self {
         Self {
             text: format!("{cluster}/{name}"),
@@ -234,7 +235,7 @@ impl Reference {
         &self.name
     }
 
-    /// The reference as text, which reads back as the same.
+    /// The reference as text. Parsing it gives the same reference.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -291,18 +292,18 @@ fn in_range(what: &'static str, value: u32, most: u32) -> Result<u32, InvalidVal
 /// Checks a number of virtual CPUs.
 ///
 /// # Errors
-/// [`InvalidValue::Range`] outside of 1 to [`MAX_CPUS`].
+/// [`InvalidValue::Range`] if it is not in 1 to [`MAX_CPUS`].
 pub fn check_cpus(cpus: u32) -> Result<u8, InvalidValue> {
-    // MAX_CPUS is a `u8`'s value, so nothing is cut off.
-    in_range("a number of vCPUs", cpus, MAX_CPUS).map(|n| n as u8)
+    // MAX_CPUS fits a `u8`, so nothing is cut off.
+    in_range("number of vCPUs", cpus, MAX_CPUS).map(|n| n as u8)
 }
 
 /// Checks a number of VMs to create together.
 ///
 /// # Errors
-/// [`InvalidValue::Range`] outside of 1 to [`MAX_COUNT`].
+/// [`InvalidValue::Range`] if it is not in 1 to [`MAX_COUNT`].
 pub fn check_count(count: u32) -> Result<u32, InvalidValue> {
-    in_range("a VM count", count, MAX_COUNT)
+    in_range("number of VMs", count, MAX_COUNT)
 }
 
 #[cfg(test)]

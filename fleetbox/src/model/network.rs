@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Network {
-    /// In user space, by the host's ordinary sockets: it needs no root, and the host cannot see the
-    /// guests' addresses.
+    /// A network in user space, over the host's ordinary sockets. It does not need root, and the
+    /// host cannot reach the guests' addresses.
     #[default]
     User,
-    /// The same joined to the host by a bridge: the host reaches the guests by their addresses, and
-    /// they reach the world by its routes, masqueraded. Linux only; needs CAP_NET_ADMIN.
+    /// The same network, joined to the host by a bridge. The host reaches the guests at their
+    /// addresses, and the guests reach the outside world through the host, with masquerading. It
+    /// works on Linux only and needs CAP_NET_ADMIN.
     Bridge,
 }
 
@@ -41,9 +42,9 @@ impl fmt::Display for Network {
     }
 }
 
-/// A text that names no [`Network`].
+/// A text is not the name of a [`Network`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no network {0:?}; there are user and bridge")]
+#[error("unknown network {0:?}; choose user or bridge")]
 pub struct InvalidNetwork(String);
 
 impl FromStr for Network {

@@ -1,14 +1,15 @@
-//! What a VM can be waited for.
+//! Conditions to wait for.
 
 use std::fmt;
 use std::time::Duration;
 
 use regex_lite::Regex;
 
-/// Largest compiled pattern in bytes.
+/// Maximum bytes of a compiled pattern.
 const PATTERN_LIMIT: usize = 1 << 20;
 
-/// What [`VmBuilder::wait_for`](crate::VmBuilder::wait_for) and [`Vm::wait_for`](crate::Vm::wait_for) wait for.
+/// A condition for [`VmBuilder::wait_for`](crate::VmBuilder::wait_for) and [`Vm::wait_for`](crate::Vm::wait_for) to
+/// wait for.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -26,18 +27,19 @@ const PATTERN_LIMIT: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ready {
-    /// The guest lets fleetbox log in by SSH.
+    /// fleetbox can log in to the guest over SSH.
     Ssh,
-    /// cloud-init has done all that it was told: packages are installed, commands have run. A
-    /// failure of cloud-init's ends the wait.
+    /// cloud-init has finished: packages are installed, commands have run. If cloud-init fails, the
+    /// wait fails.
     CloudInit,
     /// A TCP port of the guest accepts connections.
     Port(u16),
-    /// The console, since the VM was started, has shown what this regular expression (of the
-    /// [`regex-lite`](https://docs.rs/regex-lite) crate: `\w`, `\d` and `\s` match ASCII) matches,
-    /// anywhere in a line or across lines. Escape sequences and carriage returns are left out.
+    /// The console has shown text that matches this regular expression since the VM was started,
+    /// anywhere in a line or across lines. Escape sequences and carriage returns are removed first.
+    /// The syntax is that of the [`regex-lite`](https://docs.rs/regex-lite) crate: `\w`, `\d` and
+    /// `\s` match ASCII only.
     Console(String),
-    /// A shell command in the guest, run again and again, succeeds.
+    /// A shell command in the guest succeeds. It is run repeatedly until then.
     Command(String),
 }
 
@@ -54,14 +56,14 @@ impl fmt::Display for Ready {
 }
 
 impl Ready {
-    /// Checks what can be before a VM is started.
+    /// Checks the condition as far as possible without a VM.
     ///
     /// # Errors
     /// [`InvalidReady`] for a bad pattern, an empty command, or port 0.
     pub(crate) fn check(&self) -> Result<(), InvalidReady> {
         let why = match self {
             Self::Console(pattern) => return compile(pattern).map(drop),
-            Self::Port(0) => "there is no port 0",
+            Self::Port(0) => "port 0 is not a real port",
             Self::Command(command) if command.trim().is_empty() => "the command is empty",
             _ => return Ok(()),
         };
@@ -83,20 +85,20 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, InvalidReady> {
         })
 }
 
-/// Something that cannot be waited for.
+/// A condition is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot wait for {what}: {why}")]
 pub struct InvalidReady {
-    /// What was to be waited for.
+    /// The condition.
     pub what: String,
     /// What is wrong with it.
     pub why: String,
 }
 
-/// Something that is waited for, and how long.
+/// A condition to wait for, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Awaited {
     pub(crate) what: Ready,
-    /// From the VM's start; the builder's boot timeout if not given.
+    /// Time limit, from the VM's start. The default is the builder's boot timeout.
     pub(crate) within: Option<Duration>,
 }

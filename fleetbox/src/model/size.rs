@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
-/// A number of bytes, read from and shown as `512M` or `2GiB`. All units are powers of 1024.
+/// A number of bytes. Its text form is `512M` or `2GiB`. All units are powers of 1024.
 ///
 /// ```
 /// use fleetbox::size::Size;
@@ -29,18 +29,19 @@ impl Size {
         Self(bytes)
     }
 
-    /// A size in mebibytes; more than fit are `u64::MAX` bytes, which every limit refuses.
+    /// A size in mebibytes. A number that does not fit becomes `u64::MAX` bytes, which exceeds
+    /// every limit.
     pub const fn mib(n: u64) -> Self {
         Self(n.saturating_mul(MIB))
     }
 
-    /// A size in gibibytes; more than fit are `u64::MAX` bytes, which every limit refuses.
+    /// A size in gibibytes. A number that does not fit becomes `u64::MAX` bytes, which exceeds
+    /// every limit.
     pub const fn gib(n: u64) -> Self {
         Self(n.saturating_mul(GIB))
     }
 
-    /// A size from text that is part of the program, for constants: there a text that is no size
-    /// does not compile.
+    /// A size from a literal in the program. In a constant, an invalid literal does not compile.
     ///
     /// ```
     /// use fleetbox::Size;
@@ -54,7 +55,7 @@ impl Size {
     /// ```
     ///
     /// # Panics
-    /// `text` is no size. Text from outside is read by [`str::parse`].
+    /// If `text` is not a size. Use [`str::parse`] for text from outside the program.
     pub const fn literal(text: &str) -> Self {
         match parse(text) {
             Ok(bytes) => Self(bytes),
@@ -69,7 +70,7 @@ impl Size {
         self.0
     }
 
-    /// Both together, or the most there is.
+    /// The sum of both sizes, or the largest size.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
@@ -77,7 +78,7 @@ impl Size {
     /// Checks a VM's memory: 32 MiB to 1 TiB, in whole mebibytes.
     ///
     /// # Errors
-    /// [`InvalidValue`] outside of these limits.
+    /// [`InvalidValue`] if it is out of these limits.
     pub fn check_memory(self) -> Result<Self, InvalidValue> {
         self.check("memory", 32 * MIB, TIB, MIB)
     }
@@ -85,9 +86,9 @@ impl Size {
     /// Checks the size of a VM's disk: 1 MiB to 64 TiB, in whole 4 KiB blocks.
     ///
     /// # Errors
-    /// [`InvalidValue`] outside of these limits.
+    /// [`InvalidValue`] if it is out of these limits.
     pub fn check_disk(self) -> Result<Self, InvalidValue> {
-        self.check("a disk size", MIB, 64 * TIB, 4 * KIB)
+        self.check("disk size", MIB, 64 * TIB, 4 * KIB)
     }
 
     fn check(
@@ -109,9 +110,9 @@ impl Size {
             return Err(InvalidValue::Size {
                 text: self.to_string(),
                 why: if unit == MIB {
-                    "memory is given in whole mebibytes"
+                    "memory must be in whole mebibytes"
                 } else {
-                    "a disk is a multiple of 4096 bytes"
+                    "a disk size must be a multiple of 4096 bytes"
                 },
             });
         }
@@ -144,7 +145,7 @@ impl FromStr for Size {
     }
 }
 
-/// Reads a size; the error says what is wrong with the text.
+/// Parses a size. The error says what is wrong with the text.
 const fn parse(text: &str) -> Result<u64, &'static str> {
     let bytes = text.as_bytes();
     let mut number: u64 = 0;
@@ -179,9 +180,9 @@ const fn parse(text: &str) -> Result<u64, &'static str> {
             b'm' | b'M' => MIB,
             b'g' | b'G' => GIB,
             b't' | b'T' => TIB,
-            _ => return Err("its unit is not known"),
+            _ => return Err("its unit is unknown"),
         },
-        _ => return Err("its unit is not known"),
+        _ => return Err("its unit is unknown"),
     };
     match number.checked_mul(factor) {
         Some(bytes) if fits => Ok(bytes),

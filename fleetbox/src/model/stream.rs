@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// A TCP connection to the guest, as a stream of bytes. Shutting it down ends one direction.
+/// A TCP connection to the guest. Shutting it down ends the direction to the guest.
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -36,7 +36,7 @@ impl Stream {
     /// ```
     ///
     /// # Errors
-    /// The operating system refuses to change the socket's mode.
+    /// If the operating system refuses to change the socket's mode.
     pub fn into_std(self) -> io::Result<std::os::unix::net::UnixStream> {
         let stream = self.0.into_std()?;
         stream.set_nonblocking(false)?;

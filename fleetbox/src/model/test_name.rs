@@ -1,29 +1,28 @@
-//! Names that say which test a VM belongs to.
+//! Names for the VMs of tests.
 
-/// Maximum characters of the test's path in a name: with what is random a name stays below the 63
-/// of a DNS label, and there is room for a member's number.
+/// Maximum characters of the test's path in a name. With the random part and a member's number, a
+/// name stays below the 63 characters of a DNS label.
 const STEM: usize = 46;
 
-/// A name for the VM or cluster of the test with this path: what of the path fits, its end
-/// rather than its beginning, and something random, so that no other test, no other process and
-/// no earlier run has it.
+/// A name for the VM or cluster of the test with this path: as much of the end of the path as fits,
+/// and a random part, so that no other test, process or earlier run has the same name.
 pub(crate) fn for_test(path: &str) -> String {
     let unique = uuid::Uuid::new_v4().simple().to_string();
     format!("{}-{}", stem(path), &unique[..8])
 }
 
-/// A name for the VM of a test: test harnesses name its thread after the test.
+/// A name for the VM of the current test. Test harnesses name the thread after the test.
 pub(crate) fn of_this_thread() -> String {
     let thread = std::thread::current();
     let path = thread.name().filter(|name| *name != "main");
     for_test(path.unwrap_or_default())
 }
 
-/// The part of a name that tells what it is for.
+/// The readable part of a name.
 fn stem(path: &str) -> String {
     let mut stem = String::new();
     for part in path.split("::") {
-        // The function is what its closures are in.
+        // Cut off the closures within the function.
         if part.starts_with('{') {
             continue;
         }
@@ -36,11 +35,11 @@ fn stem(path: &str) -> String {
         }
     }
     let stem = stem.trim_end_matches('-');
-    // All of it is ASCII.
+    // The text is all ASCII.
     let stem = match stem.len().checked_sub(STEM) {
         Some(excess) if excess > 0 => {
             let end = &stem[excess..];
-            // Whole words, unless there is only one.
+            // Keep whole words, unless there is only one.
             end.split_once('-').map_or(end, |(_, words)| words)
         }
         _ => stem,

@@ -10,17 +10,17 @@ use serde::Serialize;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// Whether this host can run VMs at all.
+    /// Checking whether this host can run VMs at all.
     Preflight,
-    /// The image: found, or downloaded and verified.
+    /// Finding the image, or downloading and verifying it.
     Image,
-    /// Waiting for memory, see [`budget`](crate::budget).
+    /// Waiting for memory; see [`budget`](crate::budget).
     Memory,
-    /// The VM's files and its worker process.
+    /// Creating the VM's files and starting its worker process.
     Create,
-    /// The machine process, up to its vCPUs running.
+    /// Starting the machine process, until its vCPUs run.
     Machine,
-    /// The guest, from its first instruction to an SSH log-in.
+    /// Booting the guest, from its first instruction to a log-in over SSH.
     Boot,
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How long each step of a start took, in their order.
+/// How long each step of a start took, in order.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -52,12 +52,12 @@ impl fmt::Display for Phase {
 pub struct Timings(Vec<(Phase, Duration)>);
 
 impl Timings {
-    /// The steps in their order.
+    /// The steps in order, with their durations.
     pub fn iter(&self) -> impl Iterator<Item = (Phase, Duration)> {
         self.0.iter().copied()
     }
 
-    /// How long a step took, if it was taken.
+    /// How long a step took; `None` if it was skipped.
     pub fn get(&self, phase: Phase) -> Option<Duration> {
         self.0
             .iter()
@@ -76,11 +76,11 @@ impl fmt::Display for Timings {
         for (phase, duration) in self.iter() {
             write!(f, "{phase} {:.2} s, ", duration.as_secs_f64())?;
         }
-        write!(f, "in all {:.2} s", self.total().as_secs_f64())
+        write!(f, "total {:.2} s", self.total().as_secs_f64())
     }
 }
 
-/// Measures steps that follow one another.
+/// Measures consecutive steps.
 #[derive(Debug)]
 pub(crate) struct Clock {
     timings: Timings,
@@ -95,7 +95,7 @@ impl Clock {
         }
     }
 
-    /// The step that ends now.
+    /// Ends the current step, which was `phase`.
     pub(crate) fn done(&mut self, phase: Phase) {
         let now = Instant::now();
         let duration = now - self.since;

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::SshError;
 use crate::util::text::printable;
 
-/// Bytes of a stream that wait here for its reader before the guest is slowed down.
+/// Bytes of a stream that are buffered here before the guest has to wait.
 const PIPE: usize = 256 << 10;
 /// `SSH_EXTENDED_DATA_STDERR` (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
@@ -33,9 +33,9 @@ const STDERR: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExitStatus {
-    /// It ended by itself with this code; 0 is success.
+    /// It exited with this code; 0 means success.
     Code(u32),
-    /// It was killed.
+    /// It was killed by a signal.
     Signal {
         /// The signal's name without `SIG`, such as `KILL`.
         name: String,
@@ -45,7 +45,7 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// True for exit code 0.
+    /// True if the exit code is 0.
     pub fn success(&self) -> bool {
         matches!(self, Self::Code(0))
     }
@@ -71,7 +71,7 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// What a command wrote, and how it ended.
+/// The output of a command, and how it ended.
 ///
 /// ```
 /// use fleetbox::{ExitStatus, Output};
@@ -92,23 +92,23 @@ pub struct Output {
 }
 
 impl Output {
-    /// True for exit code 0.
+    /// True if the exit code is 0.
     pub fn success(&self) -> bool {
         self.status.success()
     }
 
-    /// Standard output as text, with what is not UTF-8 replaced.
+    /// Standard output as text. Invalid UTF-8 is replaced.
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// Standard error as text, with what is not UTF-8 replaced.
+    /// Standard error as text. Invalid UTF-8 is replaced.
     pub fn stderr_text(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 }
 
-/// Standard input of a [`Child`]. Dropping it, or shutting it down, is end of file there.
+/// Standard input of a [`Child`]. Dropping it or shutting it down sends end of file.
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -184,9 +184,9 @@ impl AsyncRead for Stderr {
     }
 }
 
-/// A running command. Take its streams, or drop those that are not needed; while one of its
-/// output streams is neither read nor dropped, the command, and with it the connection it shares
-/// with others, may stand still, as with pipes.
+/// A running command. Take the streams that you need, and drop the others. An output stream that is
+/// neither read nor dropped can block the command, as a full pipe would, and also the other
+/// commands on the same connection.
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -213,7 +213,7 @@ pub struct Child {
     pump: AbortOnDrop<Result<ExitStatus, SshError>>,
 }
 
-/// Changes the terminal's size of, and sends signals to, a running command.
+/// Sends signals to a running command, and resizes its terminal.
 #[derive(Debug, Clone)]
 struct Control(Arc<ChannelWriteHalf<Msg>>);
 
@@ -227,8 +227,8 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 impl Drop for Child {
-    /// Closes the command's channel. A command on a terminal is hung up by that; another one ends
-    /// once it reads or writes its streams.
+    /// Closes the command's channel. A command on a terminal gets a hang-up. Another command ends
+    /// when it next reads or writes its streams.
     fn drop(&mut self) {
         if self.pump.0.is_finished() {
             return;
@@ -243,18 +243,19 @@ impl Drop for Child {
 }
 
 impl Child {
-    /// Tells the guest that the terminal has another size, in characters.
+    /// Tells the guest the new size of the terminal, in characters.
     ///
     /// # Errors
-    /// [`SshError::Lost`].
+    /// [`SshError::Lost`] if the connection has ended.
     pub async fn resize(&self, columns: u32, rows: u32) -> Result<(), SshError> {
         Ok(self.control.0.window_change(columns, rows, 0, 0).await?)
     }
 
-    /// Sends a signal to the command, by its name without `SIG`. Not every server passes it on.
+    /// Sends a signal to the command. `name` is the signal's name without `SIG`. Not every server
+    /// passes signals on.
     ///
     /// # Errors
-    /// [`SshError::Lost`].
+    /// [`SshError::Lost`] if the connection has ended.
     pub async fn signal(&self, name: &str) -> Result<(), SshError> {
         let signal = match name {
             "HUP" => Sig::HUP,
@@ -268,11 +269,11 @@ impl Child {
         Ok(self.control.0.signal(signal).await?)
     }
 
-    /// Closes the streams that were not taken and waits for the command to end. Cancel-safe:
-    /// it may be called again.
+    /// Closes the streams that were not taken, and waits for the command to end. This is
+    /// cancel-safe: it can be called again.
     ///
     /// # Errors
-    /// [`SshError::Lost`] when the connection ends first.
+    /// [`SshError::Lost`] if the connection ends first.
     pub async fn wait(&mut self) -> Result<ExitStatus, SshError> {
         self.stdin = None;
         self.stdout = None;
@@ -283,7 +284,8 @@ impl Child {
         }
     }
 
-    /// Closes standard input, collects both outputs and waits for the end.
+    /// Closes standard input, collects standard output and standard error, and waits for the
+    /// command to end.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -293,7 +295,8 @@ impl Child {
     /// ```
     ///
     /// # Errors
-    /// [`SshError::Lost`]; [`SshError::OutputTooLarge`] beyond `limit` bytes of either output.
+    /// [`SshError::Lost`] if the connection ends first; [`SshError::OutputTooLarge`] if either
+    /// output exceeds `limit` bytes.
     pub async fn output(mut self, limit: usize) -> Result<Output, SshError> {
         self.stdin = None;
         let stdout = self.stdout.take();
@@ -314,7 +317,7 @@ impl Child {
 async fn collect(stream: Option<DuplexStream>, limit: usize) -> Result<Vec<u8>, SshError> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
-        // A pipe within this process: reading it does not fail.
+        // The pipe is within this process, so reading it cannot fail.
         let read = stream.take(limit as u64 + 1).read_to_end(&mut bytes).await;
         read.map_err(|_| SshError::Lost)?;
     }
@@ -324,7 +327,7 @@ async fn collect(stream: Option<DuplexStream>, limit: usize) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
-/// Waits for the server's answer to a request on a channel that runs nothing yet.
+/// Waits for the server's answer to a request on a channel that does not run a command yet.
 pub(super) async fn confirm(
     channel: &mut Channel<Msg>,
     what: &'static str,
@@ -341,7 +344,7 @@ pub(super) async fn confirm(
     }
 }
 
-/// Makes a child of a channel on which a command was asked for.
+/// Makes a [`Child`] from a channel on which a command was requested.
 pub(super) async fn start(
     mut channel: Channel<Msg>,
     what: &'static str,
@@ -382,7 +385,7 @@ pub(super) async fn start(
                 _ => {}
             }
         }
-        // Nobody reads the command's input any more.
+        // The command does not read its input any more.
         drop(input);
         let _ = write.close().await;
         status.ok_or(SshError::Lost)
@@ -396,7 +399,7 @@ pub(super) async fn start(
     })
 }
 
-/// Writes to a reader, unless it was dropped.
+/// Passes data to the reader of a stream, unless the reader was dropped.
 async fn deliver(output: &mut Option<DuplexStream>, bytes: &[u8]) {
     if let Some(stream) = output
         && stream.write_all(bytes).await.is_err()
@@ -417,7 +420,7 @@ async fn pump_stdin(mut input: DuplexStream, write: Arc<ChannelWriteHalf<Msg>>) 
             return;
         }
     }
-    // The end of a connection ends the command too.
+    // The command ends with the connection.
     let _ = write.eof().await;
 }
 

@@ -1,4 +1,4 @@
-//! The client.
+//! The SSH client.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,19 +13,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::child::{self, Child, Output};
 use super::{Keypair, PublicKey, SshError};
 
-/// Silence after which the guest is asked for a sign of life.
+/// Silence after which the guest is asked for a keep-alive answer.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// So many questions without an answer end the connection.
+/// Number of unanswered keep-alive requests that end the connection.
 const KEEPALIVE_MAX: usize = 6;
 /// Maximum bytes of output that [`Client::exec`] keeps.
 const OUTPUT_LIMIT: usize = 256 << 20;
 
-/// Starts OpenSSH's SFTP server as root, from where Debian, Red Hat, Alpine and SUSE have it.
+/// Starts OpenSSH's SFTP server as root, from the paths of Debian, Red Hat, Alpine and SUSE.
 const ROOT_SFTP: &str = "for server in /usr/lib/openssh/sftp-server \
      /usr/libexec/openssh/sftp-server /usr/lib/ssh/sftp-server /usr/libexec/ssh/sftp-server; do \
      [ -x \"$server\" ] && exec sudo -n \"$server\"; done; exit 127";
 
-/// Who logs in, and to whom.
+/// Who logs in, and the expected host key.
 ///
 /// ```
 /// use fleetbox::ssh::{Keypair, Target};
@@ -43,11 +43,11 @@ pub struct Target {
     pub user: String,
     /// The key that logs in.
     pub key: Keypair,
-    /// The guest's host key; a server with another one is refused.
+    /// The guest's host key. A server with another key is refused.
     pub host_key: PublicKey,
 }
 
-/// A terminal to ask the guest for.
+/// A terminal to request from the guest.
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -67,7 +67,7 @@ pub struct PtyRequest {
     pub rows: u32,
 }
 
-/// A connection to a guest's SSH server, over which any number of commands run, also at once.
+/// A connection to a guest's SSH server. It can run any number of commands, also at the same time.
 /// Dropping it ends the connection.
 ///
 /// ```no_run
@@ -120,9 +120,10 @@ fn config() -> client::Config {
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: KEEPALIVE_MAX,
         preferred: Preferred {
-            // Only this key is handed to guests.
+            // Guests only have a key of this type.
             key: Cow::Borrowed(&[Algorithm::Ed25519]),
-            // The streams never leave this host, so the quick ones first; AES is assembly.
+            // The data never leaves this host, so the fastest ciphers come first. AES is
+            // implemented in assembly.
             kex: Cow::Borrowed(&[
                 kex::CURVE25519,
                 kex::CURVE25519_PRE_RFC_8731,
@@ -146,10 +147,10 @@ fn config() -> client::Config {
 impl Client {
     /// Logs in over `stream`, which is connected to the guest's SSH port.
     ///
-    /// Waits for as long as the server takes; see [`super::wait_ready`] for a deadline.
+    /// This waits as long as the server takes. [`super::wait_ready`] has a deadline.
     ///
     /// # Errors
-    /// [`SshError::HostKeyMismatch`], [`SshError::Auth`], [`SshError::Lost`],
+    /// [`SshError::HostKeyMismatch`], [`SshError::Auth`], [`SshError::Lost`] or
     /// [`SshError::Protocol`].
     pub async fn connect<S>(stream: S, target: &Target) -> Result<Self, SshError>
     where
@@ -174,31 +175,31 @@ impl Client {
         self.handle.is_closed()
     }
 
-    /// Runs `command` by the user's login shell, with an empty standard input, and collects what
-    /// it writes.
+    /// Runs `command` in the user's login shell with an empty standard input, and collects its
+    /// output.
     ///
     /// # Errors
-    /// [`SshError::Lost`], [`SshError::Refused`], [`SshError::OutputTooLarge`]. A command that
-    /// fails is no error: see [`Output::status`].
+    /// [`SshError::Lost`], [`SshError::Refused`] or [`SshError::OutputTooLarge`]. A command that
+    /// fails is not an error: check [`Output::status`].
     pub async fn exec(&self, command: &str) -> Result<Output, SshError> {
         self.spawn(command).await?.output(OUTPUT_LIMIT).await
     }
 
-    /// Starts `command` by the user's login shell, with its standard streams as pipes.
+    /// Starts `command` in the user's login shell, with pipes for its standard streams.
     ///
     /// # Errors
-    /// [`SshError::Lost`], [`SshError::Refused`].
+    /// [`SshError::Lost`] or [`SshError::Refused`].
     pub async fn spawn(&self, command: &str) -> Result<Child, SshError> {
         let channel = self.handle.channel_open_session().await?;
         channel.exec(true, command).await?;
         child::start(channel, "to run the command").await
     }
 
-    /// Starts `command`, or the user's login shell if none is given, on a new terminal. The
-    /// terminal's output, errors included, comes by the child's standard output.
+    /// Starts `command`, or the user's login shell if that is `None`, on a new terminal. The
+    /// terminal's output, including errors, arrives on the child's standard output.
     ///
     /// # Errors
-    /// [`SshError::Lost`], [`SshError::Refused`].
+    /// [`SshError::Lost`] or [`SshError::Refused`].
     pub async fn spawn_pty(
         &self,
         pty: &PtyRequest,
@@ -216,11 +217,11 @@ impl Client {
         child::start(channel, "to start the shell").await
     }
 
-    /// A stream to an SFTP server in the guest: the SSH server's own, with the rights of the user
-    /// who logged in, or one of root's, started through sudo.
+    /// Opens a stream to an SFTP server in the guest: the SSH server's own, with the rights of the
+    /// user who logged in, or one that runs as root, started with sudo.
     ///
     /// # Errors
-    /// [`SshError::Lost`], [`SshError::Refused`].
+    /// [`SshError::Lost`] or [`SshError::Refused`].
     pub(crate) async fn sftp(
         &self,
         as_root: bool,
@@ -236,7 +237,7 @@ impl Client {
         Ok(channel.into_stream())
     }
 
-    /// Says good-bye to the server. Dropping the client ends the connection as well.
+    /// Ends the connection in an orderly way. Dropping the client ends it too.
     pub async fn close(self) {
         let _ = self
             .handle

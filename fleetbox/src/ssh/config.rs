@@ -1,8 +1,8 @@
-//! Configuration for OpenSSH, by which `ssh NAME` and all that is built on it reach VMs.
+//! Configuration for OpenSSH. With it `ssh NAME`, and every tool built on ssh, reaches VMs.
 //!
-//! What OpenSSH is told of VMs is in a file of the state directory. A user's own configuration
-//! gets one `Include` of it at its beginning, and loses exactly that again; nothing else in it is
-//! touched.
+//! The VMs are listed in a file in the state directory. The user's own configuration gets a single
+//! `Include` of that file at its beginning. Removal takes out exactly that. Nothing else in the
+//! user's file is touched.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write as _};
@@ -13,26 +13,26 @@ use crate::store::ephemeral;
 use crate::store::{Store, StoreError, VmRecord};
 use crate::util::fs::write_atomic;
 
-/// First line of what is added to a user's configuration.
+/// First line of the text that is added to a user's configuration.
 const MARK: &str = "# Added by `fleetbox ssh-config --install`, removed by `--uninstall`";
-/// The same, in a file that was made for it.
+/// The same line, for a file that was created for it.
 const MARK_NEW: &str =
     "# Added by `fleetbox ssh-config --install`, removed by `--uninstall` with this file";
 
 /// The top-level name of guests.
 const DOMAIN: &str = "fleetbox";
 
-/// Maximum bytes of a user's configuration that are looked at.
+/// Maximum bytes of a user's configuration that are read.
 const LIMIT: u64 = 16 << 20;
 
 /// Why OpenSSH's configuration could not be changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SshConfigError {
-    /// There is no home directory to look for it in.
-    #[error("cannot find ~/.ssh/config: HOME is not set; name the file by --file")]
+    /// The home directory is not known.
+    #[error("cannot find ~/.ssh/config: HOME is not set; set HOME, or give the file with --file")]
     NoHome,
-    /// A path that OpenSSH cannot be told.
+    /// OpenSSH's configuration cannot express a path.
     #[error("cannot write {} into OpenSSH's configuration: {why}", path.display())]
     Path {
         /// The path.
@@ -43,14 +43,14 @@ pub enum SshConfigError {
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// The state directory.
+    /// The state directory cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -64,7 +64,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SshCon
     }
 }
 
-/// The configuration of OpenSSH for the VMs of a state directory.
+/// OpenSSH's configuration for the VMs of a state directory.
 ///
 /// ```
 /// use fleetbox::ssh_config::SshConfig;
@@ -86,7 +86,8 @@ pub struct SshConfig {
 }
 
 impl SshConfig {
-    /// For the VMs in `store`, which are reached through the `fleetbox` command at `program`.
+    /// The configuration for the VMs in `store`. OpenSSH reaches them through the `fleetbox`
+    /// command at `program`.
     pub fn new(store: &Store, program: &Path) -> Self {
         Self {
             store: store.clone(),
@@ -94,10 +95,10 @@ impl SshConfig {
         }
     }
 
-    /// Where the configuration of the user is: `~/.ssh/config`.
+    /// The path of the user's configuration: `~/.ssh/config`.
     ///
     /// # Errors
-    /// [`SshConfigError::NoHome`].
+    /// [`SshConfigError::NoHome`] if the home directory is not known.
     pub fn default_file() -> Result<PathBuf, SshConfigError> {
         match std::env::home_dir() {
             Some(home) if !home.as_os_str().is_empty() => Ok(home.join(".ssh").join("config")),
@@ -114,11 +115,12 @@ impl SshConfig {
         self.store.home().join("ssh").join("known_hosts")
     }
 
-    /// A `Host` block for each VM, by `NAME.CLUSTER`, and by `NAME` where that means this VM and no
-    /// other; each also with `.fleetbox` behind it.
+    /// The text of the file: a `Host` block for each VM, with the names `NAME.CLUSTER` and, if it
+    /// is unambiguous, `NAME`. Both also work with `.fleetbox` appended.
     ///
     /// # Errors
-    /// A damaged record, the file system, or a path that OpenSSH cannot be told.
+    /// A damaged record, an error of the file system, or a path that OpenSSH's configuration cannot
+    /// express.
     pub fn text(&self) -> Result<String, SshConfigError> {
         let hosts = self.hosts()?;
         self.blocks(&hosts)
@@ -132,7 +134,7 @@ impl SshConfig {
                     record,
                     passing: ephemeral::is_ephemeral(&vm),
                 }),
-                // Removed in this moment.
+                // It was removed just now.
                 Err(_) if !vm.paths().dir().exists() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -169,10 +171,11 @@ impl SshConfig {
         Ok(text)
     }
 
-    /// Writes the included file as the VMs are now, if it is there or `create` says so.
+    /// Updates the included file to the current VMs. If the file does not exist, it is created only
+    /// if `create` is true.
     ///
     /// # Errors
-    /// As [`SshConfig::text`].
+    /// Those of [`SshConfig::text`].
     pub fn refresh(&self, create: bool) -> Result<(), SshConfigError> {
         let included = self.included();
         if !create && !included.exists() {
@@ -192,8 +195,8 @@ impl SshConfig {
         Ok(())
     }
 
-    /// Has the configuration `file` include ours; false if it did already. A file that is a
-    /// symbolic link stays one.
+    /// Adds the `Include` to the configuration `file`; false if it is already there. If `file` is a
+    /// symbolic link, it stays one.
     ///
     /// ```
     /// use fleetbox::ssh_config::SshConfig;
@@ -208,7 +211,7 @@ impl SshConfig {
     /// ```
     ///
     /// # Errors
-    /// The file system, or a path that OpenSSH cannot be told.
+    /// An error of the file system, or a path that OpenSSH's configuration cannot express.
     pub fn install(&self, file: &Path) -> Result<bool, SshConfigError> {
         self.refresh(true)?;
         let include = format!("Include {}\n\n", argument(&self.included())?);
@@ -219,7 +222,7 @@ impl SshConfig {
             return Ok(false);
         }
         let [known, new] = ours;
-        // At the beginning: after a `Host` line it would hold for that host only.
+        // It must be at the beginning: after a `Host` line it would apply to that host only.
         let mut changed = if old.is_some() { known } else { new };
         changed.extend_from_slice(content);
         if let Some(dir) = file.parent().filter(|dir| !dir.exists()) {
@@ -229,11 +232,11 @@ impl SshConfig {
         Ok(true)
     }
 
-    /// Takes out of `file` what [`SshConfig::install`] has added, and nothing else; false if there
-    /// is nothing of ours. A file that was made for it and has nothing else is removed.
+    /// Removes from `file` what [`SshConfig::install`] added, and nothing else; false if there is
+    /// nothing to remove. If the file was created for it and is otherwise empty, it is deleted.
     ///
     /// # Errors
-    /// The file system, or a path that OpenSSH cannot be told.
+    /// An error of the file system, or a path that OpenSSH's configuration cannot express.
     pub fn uninstall(&self, file: &Path) -> Result<bool, SshConfigError> {
         let include = format!("Include {}\n\n", argument(&self.included())?);
         let old = read(file)?.unwrap_or_default();
@@ -263,15 +266,15 @@ impl SshConfig {
     }
 }
 
-/// A VM that OpenSSH is told of.
+/// A VM in OpenSSH's configuration.
 struct Host {
     record: VmRecord,
-    /// It is gone with the test that made it.
+    /// True if the VM ends with the test that created it.
     passing: bool,
 }
 
 impl Host {
-    /// What no other VM is called, and the key of this one is found by.
+    /// A name that is unique among all VMs. The VM's host key is looked up by it.
     fn name(&self) -> String {
         let VmRecord { name, cluster, .. } = &self.record;
         if name == cluster {
@@ -280,12 +283,12 @@ impl Host {
         format!("{name}.{cluster}.{DOMAIN}")
     }
 
-    /// By what names a user reaches it, among all there are.
+    /// The names by which a user reaches this VM among `all`.
     fn aliases(&self, all: &[Self]) -> Vec<String> {
         let VmRecord { name, cluster, .. } = &self.record;
         let namesakes = || all.iter().filter(|host| host.record.name == *name);
         let lasting = namesakes().filter(|host| !host.passing).count();
-        // As `find` understands a bare name.
+        // A bare name means the same VM as in `find`.
         let meant = match lasting {
             0 => namesakes().count() == 1,
             lasting => lasting == 1 && !self.passing,
@@ -294,7 +297,7 @@ impl Host {
         if meant {
             aliases.extend([name.to_string(), format!("{name}.{DOMAIN}")]);
         }
-        // `web.fleetbox` is a VM `web` of whatever cluster.
+        // `web.fleetbox` means a VM `web` of any cluster.
         if cluster.as_str() != DOMAIN {
             aliases.push(format!("{name}.{cluster}"));
         }
@@ -319,12 +322,12 @@ fn read(file: &Path) -> Result<Option<Vec<u8>>, SshConfigError> {
     }
 }
 
-/// Where `part` is in `whole`.
+/// Position of `part` in `whole`.
 fn find(whole: &[u8], part: &[u8]) -> Option<usize> {
     whole.windows(part.len()).position(|window| window == part)
 }
 
-/// Replaces a file, or what it is a link to, whole or not at all; its permissions stay.
+/// Replaces a file, or the target of a link, as a whole or not at all. Its permissions stay.
 fn replace(file: &Path, content: &[u8]) -> Result<(), SshConfigError> {
     let target = match fs::canonicalize(file) {
         Ok(target) => target,
@@ -363,19 +366,19 @@ fn checked(path: &Path) -> Result<&str, SshConfigError> {
     Ok(text)
 }
 
-/// A path as an argument (ssh_config(5)), where `%` begins a token.
+/// Quotes a path as an argument (ssh_config(5)), where `%` begins a token.
 fn argument(path: &Path) -> Result<String, SshConfigError> {
     let text = checked(path)?;
     if text.contains(['*', '?', '[']) {
         return Err(SshConfigError::Path {
             path: path.to_owned(),
-            why: "OpenSSH would take its '*', '?' or '[' for a pattern",
+            why: "OpenSSH would read its '*', '?' or '[' as a pattern",
         });
     }
     Ok(format!("\"{}\"", text.replace('%', "%%")))
 }
 
-/// A path as a word of ProxyCommand, which a shell reads after tokens were replaced.
+/// Quotes a path as a word of ProxyCommand, which a shell reads after the tokens were replaced.
 fn command_word(path: &Path) -> Result<String, SshConfigError> {
     Ok(crate::util::text::quote(checked(path)?).replace('%', "%%"))
 }

@@ -1,7 +1,7 @@
-//! SSH to the guest: keys, and a client over any byte stream.
+//! SSH to the guest: a client over any byte stream.
 //!
-//! The guest's host key is made by fleetbox and handed to the guest, so the client knows it
-//! beforehand and never trusts on first use.
+//! fleetbox generates the guest's host key and gives it to the guest. So the client knows the key
+//! beforehand, and never has to trust an unknown one.
 
 mod child;
 mod client;
@@ -20,27 +20,27 @@ pub use crate::model::keys::{KeyError, Keypair, PublicKey};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SshError {
-    /// A key.
+    /// A key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// No connection to the guest's port.
+    /// The client cannot connect to the guest's port.
     #[error(
-        "cannot connect to the guest's SSH port: {source}; the guest is still booting, or its SSH server is not running"
+        "cannot connect to the guest's SSH port: {source}; the guest may still be booting, or its SSH server is not running"
     )]
     Connect {
         /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// The server did not complete the greeting in time.
+    /// The server did not complete the SSH handshake in time.
     #[error(
         "the guest's SSH server did not answer within {0:?}; the guest may be overloaded or hung"
     )]
     HandshakeTimeout(Duration),
-    /// The server proved another identity than the one that was given to the guest.
+    /// The server has a different host key than the one given to the guest.
     #[error(
-        "the guest's SSH host key is {found}, and the one given to it is {expected}: cloud-init has \
-         not run in the guest, or something else answers at its address"
+        "the guest's SSH host key is {found}, but {expected} was expected: either cloud-init has \
+         not run in the guest, or another server answers at its address"
     )]
     HostKeyMismatch {
         /// Fingerprint of the key that was given to the guest.
@@ -48,9 +48,9 @@ pub enum SshError {
         /// Fingerprint of the key that the server has.
         found: String,
     },
-    /// The server does not accept our key.
+    /// The server does not accept fleetbox's key.
     #[error(
-        "the guest refused the key of user {user:?}: the user does not exist there, or its authorized_keys were changed"
+        "the guest refused to log in user {user:?}: the user does not exist there, or its authorized_keys file has changed"
     )]
     Auth {
         /// The user.
@@ -59,7 +59,7 @@ pub enum SshError {
     /// The server refused to run a command or to open a terminal.
     #[error("the guest's SSH server refused {what}")]
     Refused {
-        /// What was asked for.
+        /// What the server refused to do.
         what: &'static str,
     },
     /// The connection ended before the command did.
@@ -67,18 +67,20 @@ pub enum SshError {
         "the SSH connection was lost before the command ended; the guest may have stopped or rebooted"
     )]
     Lost,
-    /// A command wrote more than is kept in memory.
+    /// A command wrote more than fits the limit.
     #[error("the command wrote more than {limit} bytes; stream its output with spawn instead")]
     OutputTooLarge {
         /// The limit in bytes.
         limit: usize,
     },
     /// The guest did not become reachable by the deadline.
-    #[error("SSH was not ready after {waited:.1?} and {attempts} attempts; the last one: {last}")]
+    #[error(
+        "timed out after {waited:.1?} and {attempts} attempts to log in over SSH; last attempt: {last}"
+    )]
     NotReady {
-        /// How long was waited.
+        /// How long the client waited.
         waited: Duration,
-        /// How often a connection was tried.
+        /// The number of attempts.
         attempts: u32,
         /// Why the last attempt failed.
         #[source]

@@ -1,4 +1,4 @@
-//! Waiting for a guest to become reachable, driven by what its port answers.
+//! Waiting until a guest can be reached over SSH.
 
 use std::future::Future;
 use std::io;
@@ -9,24 +9,24 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Client, SshError, Target};
 
-/// How long a connection attempt may take. A guest that is not there yet answers nothing at all,
-/// and a lost packet is sent again ever more rarely, so a new attempt is worth more than patience.
+/// How long a connection attempt may take. A guest that has not booted yet does not answer at all,
+/// and lost packets are repeated at growing intervals, so a new attempt is better than a long wait.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// How long a server may take from accepting a connection to a log-in. Long, for guests that are
-/// emulated.
+/// How long a server may take from accepting a connection to a log-in. The limit is long because
+/// emulated guests are slow.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
 /// Pause after an attempt that failed at once.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(25);
-/// Pause after many of those.
+/// Longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
-/// For how long another host key may be one that the image came with, which cloud-init is about
-/// to replace.
+/// How long a different host key is tolerated. It may come with the image, and cloud-init may be
+/// about to replace it.
 const HOST_KEY_GRACE: Duration = Duration::from_secs(30);
 
-/// Connects and logs in as soon as the guest can, and no later than `deadline`.
+/// Connects and logs in as soon as the guest allows it, at the latest by `deadline`.
 ///
-/// `connect` opens a stream to the guest's SSH port; its failures are expected while the guest
-/// boots, and so are refused log-ins, with which a booting system answers early users.
+/// `connect` opens a stream to the guest's SSH port. While the guest boots, it is expected to fail,
+/// and log-ins may be refused too.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -39,8 +39,8 @@ const HOST_KEY_GRACE: Duration = Duration::from_secs(30);
 /// ```
 ///
 /// # Errors
-/// [`SshError::NotReady`] at the deadline, with the last failure; [`SshError::HostKeyMismatch`]
-/// when that does not pass; [`SshError::Key`] at once.
+/// [`SshError::NotReady`] at the deadline, with the last failure; [`SshError::HostKeyMismatch`] if
+/// the host key stays different; [`SshError::Key`] at once.
 pub async fn wait_ready<S, C, F>(
     mut connect: C,
     target: &Target,

@@ -1,5 +1,5 @@
-//! VMs and clusters as fixtures of tests: [`#[fleetbox::test]`](macro@crate::test), and the same
-//! as functions.
+//! VMs and clusters as test fixtures: [`#[fleetbox::test]`](macro@crate::test), and the same as
+//! functions.
 //!
 //! ```no_run
 //! use fleetbox::{Size, Vm, testing};
@@ -17,16 +17,17 @@
 //! # answers();
 //! ```
 //!
-//! - **Names** of VMs and clusters are made of the test's path and something random.
-//! - **Where VMs cannot run** the test is skipped: it passes, and says so and why on standard error.
-//!   With `FLEETBOX_REQUIRE=1` it fails instead, with `FLEETBOX_SHORT=1` it is always skipped.
-//! - **When a test fails**, by a panic or an error, its output has the end of each VM's console
-//!   and, where the guest runs systemd, the units that have failed.
-//! - **`FLEETBOX_KEEP=1`** lets the VMs of a failed test run on, and prints how to enter them. They
-//!   have their memory until they are removed. Those of a test that is killed go with it.
-//! - **Memory** is shared by all tests, see [`budget`](crate::budget): a test may wait for others.
+//! - **Names** of VMs and clusters consist of the test's path and a random part.
+//! - **Where VMs cannot run**, a test is skipped: it passes, and prints the reason to standard error. With
+//!   `FLEETBOX_REQUIRE=1` it fails instead. With `FLEETBOX_SHORT=1` it is always skipped.
+//! - **When a test fails**, by a panic or an error, its output contains the end of each VM's
+//!   console and, if the guest runs systemd, the failed units.
+//! - **`FLEETBOX_KEEP=1`** keeps the VMs of a failed test running, and prints how to log in. They
+//!   keep their memory until they are removed. The VMs of a killed test are not kept.
+//! - **Memory** is shared by all tests, so a test may wait for others; see
+//!   [`budget`](crate::budget).
 //!
-//! The VM lives until the test has ended, even if the test drops its handle earlier.
+//! The VM lives until the test ends, even if the test drops its handle earlier.
 
 mod report;
 mod settings;
@@ -52,11 +53,11 @@ pub use self::settings::{KEEP_VARIABLE, REQUIRE_VARIABLE, SHORT_VARIABLE};
 pub use self::subject::{BlockingFixture, BlockingSubject, Fixture, Subject};
 use crate::vm::Vm;
 
-/// Starts the VM or cluster of `builder`, gives it to `body`, and fails as it does; for a plain
-/// `#[test]`.
+/// Starts the VM or cluster of `builder` and runs `body` with it, in a plain `#[test]`. The test
+/// fails if `body` does.
 ///
-/// A name that was given by [`Vm::builder`](crate::Vm::builder) stays; one of
-/// [`Vm::test`](crate::Vm::test) is made of the path of the function that `body` is written in.
+/// A VM of [`Vm::builder`](crate::Vm::builder) keeps its name. A VM of
+/// [`Vm::test`](crate::Vm::test) is named after the function that contains `body`.
 ///
 /// ```no_run
 /// # use fleetbox::{Cluster, testing};
@@ -73,7 +74,7 @@ use crate::vm::Vm;
 /// ```
 ///
 /// # Panics
-/// If the test fails: that is how a test says so.
+/// If the test fails.
 pub fn run<B, F, T>(builder: B, body: F)
 where
     B: Fixture,
@@ -83,7 +84,7 @@ where
     expansion::run(Call::of(&body), builder, body);
 }
 
-/// As [`run`], for a `#[tokio::test]`.
+/// Like [`run`], for a `#[tokio::test]`.
 ///
 /// ```no_run
 /// # use fleetbox::{Vm, testing};
@@ -100,7 +101,7 @@ where
 /// ```
 ///
 /// # Panics
-/// As [`run`].
+/// If the test fails.
 pub async fn run_async<B, F, T>(builder: B, body: F)
 where
     B: Fixture,
@@ -112,7 +113,7 @@ where
     end.conclude(&call);
 }
 
-/// As [`run`], with the blocking façade.
+/// Like [`run`], with the blocking API.
 ///
 /// ```no_run
 /// # use fleetbox::{blocking, testing};
@@ -128,7 +129,7 @@ where
 /// ```
 ///
 /// # Panics
-/// As [`run`].
+/// If the test fails.
 pub fn run_blocking<B, F, T>(builder: B, body: F)
 where
     B: BlockingFixture,
@@ -138,7 +139,7 @@ where
     expansion::run_blocking(Call::of(&body), builder, body);
 }
 
-/// What a test may return: nothing, or a `Result<(), E>` whose error has [`Debug`].
+/// What a test may return: `()`, or a `Result<(), E>` whose error implements [`Debug`].
 ///
 /// ```
 /// fn is_outcome<T: fleetbox::testing::Outcome>() {}
@@ -147,7 +148,7 @@ where
 /// is_outcome::<Result<(), std::io::Error>>();
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "a fleetbox test returns `()` or a `Result<(), E>` whose error has `Debug`",
+    message = "a fleetbox test returns `()` or a `Result<(), E>` whose error implements `Debug`",
     label = "returns `{Self}`"
 )]
 pub trait Outcome: sealed::Outcome {}
@@ -157,7 +158,7 @@ impl<E: Debug + 'static> Outcome for Result<(), E> {}
 
 mod sealed {
     pub trait Outcome {
-        /// Why the test has failed, if it has.
+        /// Why the test failed, if it did.
         fn failure(self) -> Option<String>;
     }
 }
@@ -174,7 +175,7 @@ impl<E: Debug + 'static> sealed::Outcome for Result<(), E> {
     }
 }
 
-/// An error for people: those of this crate are written to be shown, others may have no more than
+/// Formats an error for people. The errors of this crate have a readable text; others may have only
 /// `Debug`.
 fn describe<E: Debug + 'static>(error: &E) -> String {
     type Boxed = Box<dyn std::error::Error>;
@@ -190,10 +191,10 @@ fn describe<E: Debug + 'static>(error: &E) -> String {
     }
 }
 
-/// How a test ended, and what there is to say about it.
+/// How a test ended, and what to report about it.
 struct End {
     verdict: Verdict,
-    /// What is said about the VMs.
+    /// The report about its VMs.
     report: String,
 }
 
@@ -214,16 +215,16 @@ impl From<Verdict> for End {
 }
 
 impl End {
-    /// Says it to the test's harness, in the way that it understands.
+    /// Reports the result to the test harness.
     fn conclude(self, call: &Call) {
-        // Harnesses show what is printed, and only that, where a test has failed.
+        // Test harnesses show only printed output, and only for failed tests.
         if !self.report.is_empty() {
             eprint!("{}", self.report);
         }
         match self.verdict {
             Verdict::Passed => {}
             Verdict::Skipped(reason) => {
-                // Not captured, as it is the only trace of a test that did not run.
+                // Write past the harness's capture: this line is the only trace of a skipped test.
                 let line = format!("fleetbox: skipped {}: {reason}\n", call.path);
                 let _ = std::io::stderr().write_all(line.as_bytes());
                 if let Some(expected) = call.should_panic {
@@ -232,7 +233,7 @@ impl End {
             }
             Verdict::Failed(why) => {
                 eprintln!("Error: {why}");
-                // The place of a panic in here would tell nothing.
+                // The location of a panic in this function would say nothing.
                 panic::resume_unwind(Box::new(why));
             }
             Verdict::Panicked(panic) => panic::resume_unwind(panic),
@@ -240,18 +241,19 @@ impl End {
     }
 }
 
-/// How a test's body ended: with a failure, without one, or with a panic.
+/// How the body of a test ended: with or without a failure, or with a panic.
 type Ended = Result<Option<String>, Box<dyn Any + Send>>;
 
-/// A test that runs.
+/// A running test.
 struct Session {
     keep: bool,
-    /// Handles of their own, so that the VMs outlive the test's.
+    /// More handles on the VMs, so that the VMs outlive the test's handles.
     vms: Vec<Arc<Vm>>,
 }
 
 impl Session {
-    /// Starts what the test is given, or says how the test ends without.
+    /// Starts the VM or cluster for the test, or returns the test's verdict if that is not
+    /// possible.
     async fn begin<B: Fixture>(
         call: &Call,
         settings: Settings,
@@ -268,13 +270,12 @@ impl Session {
                 let keep = settings.keep;
                 Ok((Self { keep, vms }, running))
             }
-            // It has the console's end.
+            // The error contains the end of the console.
             Err(error) => Err(Verdict::Failed(error.to_string()).into()),
         }
     }
 
-    /// Says what there is to say about the VMs of a test that has failed, and keeps them if that
-    /// is asked for.
+    /// Reports on the VMs of a failed test, and keeps them if the user asks for that.
     async fn finish(self, call: &Call, ended: Ended) -> End {
         let verdict = match ended {
             Ok(None) => Verdict::Passed,
@@ -317,11 +318,11 @@ where
         .await
 }
 
-/// A runtime for one test. Background work of the library goes on while the test's own code
-/// blocks its thread.
+/// A runtime for one test. It has several threads, so the library's background work goes on while
+/// the test's code blocks its thread.
 fn runtime() -> Result<tokio::runtime::Runtime, End> {
     if tokio::runtime::Handle::try_current().is_ok() {
-        let why = "this test runs in a tokio runtime already: use fleetbox::testing::run_async";
+        let why = "this test already runs in a tokio runtime; use fleetbox::testing::run_async";
         return Err(Verdict::Failed(why.to_owned()).into());
     }
     tokio::runtime::Builder::new_multi_thread()
@@ -332,7 +333,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, End> {
         .map_err(|error| Verdict::Failed(format!("cannot start threads: {error}")).into())
 }
 
-/// What the attribute's expansion calls. Not for use by hand: it may change with each version.
+/// What the expansion of the attribute calls. Do not use it directly: it may change in any version.
 #[doc(hidden)]
 pub mod expansion {
     use super::{
@@ -340,28 +341,29 @@ pub mod expansion {
         runtime, sealed,
     };
 
-    /// Which test it is.
+    /// Identifies a test.
     #[derive(Debug, Clone)]
     pub struct Call {
         /// Module path and name of the function.
         pub path: &'static str,
-        /// The test is to panic, with a message that contains this.
+        /// The test must panic, with a message that contains this text.
         pub should_panic: Option<&'static str>,
     }
 
     impl Call {
-        /// The test that a closure or function belongs to, by the path in the name of its type.
+        /// Identifies the test that a closure or function belongs to, by the path in the name of
+        /// its type.
         pub(super) fn of<F>(_: &F) -> Self {
             let path = std::any::type_name::<F>();
             Self {
-                // The function is what its closures are in.
+                // Cut off the closures within the function.
                 path: path.split("::{").next().unwrap_or(path),
                 should_panic: None,
             }
         }
     }
 
-    /// Gives the builder to the function that the test configures it by.
+    /// Lets the test's `configure` function change the builder.
     pub fn configure<B>(builder: B, configure: impl FnOnce(B) -> B) -> B {
         configure(builder)
     }
@@ -376,7 +378,7 @@ pub mod expansion {
         let end = match runtime() {
             Ok(runtime) => {
                 let end = runtime.block_on(drive(&call, Settings::from_env(), builder, body));
-                // What the test has left running is not waited for.
+                // Do not wait for tasks that the test left running.
                 runtime.shutdown_background();
                 end
             }
@@ -385,7 +387,7 @@ pub mod expansion {
         end.conclude(&call);
     }
 
-    /// Runs a test that blocks.
+    /// Runs a blocking test.
     pub fn run_blocking<B, F, T>(call: Call, builder: B, body: F)
     where
         B: BlockingFixture,

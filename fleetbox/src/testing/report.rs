@@ -1,4 +1,4 @@
-//! What is said about the VMs of a test that has failed.
+//! The report about the VMs of a failed test.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,29 +11,29 @@ use crate::vm::Vm;
 /// Lines of the console that are shown.
 const CONSOLE_LINES: usize = 40;
 
-/// How long a guest may take to list its failed units. It may be what hangs.
+/// How long a guest may take to list its failed units. The guest itself may hang.
 const UNITS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Maximum bytes of that list, which a guest writes.
+/// Maximum bytes of that list, which comes from the guest.
 const UNITS_BYTES: usize = 16 << 10;
 
-/// Maximum bytes that are read of the end of a console's log.
+/// Maximum bytes to read from the end of a console's log.
 const LOG_BYTES: u64 = 32 << 10;
 
-/// Lists the units, or says by its status that nothing manages units here.
+/// Lists the failed units. A special status means that the guest has no systemd.
 const UNITS: &str = "[ -d /run/systemd/system ] || exit 99; \
     systemctl --failed --no-legend --plain --no-pager --full";
 
-/// The end of the VM's console and its failed units.
+/// Reports the end of the VM's console, and its failed units.
 pub(super) async fn describe(vm: &Vm) -> String {
     let mut text = String::new();
     let name = vm.name();
     let (console, runs) = match vm.console_tail().await {
         Ok(console) => (Ok(console), true),
-        // The worker is gone, and has left what it wrote.
+        // The worker is gone, but its log of the console is still there.
         Err(error) => (end_of_log(&vm.console_log()).ok_or(error), false),
     };
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = match &console {
         Ok(console) if console.trim().is_empty() => {
             writeln!(text, "--- {name}: its console printed nothing")
@@ -54,7 +54,7 @@ fn units_part(name: &str, units: Result<Option<String>, String>) -> String {
     let mut text = String::new();
     let _ = match units {
         Ok(Some(units)) if units.trim().is_empty() => {
-            writeln!(text, "--- {name}: no unit has failed")
+            writeln!(text, "--- {name}: no failed units")
         }
         Ok(Some(units)) => {
             let _ = writeln!(text, "--- {name}: failed units");
@@ -72,7 +72,7 @@ fn indented(text: &mut String, lines: &str) -> std::fmt::Result {
         .try_for_each(|line| writeln!(text, "| {}", line.trim_end()))
 }
 
-/// The units that the guest's systemd calls failed; `None` where there is no systemd.
+/// The failed units according to the guest's systemd; `None` if the guest does not run systemd.
 async fn failed_units(vm: &Vm) -> Result<Option<String>, String> {
     let listing = async {
         let child = vm.ssh_spawn(UNITS).await?;
@@ -102,18 +102,18 @@ fn end_of_log(path: &Path) -> Option<String> {
     Some(printable(&end))
 }
 
-/// Lets a VM run on, and says how to enter it.
+/// Keeps a VM running, and says how to log in.
 pub(super) async fn keep(vm: &Vm) -> String {
     match vm.let_go().await {
         Ok(()) => kept(vm.home(), &vm.reference()),
-        // Removed by the test itself, for example.
-        Err(error) => format!("--- {} cannot be kept: {error}\n", vm.name()),
+        // The test may have removed it, for example.
+        Err(error) => format!("--- cannot keep {}: {error}\n", vm.name()),
     }
 }
 
-/// How to enter a kept VM, and how to remove it.
+/// Says how to log in to a kept VM, and how to remove it.
 fn kept(home: &Path, name: &(impl std::fmt::Display + ?Sized)) -> String {
-    // The command looks where the test did only if it is told so.
+    // The command needs to know a state directory that is not the default.
     let standard = std::env::home_dir().is_some_and(|dir| dir.join(".fleetbox") == home);
     let fleetbox = if standard {
         "fleetbox".to_owned()
@@ -122,7 +122,7 @@ fn kept(home: &Path, name: &(impl std::fmt::Display + ?Sized)) -> String {
         format!("{HOME_VARIABLE}='{quoted}' fleetbox")
     };
     format!(
-        "--- {name} is kept: `{fleetbox} ssh {name}` enters it, `{fleetbox} rm {name}` removes it\n"
+        "--- {name} is kept: log in with `{fleetbox} ssh {name}`, remove it with `{fleetbox} rm {name}`\n"
     )
 }
 
@@ -157,7 +157,7 @@ mod tests {
             part(Ok(Some("a.service loaded failed failed A\nb.mount x\n"))),
             "--- web: failed units\n| a.service loaded failed failed A\n| b.mount x\n"
         );
-        assert_eq!(part(Ok(Some("\n"))), "--- web: no unit has failed\n");
+        assert_eq!(part(Ok(Some("\n"))), "--- web: no failed units\n");
         assert_eq!(part(Ok(None)), "");
         assert!(part(Err("no answer")).contains("no answer"));
     }

@@ -1,21 +1,21 @@
-//! What the environment says about tests.
+//! Settings for tests from the environment.
 
-/// Skips tests that need VMs, as a first quick run wants it.
+/// Skips tests that need VMs, for a quick first run.
 pub const SHORT_VARIABLE: &str = "FLEETBOX_SHORT";
 
-/// Lets tests fail, rather than skip them, where VMs cannot run.
+/// Makes tests fail where VMs cannot run. Without it they are skipped.
 pub const REQUIRE_VARIABLE: &str = "FLEETBOX_REQUIRE";
 
-/// Keeps the VMs of a test that has failed.
+/// Keeps the VMs of a failed test.
 pub const KEEP_VARIABLE: &str = "FLEETBOX_KEEP";
 
-/// Whether tests fail where they cannot run.
+/// True if tests must fail where they cannot run.
 #[cfg(test)]
 pub(crate) fn is_required() -> bool {
     Settings::read(|name| std::env::var(name).ok()).require
 }
 
-/// The environment's part in what is done with a test.
+/// The settings, and whether VMs can run here.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
     pub(super) short: bool,
@@ -52,8 +52,8 @@ impl Settings {
         }
     }
 
-    /// Why a test is not run, which may need what this host is asked for; the error is the reason
-    /// for which it fails.
+    /// Decides whether a test runs: `None` if it does, or the reason to skip it. The error is the
+    /// reason why it fails instead.
     pub(super) fn skip(&self, needs_host: bool) -> Result<Option<String>, String> {
         if self.short {
             return Ok(Some(format!("{SHORT_VARIABLE} is set")));

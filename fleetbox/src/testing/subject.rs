@@ -1,4 +1,4 @@
-//! What a test is given, and what starts it.
+//! The VMs and clusters that tests get, and the builders that start them.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What starts that which an asynchronous test is given: [`VmBuilder`] and [`ClusterBuilder`].
+/// A builder that starts the VM or cluster of an asynchronous test: [`VmBuilder`] or
+/// [`ClusterBuilder`].
 ///
 /// ```
 /// use fleetbox::testing::{self, Fixture};
@@ -27,11 +28,11 @@ mod sealed {
 /// is_fixture(&Cluster::test().count(3));
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "an asynchronous test is given a `fleetbox::Vm` or a `fleetbox::Cluster`",
-    note = "`Vm::test()` and `Cluster::test()` make what starts one"
+    message = "an asynchronous test gets a `fleetbox::Vm` or a `fleetbox::Cluster`",
+    note = "pass a builder, such as `Vm::test()` or `Cluster::test()`"
 )]
 pub trait Fixture: sealed::Sealed + Sized {
-    /// What the test is given.
+    /// What the test gets.
     type Running;
 
     #[doc(hidden)]
@@ -98,15 +99,15 @@ impl Fixture for ClusterBuilder {
 /// is_subject::<fleetbox::Cluster>();
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "an `async` test is given a `fleetbox::Vm` or a `fleetbox::Cluster`",
-    label = "not what fleetbox starts for it",
-    note = "for a `fleetbox::blocking::Vm` write the test without `async`"
+    message = "an `async` test gets a `fleetbox::Vm` or a `fleetbox::Cluster`",
+    label = "fleetbox cannot provide this type here",
+    note = "to use a `fleetbox::blocking::Vm`, write the test without `async`"
 )]
 pub trait Subject: sealed::Sealed {
-    /// What starts it.
+    /// The builder that starts it.
     type Builder: Fixture<Running = Self>;
 
-    /// A builder that shows on standard error what takes time.
+    /// A builder that prints progress to standard error.
     fn builder() -> Self::Builder;
 }
 
@@ -133,7 +134,7 @@ impl Subject for Cluster {
     }
 }
 
-/// What starts that which a blocking test is given: [`blocking::VmBuilder`] and
+/// A builder that starts the VM or cluster of a blocking test: [`blocking::VmBuilder`] or
 /// [`blocking::ClusterBuilder`].
 ///
 /// ```
@@ -146,11 +147,11 @@ impl Subject for Cluster {
 /// is_fixture(&Cluster::test().count(3));
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "a blocking test is given a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
-    note = "`blocking::Vm::test()` and `blocking::Cluster::test()` make what starts one"
+    message = "a blocking test gets a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
+    note = "pass a builder, such as `blocking::Vm::test()` or `blocking::Cluster::test()`"
 )]
 pub trait BlockingFixture: sealed::Sealed {
-    /// What the test is given.
+    /// What the test gets.
     type Running;
 
     #[doc(hidden)]
@@ -201,15 +202,15 @@ impl BlockingFixture for blocking::ClusterBuilder {
 /// is_subject::<blocking::Cluster>();
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "a test that is not `async` is given a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
-    label = "not what fleetbox starts for it",
-    note = "for a `fleetbox::Vm` make the test `async`"
+    message = "a test that is not `async` gets a `fleetbox::blocking::Vm` or a `fleetbox::blocking::Cluster`",
+    label = "fleetbox cannot provide this type here",
+    note = "to use a `fleetbox::Vm`, make the test `async`"
 )]
 pub trait BlockingSubject: sealed::Sealed {
-    /// What starts it.
+    /// The builder that starts it.
     type Builder: BlockingFixture<Running = Self>;
 
-    /// A builder that shows on standard error what takes time.
+    /// A builder that prints progress to standard error.
     fn builder() -> Self::Builder;
 }
 

@@ -18,7 +18,7 @@ use crate::vm::cluster::ClusterBuilder;
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A state directory of its own, and an image for it.
+/// A temporary state directory with an image.
 pub(crate) struct Home {
     pub(crate) dir: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ impl Home {
         self.dir.path().join("state")
     }
 
-    /// A VM of this home whose machine is `script`.
+    /// Describes a VM in this home whose machine follows `script`.
     pub(crate) fn scripted(&self, mut builder: VmBuilder, script: Script) -> VmBuilder {
         builder.backend = Backend::Fake(script);
         let image = self.dir.path().join("disk.raw");
@@ -44,17 +44,17 @@ impl Home {
             .disk(Size::mib(8))
     }
 
-    /// A VM of this home that runs.
+    /// Starts a VM in this home.
     pub(crate) fn vm(&self, builder: VmBuilder) -> VmBuilder {
         self.scripted(builder, runs())
     }
 
-    /// A cluster of this home whose members run.
+    /// Starts a cluster in this home.
     pub(crate) fn cluster(&self, builder: ClusterBuilder) -> ClusterBuilder {
         builder.each(|vm| self.vm(vm))
     }
 
-    /// As [`assert_served`].
+    /// Like [`assert_served`], for a cluster of this home.
     pub(crate) async fn assert_served(&self, cluster: &str) {
         assert_served(&self.path(), cluster).await;
     }
@@ -81,7 +81,7 @@ pub(crate) fn refuses() -> Script {
     }
 }
 
-/// The processes of that role, of a VM or a cluster whose name no other test has.
+/// The processes with this role for the VM or cluster `name`, which no other test may use.
 pub(crate) fn processes(role: Role, name: &str) -> Vec<Pid> {
     let wanted = format!("fleetbox-{}: {name}\0", role.name());
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -94,7 +94,7 @@ pub(crate) fn processes(role: Role, name: &str) -> Vec<Pid> {
     .collect()
 }
 
-/// Says that the calling test is skipped, and why. Where `FLEETBOX_REQUIRE` is set it fails instead.
+/// Prints that the calling test is skipped, and why. If `FLEETBOX_REQUIRE` is set, the test fails instead.
 #[track_caller]
 pub(crate) fn skip(why: impl std::fmt::Display) {
     let variable = crate::testing::REQUIRE_VARIABLE;
@@ -105,13 +105,13 @@ pub(crate) fn skip(why: impl std::fmt::Display) {
     eprintln!("skipped: {why}");
 }
 
-/// Sees that the worker of a cluster does not end, although a handle was dropped: from that moment on
-/// a worker that ends with the handle refuses what is asked here.
+/// Checks that the worker of a cluster stays although a handle was dropped. A worker that ends with the handle would
+/// refuse the request made here.
 pub(crate) async fn assert_served(home: &Path, cluster: &str) {
     let store = Store::open(home).unwrap();
     let client = attach::client(&store.cluster(&Name::new(cluster).unwrap()));
     let deadline = Instant::now() + PATIENCE;
-    // One that has just been let go may refuse for a moment.
+    // A worker that was just detached may refuse requests for a moment.
     while let Err(error) = client.list().await {
         assert!(Instant::now() < deadline, "the worker ends: {error}");
         tokio::time::sleep(Duration::from_millis(10)).await;

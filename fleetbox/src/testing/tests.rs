@@ -145,13 +145,13 @@ async fn errors_of_the_library_are_shown_as_they_are_meant() {
         Ok::<(), crate::error::Error>(())
     })
     .await;
-    assert!(failure(&end).starts_with("there is no VM no-such-vm"));
+    assert!(failure(&end).starts_with("no VM named no-such-vm"));
     let end = drive(&CALL, plain(), fake(Vm::test()), async |_vm| {
         Fleet::at(home().join("state")).open("no-such-vm").await?;
         Ok::<(), Boxed>(())
     })
     .await;
-    assert!(failure(&end).starts_with("there is no VM no-such-vm"));
+    assert!(failure(&end).starts_with("no VM named no-such-vm"));
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn a_vm_of_a_failed_test_is_kept_where_that_is_asked_for() {
     })
     .await;
     assert_eq!(failure(&end), "17");
-    let enter = format!("state' fleetbox ssh {name}` enters it");
+    let enter = format!("state' fleetbox ssh {name}`, remove it with");
     assert!(end.report.contains(&enter), "{}", end.report);
     // Its owner has let go of it.
     let home = home().join("state");
@@ -250,7 +250,7 @@ async fn a_test_may_destroy_its_vm_and_fail_then() {
     .await;
     assert_eq!(failure(&end), "17");
     assert!(
-        end.report.contains(&name) && end.report.contains("cannot be kept"),
+        end.report.contains(&name) && end.report.contains("cannot keep"),
         "{}",
         end.report
     );

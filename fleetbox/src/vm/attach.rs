@@ -1,8 +1,8 @@
-//! Finding or becoming the owner of a VM's worker.
+//! Finding the worker of a VM, or starting one and becoming its owner.
 //!
-//! The process that takes a cluster's lock may create its VM and start its worker, which takes the
-//! lock over. A process that does not get it talks to the worker that has it, or waits until it can
-//! do either: the worker may be just starting or ending.
+//! The process that takes a cluster's lock may create its VM and start its worker. The worker then
+//! takes over the lock. A process that does not get the lock talks to the worker that has it. If
+//! the worker is just starting or ending, the process waits until it can do one or the other.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -20,17 +20,16 @@ use crate::process::{Client, Lifeline, ProcessError, WorkerConfig, start_worker}
 use crate::store::{ClusterDir, Store};
 use crate::util::sync::lock;
 
-/// How long a worker may take to start or end while somebody waits for its cluster.
+/// How long a worker may take to start or end while another process waits for its cluster.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a held lock is looked at again.
+/// How often a held lock is tried again.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How often a worker is looked for that turns out to be about to end.
+/// How often to look for another worker when the one that was found is about to end.
 const ATTEMPTS: u32 = 3;
 
-/// Tells whether what a worker was asked for is to be asked for again: the worker that was found may
-/// have been about to end.
+/// Decides whether to repeat a request to a worker: the worker that was found may have been about to end.
 pub(crate) struct Attempts(u32);
 
 impl Attempts {
@@ -38,7 +37,7 @@ impl Attempts {
         Self(ATTEMPTS)
     }
 
-    /// True if one of the errors says that the worker has gone, and this was not the last attempt.
+    /// True if one of the errors means that the worker is gone, and this was not the last attempt.
     pub(crate) fn again<'a>(&mut self, errors: impl IntoIterator<Item = &'a Error>) -> bool {
         self.0 -= 1;
         let gone = |error: &Error| matches!(error, Error::Process(error) if error.is_worker_gone());
@@ -46,7 +45,7 @@ impl Attempts {
     }
 }
 
-/// A worker that serves, and what this process is to it.
+/// A running worker, and whether this process owns it.
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) client: Client,
@@ -54,11 +53,11 @@ pub(crate) struct Attached {
     pub(crate) lifeline: Option<Arc<Lifeline>>,
 }
 
-/// Attaches to the worker of a cluster, starting it if there is none. `prepare` makes the VMs that
-/// do not exist; it is called with the cluster's lock held, or while the worker serves.
+/// Attaches to the worker of a cluster, and starts it if it does not run. `prepare` creates the VMs
+/// that do not exist. It is called while the cluster's lock is held, or while the worker runs.
 ///
-/// Blocks for the file system and for the start of a process, so it is called on a thread for
-/// that; `runtime` is where it talks to a worker meanwhile.
+/// It blocks on the file system and on the start of a process, so call it on a thread for blocking
+/// work. `runtime` is where it talks to a worker.
 pub(crate) fn attach(
     store: &Store,
     cluster: &Name,
@@ -75,7 +74,7 @@ pub(crate) fn attach(
             if let Err(error) = prepare().and_then(|()| check_network(store, &cluster)) {
                 drop(lock);
                 if let Err(error) = cluster.remove_if_unused() {
-                    tracing::debug!(%error, "cluster directory not removed");
+                    tracing::debug!(%error, "cannot remove the directory of the cluster");
                 }
                 return Err(error);
             }
@@ -120,8 +119,8 @@ pub(crate) fn attach(
     }
 }
 
-/// The lifelines of this process, by the cluster's directory: all handles on a VM share one, so
-/// that the VM runs until the last of them is dropped.
+/// The lifelines of this process, by the cluster's directory. All handles on a VM share one, so the
+/// VM runs until the last handle is dropped.
 static OWNED: LazyLock<Mutex<HashMap<PathBuf, Weak<Lifeline>>>> = LazyLock::new(Mutex::default);
 
 fn own(cluster: &ClusterDir, lifeline: Lifeline) -> Arc<Lifeline> {
@@ -146,7 +145,7 @@ pub(crate) fn client(cluster: &ClusterDir) -> Client {
 /// Waits until the worker of a cluster has ended.
 ///
 /// # Errors
-/// [`Error::Busy`] if it does not in a minute.
+/// [`Error::Busy`] if that takes more than a minute.
 pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while cluster.is_running()? {
@@ -161,12 +160,12 @@ pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
     Ok(())
 }
 
-/// Checks what can be of the host's network before a worker is started that joins it, so that the
-/// error is its own and not that of a worker. The cluster's lock is held.
+/// Checks the host's network before a worker joins it, so that the caller gets a precise error
+/// rather than that of a worker. The cluster's lock is held.
 fn check_network(store: &Store, cluster: &ClusterDir) -> Result<()> {
     if let Some(subnet) = bridge::of_cluster(cluster)? {
         bridge::permitted()?;
-        // What a killed worker has left of it would be in the way.
+        // Leftovers of a killed worker would get in the way.
         bridge::down(store, cluster.name())?;
         bridge::check(cluster.name(), subnet)?;
     }

@@ -1,4 +1,4 @@
-//! Describing a VM, and starting it.
+//! The description of a VM.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -26,9 +26,9 @@ use crate::vm::Vm;
 use crate::vm::extras::Extras;
 use crate::vm::fleet::Fleet;
 
-/// Options of a VM, and what starts it. Made by [`Vm::builder`] and [`Vm::test`].
+/// The options of a VM, and the methods that start it. Made by [`Vm::builder`] and [`Vm::test`].
 ///
-/// Nothing is checked before [`VmBuilder::start`], and nothing is created before all is checked.
+/// The options are checked by [`VmBuilder::start`], all of them before it creates anything.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -47,7 +47,7 @@ use crate::vm::fleet::Fleet;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-#[must_use = "a VM is started by `start`"]
+#[must_use = "call `start` to start the VM"]
 pub struct VmBuilder {
     pub(super) name: String,
     pub(super) lifetime: Lifetime,
@@ -59,7 +59,7 @@ pub struct VmBuilder {
     fixtures: Vec<(PathBuf, String)>,
     pub(super) network: Option<Network>,
     pub(super) fleet: Fleet,
-    /// Whether a VM of this name that exists is refused.
+    /// Whether to refuse a VM of this name that already exists.
     pub(crate) create_new: bool,
     pub(crate) boot_timeout: Duration,
     pub(crate) progress: Arc<dyn Progress>,
@@ -85,8 +85,8 @@ impl std::fmt::Debug for VmBuilder {
 }
 
 impl Vm {
-    /// A VM with a name, whose disk stays until [`Vm::destroy`]. `CLUSTER/NAME` is a member of that
-    /// cluster, which is added to it if it does not exist.
+    /// Describes a VM with a name. Its disk stays until [`Vm::destroy`]. `CLUSTER/NAME` means a
+    /// member of that cluster, which is added if it does not exist.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -98,7 +98,7 @@ impl Vm {
         VmBuilder::new(name.into(), Lifetime::Bound)
     }
 
-    /// A VM for a test: its name is made up from that of the test and no other VM's, and it is
+    /// Describes a VM for a test. It gets a unique name made from the name of the test, and it is
     /// destroyed when its handle is dropped.
     ///
     /// ```no_run
@@ -113,7 +113,7 @@ impl Vm {
     }
 }
 
-/// A description that has been checked.
+/// A VM's description after it was checked.
 pub(crate) struct Plan {
     pub(crate) name: Name,
     pub(crate) image: ImageRef,
@@ -156,53 +156,54 @@ impl VmBuilder {
         }
     }
 
-    /// The image: an alias such as `debian-12` (the default), a path such as `./disk.qcow2`, or
-    /// an address.
+    /// The image: an alias such as `debian-12` (the default), a path such as `./disk.qcow2`, or a
+    /// URL.
     ///
     /// ```
     /// use fleetbox::Vm;
     ///
     /// let by_alias = Vm::test().image("debian-13");
     /// let by_path = Vm::test().image("./target/appliance.qcow2");
-    /// let by_address = Vm::test().image("https://example.org/appliance.raw");
+    /// let by_url = Vm::test().image("https://example.org/appliance.raw");
     /// ```
     pub fn image(mut self, image: impl Into<String>) -> Self {
         self.image = Some(image.into());
         self
     }
 
-    /// Number of virtual CPUs ([`DEFAULT_CPUS`] if not given).
+    /// Number of virtual CPUs. The default is [`DEFAULT_CPUS`].
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = Some(cpus);
         self
     }
 
-    /// Memory ([`DEFAULT_MEMORY`] if not given); the host gives only what the guest touches.
+    /// Memory. The default is [`DEFAULT_MEMORY`]. The guest takes host memory only as it uses it.
     pub fn memory(mut self, memory: Size) -> Self {
         self.memory = Some(memory);
         self
     }
 
-    /// Size of the disk ([`DEFAULT_DISK`] if not given), no less than the image's. The host
-    /// stores only what the guest writes.
+    /// Size of the disk, which must not be smaller than the image. The default is [`DEFAULT_DISK`].
+    /// The host stores only what the guest writes.
     pub fn disk(mut self, disk: Size) -> Self {
         self.disk = Some(disk);
         self
     }
 
-    /// The user that is created in the guest, with password-less sudo (`fleetbox` if not given).
+    /// Name of the user that is created in the guest, with password-less sudo. The default is
+    /// `fleetbox`.
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
     }
 
-    /// A directory of this host that the guest has at `guest`, read-only, as it is when the VM is
-    /// started. May be given for up to [`MAX_FIXTURES`](crate::fixture::MAX_FIXTURES) directories.
+    /// Gives the guest a read-only copy of the host's directory `host`, mounted at `guest`. A VM
+    /// can have up to [`MAX_FIXTURES`](crate::fixture::MAX_FIXTURES) of them.
     ///
-    /// Modes, modification times, symbolic and hard links and holes are kept; everything belongs
-    /// to the guest's user ([`crate::fixture`]). Which fixtures a VM has is settled when
-    /// it is created; what is in them is copied anew whenever it is started, but not when the
-    /// guest reboots itself.
+    /// The copy keeps modes, modification times, symbolic and hard links and holes. Everything in
+    /// it belongs to the guest's user (see [`crate::fixture`]). The list of fixtures is fixed when
+    /// the VM is created. Their content is copied again each time the VM is started, but not when
+    /// the guest reboots itself.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -218,14 +219,14 @@ impl VmBuilder {
         self
     }
 
-    /// The network ([`Network::User`] if not given, or that of the cluster's other members). All
-    /// members of a cluster have the same.
+    /// The network. The default is that of the cluster's other members, or [`Network::User`] for a
+    /// new cluster. All members of a cluster have the same network.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
     /// use fleetbox::{Network, Vm};
     ///
-    /// // Needs CAP_NET_ADMIN; the host then reaches the guest's ports by its address.
+    /// // Needs CAP_NET_ADMIN. The host can then reach the guest at its address.
     /// let vm = Vm::builder("web").network(Network::Bridge).start().await?;
     /// let stream = std::net::TcpStream::connect((vm.ip(), 22));
     /// # Ok(()) }
@@ -235,22 +236,21 @@ impl VmBuilder {
         self
     }
 
-    /// The state directory (`$FLEETBOX_HOME`, else `~/.fleetbox`, if not given).
+    /// The state directory. The default is `$FLEETBOX_HOME`, or `~/.fleetbox` if that is not set.
     pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
         self.fleet = Fleet::at(home);
         self
     }
 
-    /// How long the guest may take until it answers by SSH ([`DEFAULT_BOOT_TIMEOUT`] if not
-    /// given).
+    /// How long the guest may take until it answers over SSH. The default is
+    /// [`DEFAULT_BOOT_TIMEOUT`].
     pub fn boot_timeout(mut self, timeout: Duration) -> Self {
         self.boot_timeout = timeout;
         self
     }
 
-    /// Who is told of an image's download, of waiting for memory and of the phases of a start (nobody if
-    /// not given); see
-    /// [`progress::stderr`](crate::progress::stderr).
+    /// Receives progress: the download of an image, waits for memory and the phases of a start. By default nothing is
+    /// shown. See [`progress::stderr`](crate::progress::stderr).
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -264,17 +264,17 @@ impl VmBuilder {
         self
     }
 
-    /// The memory that all VMs of the host may have together ([`Budget::from_env`] if
-    /// not given); a start that does not fit waits its turn, see [`budget`](crate::budget).
+    /// The memory that all VMs of the host may use together. The default is [`Budget::from_env`]. A
+    /// start that does not fit waits for its turn; see [`budget`](crate::budget).
     pub fn memory_budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
         self
     }
 
-    /// The VM goes on running when this process ends, until it is stopped. Without, it ends with
-    /// this process, whatever way that ends.
+    /// Keeps the VM running after this process has ended, until it is stopped. Without this option
+    /// the VM ends with this process, even if the process is killed.
     ///
-    /// A test VM that is detached is an ordinary one from then on.
+    /// A test VM that is detached becomes an ordinary VM.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -287,8 +287,8 @@ impl VmBuilder {
         self
     }
 
-    /// The VM is destroyed when its last handle is dropped or this process ends, as one of
-    /// [`Vm::test`] is.
+    /// Destroys the VM when its last handle is dropped or this process ends, like a VM of
+    /// [`Vm::test`].
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -301,14 +301,15 @@ impl VmBuilder {
         self
     }
 
-    /// Refuses a VM of this name that exists, rather than attaching to it or booting it, even if
-    /// somebody creates it while this start waits for its image or for memory.
+    /// Fails if a VM of this name already exists, rather than attaching to it or booting it. This
+    /// holds even if another process creates the VM while this start waits for its image or for
+    /// memory.
     ///
     /// ```no_run
     /// # use fleetbox::{Error, Vm};
     /// # async fn example() -> fleetbox::Result<()> {
     /// match Vm::builder("scratch").create_new().start().await {
-    ///     Err(Error::Store(error)) => eprintln!("not mine: {error}"),
+    ///     Err(Error::Store(error)) => eprintln!("it exists already: {error}"),
     ///     started => started?.destroy().await?,
     /// }
     /// # Ok(()) }
@@ -318,7 +319,7 @@ impl VmBuilder {
         self
     }
 
-    /// The same for the test of that path, unless its user has given it a name.
+    /// Names the VM after the test at `path`, unless it already has a name.
     pub(crate) fn named_after(mut self, path: &str) -> Self {
         if self.lifetime == Lifetime::Ephemeral {
             self.name = test_name::for_test(path);
@@ -326,8 +327,8 @@ impl VmBuilder {
         self
     }
 
-    /// Checks everything that [`VmBuilder::start`] would refuse whatever there is on this host: names, sizes,
-    /// fixtures' places, user data, what is waited for. Nothing is created.
+    /// Checks all options that can be checked without looking at the host: names, sizes, mount points of fixtures,
+    /// user data, and conditions to wait for. [`VmBuilder::start`] would refuse them anyway. Nothing is created.
     ///
     /// ```
     /// use fleetbox::{Ready, Vm};
@@ -343,31 +344,31 @@ impl VmBuilder {
         self.plan().map(drop)
     }
 
-    /// The same for a VM of another name.
+    /// The same options with another name.
     pub(crate) fn named(mut self, name: &Name) -> Self {
         name.as_str().clone_into(&mut self.name);
         self
     }
 
-    /// The same for a VM of that state directory.
+    /// The same options with another state directory.
     pub(super) fn of(mut self, fleet: &Fleet) -> Self {
         self.fleet = fleet.clone();
         self
     }
 
-    /// True if this host's KVM is needed.
+    /// True if the VM needs KVM.
     pub(crate) fn needs_kvm(&self) -> bool {
         self.backend.has_guest()
     }
 
-    /// Tells a VM's handle how it is run.
+    /// Passes the options for running the VM to its handle.
     pub(crate) fn configure(&self, vm: Vm) -> Vm {
         vm.run_by(self.backend.clone(), self.boot_timeout, self.budget)
             .awaiting(self.extras.awaited.clone())
             .with_progress(Arc::clone(&self.progress))
     }
 
-    /// Checks everything that can be without looking at the host.
+    /// Checks what can be checked without looking at the host.
     pub(crate) fn plan(&self) -> Result<Plan> {
         let user = self.user.clone().unwrap_or_else(|| DEFAULT_USER.to_owned());
         seed::check_user(&user)?;
@@ -392,7 +393,7 @@ impl VmBuilder {
         })
     }
 
-    /// What a new VM needs of the host.
+    /// What a new VM needs from the host.
     pub(crate) fn asked(&self, plan: &Plan) -> Request {
         let empty = self.extras.empty_disks();
         let disks = [self.disk, empty].into_iter().flatten();
@@ -403,7 +404,7 @@ impl VmBuilder {
         }
     }
 
-    /// Options that were given and differ from those of a VM that exists.
+    /// Options that were given and differ from those of the existing VM.
     pub(crate) fn ignored(&self, plan: &Plan, record: &VmRecord) -> Vec<&'static str> {
         let given = [
             (

@@ -1,4 +1,4 @@
-//! VMs that share a network.
+//! Clusters: VMs that share a network.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,15 +25,16 @@ use crate::vm::fleet::Fleet;
 use crate::vm::launch::Launch;
 use crate::vm::stop::STOP_DEADLINE;
 
-/// How the members of a test cluster are called: `node-1`, `node-2`.
+/// Prefix of the members' names in a test cluster: `node-1`, `node-2`.
 const TEST_MEMBER: &str = "node";
 
 type Configure = Arc<dyn Fn(VmBuilder) -> VmBuilder + Send + Sync>;
 
-/// Options of a cluster, and what starts it. Made by [`Cluster::builder`] and [`Cluster::test`].
+/// The options of a cluster, and the methods that start it. Made by [`Cluster::builder`] and
+/// [`Cluster::test`].
 ///
-/// Options of all members are given to the builder itself, those of one by
-/// [`ClusterBuilder::member`]. Nothing is created before all is checked.
+/// The builder's own methods set the options of all members. [`ClusterBuilder::member`] sets those
+/// of one. All options are checked before anything is created.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -51,10 +52,10 @@ type Configure = Arc<dyn Fn(VmBuilder) -> VmBuilder + Send + Sync>;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-#[must_use = "a cluster is started by `start`"]
+#[must_use = "call `start` to start the cluster"]
 pub struct ClusterBuilder {
     name: String,
-    /// Members are called by this and a number.
+    /// Prefix of the members' names; a number follows.
     stem: String,
     lifetime: Lifetime,
     count: Option<u32>,
@@ -87,7 +88,7 @@ impl ClusterBuilder {
         }
     }
 
-    /// The same for the test of that path, unless its user has given it a name.
+    /// Names the cluster after the test at `path`, unless it already has a name.
     pub(crate) fn named_after(mut self, path: &str) -> Self {
         if self.lifetime == Lifetime::Ephemeral {
             self.name = test_name::for_test(path);
@@ -95,18 +96,19 @@ impl ClusterBuilder {
         self
     }
 
-    /// True if this host's KVM is needed.
+    /// True if the members need KVM.
     pub(crate) fn needs_kvm(&self) -> bool {
         self.template.needs_kvm()
     }
 
-    /// Number of members: `NAME-1`, `NAME-2` and so on, of a test cluster `node-1`, `node-2`.
+    /// Number of members. They are named `NAME-1`, `NAME-2` and so on; in a test cluster `node-1`,
+    /// `node-2`.
     pub fn count(mut self, count: u32) -> Self {
         self.count = Some(count);
         self
     }
 
-    /// Configures one member, and adds it if it is not among those of [`ClusterBuilder::count`].
+    /// Configures one member. A name that [`ClusterBuilder::count`] does not cover adds a member.
     ///
     /// ```no_run
     /// # use fleetbox::{Cluster, Size};
@@ -129,14 +131,14 @@ impl ClusterBuilder {
         self
     }
 
-    /// The network that the members share ([`Network::User`] if not given).
+    /// The network that the members share. The default is [`Network::User`].
     pub fn network(mut self, network: Network) -> Self {
         self.template = self.template.network(network);
         self
     }
 
-    /// Gives options to all members; [`ClusterBuilder::member`] overrides them for one. The state
-    /// directory and how long they run are the cluster's: [`ClusterBuilder::home`],
+    /// Sets options for all members; [`ClusterBuilder::member`] overrides them for one. The state
+    /// directory and the lifetime belong to the whole cluster: see [`ClusterBuilder::home`] and
     /// [`ClusterBuilder::detached`].
     ///
     /// ```
@@ -179,29 +181,29 @@ impl ClusterBuilder {
         self.each(|vm| vm.home(home))
     }
 
-    /// How long each guest may take until it answers by SSH; see [`VmBuilder::boot_timeout`].
+    /// How long each guest may take until it answers over SSH; see [`VmBuilder::boot_timeout`].
     pub fn boot_timeout(self, timeout: Duration) -> Self {
         self.each(|vm| vm.boot_timeout(timeout))
     }
 
-    /// Who is told of an image's download; see [`VmBuilder::progress`].
+    /// Receives progress; see [`VmBuilder::progress`].
     pub fn progress(self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         self.each(|vm| vm.progress(progress))
     }
 
-    /// The members go on running when this process ends, until they are stopped; see
+    /// Keeps the members running after this process has ended, until they are stopped; see
     /// [`VmBuilder::detached`].
     pub fn detached(mut self) -> Self {
         self.lifetime = Lifetime::Detached;
         self
     }
 
-    /// Starts the members in parallel, creating those that do not exist, and waits until all
-    /// answer by SSH. Without [`ClusterBuilder::count`] and [`ClusterBuilder::member`] those that
-    /// exist are started.
+    /// Starts the members in parallel, creates those that do not exist, and waits until all answer
+    /// over SSH. Without [`ClusterBuilder::count`] and [`ClusterBuilder::member`] it starts the
+    /// existing members.
     ///
-    /// All are started or none: when one fails, those that were created by this call are deleted,
-    /// and those that existed and were started by it are killed.
+    /// Either all members start or none: when one fails, the members that this call created are
+    /// deleted, and the existing members that it started are killed.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -213,20 +215,20 @@ impl ClusterBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`VmBuilder::start`], for any member; [`Error::NameTaken`] if a member would be called
-    /// as a VM of another cluster is.
+    /// Those of [`VmBuilder::start`], for any member. [`Error::NameTaken`] if a VM of another
+    /// cluster has the name of a member.
     pub async fn start(self) -> Result<Cluster> {
         let launch = self.launch().await?;
         let name = launch.cluster.clone();
         Ok(self.made(name, launch.start().await?))
     }
 
-    /// Stops the members, which exist, as far as they run, and starts them again as
-    /// [`ClusterBuilder::start`] does: in parallel, with memory for all of them at once, all or none.
-    /// None is stopped if it is known before that they could not be started.
+    /// Stops the members that run, and starts all members again as [`ClusterBuilder::start`] does: in parallel, with
+    /// memory for all of them at once, all or none. All members must exist. If it is clear beforehand that they could
+    /// not be started again, nothing is stopped.
     ///
     /// # Errors
-    /// [`Error::NoVm`] for a member that does not exist, and those of [`ClusterBuilder::start`] and
+    /// [`Error::NoVm`] for a member that does not exist; those of [`ClusterBuilder::start`] and
     /// [`Cluster::stop_within`].
     pub async fn restart(self, deadline: Duration) -> Result<Cluster> {
         let launch = self.launch().await?;
@@ -244,7 +246,7 @@ impl ClusterBuilder {
         }
     }
 
-    /// The start of all members.
+    /// Checks all members and plans their start.
     async fn launch(&self) -> Result<Launch> {
         let name = Name::new(self.name.clone())?;
         let stem = Name::new(self.stem.clone())?;
@@ -285,7 +287,7 @@ impl ClusterBuilder {
     }
 }
 
-/// VMs that share a network. They reach each other by address and by name (`node-1`,
+/// VMs that share a network. They reach each other by address and by name (`node-1` or
 /// `node-1.fleetbox`).
 ///
 /// ```no_run
@@ -299,8 +301,8 @@ impl ClusterBuilder {
 /// # } // dropped here: the members are destroyed
 /// ```
 ///
-/// A member that fails fails alone; the others run on. The members run as long as a handle of the
-/// cluster or of one of its members exists, as [`Vm`] says.
+/// When one member fails, the others keep running. The members run as long as there is a handle on
+/// the cluster or on one of its members; see [`Vm`].
 #[derive(Debug, Clone)]
 pub struct Cluster {
     name: Name,
@@ -311,8 +313,8 @@ pub struct Cluster {
 }
 
 impl Fleet {
-    /// The cluster of that name with all its members, running or not, whoever started them. Dropping
-    /// the handle changes nothing.
+    /// Opens the cluster with this name and all its members, running or not, no matter which process started them.
+    /// Dropping the handle changes nothing.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -353,15 +355,15 @@ impl Fleet {
 }
 
 impl Cluster {
-    /// A cluster whose members' disks stay until [`Cluster::destroy`].
+    /// Describes a cluster with a name. The disks of its members stay until [`Cluster::destroy`].
     pub fn builder(name: impl Into<String>) -> ClusterBuilder {
         let name = name.into();
         ClusterBuilder::new(name.clone(), name, Lifetime::Bound)
     }
 
-    /// A cluster for a test: its name is made up from that of the test, its members are called
-    /// `node-1`, `node-2`, and all is destroyed when its last handle is dropped. Tests that run at
-    /// the same time do not see each other's.
+    /// Describes a cluster for a test. Its name is made from the name of the test, its members are
+    /// named `node-1`, `node-2` and so on, and it is destroyed when its last handle is dropped.
+    /// Tests that run at the same time do not see each other's clusters.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -377,8 +379,8 @@ impl Cluster {
         )
     }
 
-    /// The cluster of that name with all its members, running or not, and started by any process.
-    /// Dropping the handle changes nothing.
+    /// Opens the cluster with this name and all its members, running or not, no matter which
+    /// process started them. Dropping the handle changes nothing.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -393,9 +395,8 @@ impl Cluster {
         Fleet::new().open_cluster(name).await
     }
 
-    /// Reports when members wait for memory as they are started again, and the download of an image for
-    /// a new member. The builder's setting applies until then; after [`Cluster::open`] nothing is
-    /// reported.
+    /// Receives progress when members are started again and wait for memory, and when the image of a new member is
+    /// downloaded. The default is the builder's setting; after [`Cluster::open`] nothing is shown.
     #[must_use]
     pub fn with_progress(mut self, progress: impl Into<Arc<dyn Progress>>) -> Self {
         let progress = progress.into();
@@ -416,7 +417,7 @@ impl Cluster {
         self.name.as_str()
     }
 
-    /// The members in the order in which they were given, or by name after [`Cluster::open`].
+    /// The members, in the builder's order, or sorted by name after [`Cluster::open`].
     ///
     /// ```no_run
     /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -429,7 +430,7 @@ impl Cluster {
         &self.members
     }
 
-    /// The member of that name.
+    /// The member with this name.
     ///
     /// ```no_run
     /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -440,7 +441,7 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoMember`].
+    /// [`Error::NoMember`] if the cluster has no such member.
     pub fn vm(&self, name: &str) -> Result<&Arc<Vm>> {
         self.members
             .iter()
@@ -460,9 +461,9 @@ impl Cluster {
             .unwrap_or_default()
     }
 
-    /// Adds a member, with the options that the cluster's builder gave to all and those of
-    /// `configure`, and waits until it answers by SSH. One of the cluster's that exists is
-    /// started, if it does not run.
+    /// Adds a member and waits until it answers over SSH. It has the options that the cluster's
+    /// builder set for all members, and those of `configure`. A member that already exists is
+    /// started if it does not run.
     ///
     /// ```no_run
     /// # async fn example(mut cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -472,7 +473,8 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// As [`ClusterBuilder::start`]; nothing is left of the member then, and the others run on.
+    /// Those of [`ClusterBuilder::start`]. The new member is then removed, and the others keep
+    /// running.
     pub async fn add(
         &mut self,
         name: &str,
@@ -498,7 +500,7 @@ impl Cluster {
         Ok(vm)
     }
 
-    /// Kills a member and removes it with its disk; the others run on.
+    /// Kills a member and removes it with its disk. The others keep running.
     ///
     /// ```no_run
     /// # async fn example(mut cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -508,24 +510,25 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoMember`], the file system, or a process that does not end.
+    /// [`Error::NoMember`] if the cluster has no such member; an error of the file system; or a
+    /// process that does not end.
     pub async fn remove(&mut self, name: &str) -> Result<()> {
         self.vm(name)?.remove().await?;
         self.members.retain(|member| member.name() != name);
         Ok(())
     }
 
-    /// Starts the members that do not run, in parallel, and waits until all answer by SSH. They
-    /// have the same addresses. They wait for memory together, as when the cluster was made; see
+    /// Starts the members that do not run, in parallel, and waits until all answer over SSH. They
+    /// keep their addresses. They wait for memory together, as when the cluster was created; see
     /// [`budget`](crate::budget).
     ///
     /// # Errors
-    /// That of the first member that fails; the others are started all the same.
+    /// The error of the first member that fails. The others are started anyway.
     pub async fn start(&self) -> Result<()> {
         let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
         let lease = Vm::await_memory(&members).await?;
         let booted = join_all(members.iter().map(|vm| vm.boot())).await;
-        // Those that run hold their own locks now, which count as long as they run.
+        // Running members are now counted by their own locks.
         drop(lease);
         all(members.iter().zip(booted).map(async |(vm, booted)| {
             booted?;
@@ -534,19 +537,20 @@ impl Cluster {
         .await
     }
 
-    /// Powers all members off in parallel, and kills those that take longer than
-    /// [`STOP_DEADLINE`]. The disks stay.
+    /// Powers all members off in parallel, and kills those that take longer than [`STOP_DEADLINE`].
+    /// Their disks stay.
     ///
     /// # Errors
-    /// The first; the other members are stopped all the same. That a member does not run is none.
+    /// The first error; the other members are stopped anyway. A member that does not run is not an
+    /// error.
     pub async fn stop(&self) -> Result<()> {
         self.stop_within(STOP_DEADLINE).await
     }
 
-    /// As [`Cluster::stop`], with a deadline of the caller's choice; zero kills at once.
+    /// Like [`Cluster::stop`], but with your own deadline. Zero kills at once.
     ///
     /// # Errors
-    /// As [`Cluster::stop`].
+    /// Those of [`Cluster::stop`].
     pub async fn stop_within(&self, deadline: Duration) -> Result<()> {
         let stop = async |vm: &Arc<Vm>| match vm.stop_within(deadline).await {
             Ok(_) => Ok(()),
@@ -556,11 +560,11 @@ impl Cluster {
         all(self.members.iter().map(stop)).await
     }
 
-    /// Stops the members that run, and starts all: [`Cluster::stop`], then [`Cluster::start`]. None is
-    /// stopped if there could never be memory for all of them.
+    /// Stops the members that run, then starts all: [`Cluster::stop`] followed by [`Cluster::start`]. If the memory
+    /// could never suffice for all of them, nothing is stopped.
     ///
     /// # Errors
-    /// As [`Cluster::stop`], and then nothing is started; as [`Cluster::start`].
+    /// Those of [`Cluster::stop`], after which nothing is started, and those of [`Cluster::start`].
     pub async fn restart(&self) -> Result<()> {
         let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
         Vm::check_resources(&members)?;
@@ -571,7 +575,7 @@ impl Cluster {
     /// Kills all members and removes them with their disks.
     ///
     /// # Errors
-    /// The file system, or a process that does not end.
+    /// An error of the file system, or a process that does not end.
     pub async fn destroy(self) -> Result<()> {
         for vm in &self.members {
             vm.remove().await?;
@@ -589,7 +593,7 @@ impl<'a> IntoIterator for &'a Cluster {
     }
 }
 
-/// Does all of it, and returns the first failure.
+/// Runs all of `work`, and returns the first failure.
 async fn all(work: impl IntoIterator<Item = impl Future<Output = Result<()>>>) -> Result<()> {
     join_all(work).await.into_iter().collect()
 }

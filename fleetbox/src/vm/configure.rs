@@ -1,4 +1,4 @@
-//! The builder's options for what a guest is configured with, and what it is waited for.
+//! The builder's options that configure the guest, and those that say when it is ready.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::model::ready::Ready;
 use crate::vm::builder::VmBuilder;
 
 impl VmBuilder {
-    /// A cloud-config document for the guest's first boot, repeatable: YAML as cloud-init reads
-    /// it. It is merged into fleetbox's own: lists are appended, mappings merged, other values
-    /// replaced. `hostname`, `fqdn`, `manage_etc_hosts`, `ssh_keys` and `ssh_deletekeys` are
-    /// fleetbox's.
+    /// Adds a cloud-config document for the guest's first boot: YAML, as cloud-init reads it. May
+    /// be called more than once. The document is merged into fleetbox's: lists are appended,
+    /// mappings merged, other values replaced. fleetbox alone sets `hostname`, `fqdn`,
+    /// `manage_etc_hosts`, `ssh_keys` and `ssh_deletekeys`.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -26,30 +26,30 @@ impl VmBuilder {
     /// # }
     /// ```
     ///
-    /// [`VmBuilder::start`] refuses what is no such document, with
+    /// [`VmBuilder::start`] refuses an invalid document with
     /// [`SeedError::UserData`](crate::seed::SeedError::UserData).
     pub fn user_data(mut self, document: impl Into<String>) -> Self {
         self.extras.user_data.push(document.into());
         self
     }
 
-    /// A package that cloud-init installs at the first boot, repeatable. [`Ready::CloudInit`]
-    /// waits for it.
+    /// Adds a package that cloud-init installs at the first boot. [`Ready::CloudInit`] waits for
+    /// it. May be called more than once.
     pub fn package(mut self, name: impl Into<String>) -> Self {
         self.extras.config.packages.push(name.into());
         self
     }
 
-    /// A shell command that root runs at the end of the first boot, repeatable, in the order
-    /// given. [`Ready::CloudInit`] waits for it.
+    /// Adds a shell command that root runs at the end of the first boot. [`Ready::CloudInit`] waits
+    /// for it. May be called more than once; the commands run in that order.
     pub fn run_command(mut self, command: impl Into<String>) -> Self {
         self.extras.config.commands.push(command.into());
         self
     }
 
-    /// An environment variable of everybody who logs in to the guest, [`Vm::ssh`](crate::Vm::ssh)
-    /// included, from the first boot on. It is in `/etc/environment`, so the value has no quotation
-    /// mark, `#` or line's end.
+    /// Sets an environment variable for all log-ins to the guest, [`Vm::ssh`](crate::Vm::ssh)
+    /// included, from the first boot on. It is written to `/etc/environment`, so its value cannot
+    /// contain quotation marks, `#` or line breaks.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.extras
             .config
@@ -58,8 +58,8 @@ impl VmBuilder {
         self
     }
 
-    /// A public key, in OpenSSH's one-line form, that may log in besides fleetbox's own,
-    /// repeatable.
+    /// Adds a public key that may log in, in OpenSSH's one-line form, besides fleetbox's key. May
+    /// be called more than once.
     pub fn ssh_key(mut self, key: impl Into<String>) -> Self {
         let key: String = key.into();
         let key = key.trim().to_owned();
@@ -67,8 +67,8 @@ impl VmBuilder {
         self
     }
 
-    /// A disk besides the VM's own, repeatable up to [`MAX_EXTRA_DISKS`](crate::MAX_EXTRA_DISKS). A guest with udev has
-    /// them as `/dev/disk/by-id/virtio-extra-1` and so on; without, they follow the other disks.
+    /// Adds an extra disk; a VM can have up to [`MAX_EXTRA_DISKS`](crate::MAX_EXTRA_DISKS). In a guest with udev they are
+    /// `/dev/disk/by-id/virtio-extra-1` and so on; without udev they come after the other disks.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -83,9 +83,10 @@ impl VmBuilder {
         self
     }
 
-    /// What [`VmBuilder::start`] waits for, repeatable, one after the other, each until the boot
-    /// timeout at most. Without, it is [`Ready::Ssh`]; what is given takes its place, so that a
-    /// guest without SSH can be waited for by [`Ready::Port`] or [`Ready::Console`].
+    /// Sets what [`VmBuilder::start`] waits for. May be called more than once: it waits for one
+    /// condition after another, for each at most as long as the boot timeout. Your conditions
+    /// replace the default, [`Ready::Ssh`], so [`Ready::Port`] and [`Ready::Console`] work for a
+    /// guest without SSH.
     ///
     /// ```
     /// use fleetbox::{Ready, Vm};
@@ -100,8 +101,8 @@ impl VmBuilder {
         self
     }
 
-    /// As [`VmBuilder::wait_for`], with a deadline of its own, which counts from the machine's
-    /// start.
+    /// Like [`VmBuilder::wait_for`], with a separate deadline that counts from the start of the
+    /// machine.
     pub fn wait_for_within(mut self, ready: Ready, deadline: Duration) -> Self {
         self.extras.awaited.push(Awaited {
             what: ready,

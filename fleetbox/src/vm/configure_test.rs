@@ -81,13 +81,13 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
     let started = builder.clone().detached().start().await;
     let (what, text) = left(started.unwrap_err());
     assert_eq!(what, VmFate::Running(Box::new(web.clone())));
-    assert!(text.contains("web runs on and keeps its memory"), "{text}");
+    assert!(text.contains("web is still running and keeps its memory"), "{text}");
     assert!(dir.is_running().unwrap());
     Fleet::at(home.path()).remove("web").await.unwrap();
 
     let (what, text) = left(builder.ephemeral().start().await.unwrap_err());
     assert_eq!(what, VmFate::Deleted);
-    assert!(text.ends_with("it is deleted with its disk"), "{text}");
+    assert!(text.ends_with("it was deleted with its disk"), "{text}");
     eventually("nothing is left", || home.clusters() == 0);
 
     let cluster = home.cluster(crate::vm::cluster::Cluster::builder("node").count(2));
@@ -103,7 +103,7 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
 async fn deadlines_name_what_was_awaited() {
     let home = Home::new();
     for (ready, shown) in [
-        (Ready::Port(80), "TCP port 80 was awaited for"),
+        (Ready::Port(80), " waiting for TCP port 80; last attempt: "),
         (Ready::Console("x".into()), "/x/ on the console"),
     ] {
         let builder = home.prints("login: ").wait_for(ready.clone());

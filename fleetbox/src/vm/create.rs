@@ -1,4 +1,4 @@
-//! Making a VM: its keys, its disk, its seed and its record.
+//! Creating a VM: its keys, its disk, its seed and its record.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::store::{ImageRecord, Store, VmDir, VmPaths, VmRecord, ephemeral, now}
 use crate::vm::builder::Plan;
 use crate::vm::fixtures;
 
-/// What the VM's machine consists of.
+/// The parts of the VM's machine.
 pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> MachineSpec {
     let durable = !ephemeral::is_ephemeral(vm);
     let disk = |path: PathBuf, format, read_only, serial: &str| DiskSpec {
@@ -66,7 +66,7 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
     }
 }
 
-/// Makes a VM: its keys, its disk over the image, its seed and its record.
+/// Creates a VM: its keys, its disk on top of the image, its seed and its record.
 pub(crate) fn create(
     store: &Store,
     cluster: &Name,
@@ -103,7 +103,7 @@ pub(crate) fn create(
     .write(&paths.seed())?;
     if lifetime == Lifetime::Ephemeral {
         ephemeral::mark_ephemeral(paths.dir())
-            .map_err(Error::io("mark the VM as one to delete with its owner"))?;
+            .map_err(Error::io("mark the VM for deletion with its owner"))?;
     }
     let record = VmRecord {
         name: plan.name.clone(),
@@ -117,7 +117,7 @@ pub(crate) fn create(
         memory: plan.memory,
         disk,
         mac,
-        // The first that is free is given to it.
+        // It gets the first free one.
         ip: Ipv4Addr::UNSPECIFIED,
         created: now(),
         instance_id,
@@ -130,12 +130,13 @@ pub(crate) fn create(
         network,
     };
     let (vm, lock) = draft.commit_in(&record, subnet)?;
-    // The machine process takes it.
+    // The machine process binds it.
     drop(lock);
     Ok(vm)
 }
 
-/// The network of a new member: what the others have, or what is asked for, or the user network.
+/// The network of a new member: that of the other members, else the requested one, else the user
+/// network.
 fn network(store: &Store, cluster: &Name, plan: &Plan) -> Result<(Network, Subnet)> {
     let dir = store.cluster(cluster);
     let of_others = dir
@@ -176,7 +177,7 @@ fn create_disk(paths: &VmPaths, plan: &Plan, image: &Image, lifetime: Lifetime) 
     Ok(Size::from_bytes(info.size))
 }
 
-/// Creates the layer of an extra disk, which the guest sees.
+/// Creates the layer over an extra disk, which is what the guest sees.
 fn create_extra_disk(disk: &ExtraDisk, layer: &Path, durable: bool) -> Result<()> {
     let options = match disk.source() {
         Source::Empty(size) => LayerOptions {

@@ -28,8 +28,8 @@ impl Events {
         Self(EventStream::new(cluster, stream))
     }
 
-    /// The next event, once it has happened; `None` after the run's last. Not cancel safe: after
-    /// a call that was given up the events are not usable.
+    /// Waits for the next event; `None` after the last event of the run. This is not cancel-safe:
+    /// if the future is dropped before it is ready, the stream of events can no longer be used.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -41,7 +41,7 @@ impl Events {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Process`](crate::Error::Process) if the worker went away.
+    /// [`Error::Process`](crate::Error::Process) if the worker has gone.
     pub async fn next(&mut self) -> Result<Option<TimedEvent>> {
         Ok(self.0.next().await?)
     }

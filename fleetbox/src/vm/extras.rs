@@ -1,4 +1,4 @@
-//! What a builder is told besides image and sizes.
+//! The builder's options besides image and sizes.
 
 use crate::disk::extra_disk::{ExtraDisk, ExtraDiskError, MAX_EXTRA_DISKS};
 use crate::disk::seed::GuestConfig;
@@ -7,10 +7,10 @@ use crate::model::names::InvalidValue;
 use crate::model::ready::Awaited;
 use crate::model::size::Size;
 
-/// What was asked for with these options.
+/// The values of these options, unchecked.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Extras {
-    /// Documents as they were given.
+    /// User data documents, unchecked.
     pub(super) user_data: Vec<String>,
     pub(super) config: GuestConfig,
     pub(super) disks: Vec<ExtraDisk>,
@@ -18,7 +18,7 @@ pub(crate) struct Extras {
 }
 
 impl Extras {
-    /// Checks all of it.
+    /// Checks all options.
     pub(crate) fn check(&self) -> Result<(GuestConfig, Vec<ExtraDisk>)> {
         let mut config = self.config.clone();
         config.check()?;
@@ -27,7 +27,7 @@ impl Extras {
         }
         if self.disks.len() > MAX_EXTRA_DISKS {
             return Err(InvalidValue::Range {
-                what: "a number of extra disks",
+                what: "number of extra disks",
                 given: self.disks.len().to_string(),
                 least: "0".to_owned(),
                 most: MAX_EXTRA_DISKS.to_string(),
@@ -42,7 +42,7 @@ impl Extras {
         Ok((config, disks))
     }
 
-    /// Size of the empty disks together, if there are any.
+    /// Total size of the empty disks, if there are any.
     pub(crate) fn empty_disks(&self) -> Option<Size> {
         let sizes = self.disks.iter().filter_map(ExtraDisk::empty_size);
         sizes.reduce(Size::plus)

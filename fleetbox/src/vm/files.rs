@@ -1,4 +1,4 @@
-//! A VM's methods for files.
+//! Copying, reading and writing files of a VM.
 
 use std::path::Path;
 
@@ -10,8 +10,9 @@ use crate::util::task::blocking;
 use crate::vm::Vm;
 
 impl Vm {
-    /// Copies a file, or a directory with all that is in it, into the guest. See [`crate::files`]
-    /// for what is kept; `guest` is the copy's own path, or ends in `/`.
+    /// Copies a file, or a directory with everything in it, into the guest. `guest` is the path of
+    /// the copy, or ends in `/` to copy into that directory. See [`crate::files`] for what a copy
+    /// keeps.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -22,14 +23,14 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Files`](crate::Error::Files) says which file, on which side, and why; what was
-    /// copied until then stays. [`Error::Ssh`](crate::Error::Ssh),
+    /// [`Error::Files`](crate::Error::Files) says which file failed, on which side, and why. Files
+    /// that were already copied stay. [`Error::Ssh`](crate::Error::Ssh) or
     /// [`Error::Process`](crate::Error::Process) if the guest cannot be reached.
     pub async fn copy_to(&self, host: impl AsRef<Path>, guest: &str) -> Result<Copied> {
         self.copy_to_with(host, guest, &FileOptions::new()).await
     }
 
-    /// As [`Vm::copy_to`], with options.
+    /// Like [`Vm::copy_to`], with options.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -55,13 +56,14 @@ impl Vm {
         Ok(upload::copy(&sftp, &host, &guest, tree, options).await?)
     }
 
-    /// Copies a file, or a directory with all that is in it, from the guest to this host. See
-    /// [`crate::files`] for what is kept; `host` is the copy's own path, or ends in `/`.
+    /// Copies a file, or a directory with everything in it, from the guest to this host. `host` is
+    /// the path of the copy, or ends in `/` to copy into that directory. See [`crate::files`] for
+    /// what a copy keeps.
     ///
-    /// The guest is not trusted: nothing is written outside of `host`, no link that it sends is
-    /// followed, and at most [`COPY_LIMIT`](crate::files::COPY_LIMIT) bytes (see [`FileOptions::limit`])
-    /// and [`ENTRY_LIMIT`](crate::files::ENTRY_LIMIT) files are taken. A file appears under its name
-    /// when it is complete.
+    /// The guest is not trusted. Nothing is written outside `host`, no link that the guest sends is
+    /// followed, and the copy stops at [`COPY_LIMIT`](crate::files::COPY_LIMIT) bytes (see
+    /// [`FileOptions::limit`]) and at [`ENTRY_LIMIT`](crate::files::ENTRY_LIMIT) files. A file appears
+    /// under its name only when it is complete.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -70,12 +72,12 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::copy_to`].
+    /// Those of [`Vm::copy_to`].
     pub async fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<Copied> {
         self.copy_from_with(guest, host, &FileOptions::new()).await
     }
 
-    /// As [`Vm::copy_from`], with options.
+    /// Like [`Vm::copy_from`], with options.
     ///
     /// # Errors
     /// See [`crate::Vm::copy_from`].
@@ -90,7 +92,7 @@ impl Vm {
         Ok(download::copy(&sftp, &guest, host.as_ref(), options).await?)
     }
 
-    /// Writes a file in the guest, in place of what it had.
+    /// Writes a file in the guest, replacing its content if it exists.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -99,15 +101,15 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::copy_to`].
+    /// Those of [`Vm::copy_to`].
     pub async fn write(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
         self.write_with(path, bytes, &FileOptions::new()).await
     }
 
-    /// As [`Vm::write`], with options: as root, or with a mode.
+    /// Like [`Vm::write`], with options: as root, or with a mode.
     ///
     /// # Errors
-    /// As [`Vm::copy_to`].
+    /// Those of [`Vm::copy_to`].
     pub async fn write_with(
         &self,
         path: &str,
@@ -121,7 +123,7 @@ impl Vm {
         Ok(upload::write(&sftp, &path, bytes, options, total).await?)
     }
 
-    /// Reads a file of the guest, at most [`READ_LIMIT`](crate::files::READ_LIMIT) bytes of it.
+    /// Reads a file of the guest, of at most [`READ_LIMIT`](crate::files::READ_LIMIT) bytes.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -131,15 +133,15 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::copy_to`]; a file that is larger is an error.
+    /// Those of [`Vm::copy_to`]. A larger file is an error.
     pub async fn read(&self, path: &str) -> Result<Vec<u8>> {
         self.read_with(path, &FileOptions::new()).await
     }
 
-    /// As [`Vm::read`], with options: as root, or with another limit.
+    /// Like [`Vm::read`], with options: as root, or with another limit.
     ///
     /// # Errors
-    /// As [`Vm::read`].
+    /// Those of [`Vm::read`].
     pub async fn read_with(&self, path: &str, options: &FileOptions) -> Result<Vec<u8>> {
         let path = guest_path(path)?;
         let sftp = self.sftp(options).await?;

@@ -4,12 +4,12 @@ use crate::disk::fixture::{self, Fixture, FixtureError};
 use crate::process::{DiskFormat, DiskSpec};
 use crate::store::VmPaths;
 
-/// Makes the disks of all `fixtures` of a VM, in place of those of its last start. Blocks for as
-/// long as it takes to copy the content.
+/// Creates the disks of a VM's `fixtures`, replacing those of its last start. It blocks while the
+/// content is copied.
 ///
 /// # Errors
-/// What cannot be copied, by its path; or a disk that cannot be written. A disk is replaced whole
-/// or not at all.
+/// Names the path that cannot be copied, or the disk that cannot be written. A disk is replaced as
+/// a whole or not at all.
 pub(crate) fn build(fixtures: &[Fixture], paths: &VmPaths) -> Result<(), FixtureError> {
     for (index, fixture) in fixtures.iter().enumerate() {
         fixture.build(index, &paths.fixture(index))?;
@@ -17,7 +17,7 @@ pub(crate) fn build(fixtures: &[Fixture], paths: &VmPaths) -> Result<(), Fixture
     Ok(())
 }
 
-/// The disks as the machine has them, after its others.
+/// The fixtures' disks in the description of the machine. They come after its other disks.
 pub(crate) fn disks(fixtures: &[Fixture], paths: &VmPaths) -> Vec<DiskSpec> {
     (0..fixtures.len())
         .map(|index| DiskSpec {

@@ -1,14 +1,14 @@
-//! The VMs of a state directory, as one handle.
+//! A handle on the VMs of a state directory.
 
 use std::path::PathBuf;
 
 use crate::store::{Store, StoreError};
 use crate::util::task::blocking;
 
-/// The VMs of a state directory: finds, lists, stops and removes them by name.
+/// The VMs of a state directory. Its methods find, list, stop and remove them by name.
 ///
-/// [`Vm::builder`](crate::Vm::builder) makes one, [`Vm::open`](crate::Vm::open) is short for
-/// [`Fleet::open`] of the default directory.
+/// [`Vm::builder`](crate::Vm::builder) describes a new VM. [`Vm::open`](crate::Vm::open) is short
+/// for [`Fleet::open`] in the default directory.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -28,7 +28,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// The VMs of the default state directory: `$FLEETBOX_HOME`, else `~/.fleetbox`.
+    /// The VMs of the default state directory: `$FLEETBOX_HOME`, or `~/.fleetbox` if that is not
+    /// set.
     pub fn new() -> Self {
         Self::default()
     }
@@ -49,7 +50,8 @@ impl Fleet {
     /// The state directory, which may not exist yet.
     ///
     /// # Errors
-    /// [`StoreError::NoHome`] if none was given and neither variable is set.
+    /// [`StoreError::NoHome`] if no directory was given, `$FLEETBOX_HOME` is not set and there is
+    /// no home directory.
     pub fn home(&self) -> Result<PathBuf, StoreError> {
         match &self.home {
             Some(home) => Ok(home.clone()),
@@ -57,7 +59,7 @@ impl Fleet {
         }
     }
 
-    /// The state directory, opened.
+    /// Opens the state directory.
     pub(crate) async fn store(&self) -> Result<Store, StoreError> {
         let home = self.home()?;
         blocking(move || Store::open(home)).await

@@ -8,16 +8,16 @@ use crate::error::Result;
 use crate::process::{LinkChange, LinkOrder};
 use crate::vm::cluster::Cluster;
 
-/// What is set holds from the moment the call returns until it is changed or the cluster's worker
-/// ends, and outlives members that are stopped and started again. Ends are named by members'
-/// names; [`LinkEnd::Gateway`] is the gateway, and through it the host and the world.
+/// A setting takes effect before the call returns. It lasts until it is changed or the cluster's
+/// worker ends, so it survives a restart of members. The ends of a link are named by the names of
+/// members. [`LinkEnd::Gateway`] stands for the gateway, and so for the host and the outside world.
 ///
-/// The host's own connections to a member, SSH among them, come through the gateway: no fault
-/// between members is felt there.
+/// The host's connections to a member, including SSH, come through the gateway. Faults between
+/// members do not affect them.
 impl Cluster {
-    /// Separates two groups of members: no frame passes between them in either direction, not
-    /// even one that is under way. Within the groups, and with all others, everything goes on.
-    /// Several partitions add up.
+    /// Separates two groups of members. No frame passes between them in either direction, not even
+    /// one already in flight. Traffic within each group and with all other members goes on. Several
+    /// partitions add up.
     ///
     /// ```no_run
     /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -28,8 +28,8 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Process`](crate::Error::Process) for a name that is no member's, or if the
-    /// cluster's worker does not run.
+    /// [`Error::Process`](crate::Error::Process) for a name that no member has, or if the cluster's
+    /// worker does not run.
     pub async fn partition<A, B>(&self, a: &[A], b: &[B]) -> Result<()>
     where
         A: Clone + Into<LinkEnd>,
@@ -42,16 +42,16 @@ impl Cluster {
         Ok(self.client().order(order).await?)
     }
 
-    /// Ends all partitions. Latency, loss and bandwidth stay.
+    /// Removes all partitions. Latency, loss and bandwidth stay.
     ///
     /// # Errors
-    /// As [`Cluster::partition`].
+    /// Those of [`Cluster::partition`].
     pub async fn heal(&self) -> Result<()> {
         Ok(self.client().order(LinkOrder::Heal).await?)
     }
 
     /// Sets how long each frame between two ends takes to arrive, in each direction; 60 s at most.
-    /// What else is set for the link stays.
+    /// The link's other settings stay.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -61,7 +61,8 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// As [`Cluster::partition`], and for a latency that is impossible.
+    /// Those of [`Cluster::partition`], and [`Error::Process`](crate::Error::Process) if `latency`
+    /// is out of range.
     pub async fn latency(
         &self,
         a: impl Into<LinkEnd>,
@@ -71,11 +72,12 @@ impl Cluster {
         self.change(a, b, LinkChange::Latency(latency)).await
     }
 
-    /// Sets the part of the frames between two ends that is lost, from 0 to 1. What else is set
-    /// for the link stays. Which frames are lost is decided by the seed ([`Cluster::seed_links`]).
+    /// Sets the share of frames between two ends that is lost, from 0 to 1. The link's other
+    /// settings stay. The seed decides which frames are lost; see [`Cluster::seed_links`].
     ///
     /// # Errors
-    /// As [`Cluster::partition`], and for a part that is none.
+    /// Those of [`Cluster::partition`], and [`Error::Process`](crate::Error::Process) if `loss` is
+    /// not in 0..=1.
     pub async fn loss(
         &self,
         a: impl Into<LinkEnd>,
@@ -85,11 +87,12 @@ impl Cluster {
         self.change(a, b, LinkChange::Loss(loss)).await
     }
 
-    /// Sets the bits per second that pass between two ends in each direction; `None` for no
-    /// limit. What else is set for the link stays.
+    /// Sets the bits per second that pass between two ends in each direction; `None` for no limit.
+    /// The link's other settings stay.
     ///
     /// # Errors
-    /// As [`Cluster::partition`], and for a bandwidth of 0.
+    /// Those of [`Cluster::partition`], and [`Error::Process`](crate::Error::Process) if the
+    /// bandwidth is 0.
     pub async fn bandwidth(
         &self,
         a: impl Into<LinkEnd>,
@@ -100,7 +103,7 @@ impl Cluster {
             .await
     }
 
-    /// Sets all conditions of the link of two ends; the default ends them.
+    /// Sets all conditions of the link between two ends. The default value removes them.
     ///
     /// ```no_run
     /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -112,7 +115,8 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// As [`Cluster::partition`], and for conditions that are impossible.
+    /// Those of [`Cluster::partition`], and [`Error::Process`](crate::Error::Process) if a
+    /// condition is out of range.
     pub async fn set_link(
         &self,
         a: impl Into<LinkEnd>,
@@ -122,11 +126,11 @@ impl Cluster {
         self.change(a, b, LinkChange::All(conditions)).await
     }
 
-    /// Sets conditions for all that one end sends or receives, from and to wherever: its
-    /// bandwidth is shared by all its links.
+    /// Sets conditions for everything that one end sends or receives, whatever the other end is.
+    /// All its links share the bandwidth.
     ///
     /// # Errors
-    /// As [`Cluster::set_link`].
+    /// Those of [`Cluster::set_link`].
     pub async fn set_links_of(
         &self,
         end: impl Into<LinkEnd>,
@@ -139,16 +143,16 @@ impl Cluster {
         Ok(self.client().order(order).await?)
     }
 
-    /// Ends all partitions and all conditions of links.
+    /// Removes all partitions and all conditions of links.
     ///
     /// # Errors
-    /// As [`Cluster::partition`].
+    /// Those of [`Cluster::partition`].
     pub async fn clear_links(&self) -> Result<()> {
         Ok(self.client().order(LinkOrder::Clear).await?)
     }
 
-    /// Sets the seed that decides which frames are lost (0 at the start), and begins to count
-    /// frames anew: with the same seed the n-th frame from one member to another has the same
+    /// Sets the seed that decides which frames are lost, and restarts the count of frames. The seed
+    /// is 0 at first. With the same seed, the n-th frame from one member to another has the same
     /// fate in every run.
     ///
     /// ```no_run
@@ -162,7 +166,7 @@ impl Cluster {
     /// ```
     ///
     /// # Errors
-    /// As [`Cluster::partition`].
+    /// Those of [`Cluster::partition`].
     pub async fn seed_links(&self, seed: u64) -> Result<()> {
         Ok(self.client().order(LinkOrder::Seed(seed)).await?)
     }

@@ -18,12 +18,12 @@ use crate::vm::fleet::Fleet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
-    /// A machine process has it.
+    /// Its machine process runs.
     Running,
-    /// It can be started.
+    /// It does not run, and can be started.
     Stopped,
-    /// It ended otherwise than by its guest's power-off or by a wish of its user, and can be
-    /// started; [`VmInfo::failure`] says why.
+    /// It ended, but neither did its guest power off nor did its user stop it. It can be started
+    /// again. [`VmInfo::failure`] says why it ended.
     Failed,
 }
 
@@ -42,13 +42,14 @@ impl std::fmt::Display for VmState {
 pub struct VmInfo {
     /// Its name.
     pub name: String,
-    /// The cluster it is a member of; a VM that was made alone has one of its own name.
+    /// The cluster it is a member of. A VM that was created alone is in a cluster with the same
+    /// name.
     pub cluster: String,
-    /// What it is doing.
+    /// Its state.
     pub state: VmState,
-    /// Why it failed, if it has.
+    /// Why it failed, if it did.
     pub failure: Option<String>,
-    /// Its image, as it was named when the VM was created.
+    /// Its image, as given when the VM was created.
     pub image: String,
     /// Number of vCPUs.
     pub cpus: u8,
@@ -58,18 +59,19 @@ pub struct VmInfo {
     pub disk: Size,
     /// Its address in its cluster's network.
     pub ip: Ipv4Addr,
-    /// Its cluster's network.
+    /// The network of its cluster.
     pub network: Network,
     /// When it was created, in seconds since 1970 (UTC).
     pub created: u64,
-    /// It is deleted when the process that owns it ends.
+    /// True if it is deleted when the process that owns it ends.
     pub ephemeral: bool,
-    /// It does not run and nobody uses its cluster: [`Fleet::prune`](crate::Fleet::prune) would delete it.
+    /// True if it does not run and no process uses its cluster. [`Fleet::prune`](crate::Fleet::prune) would delete
+    /// it.
     pub unused: bool,
 }
 
 impl Fleet {
-    /// All VMs, by cluster and name.
+    /// Lists all VMs, sorted by cluster and name.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -80,7 +82,7 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// The file system, or a damaged record.
+    /// An error of the file system, or a damaged record.
     pub async fn list(&self) -> Result<Vec<VmInfo>> {
         let store = self.store().await?;
         blocking(move || {
@@ -88,7 +90,7 @@ impl Fleet {
             for vm in store.vms()? {
                 let record = match vm.record() {
                     Ok(record) => record,
-                    // Removed in this moment.
+                    // It was removed just now.
                     Err(_) if !vm.paths().dir().exists() => continue,
                     Err(error) => return Err(error.into()),
                 };
@@ -122,8 +124,8 @@ impl Fleet {
 }
 
 impl Fleet {
-    /// The VM that a name means, running or not: `NAME`, or `CLUSTER/NAME`. VMs of running tests are meant
-    /// by a bare `NAME` only where there is no other.
+    /// Finds the VM with the name `NAME` or `CLUSTER/NAME`, running or not. A bare `NAME` means the VM of a running
+    /// test only if no other VM has that name.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -133,16 +135,16 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoVm`], or [`Error::NoMember`] of a cluster that is named; [`Error::Ambiguous`] if several
-    /// clusters have such a VM and none is named.
+    /// [`Error::NoVm`] if no VM has this name; [`Error::NoMember`] if the given cluster has no such member;
+    /// [`Error::Ambiguous`] if `name` has no cluster and several clusters have such a VM.
     pub async fn find(&self, name: &str) -> Result<VmDir> {
         Ok(meant(self, name).await?.1)
     }
 }
 
 impl Fleet {
-    /// The running VM of that name, or `CLUSTER/NAME`, whoever started it. Dropping the handle
-    /// changes nothing.
+    /// Opens the running VM with the name `NAME` or `CLUSTER/NAME`, no matter which process started
+    /// it. Dropping the handle changes nothing.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -152,7 +154,7 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// As [`Fleet::find`], and [`Error::NotRunning`].
+    /// Those of [`Fleet::find`], and [`Error::NotRunning`].
     pub async fn open(&self, name: &str) -> Result<Vm> {
         let (store, dir) = meant(self, name).await?;
         if !dir.is_running()? {
@@ -164,7 +166,7 @@ impl Fleet {
     }
 }
 
-/// What a name means, see [`Fleet::resolve`].
+/// What a name stands for; see [`Fleet::resolve`].
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -179,7 +181,7 @@ impl Fleet {
 /// ```
 #[derive(Debug, Clone)]
 pub enum Resolution {
-    /// One VM, alone or a member of a cluster.
+    /// One VM, which may be a member of a cluster.
     Vm(VmDir),
     /// All members of a cluster, at least one.
     Cluster(Vec<VmDir>),
@@ -188,8 +190,8 @@ pub enum Resolution {
 }
 
 impl Fleet {
-    /// Finds out whether a name means a VM or a cluster: like [`Fleet::find`], and if no VM has the name, the cluster
-    /// of that name.
+    /// Finds out whether a name stands for a VM or for a cluster. Like [`Fleet::find`], but if no VM has the name,
+    /// the cluster with that name.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -198,8 +200,8 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoMember`] for `CLUSTER/NAME` if the cluster has no such member; [`Error::Ambiguous`] if several
-    /// clusters have such a VM and none is named.
+    /// [`Error::NoMember`] if `name` is `CLUSTER/NAME` and the cluster has no such member; [`Error::Ambiguous`] if
+    /// `name` has no cluster and several clusters have such a VM.
     pub async fn resolve(&self, name: &str) -> Result<Resolution> {
         match self.find(name).await {
             Ok(vm) => Ok(Resolution::Vm(vm)),
@@ -238,7 +240,7 @@ pub(super) async fn meant(fleet: &Fleet, text: &str) -> Result<(Store, VmDir)> {
             });
         }
         let mut found = store.find(&name)?;
-        // Those of running tests are meant only where there is no other.
+        // VMs of running tests count only if there are no others.
         if !found.iter().all(ephemeral::is_ephemeral) {
             found.retain(|vm| !ephemeral::is_ephemeral(vm));
         }

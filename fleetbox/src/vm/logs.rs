@@ -1,4 +1,4 @@
-//! What a guest wrote to its serial console, from the log that is kept of it.
+//! The log of what a guest wrote to its serial console.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -10,10 +10,10 @@ use crate::store::{StoreError, VmDir};
 use crate::util::text::{last_lines, printable};
 use crate::vm::fleet::Fleet;
 
-/// Maximum bytes that are read at once; a log has no more (`docs/processes.md`).
+/// Maximum bytes that are read at once. A log is never larger (`docs/processes.md`).
 const MOST: u64 = 8 << 20;
 
-/// An escape sequence that is longer than this is none that anybody waits for.
+/// Maximum length of an escape sequence. Anything longer is not a real one.
 const ESCAPE: usize = 256;
 
 /// The console log of a VM, running or not.
@@ -34,7 +34,7 @@ const ESCAPE: usize = 256;
 pub struct ConsoleLog {
     vm: VmDir,
     open: Option<Open>,
-    /// The end of what was read, if it may be half of a character or escape sequence.
+    /// The last bytes read, if they may be an incomplete character or escape sequence.
     held: Vec<u8>,
 }
 
@@ -46,7 +46,7 @@ struct Open {
 }
 
 impl Fleet {
-    /// The console log of the VM of that name, running or not.
+    /// Opens the console log of the VM with this name, running or not.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -58,14 +58,14 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// As [`Fleet::find`].
+    /// Those of [`Fleet::find`].
     pub async fn console_log(&self, name: &str) -> Result<ConsoleLog> {
         Ok(ConsoleLog::of(self.find(name).await?))
     }
 }
 
 impl ConsoleLog {
-    /// The log of a VM that is known.
+    /// The log in this directory of a VM.
     pub(crate) fn of(vm: VmDir) -> Self {
         Self {
             vm,
@@ -77,20 +77,19 @@ impl ConsoleLog {
     /// True while the VM runs.
     ///
     /// # Errors
-    /// The file system.
+    /// An error of the file system.
     pub fn is_running(&self) -> Result<bool> {
         Ok(self.vm.is_running()?)
     }
 
-    /// What is in the log, or its last `lines`. What comes after that is read by
-    /// [`ConsoleLog::next`].
+    /// Reads the log, or its last `lines`. [`ConsoleLog::next`] reads what is added later.
     ///
     /// # Errors
-    /// The file system.
+    /// An error of the file system.
     pub fn existing(&mut self, lines: Option<usize>) -> Result<String> {
         let mut bytes = Vec::new();
         let path = self.vm.paths().console_log();
-        // What was before the log was begun anew.
+        // Drop what came before the log was restarted.
         let mut old = path.clone().into_os_string();
         old.push(".1");
         if let Some(file) = open(Path::new(&old))? {
@@ -114,7 +113,7 @@ impl ConsoleLog {
         })
     }
 
-    /// What was written since the last call; with `last`, all of it.
+    /// Reads what was written since the last call. With `last`, an incomplete end is returned too.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -134,19 +133,20 @@ impl ConsoleLog {
     /// ```
     ///
     /// # Errors
-    /// The file system.
+    /// An error of the file system.
     pub fn next(&mut self, last: bool) -> Result<String> {
         let mut bytes = Vec::new();
         self.read(&mut bytes)?;
-        // Nothing follows what was held: it is all there is.
+        // Nothing will follow the bytes that were held back, so return them.
         let last = last || bytes.is_empty();
         Ok(printable(&self.hold(bytes, last)))
     }
 
-    /// Reads to the end, and on in the file that has taken its place.
+    /// Reads to the end of the file, then continues in the file that replaced it, if any.
     fn read(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
         let path = self.vm.paths().console_log();
-        // A boot begins the log anew, and so does a log that is full: by another file, or cut.
+        // The log is restarted at each boot and when it is full: it is replaced by another file, or
+        // truncated.
         for _ in 0..2 {
             if self.open.is_none() {
                 let Some(file) = open(&path)? else {
@@ -174,7 +174,7 @@ impl ConsoleLog {
         Ok(())
     }
 
-    /// Keeps back an unfinished character or escape sequence at the end.
+    /// Holds back an incomplete character or escape sequence at the end.
     fn hold(&mut self, bytes: Vec<u8>, last: bool) -> Vec<u8> {
         let mut all = std::mem::take(&mut self.held);
         all.extend(bytes);
@@ -205,7 +205,7 @@ fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// How many of `bytes` end in no half character or escape sequence.
+/// Length of `bytes` without an incomplete character or escape sequence at the end.
 fn complete(bytes: &[u8]) -> usize {
     let tail = bytes.len().saturating_sub(ESCAPE);
     let recent = bytes.get(tail..).unwrap_or_default();

@@ -55,12 +55,14 @@ use crate::util::task::blocking;
 
 const SSH_PORT: u16 = 22;
 
-/// A virtual machine that runs.
+/// A virtual machine.
 ///
-/// A VM of [`Vm::test`] is destroyed when this is dropped, or when the process ends in whatever
-/// way. One of [`Vm::builder`] is only powered off then, without notice to the guest (call
-/// [`Vm::stop`] first for an orderly shutdown); its disk stays and it can be started again. One
-/// that is [detached](crate::VmBuilder::detached), or that was found running, runs on.
+/// What happens when the last handle is dropped, or when the process ends in any way, depends on
+/// how the VM was made:
+/// - A VM of [`Vm::test`] is destroyed.
+/// - A VM of [`Vm::builder`] is powered off without notice to the guest; call [`Vm::stop`] first
+///   for an orderly shutdown. Its disk stays, and it can be started again.
+/// - A VM that is [detached](crate::VmBuilder::detached), or that was already running, keeps running.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -79,9 +81,9 @@ pub struct Vm {
     record: VmRecord,
     client: Client,
     target: Arc<Target>,
-    // Says that its VM is in use, running or not.
+    // Marks the VM as in use, running or not.
     share: Arc<Lock>,
-    // Closing it tells the worker to end; that needs no runtime, so it works in any drop.
+    // Closing it makes the worker end. That needs no runtime, so it works in any `drop`.
     lifeline: StdMutex<Option<Arc<Lifeline>>>,
     session: Mutex<Option<Arc<ssh::Client>>>,
     backend: Backend,
@@ -95,8 +97,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// The running VM of that name, or `CLUSTER/NAME`, started by any process. Dropping the handle
-    /// changes nothing.
+    /// Opens the running VM with the name `NAME` or `CLUSTER/NAME`, no matter which process started
+    /// it. Dropping the handle changes nothing.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -106,12 +108,12 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Fleet::open`].
+    /// Those of [`Fleet::open`].
     pub async fn open(name: &str) -> Result<Self> {
         Fleet::new().open(name).await
     }
 
-    /// A VM that exists, running or not.
+    /// A handle on an existing VM, running or not.
     pub(crate) fn found(store: &Store, dir: VmDir) -> Result<Self> {
         let attached = Attached {
             client: attach::client(&store.cluster(dir.cluster())),
@@ -166,7 +168,7 @@ impl Vm {
         self
     }
 
-    /// A second handle on the same VM, which keeps it running as this one does.
+    /// A second handle on the same VM, which also keeps it running.
     pub(crate) fn another(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -189,7 +191,7 @@ impl Vm {
         }
     }
 
-    /// Makes a VM that runs, and exists, only as long as its owner one that does so without.
+    /// Detaches a VM from its owner: it then runs, and exists, without it.
     pub(crate) async fn let_go(&self) -> Result<()> {
         let dir = self.dir.clone();
         blocking(move || ephemeral::unmark_ephemeral(&dir)).await?;
@@ -200,12 +202,12 @@ impl Vm {
         }
     }
 
-    /// True if its worker is this process's and ends with its last handle.
+    /// True if this process owns the worker, which then ends with the last handle.
     pub(crate) fn is_held(&self) -> bool {
         lock(&self.lifeline).is_some()
     }
 
-    /// What the VM is called among those of all clusters.
+    /// The VM's name, unambiguous across all clusters.
     pub fn reference(&self) -> Reference {
         self.dir.reference()
     }
@@ -215,24 +217,24 @@ impl Vm {
         self.store.home()
     }
 
-    /// The file that the console is kept in.
+    /// The file that the console is logged to.
     pub(crate) fn console_log(&self) -> PathBuf {
         self.dir.paths().console_log()
     }
 
-    /// True if there is a guest to talk to.
+    /// True if there is a real guest. A fake machine in a test has none.
     pub(crate) fn has_guest(&self) -> bool {
         self.backend.has_guest()
     }
 
-    /// What is waited for when it is started, rather than SSH.
+    /// Sets what a start waits for instead of SSH.
     pub(crate) fn awaiting(mut self, awaited: Vec<Awaited>) -> Self {
         self.awaited = awaited;
         self
     }
 
-    /// Reports the wait for memory, and the phases of stopping and starting the VM again. The builder's
-    /// setting applies until then; for a VM found by [`Vm::open`] nothing is reported.
+    /// Receives progress when the VM waits for memory and is stopped and started again. The default is the builder's
+    /// setting; for a VM found by [`Vm::open`] nothing is shown.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -267,16 +269,17 @@ impl Vm {
         self.name.as_str()
     }
 
-    /// The cluster that the VM is a member of; a VM that was made alone has one of its own.
+    /// The cluster that the VM is a member of. A VM that was created alone is the only member of
+    /// its cluster.
     pub fn cluster(&self) -> &str {
         self.dir.cluster().as_str()
     }
 
-    /// The guest's address in its cluster's network, which it keeps for good.
+    /// The guest's address in its cluster's network. It never changes.
     ///
-    /// Other members reach it by that. This host does with
-    /// [`Network::Bridge`](crate::Network::Bridge) only: [`Network::User`](crate::Network::User) exists
-    /// within the worker process, and there [`Vm::connect`] and [`Vm::forward`] reach the guest.
+    /// Other members reach the guest at this address. The host can do so only with
+    /// [`Network::Bridge`](crate::Network::Bridge). [`Network::User`](crate::Network::User) exists only inside the
+    /// worker process; use [`Vm::connect`] or [`Vm::forward`] there.
     ///
     /// ```no_run
     /// # async fn example(cluster: fleetbox::Cluster) -> fleetbox::Result<()> {
@@ -288,7 +291,7 @@ impl Vm {
         self.record.ip
     }
 
-    /// The image that the VM was made from, as it was named then.
+    /// The image that the VM was created from, as it was given then.
     pub fn image(&self) -> &str {
         &self.record.image.reference
     }
@@ -311,7 +314,7 @@ impl Vm {
         &self.timings
     }
 
-    /// True if the VM ran already when this handle was made.
+    /// True if the VM was already running when this handle was made.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -328,8 +331,8 @@ impl Vm {
         self.was_running
     }
 
-    /// Options given to [`VmBuilder::start`](crate::VmBuilder::start) that differ from what the VM, which existed, was
-    /// created with. They were ignored.
+    /// Options of [`VmBuilder::start`](crate::VmBuilder::start) that were ignored: the VM already existed and was created
+    /// with other values.
     pub fn ignored_options(&self) -> &[&'static str] {
         &self.ignored
     }

@@ -1,4 +1,4 @@
-//! What a VM is waited for before it counts as started.
+//! Waiting until a VM is ready.
 
 use std::io;
 use std::sync::Arc;
@@ -16,18 +16,19 @@ use crate::util::text::{last_lines, printable};
 use crate::vm::logs::ConsoleLog;
 use crate::vm::{SSH_PORT, Vm};
 
-/// Lines of the console that an error carries.
+/// Lines of the console that an error contains.
 const CONSOLE_LINES: usize = 40;
-/// Pause after a first attempt.
+/// Pause after the first attempt.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-/// Pause after many.
+/// Longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// How long one connection to a port may take; a guest that is not there answers nothing.
+/// How long one connection to a port may take. A guest that has not booted yet does not answer at
+/// all.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Characters of the console that a match may reach back over what was read at once.
+/// Characters from earlier reads of the console that are kept, because a match may begin there.
 const OVERLAP: usize = 16 << 10;
 
-/// How one look went.
+/// Result of one attempt.
 enum Look {
     Ready,
     /// Not yet, and why.
@@ -37,8 +38,8 @@ enum Look {
 }
 
 impl Vm {
-    /// Waits for what its builder was told to wait for, or until the guest answers by SSH, where
-    /// there is one. A machine that is `new` takes long enough for its user to be told.
+    /// Waits for the builder's conditions, or until the guest answers over SSH if there is one. A
+    /// `new` machine takes long enough to report progress.
     pub(crate) async fn wait_until_up(&self, deadline: Instant, new: bool) -> Result<()> {
         let tell = |what: &Ready| {
             if new {
@@ -59,7 +60,7 @@ impl Vm {
         Ok(())
     }
 
-    /// The error of a VM that does not come up, with what its console showed last.
+    /// The error of a VM that did not become ready, with the last lines of its console.
     pub(crate) async fn not_ready(&self, why: String) -> Error {
         let console = self.console_tail().await.unwrap_or_default();
         let left = match self.dir.is_running() {
@@ -75,7 +76,7 @@ impl Vm {
         }
     }
 
-    /// Waits until the guest answers by SSH, or its machine ends.
+    /// Waits until the guest answers over SSH or its machine ends.
     pub(crate) async fn wait_for_ssh(&self, deadline: Instant) -> Result<()> {
         let connect = || async {
             self.client
@@ -94,9 +95,9 @@ impl Vm {
             },
             ended = self.client.wait(self.name.as_str()) => match ended {
                 Ok(report) => match report.failure {
-                    // It carries the console's last lines already.
+                    // It already contains the console's last lines.
                     Some(failure) => return Err(ProcessError::Failed(failure).into()),
-                    None => "the guest powered off before it answered by SSH".to_owned(),
+                    None => "the guest powered off before it answered over SSH".to_owned(),
                 },
                 Err(error) => error.to_string(),
             },
@@ -104,7 +105,7 @@ impl Vm {
         Err(self.not_ready(error).await)
     }
 
-    /// Waits until the guest answers by SSH (again, after a reboot).
+    /// Waits until the guest answers over SSH, for example again after a reboot.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -121,7 +122,7 @@ impl Vm {
         self.wait_for_ssh(Instant::now() + timeout).await
     }
 
-    /// Waits until the guest is ready in this way, and no longer than `timeout`.
+    /// Waits until the guest meets the condition, for at most `timeout`.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -135,15 +136,14 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotReady`] at the deadline says what was awaited and what was seen last, with the
-    /// console's last lines; [`Error::Process`] if the VM ends; [`Error::Ready`] for a bad
-    /// pattern.
+    /// [`Error::NotReady`] after `timeout`, with the last attempt and the last lines of the
+    /// console; [`Error::Process`] if the VM ends; [`Error::Ready`] for an invalid condition.
     pub async fn wait_for(&self, ready: Ready, timeout: Duration) -> Result<()> {
         ready.check()?;
         self.wait_until(&ready, Instant::now() + timeout).await
     }
 
-    /// As [`Vm::wait_for`], of something that was checked.
+    /// Like [`Vm::wait_for`], for a condition that was already checked.
     pub(crate) async fn wait_until(&self, ready: &Ready, deadline: Instant) -> Result<()> {
         if *ready == Ready::Ssh {
             return self.wait_for_ssh(deadline).await;
@@ -156,17 +156,18 @@ impl Vm {
         };
         let why = match looked {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(why)) => format!("{ready} was awaited, and will not come: {why}"),
+            Ok(Err(why)) => format!("gave up waiting for {ready}: {why}"),
             Err(_) => {
                 let waited = begun.elapsed();
                 let last = if last.is_empty() { "no answer" } else { &last };
-                format!("{ready} was awaited for {waited:.1?} in vain; the last look: {last}")
+                format!("timed out after {waited:.1?} waiting for {ready}; last attempt: {last}")
             }
         };
         Err(self.not_ready(why).await)
     }
 
-    /// The machine's end, which nobody asked for: an error, or in words.
+    /// Waits for the machine's end, which is unexpected here: an error, or a text that describes
+    /// it.
     async fn ended(&self) -> Result<String> {
         match self.wait().await {
             Ok(()) => Ok("the guest powered off before it was ready".to_owned()),
@@ -174,7 +175,7 @@ impl Vm {
         }
     }
 
-    /// Looks again and again. The error is one that waiting does not mend.
+    /// Tries until the condition is met. It fails only if waiting longer would not help.
     async fn look_until(
         &self,
         ready: &Ready,
@@ -182,7 +183,7 @@ impl Vm {
         last: &mut String,
     ) -> std::result::Result<(), String> {
         if matches!(ready, Ready::CloudInit | Ready::Command(_)) {
-            "the guest does not answer by SSH".clone_into(last);
+            "the guest does not answer over SSH".clone_into(last);
             if let Err(error) = self.wait_for_ssh(deadline).await {
                 return Err(match error {
                     Error::NotReady { why, .. } => why,
@@ -210,8 +211,10 @@ impl Vm {
                 Ready::Command(command) => self.look_at_command(command).await,
                 Ready::Console(_) => match console.as_mut().map(ConsoleWatch::look) {
                     Some(Ok(true)) | None => Look::Ready,
-                    Some(Ok(false)) => Look::NotYet("it has not been shown".to_owned()),
-                    Some(Err(error)) => Look::NotYet(format!("the log cannot be read: {error}")),
+                    Some(Ok(false)) => Look::NotYet("the pattern has not appeared".to_owned()),
+                    Some(Err(error)) => {
+                        Look::NotYet(format!("cannot read the console log: {error}"))
+                    }
                 },
             };
             match look {
@@ -251,7 +254,7 @@ impl Vm {
             Some(0 | 2) => Look::Ready,
             Some(127) => Look::Failed("the guest has no cloud-init".to_owned()),
             _ => Look::Failed(format!(
-                "cloud-init failed ({}): {}; /var/log/cloud-init-output.log in the guest says more",
+                "cloud-init failed ({}): {}; see /var/log/cloud-init-output.log in the guest",
                 output.status,
                 last_lines_of(&output.stdout),
             )),
@@ -259,7 +262,7 @@ impl Vm {
     }
 }
 
-/// The last line of an output, if it has one, after a colon.
+/// A colon and the last line of an output, or nothing.
 fn last_said(bytes: &[u8]) -> String {
     let text = printable(
         bytes
@@ -277,7 +280,7 @@ fn last_lines_of(bytes: &[u8]) -> String {
     text.trim().replace('\n', "; ")
 }
 
-/// Looks for a pattern in a console's log as it grows.
+/// Searches a growing console log for a pattern.
 struct ConsoleWatch {
     log: ConsoleLog,
     pattern: Regex,
@@ -285,7 +288,7 @@ struct ConsoleWatch {
 }
 
 impl ConsoleWatch {
-    /// True if the pattern has been shown.
+    /// True if the pattern has appeared.
     fn look(&mut self) -> Result<bool> {
         let new = self.log.next(false)?;
         if new.is_empty() {

@@ -1,4 +1,4 @@
-//! What is done in a guest and with it: commands, connections, its console.
+//! Working with a guest: commands, connections and its console.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,13 +13,14 @@ use crate::model::stream::Stream;
 use crate::ssh::{self, Child, Output, PtyRequest, SshError};
 use crate::vm::events::Events;
 
-/// Most bytes of a command's output that are kept.
+/// Maximum bytes of a command's output that are kept.
 const OUTPUT_LIMIT: usize = 256 << 20;
 
-/// An address of this host whose connections go to a guest; see [`Vm::published`].
+/// A published port: connections to `address` on this host go to a port of the guest. See
+/// [`Vm::published`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Published {
-    /// On loopback.
+    /// The address on this host's loopback interface.
     pub address: SocketAddr,
     /// The guest's TCP port.
     pub port: u16,
@@ -32,8 +33,8 @@ impl std::fmt::Display for Published {
 }
 
 impl Vm {
-    /// Runs a shell command in the guest and collects what it writes. A command that fails is no
-    /// error: look at [`Output::status`].
+    /// Runs a shell command in the guest and collects its output. A command that fails is not an
+    /// error: check [`Output::status`].
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -46,14 +47,14 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Ssh`](crate::Error::Ssh), [`Error::Process`](crate::Error::Process) if the guest
+    /// [`Error::Ssh`](crate::Error::Ssh) or [`Error::Process`](crate::Error::Process) if the guest
     /// cannot be reached.
     pub async fn ssh(&self, command: &str) -> Result<Output> {
         Ok(self.session().await?.exec(command).await?)
     }
 
-    /// Runs a shell command in the guest with `stdin` as its standard input, and collects what it
-    /// writes.
+    /// Runs a shell command in the guest with `stdin` as its standard input, and collects its
+    /// output.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -63,13 +64,13 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::ssh`].
+    /// Those of [`Vm::ssh`].
     pub async fn ssh_with_input(&self, command: &str, stdin: &[u8]) -> Result<Output> {
         let mut child = self.ssh_spawn(command).await?;
         let input = child.stdin.take();
         let write = async {
             if let Some(mut input) = input {
-                // A command need not read all of its input.
+                // A command may end without reading all its input.
                 let _ = input.write_all(stdin).await;
                 let _ = input.shutdown().await;
             }
@@ -78,7 +79,7 @@ impl Vm {
         Ok(output?)
     }
 
-    /// Starts a shell command in the guest with its standard streams as pipes.
+    /// Starts a shell command in the guest, with pipes for its standard streams.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -96,7 +97,7 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::ssh`].
+    /// Those of [`Vm::ssh`].
     pub async fn ssh_spawn(&self, command: &str) -> Result<Child> {
         Ok(self.session().await?.spawn(command).await?)
     }
@@ -114,12 +115,12 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::ssh`].
+    /// Those of [`Vm::ssh`].
     pub async fn ssh_pty(&self, pty: &PtyRequest, command: Option<&str>) -> Result<Child> {
         Ok(self.session().await?.spawn_pty(pty, command).await?)
     }
 
-    /// The SSH connection, which commands share; a new one if it was lost.
+    /// The SSH connection that all commands share. A lost one is replaced.
     pub(crate) async fn session(&self) -> Result<Arc<ssh::Client>> {
         let mut session = self.session.lock().await;
         if let Some(session) = session.as_ref().filter(|session| !session.is_closed()) {
@@ -150,14 +151,14 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Process`](crate::Error::Process) if the guest refuses or does not answer, or does
-    /// not run.
+    /// [`Error::Process`](crate::Error::Process) if the guest refuses the connection, does not
+    /// answer or does not run.
     pub async fn connect(&self, port: u16) -> Result<Stream> {
         Ok(Stream(self.client.dial(self.name.as_str(), port).await?))
     }
 
-    /// A loopback address of this host whose connections go to a TCP port of the guest, for as
-    /// long as the VM runs. Asked again it is the same.
+    /// Publishes a TCP port of the guest on a free loopback port of this host, for as long as the
+    /// VM runs. Returns the address on the host, which is the same for every call.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -172,17 +173,18 @@ impl Vm {
         self.publish(0, guest_port).await
     }
 
-    /// As [`Vm::forward`], by a port of the caller's choice on loopback; 0 is any that is free.
+    /// Like [`Vm::forward`], on a loopback port that you choose. Port 0 picks a free one.
     ///
     /// # Errors
-    /// As [`Vm::forward`], and if the port is taken or one that this user may not have.
+    /// Those of [`Vm::forward`], and [`Error::Process`](crate::Error::Process) if the port is in
+    /// use or this user may not open it.
     pub async fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
         let name = self.name.as_str();
         Ok(self.client.forward(name, host_port, guest_port).await?)
     }
 
-    /// What [`Vm::publish`] and [`Vm::forward`] have opened for the VM since it was started, whoever
-    /// asked, by address; the first 1024.
+    /// The ports that [`Vm::publish`] and [`Vm::forward`] of any process have opened since the VM was started, sorted
+    /// by address; at most 1024.
     ///
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM does not run.
@@ -192,9 +194,9 @@ impl Vm {
         Ok(forwards.into_iter().map(published).collect())
     }
 
-    /// The serial console as it is now: the last of what was printed, then all that follows, byte
-    /// for byte, until the VM ends. What is written to the stream is typed at the console; what
-    /// the guest does not read is lost. Several such streams see the same.
+    /// Attaches to the serial console. The stream starts with the last output, then has everything
+    /// that follows, byte for byte, until the VM ends. Bytes written to the stream are typed at the
+    /// console; if the guest does not read them, they are lost. All streams see the same output.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -208,22 +210,23 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Process`](crate::Error::Process) if the VM was not started since its worker was.
+    /// [`Error::Process`](crate::Error::Process) if the VM has not been started since its worker
+    /// was.
     pub async fn console(&self) -> Result<Stream> {
         Ok(Stream(self.client.serial(self.name.as_str()).await?))
     }
 
-    /// What has happened to the VM since it was started (the last 256 events), then each event as
-    /// it happens, to the VM's end.
+    /// The last 256 events since the VM was started, then each new event as it happens, until the
+    /// VM ends.
     ///
     /// # Errors
-    /// As [`Vm::console`].
+    /// Those of [`Vm::console`].
     pub async fn events(&self) -> Result<Events> {
         let stream = self.client.events(self.name.as_str()).await?;
         Ok(Events::new(self.cluster(), stream))
     }
 
-    /// The last of the console's output, at most 32 KiB, without escape sequences.
+    /// The end of the console's output, at most 32 KiB, without escape sequences.
     ///
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM's worker does not run.

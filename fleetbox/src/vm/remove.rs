@@ -18,7 +18,7 @@ impl Vm {
     /// Kills the VM and removes it with its disk.
     ///
     /// # Errors
-    /// The file system, or a process that does not end.
+    /// An error of the file system, or a process that does not end.
     pub async fn destroy(self) -> Result<()> {
         self.remove().await
     }
@@ -29,7 +29,7 @@ impl Vm {
     }
 }
 
-/// Deletes the VM; with the last of its cluster the worker ends.
+/// Deletes the VM. The worker ends with the last VM of its cluster.
 async fn destroy(
     store: &Store,
     dir: &VmDir,
@@ -54,7 +54,7 @@ async fn destroy(
     }
     let dir = dir.clone();
     blocking(move || ephemeral::delete(&dir)).await?;
-    // The worker may have held the directory when it deleted the VM itself.
+    // The worker may still have used the directory when it deleted the VM itself.
     blocking(move || Ok(cluster.remove_if_unused()?)).await
 }
 
@@ -68,7 +68,7 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// As [`Fleet::find`], or a process that does not end.
+    /// Those of [`Fleet::find`], or a process that does not end.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let (store, dir) = meant(self, name).await?;
         let client = attach::client(&store.cluster(dir.cluster()));
@@ -77,12 +77,12 @@ impl Fleet {
 }
 
 impl Fleet {
-    /// Deletes all VMs that do not run, with their disks, and what killed processes have left. Returns what was deleted, as `NAME` or, for a
-    /// member of a cluster, `CLUSTER/NAME`.
+    /// Deletes all VMs that do not run, with their disks, and what killed processes left behind. Returns the names of
+    /// the deleted VMs, as `NAME` or, for a member of a cluster, `CLUSTER/NAME`.
     ///
-    /// A VM that a living process has a [`Vm`] of, or of another member of its cluster, is kept, stopped
-    /// or not: tests and programs find what they have stopped. So is a VM that is just being started, or
-    /// whose start waits for memory.
+    /// A VM is kept if a running process has a [`Vm`] for it or for another member of its cluster, so a program does
+    /// not lose a VM that it has stopped. A VM that is just being started, or whose start waits for memory, is kept
+    /// too.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -93,15 +93,15 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// The file system. What was deleted until then stays deleted.
+    /// An error of the file system. VMs that were already deleted stay deleted.
     pub async fn prune(&self) -> Result<Vec<String>> {
         prune_those(self, |_| true).await
     }
 }
 
 impl Fleet {
-    /// As [`Fleet::prune`], of these VMs only: those that somebody was shown and has agreed to, for example. What
-    /// killed processes have left is removed all the same.
+    /// Like [`Fleet::prune`], but only for the given VMs: those that a user has confirmed, for example. What killed
+    /// processes left behind is removed too.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -113,7 +113,7 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// As [`Fleet::prune`].
+    /// Those of [`Fleet::prune`].
     pub async fn prune_only(&self, vms: &[Reference]) -> Result<Vec<String>> {
         let vms = vms.to_vec();
         prune_those(self, move |vm| {
@@ -138,19 +138,19 @@ async fn prune_those(
         let mut pruned = Vec::new();
         for vm in store.vms()?.into_iter().filter(|vm| meant(vm)) {
             let serving = store.cluster(vm.cluster()).is_running()?;
-            // Its first start is under way as long as there is no console log.
+            // Without a console log, its first start is still in progress.
             let in_use = ephemeral::is_ephemeral(&vm) || !vm.paths().console_log().exists();
             if vm.is_running()? || (serving && in_use) {
                 continue;
             }
-            // Nobody begins to use it before it is gone.
+            // Keep other processes from using it until it is gone.
             let Some(_claim) = claim(&store, &vm)? else {
                 continue;
             };
             match vm.destroy() {
                 Ok(()) if vm.name() == vm.cluster() => pruned.push(vm.name().to_string()),
                 Ok(()) => pruned.push(format!("{}/{}", vm.cluster(), vm.name())),
-                // Started in this moment.
+                // It was started just now.
                 Err(StoreError::Running { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -160,8 +160,7 @@ async fn prune_those(
     .await
 }
 
-/// Takes the cluster of a VM from all who may want to use it; `None` if somebody uses it, or it is
-/// gone.
+/// Locks the cluster of a VM against all other users; `None` if it is in use or gone.
 fn claim(store: &Store, vm: &VmDir) -> Result<Option<Lock>> {
     match store.cluster(vm.cluster()).try_claim() {
         Err(_) if !vm.paths().dir().exists() => Ok(None),

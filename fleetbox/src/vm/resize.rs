@@ -1,4 +1,4 @@
-//! Changing a VM that does not run.
+//! Changing the CPUs and memory of a stopped VM.
 
 use crate::error::Result;
 use crate::host::resources::{HostResources, Request};
@@ -8,7 +8,7 @@ use crate::store::{StoreError, VmRecord};
 use crate::util::task::blocking;
 use crate::vm::fleet::Fleet;
 
-/// What [`Fleet::resize`] changes; `None` stays as it is.
+/// What [`Fleet::resize`] changes; `None` leaves a value as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resize {
     /// Number of vCPUs.
@@ -18,11 +18,12 @@ pub struct Resize {
 }
 
 impl Fleet {
-    /// Changes what a stopped VM is booted with, and returns its new record.
+    /// Changes the CPUs or memory of a stopped VM, and returns its new record.
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid), and [`Error::InsufficientResources`](crate::Error::InsufficientResources) if this host
-    /// has less, before anything is changed; those of [`Fleet::find`], and [`Error::Store`](crate::Error::Store) if the VM runs.
+    /// [`Error::Invalid`](crate::Error::Invalid) for a value out of range;
+    /// [`Error::InsufficientResources`](crate::Error::InsufficientResources) if this host has less; those of
+    /// [`Fleet::find`]; [`Error::Store`](crate::Error::Store) if the VM runs. Nothing is changed then.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {

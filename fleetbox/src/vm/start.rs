@@ -1,4 +1,4 @@
-//! Starting a VM, and waiting until it is up.
+//! Starting a VM, and waiting until it is ready.
 
 use tokio::time::Instant;
 
@@ -17,7 +17,8 @@ use crate::vm::create::machine_spec;
 use crate::vm::fixtures;
 
 impl Vm {
-    /// Has the worker start the machine, with what is in the fixtures now; true if it runs already.
+    /// Makes the worker start the machine with the current content of the fixtures. True if the
+    /// machine already ran.
     pub(crate) async fn start_machine(&self) -> Result<bool> {
         if !self.dir.is_running()? {
             let vm = self.name.as_str();
@@ -31,13 +32,13 @@ impl Vm {
         Ok(self.client.start(self.machine()?).await?.0)
     }
 
-    /// What the worker is to start.
+    /// Describes the machine for the worker.
     pub(crate) fn machine(&self) -> Result<MachineSpec> {
         let record = self.current()?;
         Ok(machine_spec(&self.dir, &record, self.backend.clone()))
     }
 
-    /// The record as it is now: it may have been changed since this handle was made.
+    /// The current record. It may have changed since this handle was made.
     fn current(&self) -> Result<VmRecord> {
         match self.dir.record() {
             Err(_) if !self.dir.paths().dir().exists() => Err(Error::NoVm {
@@ -47,9 +48,9 @@ impl Vm {
         }
     }
 
-    /// Starts the VM again after it was stopped or has failed, and waits until it answers by SSH.
-    /// It has the same address, and the sizes that [`Fleet::resize`](crate::Fleet::resize) has given it
-    /// meanwhile. Does nothing to a VM that runs and answers.
+    /// Starts the VM again after it was stopped or failed, and waits until it answers over SSH. It
+    /// keeps its address. It has the CPUs and memory that [`Fleet::resize`](crate::Fleet::resize)
+    /// set in the meantime. A VM that runs and answers is left alone.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -60,17 +61,17 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`VmBuilder::start`](crate::VmBuilder::start).
+    /// Those of [`VmBuilder::start`](crate::VmBuilder::start).
     pub async fn start(&self) -> Result<()> {
         let lease = Self::await_memory(&[self]).await?;
         self.boot().await?;
-        // Its own lock counts as long as it runs.
+        // From now on the VM's own lock counts its memory.
         drop(lease);
         self.come_up().await
     }
 
-    /// Waits until there is memory for those of `vms` that do not run, for all of them at once, if
-    /// this host has what they need at all. The lease is to be held until they are booted; `None` if all run.
+    /// Waits until there is memory for all of `vms` that do not run, for all at once. Fails at once if this host
+    /// could never run them. Hold the lease until they have booted. `None` if all run.
     pub(crate) async fn await_memory(vms: &[&Self]) -> Result<Option<Lease>> {
         let mut wants = Vec::new();
         for vm in vms {
@@ -86,7 +87,7 @@ impl Vm {
         Ok(Some(lease))
     }
 
-    /// Checks that this host would have what all of `vms` need if nothing else ran.
+    /// Checks that this host could run all of `vms` if nothing else ran.
     pub(crate) fn check_resources(vms: &[&Self]) -> Result<()> {
         let wants = vms.iter().map(|vm| vm.want());
         let wants = wants.collect::<Result<Vec<_>>>()?;
@@ -96,7 +97,7 @@ impl Vm {
         }
     }
 
-    /// The memory it needs. Checks that this host has what it needs.
+    /// The memory that the VM needs. Checks that this host can run it at all.
     fn want(&self) -> Result<Want> {
         let record = self.current()?;
         HostResources::of_host(self.store.home()).check(&Request::of(&record))?;
@@ -124,17 +125,17 @@ impl Vm {
         }
     }
 
-    /// Waits, as long as its builder allows, until a VM that was booted is up.
+    /// Waits until a booted VM is ready, at most as long as its builder allows.
     pub(crate) async fn come_up(&self) -> Result<()> {
         let deadline = Instant::now() + self.boot_timeout;
         self.wait_until_up(deadline, true).await
     }
 
-    /// Stops the VM, if it runs, and starts it again. It is not stopped if this host could never
-    /// have what it needs.
+    /// Stops the VM if it runs, and starts it again. If this host could never run it, it is not
+    /// stopped.
     ///
     /// # Errors
-    /// As [`Vm::stop`] and [`Vm::start`].
+    /// Those of [`Vm::stop`] and [`Vm::start`].
     pub async fn restart(&self) -> Result<()> {
         Self::check_resources(&[self])?;
         match self.stop().await {

@@ -1,4 +1,4 @@
-//! Stopping a VM, and waiting for its end.
+//! Stopping a VM, and waiting until it ends.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const ENDING: Duration = Duration::from_secs(5);
 
 impl Vm {
-    /// Waits until the VM ends: `Ok` if the guest powered off or the VM was stopped.
+    /// Waits until the VM ends. `Ok` means that the guest powered off or that the VM was stopped.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -29,7 +29,7 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Process`] with the reason and the console's last lines if it failed.
+    /// [`Error::Process`] if the VM failed, with the reason and the console's last lines.
     pub async fn wait(&self) -> Result<()> {
         match self.client.wait(self.name.as_str()).await?.failure {
             None => Ok(()),
@@ -37,8 +37,8 @@ impl Vm {
         }
     }
 
-    /// Presses the power button, waits for the guest to power off, and kills the VM after
-    /// [`STOP_DEADLINE`]. The disk stays; [`Vm::builder`] starts the VM again.
+    /// Presses the power button and waits for the guest to power off. After [`STOP_DEADLINE`] the
+    /// VM is killed. Its disk stays; [`Vm::start`] starts it again.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -51,16 +51,16 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotRunning`] or [`Error::Process`] if it does not run, [`Error::Process`] if its worker
-    /// does not answer although it does.
+    /// [`Error::NotRunning`] or [`Error::Process`] if the VM does not run; [`Error::Process`] if it runs but its
+    /// worker does not answer.
     pub async fn stop(&self) -> Result<Stopped> {
         self.stop_within(STOP_DEADLINE).await
     }
 
-    /// As [`Vm::stop`], with a deadline of the caller's choice; zero kills at once.
+    /// Like [`Vm::stop`], but with your own deadline. Zero kills at once.
     ///
     /// # Errors
-    /// As [`Vm::stop`].
+    /// Those of [`Vm::stop`].
     pub async fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
         *self.session.lock().await = None;
         if !deadline.is_zero() && self.dir.is_running()? {
@@ -70,7 +70,7 @@ impl Vm {
         let forced = match self.client.stop(self.name.as_str(), deadline).await {
             Ok(forced) => forced,
             Err(error) if error.is_worker_gone() => {
-                // With its worker the VM ends, unless the worker is there and only does not answer.
+                // The VM ends with its worker, unless the worker runs and just does not answer.
                 return Err(match self.is_unlocked_within(ENDING).await? {
                     true => Error::NotRunning {
                         name: self.reference(),
@@ -100,7 +100,7 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// As [`Vm::stop`].
+    /// Those of [`Vm::stop`].
     pub async fn kill(&self) -> Result<()> {
         self.stop_within(Duration::ZERO).await.map(drop)
     }
@@ -117,7 +117,7 @@ impl Vm {
         }
     }
 
-    /// Whether within this time no process has the VM's lock.
+    /// Waits up to `patience` until no process has the VM's lock; true if that happened.
     async fn is_unlocked_within(&self, patience: Duration) -> Result<bool> {
         let deadline = Instant::now() + patience;
         while self.dir.is_running()? {
@@ -135,7 +135,7 @@ impl Vm {
 pub enum Stopped {
     /// The guest powered itself off.
     PoweredOff,
-    /// It did not in time, and was killed.
+    /// The guest did not power off in time, so the VM was killed.
     Forced,
 }
 
@@ -152,7 +152,7 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// As [`Fleet::find`], or a worker that cannot be talked to.
+    /// Those of [`Fleet::find`], or a worker that does not answer.
     pub async fn stop(&self, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
         let store = self.store().await?;
         blocking(move || {
@@ -163,7 +163,7 @@ impl Fleet {
         match self.open(name).await {
             Ok(vm) => match vm.stop_within(deadline).await {
                 Ok(stopped) => Ok(Some(stopped)),
-                // It ended in between.
+                // It ended in the meantime.
                 Err(error) if error.is_not_running() => Ok(None),
                 Err(error) => Err(error),
             },

@@ -544,7 +544,7 @@ fn what_fails_after_the_boot_says_what_has_become_of_the_vm() {
     // Found wanting by what is waited for, it runs on; failed, it is left.
     let wait = ["--wait", "console:never", "--timeout", "1"];
     for (script, told) in [
-        (RUNS, "runs on and keeps its memory"),
+        (RUNS, "is still running and keeps its memory"),
         (
             r#"{"Fail": {"console": "", "error": "the CPU has caught fire"}}"#,
             "and its disk are kept: `fleetbox logs",

@@ -46,7 +46,7 @@ fn what_is_not_there_is_said_and_what_to_do() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
         assert!(
-            error.starts_with("fleetbox: there is no VM none") && error.contains("fleetbox ls"),
+            error.starts_with("fleetbox: no VM named none") && error.contains("fleetbox ls"),
             "{args:?}: {error}"
         );
     }
@@ -155,8 +155,8 @@ fn a_name_that_several_clusters_have_is_refused_and_a_reference_is_not() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        error.contains("cluster kept has no member node-1; it has none")
-            && error.contains("cluster node has no member node-3; it has node-1, node-2"),
+        error.contains("cluster kept has no member node-1; its members: none")
+            && error.contains("cluster node has no member node-3; its members: node-1, node-2"),
         "{error}"
     );
     for wrong in ["/node-1", "node/", "node/node-1/x", "Node/node-1"] {

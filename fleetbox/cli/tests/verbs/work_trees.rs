@@ -115,7 +115,7 @@ fn a_tree_is_shipped_to_a_vm_that_runs_only() {
     assert!(!host.state().exists(), "something was created");
     host.vm("web", "web", Path::new("/none"));
     for (args, reason) in [
-        (&["none", root][..], "there is no VM none"),
+        (&["none", root][..], "no VM named none"),
         (&["web", root], "`fleetbox up web`"),
         (&["web", "/no/such/place"], "/no/such/place"),
         (

@@ -259,7 +259,7 @@ async fn what_a_guest_sends_is_bounded() {
         ..Lies::default()
     });
     let error = from(&server, "a", &dirs.host("a")).await.unwrap_err();
-    assert!(error.to_string().contains("breaks the protocol"), "{error}");
+    assert!(error.to_string().contains("violated the protocol"), "{error}");
     // What was begun is gone.
     assert_eq!(fs::read_dir(dirs.host("")).unwrap().count(), 0);
 }
@@ -360,7 +360,7 @@ async fn errors_name_file_and_side() {
     );
     let error = to(&server, &dirs.host("a"), "/d").await.unwrap_err();
     assert!(
-        error.to_string().contains("end the path with '/'"),
+        error.to_string().contains("add '/' at its end"),
         "{error}"
     );
     to(&server, &dirs.host("a"), "/d/").await.unwrap();
@@ -381,7 +381,7 @@ async fn errors_name_file_and_side() {
     fs::create_dir(dirs.host("e")).unwrap();
     let error = from(&server, "/d/a", &dirs.host("e")).await.unwrap_err();
     assert!(
-        error.to_string().contains("end the path with '/'"),
+        error.to_string().contains("add '/' at its end"),
         "{error}"
     );
 

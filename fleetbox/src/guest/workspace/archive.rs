@@ -1,4 +1,4 @@
-//! Archives on their way to and from a guest, between threads that block and streams that do not.
+//! Archives to and from a guest, piped between blocking threads and asynchronous streams.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,18 +15,18 @@ use tokio::sync::mpsc;
 use super::WorkspaceError;
 use crate::util::text::printable;
 
-/// Bytes that are handed on at once.
+/// Bytes of one chunk.
 const CHUNK: usize = 128 << 10;
-/// Chunks between the threads.
+/// Chunks in the channel between the threads.
 pub(super) const QUEUE: usize = 8;
 
-/// Maximum bytes of a guest's tree, and most entries.
+/// Maximum bytes of a guest's tree, and maximum number of entries.
 const FETCH_LIMIT: u64 = 16 << 30;
 const FETCH_ENTRIES: usize = 2_000_000;
-/// Maximum bytes of what an archive tells of the entry that follows: a long path, or attributes.
+/// Maximum bytes of an extension header, which holds a long path or attributes of the next entry.
 const EXTENSION_LIMIT: u64 = 64 << 10;
 
-/// The writing end of a pipe from a thread that blocks.
+/// The writing end of a pipe, for a blocking thread.
 pub(super) struct Sender {
     queue: mpsc::Sender<Vec<u8>>,
     buffer: Vec<u8>,
@@ -61,7 +61,7 @@ impl Write for Sender {
     }
 }
 
-/// The reading end of a pipe to a thread that blocks.
+/// The reading end of a pipe, for a blocking thread.
 pub(super) struct Receiver {
     queue: mpsc::Receiver<Vec<u8>>,
     chunk: Vec<u8>,
@@ -104,7 +104,7 @@ pub(super) fn append(
 ) -> Result<(), WorkspaceError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        // Deleted since it was listed.
+        // It was deleted after it was listed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(WorkspaceError::io("look at", path)(error)),
     };
@@ -126,22 +126,22 @@ pub(super) fn append(
         let file = File::open(path).map_err(WorkspaceError::io("read", path))?;
         header.set_entry_type(EntryType::Regular);
         header.set_size(metadata.len());
-        // A file that shrinks meanwhile must not shift what follows.
+        // A file that shrinks in the meantime must not shift the next entries.
         let content = file.chain(io::repeat(0)).take(metadata.len());
         builder.append_data(&mut header, name, content)
     };
     sent.map_err(WorkspaceError::io("ship", path))
 }
 
-/// Writes a guest's tree into `dir`, which is empty and nobody else's. Nothing is written outside
-/// of it: links are made last, so that no path leads through one. Entries of git's own directories,
-/// and what is no file, directory or link, are passed over.
+/// Writes a guest's tree into `dir`, which must be empty and used by no one else. Nothing is
+/// written outside it: links are created last, so no path can lead through one. Git's own
+/// directories, and entries that are not files, directories or links, are skipped.
 pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
     let mut archive = Archive::new(from);
     let mut links: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     let mut bytes = 0_u64;
     let mut told = Told::default();
-    // Raw, as extensions would be read into memory whatever their size.
+    // Read raw entries: the library would read extension headers of any size into memory.
     for (count, entry) in archive.entries().map_err(text)?.raw(true).enumerate() {
         let mut entry = entry.map_err(text)?;
         if count >= FETCH_ENTRIES {
@@ -184,7 +184,7 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
                 }
             }
             EntryType::Link => {
-                // A second name of a file that came before.
+                // A hard link to an earlier file.
                 let Some(to) = link else {
                     continue;
                 };
@@ -203,8 +203,8 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
             _ => {}
         }
     }
-    // Those that are deepest first: none is made through another, whatever the file system takes
-    // for the same name.
+    // Create the deepest links first. So no link is created through another one, even if the file
+    // system treats different names as the same.
     let mut links: Vec<_> = links.into_iter().collect();
     links.sort_by_key(|(path, _)| std::cmp::Reverse(path.components().count()));
     for (path, to) in &links {
@@ -217,7 +217,7 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// What entries of an archive tell of the one that follows.
+/// The extension headers for the next entry of an archive.
 #[derive(Default)]
 struct Told {
     path: Option<Vec<u8>>,
@@ -225,7 +225,7 @@ struct Told {
 }
 
 impl Told {
-    /// Takes in an entry that tells of the next one; false for any other.
+    /// Reads an extension header; false for any other entry.
     ///
     /// Sources: GNU tar manual, "Basic Tar Format" (types `L` and `K`); POSIX.1-2017, pax, "pax
     /// Extended Header" (`x` and `g`).
@@ -273,7 +273,7 @@ impl Told {
     }
 }
 
-/// What failed with a path of the archive.
+/// Adds the path in the archive to an error.
 fn about(path: &Path) -> impl FnOnce(io::Error) -> String {
     move |error| printable(format!("{}: {error}", path.display()).as_bytes())
 }
@@ -282,7 +282,7 @@ fn text(error: io::Error) -> String {
     printable(error.to_string().as_bytes())
 }
 
-/// A path inside of the tree; `None` for the tree itself and for what is git's.
+/// A path inside the tree; `None` for the tree itself and for git's own files.
 fn relative(path: &Path) -> Result<Option<PathBuf>, String> {
     let mut clean = PathBuf::new();
     for part in path.components() {
@@ -292,7 +292,7 @@ fn relative(path: &Path) -> Result<Option<PathBuf>, String> {
             Component::Normal(name) => clean.push(name),
             _ => {
                 let path = printable(path.display().to_string().as_bytes());
-                return Err(format!("{path} is outside of it"));
+                return Err(format!("{path} is outside the tree"));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a work tree.
+//! The errors of work trees.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::store::StoreError;
 use crate::util::task::ShuttingDown;
 
-/// Why a work tree could not be shipped or fetched.
+/// Why a work tree could not be copied or its changes could not be fetched.
 ///
 /// ```no_run
 /// # async fn example() -> fleetbox::Result<()> {
@@ -25,48 +25,48 @@ pub enum WorkspaceError {
     /// The VM.
     #[error(transparent)]
     Vm(#[from] Error),
-    /// The host has no git.
-    #[error("cannot run git: {0}; install git to ship work trees")]
+    /// Git does not run on the host.
+    #[error("cannot run git: {0}; install git to copy work trees")]
     NoGit(#[source] io::Error),
-    /// Git refused.
+    /// Git failed.
     #[error("git cannot {what} in {}: {why}", tree.display())]
     Git {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The work tree.
         tree: PathBuf,
-        /// What git wrote.
+        /// Git's error message.
         why: String,
     },
-    /// A file of the tree cannot be read, or a temporary one not be written.
+    /// A file of the tree cannot be read, or a temporary file cannot be written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// A file name that an archive cannot carry.
-    #[error("cannot ship {}: {why}", path.display())]
+    /// A file cannot be put into an archive.
+    #[error("cannot copy {}: {why}", path.display())]
     Path {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// What the guest sent is no archive of a work tree.
+    /// The guest sent an invalid archive.
     #[error("cannot use the work tree that {name} sent: {why}")]
     Archive {
         /// The VM.
         name: String,
-        /// What is wrong.
+        /// What is wrong with the archive.
         why: String,
     },
     /// The VM has no workspace.
     #[error(
-        "{name} has no workspace; `fleetbox ship {name} PATH` gives it one, `fleetbox run PATH` makes a VM with one"
+        "{name} has no workspace; copy a work tree to it with `fleetbox ship {name} PATH`, or create a VM with one with `fleetbox run PATH`"
     )]
     None {
         /// The VM.

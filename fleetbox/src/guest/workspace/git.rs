@@ -1,4 +1,4 @@
-//! What git says of a work tree of the host.
+//! Reading a git work tree of the host.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -26,10 +26,10 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The work tree that `path` is in.
+    /// Finds the work tree that contains `path`.
     ///
     /// # Errors
-    /// [`WorkspaceError`] if it is in none, or there is no git.
+    /// [`WorkspaceError`] if `path` is not in a work tree, or git does not run.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, WorkspaceError> {
         let path = path.as_ref().to_owned();
         blocking(move || {
@@ -45,7 +45,7 @@ impl Tree {
         .await
     }
 
-    /// A directory, which need not be git's.
+    /// A directory, which may be outside of git.
     pub(super) fn at(root: PathBuf) -> Self {
         Self { root }
     }
@@ -55,7 +55,7 @@ impl Tree {
         &self.root
     }
 
-    /// The files that would be shipped, relative to [`Tree::root`], in order.
+    /// The files that would be copied, relative to [`Tree::root`], sorted.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -67,25 +67,24 @@ impl Tree {
     /// ```
     ///
     /// # Errors
-    /// [`WorkspaceError`].
+    /// [`WorkspaceError`] if git fails or a directory cannot be read.
     pub async fn list(&self, options: &super::ShipOptions) -> Result<Vec<PathBuf>, WorkspaceError> {
         let (tree, options) = (self.clone(), options.clone());
         blocking(move || tree.listed(&options)).await
     }
 
-    /// Checks that the tree can be shipped in this way, as far as that can be known without a guest:
-    /// the commit and the branch's name, and that all files have names that can be shipped and may be
-    /// read. Done before a VM is started for it, nothing that is wrong with the tree is found out
-    /// after the boot.
+    /// Checks, without a guest, that the tree can be copied with these options: that the commit exists, the branch's
+    /// name is valid, and all files have valid names and can be read. Call it before starting a VM for the tree, so
+    /// that a problem shows up before the boot.
     ///
     /// # Errors
-    /// [`WorkspaceError`] names what is wrong.
+    /// [`WorkspaceError`] says what is wrong.
     pub async fn check(&self, options: &super::ShipOptions) -> Result<(), WorkspaceError> {
         let (tree, options) = (self.clone(), options.clone());
         blocking(move || super::ship::check(&tree, &options)).await
     }
 
-    /// As [`Tree::list`]. Blocks.
+    /// Like [`Tree::list`], but blocking.
     pub(super) fn listed(
         &self,
         options: &super::ShipOptions,
@@ -99,7 +98,7 @@ impl Tree {
         }
     }
 
-    /// The files of the work tree that are there.
+    /// The files that exist in the work tree.
     pub(super) fn files(&self, selection: Selection) -> Result<Vec<PathBuf>, WorkspaceError> {
         let list = |args: &[&str]| -> Result<_, WorkspaceError> {
             Ok(paths(&run(&self.root, "list files", args)?))
@@ -126,7 +125,7 @@ impl Tree {
         Ok(files)
     }
 
-    /// All that is in the directory, git's own files included if they are there.
+    /// Everything in the directory, including git's own files.
     fn everything(&self) -> Result<Vec<PathBuf>, WorkspaceError> {
         let mut files = Vec::new();
         let mut dirs = vec![PathBuf::new()];
@@ -141,7 +140,7 @@ impl Tree {
                 if kind.is_dir() {
                     dirs.push(relative.clone());
                 }
-                // A `.git` that is a file leads to a place that the guest does not have.
+                // A `.git` file points to a directory that the guest does not have.
                 let is_link = relative == Path::new(".git") && !kind.is_dir();
                 if !is_link && (kind.is_dir() || kind.is_file() || kind.is_symlink()) {
                     files.push(relative);
@@ -152,8 +151,8 @@ impl Tree {
         Ok(files)
     }
 
-    /// The commit that `reference` means, or that the work tree is at; `None` for a repository
-    /// without commits.
+    /// The commit that `reference` names, or the current commit; `None` in a repository without
+    /// commits.
     pub(super) fn commit(&self, reference: Option<&str>) -> Result<Option<String>, WorkspaceError> {
         let wanted = format!("{}^{{commit}}", reference.unwrap_or("HEAD"));
         let args = [
@@ -167,15 +166,15 @@ impl Tree {
             Ok(output) => Ok(Some(line(&output))),
             Err(WorkspaceError::Git { .. }) if reference.is_none() => Ok(None),
             Err(WorkspaceError::Git { tree, .. }) => Err(WorkspaceError::Git {
-                what: "find the commit to ship",
+                what: "find the commit to copy",
                 tree,
-                why: format!("there is no {}", reference.unwrap_or("HEAD")),
+                why: format!("{} does not exist", reference.unwrap_or("HEAD")),
             }),
             Err(error) => Err(error),
         }
     }
 
-    /// The branch that the work tree is on.
+    /// The current branch.
     pub(super) fn branch(&self) -> Option<String> {
         let args = ["symbolic-ref", "--quiet", "--short", "HEAD"];
         run(&self.root, "find the branch", &args)
@@ -189,13 +188,13 @@ impl Tree {
         Ok(!run(&self.root, "compare files", &args)?.is_empty())
     }
 
-    /// Refuses what is no name of a branch.
+    /// Checks that a branch name is valid.
     pub(super) fn check_branch(&self, branch: &str) -> Result<(), WorkspaceError> {
         let args = ["check-ref-format", "--branch", branch];
         run(&self.root, "use the branch's name", &args).map(drop)
     }
 
-    /// Where the repository has its objects.
+    /// The directory with the repository's objects.
     pub(super) fn objects(&self) -> Result<PathBuf, WorkspaceError> {
         let args = [
             "rev-parse",
@@ -207,7 +206,7 @@ impl Tree {
         Ok(PathBuf::from(OsStr::from_bytes(output.trim_ascii_end())))
     }
 
-    /// Directories and files that git ignores.
+    /// The directories and files that git ignores.
     pub(super) fn ignored(&self) -> Result<Vec<PathBuf>, WorkspaceError> {
         let args = [
             "ls-files",
@@ -221,7 +220,7 @@ impl Tree {
     }
 }
 
-/// A command of git's in `dir`, which no variable directs elsewhere.
+/// A git command in `dir`. Environment variables cannot direct it elsewhere.
 pub(super) fn command(dir: &Path) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(dir).stdin(Stdio::null());
@@ -236,7 +235,7 @@ pub(super) fn command(dir: &Path) -> Command {
     ] {
         command.env_remove(variable);
     }
-    // Looking must not wait for, or hinder, what works on the repository.
+    // Reading must not wait for, or block, other processes that use the repository.
     command.env("GIT_OPTIONAL_LOCKS", "0").env("LC_ALL", "C");
     command
 }
@@ -247,7 +246,7 @@ fn run(dir: &Path, what: &'static str, args: &[&str]) -> Result<Vec<u8>, Workspa
     finish(command, dir, what)
 }
 
-/// Runs a command of git's that has to succeed, and returns what it wrote.
+/// Runs a git command and returns its output. A failure of the command is an error.
 pub(super) fn finish(
     mut command: Command,
     dir: &Path,
@@ -272,7 +271,7 @@ fn line(output: &[u8]) -> String {
     String::from_utf8_lossy(output).trim().to_owned()
 }
 
-/// Paths that end with a zero byte each.
+/// Parses paths that each end with a zero byte.
 fn paths(output: &[u8]) -> Vec<PathBuf> {
     output
         .split(|b| *b == 0)

@@ -1,8 +1,8 @@
-//! A git work tree of the host in a guest: shipped there, worked on there, and what was changed
-//! fetched back as a patch.
+//! Git work trees in guests: copy a work tree of the host to a guest, work on it there, and fetch
+//! the changes as a patch.
 //!
-//! Trees travel as tar archives over SSH, so that a guest needs `tar` and nothing else; git runs on
-//! the host only. Which tree a VM has is noted in `workspace.json` of its directory.
+//! Trees are sent as tar archives over SSH, so a guest needs nothing but `tar`. Git runs only on
+//! the host. `workspace.json` in a VM's directory records which tree the VM has.
 
 mod archive;
 mod error;
@@ -26,12 +26,12 @@ pub use self::error::WorkspaceError;
 pub use self::git::Tree;
 pub use self::ship::Selection;
 
-/// Name of the note in a VM's directory.
+/// Name of the record in a VM's directory.
 const NOTE: &str = "workspace.json";
-/// Maximum bytes of that note, which lists the files.
+/// Maximum bytes of that record, which lists the files.
 const NOTE_LIMIT: u64 = 256 << 20;
 
-/// Files that say that a tree's tools come from mise (<https://mise.jdx.dev>).
+/// Files that show that a tree gets its tools from mise (<https://mise.jdx.dev>).
 const MISE_FILES: [&str; 4] = [
     "mise.toml",
     ".mise.toml",
@@ -39,7 +39,7 @@ const MISE_FILES: [&str; 4] = [
     ".config/mise.toml",
 ];
 
-/// What of a work tree is shipped, and how.
+/// Options for copying a work tree to a guest.
 ///
 /// ```
 /// use fleetbox::workspace::{Selection, ShipOptions};
@@ -49,17 +49,17 @@ const MISE_FILES: [&str; 4] = [
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShipOptions {
-    /// Which files.
+    /// Which files to copy.
     pub selection: Selection,
-    /// Name of the branch that the guest's repository is on; the host's if none is given.
+    /// Name of the branch in the guest's repository. The default is the host's current branch.
     pub branch: Option<String>,
-    /// What that branch begins at: this commit's files are shipped then, not those of the work
-    /// tree.
+    /// The commit that the branch starts at. If given, the files of this commit are copied instead
+    /// of those in the work tree.
     pub from: Option<String>,
 }
 
 impl Default for ShipOptions {
-    /// The tracked files as they are in the work tree.
+    /// The tracked files, as they are in the work tree.
     fn default() -> Self {
         Self {
             selection: Selection::Tracked,
@@ -69,7 +69,7 @@ impl Default for ShipOptions {
     }
 }
 
-/// A work tree that a VM has.
+/// A work tree in a VM.
 ///
 /// ```no_run
 /// # async fn example(vm: &fleetbox::Vm) -> fleetbox::Result<()> {
@@ -86,28 +86,31 @@ impl Default for ShipOptions {
 pub struct Workspace {
     /// The top directory of the work tree on the host.
     pub host: PathBuf,
-    /// The directory in the guest, in the user's home.
+    /// The directory in the guest, relative to the user's home.
     pub directory: String,
-    /// The commit that the guest's changes are told against; none in a repository without commits.
+    /// The commit that the guest's changes are compared with; `None` in a repository without
+    /// commits.
     pub commit: Option<String>,
-    /// How it was shipped.
+    /// The options it was copied with.
     pub options: ShipOptions,
-    /// The tree's tools come from mise.
+    /// True if the tree gets its tools from mise.
     pub mise: bool,
-    /// What the host's files were when they were shipped: a sum over names, sizes and times.
+    /// A checksum of names, sizes and times of the host's files when they were copied.
     fingerprint: String,
-    /// The files had changes that are in no commit.
+    /// True if there were uncommitted changes.
     dirty: bool,
-    /// What was shipped.
+    /// The files that were copied.
     files: Vec<String>,
 }
 
 impl Workspace {
-    /// Ships a work tree to a guest, into a directory of the tree's name in the user's home. What
-    /// is there already is overwritten; what an earlier shipment had and this has not is deleted.
+    /// Copies a work tree to a guest, into a directory in the user's home that is named after the
+    /// tree. Existing files are overwritten. Files of an earlier copy that are no longer in the
+    /// tree are deleted.
     ///
     /// # Errors
-    /// [`WorkspaceError`], or a guest that cannot be reached or written to.
+    /// [`WorkspaceError`] if the tree cannot be read, or if the guest cannot be reached or written
+    /// to.
     pub async fn ship(vm: &Vm, tree: &Tree, options: &ShipOptions) -> Result<Self, WorkspaceError> {
         let dir = vm.dir();
         let earlier = load(dir)?;
@@ -119,7 +122,7 @@ impl Workspace {
         Ok(workspace)
     }
 
-    /// The work tree that a VM has, if it has one.
+    /// The work tree of a VM, if it has one.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -133,14 +136,13 @@ impl Workspace {
     /// ```
     ///
     /// # Errors
-    /// Those of [`Fleet::find`], a damaged note, the file system.
+    /// Those of [`Fleet::find`], a damaged record, or an error of the file system.
     pub async fn of(fleet: &Fleet, name: &str) -> Result<Option<Self>, WorkspaceError> {
         let dir = fleet.find(name).await?;
         blocking(move || load(&dir)).await
     }
 
-    /// Ships the host's tree again, as it is now. Changes that were made in the guest to files that
-    /// are shipped are lost.
+    /// Copies the host's tree again, as it is now. The guest's changes to copied files are lost.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -158,16 +160,16 @@ impl Workspace {
     /// ```
     ///
     /// # Errors
-    /// As [`Workspace::ship`].
+    /// Those of [`Workspace::ship`].
     pub async fn sync(&self, vm: &Vm) -> Result<Self, WorkspaceError> {
         let tree = Tree::open(&self.host).await?;
         Self::ship(vm, &tree, &self.options).await
     }
 
-    /// How the host's tree has moved on since it was shipped; `None` if it has not.
+    /// How the host's tree has changed since it was copied; `None` if it has not changed.
     ///
     /// # Errors
-    /// [`WorkspaceError`] if the tree cannot be looked at.
+    /// [`WorkspaceError`] if the tree cannot be read.
     pub async fn moved_on(&self) -> Result<Option<String>, WorkspaceError> {
         let tree = Tree::open(&self.host).await?;
         let before = self.clone();
@@ -179,7 +181,7 @@ impl Workspace {
                     None => "no commit".to_owned(),
                 };
                 return Ok(Some(format!(
-                    "it was at {} and is at {} now",
+                    "it was at {} and is now at {}",
                     short(&before.commit),
                     short(&base)
                 )));
@@ -196,9 +198,9 @@ impl Workspace {
         .await
     }
 
-    /// What the guest has changed, as a patch against [`Workspace::commit`] that `git apply` takes.
-    /// Files that git ignores are left out, and so are submodules. Changes that the host's files
-    /// had when they were shipped are part of it.
+    /// The guest's changes, as a patch against [`Workspace::commit`] for `git apply`. The patch
+    /// leaves out files that git ignores, and submodules. It includes the uncommitted changes that
+    /// the host's files had when they were copied.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm, workspace: fleetbox::workspace::Workspace) -> fleetbox::Result<()> {
@@ -208,31 +210,32 @@ impl Workspace {
     /// ```
     ///
     /// # Errors
-    /// [`WorkspaceError`], or a guest that cannot be reached or read.
+    /// [`WorkspaceError`] if git fails or the guest's archive is invalid, or if the guest cannot be
+    /// reached or read.
     pub async fn diff(&self, vm: &Vm) -> Result<Vec<u8>, WorkspaceError> {
         patch::diff(self, vm).await
     }
 
-    /// True if the host's files had changes that are in no commit when they were shipped.
+    /// True if the host's tree had uncommitted changes when it was copied.
     pub fn is_dirty(&self) -> bool {
         self.dirty
     }
 
-    /// A command line for the guest's shell that runs a program in the workspace, through mise
-    /// where the tree says so and the guest has it; without words, a shell of the user's.
+    /// A command line for the guest's shell that runs a program in the workspace. It uses mise if
+    /// the tree needs it and the guest has it. Without words, it starts the user's shell.
     pub fn command(&self, words: &[String]) -> String {
         self.command_in(".", words)
     }
 
-    /// As [`Workspace::command`], in a directory of the workspace.
+    /// Like [`Workspace::command`], but in a directory of the workspace.
     pub fn command_in(&self, directory: &str, words: &[String]) -> String {
         let mut enter = self.enter();
-        // What is below the workspace is found from there, whatever its name begins with.
+        // `./` makes the path relative to the workspace, whatever character it begins with.
         if directory != "." {
             enter = format!("{enter} && cd -- {}", quote(&format!("./{directory}")));
         }
         let (plain, through_mise) = if words.is_empty() {
-            // A login shell would put the system's directories before those of mise.
+            // A login shell would put the system's directories in PATH before those of mise.
             let shell = "\"${SHELL:-/bin/sh}\"";
             (format!("{shell} -l"), shell.to_owned())
         } else {
@@ -242,17 +245,17 @@ impl Workspace {
         if !self.mise {
             return format!("{enter} && exec {plain}");
         }
-        // The tree is the user's own, who ran this: mise need not ask whether it is trusted.
+        // The tree belongs to the user who runs this, so mise need not ask whether to trust it.
         format!(
             "{enter} && PATH=$PATH:$HOME/.local/bin && if command -v mise >/dev/null 2>&1; then \
              MISE_YES=1 MISE_TRUSTED_CONFIG_PATHS=\"$HOME\"/{} exec mise exec -- {through_mise}; else \
-             echo 'fleetbox: this workspace declares its tools by mise, which the guest does not have; \
+             echo 'fleetbox: this workspace gets its tools from mise, which the guest does not have; \
              docs/cli.md has user data that installs it' >&2; exec {plain}; fi",
             quote(&self.directory)
         )
     }
 
-    /// The part of a command line that goes to the workspace.
+    /// The part of a command line that enters the workspace.
     fn enter(&self) -> String {
         format!("cd -- \"$HOME\"/{}", quote(&self.directory))
     }

@@ -1,4 +1,4 @@
-//! Fetching a guest's tree, and what differs in it.
+//! Fetching a guest's tree, and comparing it with the host's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::util::task::blocking;
 use crate::util::text::quote;
 use crate::vm::Vm;
 
-/// The tree without files, which git knows in every repository.
+/// The empty tree, which git knows in every repository.
 const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 
-/// Maximum number of ignored directories that the guest is told to leave out.
+/// Maximum number of ignored directories that the guest leaves out of its archive.
 const MOST_EXCLUDED: usize = 500;
 
 pub(super) async fn diff(workspace: &Workspace, vm: &Vm) -> Result<Vec<u8>, WorkspaceError> {
@@ -40,7 +40,7 @@ pub(super) async fn diff(workspace: &Workspace, vm: &Vm) -> Result<Vec<u8>, Work
     blocking(move || compare(&tree, &base, temporary.path())).await
 }
 
-/// Gets the guest's files into `files`.
+/// Fetches the guest's files into `files`.
 async fn fetch(
     workspace: &Workspace,
     vm: &Vm,
@@ -58,7 +58,7 @@ async fn fetch(
     let extracting = blocking(move || {
         let mut receiver = Receiver::new(receiver);
         let extracted = archive::extract(&mut receiver, &into).and_then(|()| {
-            // The padding at the end, so that the guest's tar ends in order.
+            // Read the padding at the end, so that the guest's tar exits normally.
             std::io::copy(&mut receiver, &mut std::io::sink())
                 .map(drop)
                 .map_err(|error| error.to_string())
@@ -78,7 +78,7 @@ async fn fetch(
     let complaint = child.output(1 << 20);
     let (extracted, (), complaint) = tokio::join!(extracting, receiving, complaint);
     let complaint = complaint.map_err(Error::from)?;
-    // An archive that lacks files would make a patch that deletes them.
+    // An incomplete archive would give a patch that deletes the missing files.
     if complaint.status != ExitStatus::Code(0) {
         return Err(Error::Guest {
             name: vm.reference().to_string(),
@@ -93,9 +93,9 @@ async fn fetch(
 }
 
 /// A command line that writes the workspace's files to standard output as an archive. It fails if a
-/// file is left out.
+/// file could not be read.
 pub(super) fn archive_command(workspace: &Workspace, ignored: &[PathBuf]) -> String {
-    // What git ignores is no part of a patch: builds need not travel.
+    // Ignored files, such as builds, are not part of a patch, so the guest need not send them.
     let mut excluded = String::from(" --exclude=./.git");
     for path in ignored.iter().take(MOST_EXCLUDED) {
         if let Some(path) = path.to_str().map(|path| path.trim_end_matches('/'))
@@ -105,8 +105,9 @@ pub(super) fn archive_command(workspace: &Workspace, ignored: &[PathBuf]) -> Str
             excluded.push_str(&quote(&format!("./{path}")));
         }
     }
-    // Busybox's tar knows no exclusions: all is sent then, and passed over here. GNU's ends with 1
-    // if nothing worse has happened than that a file changed while it was read.
+    // Busybox's tar does not support exclusions, so it sends everything, and this side skips what
+    // git ignores. GNU tar exits with 1 if a file changed while it was read and nothing worse
+    // happened.
     format!(
         "{} || exit; if tar --version 2>/dev/null | grep -q 'GNU tar'; then \
          tar -c -f -{excluded} .; status=$?; [ \"$status\" = 1 ] && status=0; exit \"$status\"; \
@@ -115,8 +116,8 @@ pub(super) fn archive_command(workspace: &Workspace, ignored: &[PathBuf]) -> Str
     )
 }
 
-/// The patch from `base` to the files in `dir`. Objects are written to a repository beside them;
-/// the host's is only read.
+/// Makes the patch from `base` to the files in `dir`. New objects are written to a repository
+/// beside them. The host's repository is only read.
 pub(super) fn compare(tree: &Tree, base: &str, dir: &Path) -> Result<Vec<u8>, WorkspaceError> {
     let (repository, files) = (dir.join("git"), dir.join("files"));
     let root = tree.root();
@@ -139,7 +140,7 @@ pub(super) fn compare(tree: &Tree, base: &str, dir: &Path) -> Result<Vec<u8>, Wo
             .arg(&repository)
             .arg("--work-tree")
             .arg(&files)
-            // The guest's .gitattributes must not run what the user has configured for others.
+            // The guest's .gitattributes must not run filters from the user's configuration.
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .args(["-c", "core.bare=false", "-c", "core.autocrlf=false"])

@@ -1,4 +1,4 @@
-//! Sending a work tree to a guest.
+//! Copying a work tree to a guest.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,29 +19,30 @@ use crate::util::task::blocking;
 use crate::util::text::quote;
 use crate::vm::Vm;
 
-/// Maximum bytes of what a guest complains about.
+/// Maximum bytes of an error message from the guest.
 const COMPLAINT: usize = 1 << 20;
 
-/// Which files of a work tree are shipped.
+/// Which files of a work tree are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selection {
-    /// Those that git tracks, as they are in the work tree, and a repository with their commit.
+    /// The files that git tracks, as they are in the work tree, and a repository with their commit.
     Tracked,
-    /// Those, and new ones that git does not ignore.
+    /// The same, and new files that git does not ignore.
     WithUntracked,
-    /// The whole directory: what is ignored too, and the repository with its history.
+    /// The whole directory, with ignored files and the repository's history.
     Everything,
 }
 
-/// What is shipped, made on the host before the guest is asked for anything.
+/// A copy for a guest, prepared on the host before the guest is contacted.
 struct Load {
-    /// Where the files are.
+    /// The directory with the files.
     root: PathBuf,
     files: Vec<PathBuf>,
-    /// A repository for the guest, and the files if they are not those of the work tree.
+    /// A temporary directory with the guest's repository, and with the files if they are not those
+    /// of the work tree.
     _made: Option<tempfile::TempDir>,
-    /// The repository's directory, shipped as `.git`.
+    /// The repository's directory, which becomes `.git` in the guest.
     repository: Option<PathBuf>,
     workspace: Workspace,
 }
@@ -62,7 +63,7 @@ pub(super) async fn ship(
     Ok(workspace)
 }
 
-/// What of a shipment can be checked before there is a guest.
+/// Checks everything that can be checked before there is a guest.
 pub(super) fn check(tree: &Tree, options: &ShipOptions) -> Result<(), WorkspaceError> {
     if let Some(branch) = &options.branch {
         tree.check_branch(branch)?;
@@ -76,7 +77,7 @@ pub(super) fn check(tree: &Tree, options: &ShipOptions) -> Result<(), WorkspaceE
         let path = tree.root().join(file);
         if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             match fs::File::open(&path) {
-                // Deleted since it was listed.
+                // It was deleted after it was listed.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 opened => drop(opened.map_err(WorkspaceError::io("read", &path))?),
             }
@@ -85,13 +86,13 @@ pub(super) fn check(tree: &Tree, options: &ShipOptions) -> Result<(), WorkspaceE
     Ok(())
 }
 
-/// The files' names as an archive and a note have them.
+/// The names of the files, for an archive and the record.
 fn names(files: &[PathBuf]) -> Result<Vec<String>, WorkspaceError> {
     let name = |file: &PathBuf| match file.to_str() {
         Some(name) if !name.contains('\0') => Ok(name.to_owned()),
         _ => Err(WorkspaceError::Path {
             path: file.clone(),
-            why: "its name is not UTF-8; rename it, or have git ignore it",
+            why: "its name is not UTF-8; rename it, or make git ignore it",
         }),
     };
     files.iter().map(name).collect()
@@ -152,7 +153,8 @@ fn prepare(tree: &Tree, options: &ShipOptions) -> Result<Load, WorkspaceError> {
     })
 }
 
-/// The name of the directory in the guest: that of the tree, of letters that need no care.
+/// The name of the directory in the guest: the tree's name, with only characters that need no
+/// quoting.
 fn directory(root: &Path) -> String {
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name
@@ -169,14 +171,14 @@ fn directory(root: &Path) -> String {
     }
 }
 
-/// A sum over names, sizes, modes and times.
+/// A checksum of names, sizes, modes and times.
 pub(super) fn fingerprint(root: &Path, files: &[PathBuf]) -> String {
     let mut context = Context::new(&SHA256);
     for file in files {
         let Ok(metadata) = fs::symlink_metadata(root.join(file)) else {
             continue;
         };
-        // A directory changes its time with each build.
+        // Leave out directories: their time changes with each build.
         if metadata.is_dir() || file.starts_with(".git") {
             continue;
         }
@@ -194,8 +196,8 @@ pub(super) fn fingerprint(root: &Path, files: &[PathBuf]) -> String {
     digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A repository in `dir` that has one commit and no history, with the branch checked out as far as
-/// its index goes.
+/// Creates a repository in `dir` that has one commit and no history, with the branch checked out in
+/// its index only.
 fn make_repository(
     tree: &Tree,
     commit: &str,
@@ -239,7 +241,7 @@ fn make_repository(
             .and_then(|()| fs::write(&path, text))
             .map_err(WorkspaceError::io("write", &path))
     };
-    // The commit's parents are not there.
+    // The commit's parents are missing.
     write("shallow", format!("{commit}\n"))?;
     match branch {
         Some(branch) => {
@@ -263,7 +265,7 @@ fn make_repository(
     Ok(repository)
 }
 
-/// Writes the files of the commit that the repository in `dir` has to `files`.
+/// Writes the files of the commit in the repository in `dir` to `files`.
 fn check_out(tree: &Tree, dir: &Path, files: &Path) -> Result<(), WorkspaceError> {
     fs::create_dir(files).map_err(WorkspaceError::io("create", files))?;
     let mut command = git::command(files);
@@ -276,7 +278,7 @@ fn check_out(tree: &Tree, dir: &Path, files: &Path) -> Result<(), WorkspaceError
     git::finish(command, tree.root(), "check a commit out").map(drop)
 }
 
-/// Deletes what was shipped earlier and is not any more.
+/// Deletes files of the earlier copy that are not in the new one.
 async fn remove_old(vm: &Vm, earlier: &Workspace, now: &Workspace) -> Result<(), WorkspaceError> {
     let kept: BTreeSet<_> = now.files.iter().collect();
     let mut gone = Vec::new();
@@ -288,7 +290,7 @@ async fn remove_old(vm: &Vm, earlier: &Workspace, now: &Workspace) -> Result<(),
     if gone.is_empty() {
         return Ok(());
     }
-    // Directories are listed only where all is shipped; they stay.
+    // Directories are listed only for full copies. They stay.
     let command = format!("{} && xargs -0 rm -f -- 2>/dev/null; true", now.enter());
     vm.ssh_with_input(&command, &gone).await?;
     Ok(())
@@ -304,7 +306,7 @@ async fn send(vm: &Vm, load: Load) -> Result<(), WorkspaceError> {
     let sending = async {
         if let Some(input) = &mut input {
             while let Some(chunk) = receiver.recv().await {
-                // Its complaint and its status say why.
+                // Its error message and exit status say why.
                 if input.write_all(&chunk).await.is_err() {
                     break;
                 }
@@ -354,7 +356,7 @@ fn write_all(load: &Load, out: Sender) -> Result<(), WorkspaceError> {
 pub(super) mod tests {
     use super::*;
 
-    /// What would be sent to a guest.
+    /// The entries to send to a guest.
     pub(in super::super) fn archive(tree: &Tree, options: &ShipOptions) -> (Workspace, Vec<u8>) {
         let load = prepare(tree, options).unwrap();
         let workspace = load.workspace.clone();

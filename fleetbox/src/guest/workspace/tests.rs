@@ -76,7 +76,7 @@ async fn a_tree_is_found_from_below_and_not_elsewhere() {
         tree.root().canonicalize().unwrap()
     );
     let error = Tree::open(dir.path().join("none")).await.unwrap_err();
-    assert!(error.to_string().contains("cannot ship"), "{error}");
+    assert!(error.to_string().contains("cannot copy"), "{error}");
     let outside = tempfile::tempdir().unwrap();
     let error = Tree::open(outside.path()).await.unwrap_err().to_string();
     assert!(error.contains("not a git repository"), "{error}");
@@ -391,7 +391,7 @@ fn commands_run_in_the_workspace_and_through_mise() {
     fs::create_dir_all(&bin).unwrap();
     let output = run(&workspace, &words);
     assert_eq!(output.stdout, b"a b|$HOME|");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("by mise"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("from mise"));
     fs::write(bin.join("mise"), "#!/bin/sh\necho \"mise $*\"\n").unwrap();
     fs::set_permissions(bin.join("mise"), fs::Permissions::from_mode(0o755)).unwrap();
     let output = run(&workspace, &words);

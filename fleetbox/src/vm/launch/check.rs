@@ -1,4 +1,4 @@
-//! What is checked before anything is created.
+//! Checks before anything is created.
 
 use super::find::Member;
 use crate::error::Result;
@@ -8,7 +8,7 @@ use crate::host::{bridge, preflight};
 use crate::model::names::Name;
 use crate::store::Store;
 
-/// The budget of a start. Checks that this host can run the members at all.
+/// Checks that this host can run the members at all, and returns the budget of the start.
 pub(super) fn budget_of(members: &[Member]) -> Result<Budget> {
     let budget = match members.iter().find_map(|member| member.builder.budget) {
         Some(budget) => budget,
@@ -20,8 +20,8 @@ pub(super) fn budget_of(members: &[Member]) -> Result<Budget> {
     Ok(budget)
 }
 
-/// Checks that the host's network may be changed, if the cluster is or is to be joined to it and has
-/// no worker that has done so.
+/// Checks that this process may change the host's network, if the cluster needs a bridge and has no worker that has
+/// set it up.
 pub(super) fn network(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
     let dir = store.cluster(cluster);
     if dir.is_running()? {
@@ -48,8 +48,8 @@ pub(super) fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result
     Ok(wants)
 }
 
-/// Checks that this host has what each member that is to be created asks for, and if they are to be
-/// started what those need that exist and do not run.
+/// Checks that this host has what each new member asks for. If the members will be started, it also
+/// checks what the existing, stopped members need.
 pub(super) fn resources(
     store: &Store,
     cluster: &Name,

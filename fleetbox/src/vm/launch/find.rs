@@ -1,4 +1,4 @@
-//! What a start is about: the members that are asked for, and those that exist.
+//! Finding the members of a start: those that exist, and those to create.
 
 use super::Launch;
 use crate::disk::fixture;
@@ -10,7 +10,7 @@ use crate::store::{Lock, Store, StoreError, VmDir, ephemeral};
 use crate::util::task::blocking;
 use crate::vm::builder::{Plan, VmBuilder};
 
-/// A member as it is found or to be made.
+/// A member that exists or will be created.
 pub(super) struct Member {
     pub(super) builder: VmBuilder,
     pub(super) plan: Plan,
@@ -19,7 +19,7 @@ pub(super) struct Member {
 }
 
 impl Launch {
-    /// What is to be started, checked as far as it can be without looking at the state directory.
+    /// Plans what to start, with all checks that do not need the state directory.
     pub(super) fn plan(&self) -> Result<Vec<Member>> {
         let mut members = Vec::new();
         for builder in &self.members {
@@ -32,10 +32,10 @@ impl Launch {
         Ok(members)
     }
 
-    /// Refuses members that exist and must not, before it is known whether this host can run them.
-    /// [`super::members::make`] does so for one that comes to be later.
+    /// Refuses members that must not exist yet. This comes before the check of whether this host
+    /// can run them. [`super::members::make`] refuses a member that is created later.
     pub(super) async fn refuse_existing(&self, members: &[Member]) -> Result<()> {
-        // Where nothing has ever been made, nothing is made by looking for it.
+        // A search must not create the state directory.
         if !self.fleet.home()?.is_dir() || !members.iter().any(|member| member.builder.create_new) {
             return Ok(());
         }
@@ -53,9 +53,9 @@ impl Launch {
         Ok(())
     }
 
-    /// The cluster that is meant, and a share of it if it exists. With that, what exists is not pruned
-    /// while its start waits for an image or for memory, so it is taken before anything is looked up
-    /// and kept until the handles have shares of their own.
+    /// The cluster that the start is about, and a shared lock on it if it exists. The lock keeps its members from
+    /// being pruned while the start waits for an image or for memory. So it is taken before anything is looked up,
+    /// and kept until the handles have locks of their own.
     pub(super) async fn locate(
         &self,
         store: &Store,
@@ -65,14 +65,14 @@ impl Launch {
             let cluster = self.meant(store, members)?;
             let dir = store.cluster(&cluster);
             let share = blocking(move || dir.share_if_there()).await?;
-            // Else it was removed meanwhile, or has come to be.
+            // Otherwise it was removed or created in the meantime.
             if self.meant(store, members)? == cluster {
                 return Ok((cluster, share));
             }
         }
     }
 
-    /// The cluster that is named or, if none is, the one that has the member.
+    /// The given cluster, or else the one that has the member.
     fn meant(&self, store: &Store, members: &[Member]) -> Result<Name> {
         let elsewhere = existing_elsewhere(store, &self.cluster, members, self.lifetime)?;
         match elsewhere.as_slice() {
@@ -90,8 +90,8 @@ impl Launch {
     }
 }
 
-/// The VMs of a member's name in other clusters, if the member does not exist. A name is that of one
-/// VM only, but of those that are deleted with their owners, which are nobody else's business.
+/// VMs in other clusters that have the name of a member that does not exist. A name may belong to one VM only. VMs
+/// that are deleted with their owners do not count, since only their owners use them.
 pub(super) fn existing_elsewhere(
     store: &Store,
     cluster: &Name,
@@ -113,7 +113,7 @@ pub(super) fn existing_elsewhere(
     Ok(Vec::new())
 }
 
-/// The VMs of that name in all clusters, but those that are deleted with their owners.
+/// The VMs with that name in all clusters, except those that are deleted with their owners.
 fn others(store: &Store, name: &Name) -> Result<Vec<VmDir>> {
     let mut found = store.find(name)?;
     found.retain(|vm| !ephemeral::is_ephemeral(vm));
@@ -134,7 +134,8 @@ pub(super) async fn images(store: &Store, cluster: &Name, members: &mut [Member]
         if cluster.vm(&member.plan.name).is_some() {
             continue;
         }
-        // Found out before anything is downloaded; they are copied when the machine is started.
+        // Check the fixtures before anything is downloaded. They are copied when the machine is
+        // started.
         let fixtures = member.plan.fixtures.clone();
         blocking(move || fixture::probe(&fixtures)).await?;
         let wanted = &member.plan.image;

@@ -1,4 +1,4 @@
-//! The members of a cluster on their way from a plan to an answered log-in.
+//! Starting the members of a cluster, from a plan to a log-in over SSH.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) struct Starting {
     lifetime: Lifetime,
     alone: bool,
     members: Arc<Vec<Member>>,
-    /// Those that this start has created.
+    /// Names of the members that this start has created.
     created: Vec<Name>,
 }
 
@@ -45,8 +45,8 @@ impl Starting {
         }
     }
 
-    /// Creates the members that do not exist, and has the cluster's worker start all machines. The
-    /// lease is given back once those that run count by their own locks.
+    /// Creates the members that do not exist, and makes the cluster's worker start all machines.
+    /// The lease is returned once the running VMs are counted by their own locks.
     pub(super) async fn start_machines(
         &mut self,
         lease: Lease,
@@ -76,7 +76,7 @@ impl Starting {
         }
     }
 
-    /// Waits until all guests are up.
+    /// Waits until all guests are ready.
     pub(super) async fn wait_until_up(&self, vms: Vec<Vm>) -> Result<Vec<Vm>> {
         let ready = vms.iter().zip(self.members.iter()).map(|(vm, member)| {
             let deadline = Instant::now() + member.builder.boot_timeout;
@@ -101,7 +101,7 @@ impl Starting {
                 Ok(vms)
             }
             Err(error) => {
-                // An earlier attempt may have made some, whose handles are gone.
+                // An earlier attempt may have created some, whose handles are gone.
                 if !self.alone {
                     delete(&self.store, &self.cluster, &self.created).await;
                 }
@@ -110,8 +110,8 @@ impl Starting {
         }
     }
 
-    /// Undoes what this start has done, unless it is one VM alone, and says in the error what has
-    /// become of the VM that failed.
+    /// Undoes this start unless it is about a single VM, and adds to the error what happened to the
+    /// VM that failed.
     async fn undo(&self, vms: Vec<Vm>, error: Error) -> Error {
         let held = vms.iter().any(Vm::is_held);
         if self.alone {
@@ -122,14 +122,14 @@ impl Starting {
         error.leaving(|name| self.fate(name, held))
     }
 
-    /// What has become of a member whose start has failed and is undone as far as it is. `held` is
-    /// whether this process was its owner then.
+    /// What happened to a member whose start failed, after the start was undone. `held` says
+    /// whether this process owned it.
     fn fate(&self, name: &Name, held: bool) -> VmFate {
         let cluster = self.store.cluster(&self.cluster);
         let Some(vm) = cluster.vm(name) else {
             return VmFate::Deleted;
         };
-        // Unless the process has other handles, its worker ends the machine.
+        // Its worker ends the machine unless this process has other handles.
         match held && attach::owned(&cluster).is_none() {
             true if ephemeral::is_ephemeral(&vm) => VmFate::Deleted,
             true => VmFate::Stopped(Box::new(vm.reference())),
@@ -141,8 +141,8 @@ impl Starting {
     }
 }
 
-/// Attaches to the cluster's worker and makes a handle on each member, creating those that do not
-/// exist; the names of these. If anything fails, they are deleted.
+/// Attaches to the cluster's worker and makes a handle on each member. Creates the members that do
+/// not exist, and returns their names. If anything fails, the new members are deleted.
 fn make_all(
     store: &Store,
     cluster: &Name,
@@ -155,7 +155,7 @@ fn make_all(
     let mut created = Vec::new();
     let mut share = None;
     let prepare = || {
-        // One that has come to be since it was looked for is not pruned from here on, either.
+        // From here on, a cluster that was created in the meantime is not pruned either.
         share = dir.share_if_there()?;
         for member in members {
             if make(store, cluster, member, lifetime, ours)? {
@@ -170,10 +170,10 @@ fn make_all(
         members.iter().map(handle).collect::<Result<Vec<_>>>()
     });
     if vms.is_err() {
-        // Nothing of it has been started.
+        // None of them was started.
         for vm in created.iter().filter_map(|name| dir.vm(name)) {
             if let Err(error) = vm.destroy() {
-                tracing::warn!(vm = %vm.name(), %error, "cannot delete");
+                tracing::warn!(vm = %vm.name(), %error, "cannot delete a VM of a failed start");
             }
         }
     }
@@ -181,7 +181,7 @@ fn make_all(
 }
 
 impl Member {
-    /// A handle on the VM, which exists by now.
+    /// Makes a handle on the VM, which now exists.
     fn handle(&self, store: &Store, cluster: &Name, attached: &attach::Attached) -> Result<Vm> {
         let name = &self.plan.name;
         let vm = store.cluster(cluster).vm(name);
@@ -193,15 +193,14 @@ impl Member {
             Vec::new()
         };
         if !ignored.is_empty() {
-            tracing::warn!(vm = %record.name, ?ignored, "the VM exists; these options are ignored");
+            tracing::warn!(vm = %record.name, ?ignored, "the VM already exists; these options are ignored");
         }
         let vm = Vm::new(store, vm, record, attached)?;
         Ok(self.builder.configure(vm).ignoring(ignored))
     }
 }
 
-/// Creates a member that does not exist; false if it does. `ours` are those that this call has
-/// created.
+/// Creates a member; false if it already exists. `ours` are the members that this call has created.
 pub(super) fn make(
     store: &Store,
     cluster: &Name,
@@ -217,7 +216,7 @@ pub(super) fn make(
         return Ok(false);
     }
     let Some(image) = &member.image else {
-        // Another process has removed it since it was looked up.
+        // Another process removed it after it was looked up.
         return Err(Error::NoVm { name: name.clone() });
     };
     match create(store, cluster, &member.plan, image, lifetime) {
@@ -227,7 +226,7 @@ pub(super) fn make(
     }
 }
 
-/// Deletes those that this call has created and that have no handles any more.
+/// Deletes the members that this call created. They have no handles any more.
 async fn delete(store: &Store, cluster: &Name, created: &[Name]) {
     let cluster = store.cluster(cluster);
     for dir in created.iter().filter_map(|name| cluster.vm(name)) {
@@ -237,12 +236,12 @@ async fn delete(store: &Store, cluster: &Name, created: &[Name]) {
             Err(error) => Err(error),
         };
         if let Err(error) = deleted {
-            tracing::warn!(vm = %name, %error, "cannot delete");
+            tracing::warn!(vm = %name, %error, "cannot delete a VM of a failed start");
         }
     }
 }
 
-/// Removes what was created, and kills what was started.
+/// Removes the members that were created, and kills those that were started.
 async fn undo(vms: Vec<Vm>, created: &[Name]) {
     for vm in vms {
         let name = vm.name().to_owned();
@@ -254,7 +253,7 @@ async fn undo(vms: Vec<Vm>, created: &[Name]) {
             vm.kill().await
         };
         if let Err(error) = undone {
-            tracing::debug!(vm = name, %error, "its start is not undone");
+            tracing::debug!(vm = name, %error, "cannot undo the start of a VM");
         }
     }
 }

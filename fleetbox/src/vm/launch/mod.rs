@@ -1,4 +1,4 @@
-//! Making and starting the members of a cluster together. A VM alone is a cluster of one.
+//! Creating and starting the members of a cluster together. A single VM is a cluster of one.
 
 mod check;
 mod find;
@@ -26,10 +26,9 @@ use crate::vm::fleet::Fleet;
 use crate::vm::sweep;
 
 impl VmBuilder {
-    /// Starts the VM, creating it if it does not exist, and waits until it answers by SSH, or for what
-    /// [`VmBuilder::wait_for`] was given. Attaches to a VM that runs already, in any process. A VM that
-    /// exists boots as it was created: options that differ are ignored with a warning (see
-    /// [`Vm::ignored_options`]).
+    /// Starts the VM, creates it if it does not exist, and waits until it answers over SSH or meets the conditions of
+    /// [`VmBuilder::wait_for`]. If the VM already runs, started by any process, this attaches to it. An existing VM
+    /// boots as it was created: options that differ are ignored, with a warning (see [`Vm::ignored_options`]).
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -44,37 +43,38 @@ impl VmBuilder {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a bad name, size, count or image, [`Error::Host`] if VMs cannot run
-    /// here, both before anything is downloaded or created; [`Error::Budget`] if there is no memory
-    /// for it and none will come free; [`Error::NotReady`] with the
-    /// console's last lines if the guest fails or does not answer in time.
+    /// [`Error::Invalid`] for a bad name, size, count or image, and [`Error::Host`] if VMs cannot
+    /// run here, both before anything is downloaded or created; [`Error::Budget`] if there is no
+    /// memory for the VM and none will become free; [`Error::NotReady`], with the console's last
+    /// lines, if the guest fails or does not answer in time.
     pub async fn start(self) -> Result<Vm> {
         let (name, launch) = self.launch()?;
         let (_, vms) = launch.start().await?;
         vms.into_iter().next().ok_or(Error::NoVm { name })
     }
 
-    /// Stops the VM, which exists, if it runs, and starts it again as [`VmBuilder::start`] does. It is
-    /// not stopped if it is known before that it could not be started.
+    /// Stops the VM if it runs, and starts it again as [`VmBuilder::start`] does. The VM must exist. If it is clear
+    /// beforehand that it could not be started again, it is not stopped.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
     /// use fleetbox::{STOP_DEADLINE, Vm};
     ///
     /// let vm = Vm::builder("web").detached().restart(STOP_DEADLINE).await?;
-    /// assert!(!vm.was_running(), "it was booted anew");
+    /// assert!(!vm.was_running(), "it was booted again");
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoVm`], and those of [`VmBuilder::start`] and [`Vm::stop_within`].
+    /// [`Error::NoVm`] if the VM does not exist; those of [`VmBuilder::start`] and
+    /// [`Vm::stop_within`].
     pub async fn restart(self, deadline: Duration) -> Result<Vm> {
         let (name, launch) = self.launch()?;
         let (_, vms) = launch.restart(deadline).await?;
         vms.into_iter().next().ok_or(Error::NoVm { name })
     }
 
-    /// The start of the VM, and its name.
+    /// Plans the start of the VM, and returns its name too.
     fn launch(self) -> Result<(Name, Launch)> {
         let reference: Reference = self.name.parse()?;
         let name = reference.name().clone();
@@ -89,9 +89,9 @@ impl VmBuilder {
         Ok((name, launch))
     }
 
-    /// Creates the VM without starting it, and so without a need for KVM: [`VmBuilder::start`] does
-    /// that later. False if there is a VM of that name already, which stays as it is. It is an
-    /// ordinary one that stays until it is removed.
+    /// Creates the VM without starting it, which works without KVM. [`VmBuilder::start`] can start
+    /// it later. The VM is an ordinary one that stays until it is removed. Returns false if a VM
+    /// with this name already exists; that VM is left as it is.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -100,8 +100,8 @@ impl VmBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`VmBuilder::start`], but for what has to do with running it; [`Error::InsufficientResources`] all the same
-    /// if this host has less than what is asked for.
+    /// Those of [`VmBuilder::start`], except those about running the VM. [`Error::InsufficientResources`] if this
+    /// host has less than the VM asks for.
     pub async fn create(self) -> Result<bool> {
         let (_, mut launch) = self.launch()?;
         launch.lifetime = Lifetime::Detached;
@@ -109,14 +109,14 @@ impl VmBuilder {
     }
 }
 
-/// What is to be started.
+/// A start of one VM or of the members of a cluster.
 pub(crate) struct Launch {
-    /// The cluster.
+    /// The name of the cluster.
     pub(crate) cluster: Name,
-    /// The cluster is not named: a VM of that name that is a member of another one is meant, too.
+    /// True if the user gave no cluster. A member of any cluster with this name may then be meant.
     pub(crate) anywhere: bool,
-    /// A VM alone, whose failed start leaves it for a look at it. Of a cluster all members are
-    /// started or none.
+    /// True for a single VM. If its start fails, it is kept for inspection. Of a cluster, all
+    /// members are started or none.
     pub(crate) alone: bool,
     pub(crate) lifetime: Lifetime,
     pub(crate) fleet: Fleet,
@@ -124,9 +124,8 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// Starts all members, creating those that do not exist, and waits until they answer by SSH.
-    /// Unless it is one VM alone, what was created or started by this call is undone when one
-    /// fails.
+    /// Starts all members, creates those that do not exist, and waits until they are ready. If one
+    /// member of a cluster fails, everything that this call created or started is undone.
     pub(crate) async fn start(self) -> Result<(Store, Vec<Vm>)> {
         let mut clock = Clock::start();
         let mut members = self.plan()?;
@@ -164,8 +163,9 @@ impl Launch {
         Ok((store, vms))
     }
 
-    /// Stops the members, all of which exist, as far as they run, and starts them as
-    /// [`Launch::start`] does. What is known to keep them from starting is an error before.
+    /// Stops the members that run, and starts all as [`Launch::start`] does. All members must
+    /// exist. Anything that would clearly keep them from starting is an error before they are
+    /// stopped.
     pub(crate) async fn restart(self, deadline: Duration) -> Result<(Store, Vec<Vm>)> {
         let members = self.plan()?;
         let budget = check::budget_of(&members)?;
@@ -192,7 +192,7 @@ impl Launch {
         self.start().await
     }
 
-    /// Creates the members that do not exist, and starts none. The names of those it has created.
+    /// Creates the members that do not exist, and starts none. Returns the names of the new ones.
     pub(crate) async fn create(self) -> Result<Vec<Name>> {
         let mut members = self.plan()?;
         self.refuse_existing(&members).await?;
@@ -222,12 +222,12 @@ impl Launch {
     }
 }
 
-/// Removes what killed processes left. A start goes on whatever cannot be removed.
+/// Removes what killed processes left behind. A failure here does not stop a start.
 async fn sweep(store: &Store) -> Result<()> {
     let store = store.clone();
     blocking(move || {
         if let Err(error) = sweep::sweep(&store) {
-            tracing::warn!(%error, "cannot remove what killed processes left");
+            tracing::warn!(%error, "cannot remove what killed processes left behind");
         }
         Ok(())
     })
