@@ -78,9 +78,9 @@ pub use vm::fleet::Fleet;
 pub use vm::links::{LinkConditions, LinkEnd};
 pub use vm::list::{Resolution, VmInfo, VmState};
 pub use vm::logs;
-pub use vm::remote::Published;
+pub use vm::remote::PublishedPort;
 pub use vm::resize::Resize;
-pub use vm::stop::{STOP_DEADLINE, Stopped};
+pub use vm::stop::{STOP_DEADLINE, StopOutcome};
 
 // The attribute expands to paths that begin with `fleetbox`. Tests in this crate use it too.
 #[cfg(test)]

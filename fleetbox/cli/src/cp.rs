@@ -1,6 +1,6 @@
 //! `cp`: files between this host and a VM.
 
-use fleetbox::files::{Copied, FileOptions};
+use fleetbox::files::{CopySummary, FileOptions};
 use fleetbox::guest::quote;
 use fleetbox::{Result, Vm};
 
@@ -13,7 +13,7 @@ use crate::values::Place;
 
 pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
     let several = cp.sources.len() > 1;
-    let mut total = Copied::default();
+    let mut total = CopySummary::default();
     for source in &cp.sources {
         let display = Display::begin(context, &format!("copying {source} to {}", cp.destination));
         let update = display.updater();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use fleetbox::names::Reference;
 use fleetbox::progress::Progress;
-use fleetbox::{Cluster, Result, Stopped, Vm, VmBuilder};
+use fleetbox::{Cluster, Result, StopOutcome, Vm, VmBuilder};
 
 use crate::args::{Down, Kill, Restart};
 use crate::outcome::{Outcome, for_each};
@@ -44,15 +44,15 @@ async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Out
     let stopped = context.fleet().stop(name.as_str(), limit).await?;
     let took = began.elapsed().as_secs_f32();
     Ok(match stopped {
-        Some(Stopped::PoweredOff) => Outcome::new(
+        Some(StopOutcome::PoweredOff) => Outcome::new(
             &name,
             "powered-off",
             format!("{name} powered off after {took:.1} s"),
         ),
-        Some(Stopped::Forced) if limit.is_zero() => {
+        Some(StopOutcome::Forced) if limit.is_zero() => {
             Outcome::new(&name, "killed", format!("{name} was killed"))
         }
-        Some(Stopped::Forced) => Outcome::new(
+        Some(StopOutcome::Forced) => Outcome::new(
             &name,
             "killed",
             format!(

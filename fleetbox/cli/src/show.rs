@@ -6,7 +6,7 @@ use fleetbox::fixture::Fixture;
 use fleetbox::names::Reference;
 use fleetbox::store::now;
 use fleetbox::workspace::Workspace;
-use fleetbox::{ExtraDisk, Published, Result, VmInfo, VmState};
+use fleetbox::{ExtraDisk, PublishedPort, Result, VmInfo, VmState};
 use serde::Serialize;
 
 use crate::output::Context;
@@ -32,7 +32,7 @@ struct Details {
     fixtures: Vec<Fixture>,
     extra_disks: Vec<ExtraDisk>,
     /// `None` if the VM runs, but its worker does not answer.
-    published: Option<Vec<Published>>,
+    published: Option<Vec<PublishedPort>>,
     workspace: Option<Tree>,
 }
 
@@ -98,7 +98,11 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
 }
 
 /// The published ports of a VM, which has none while it does not run.
-async fn published(context: &Context, name: &Reference, state: VmState) -> Result<Vec<Published>> {
+async fn published(
+    context: &Context,
+    name: &Reference,
+    state: VmState,
+) -> Result<Vec<PublishedPort>> {
     if state != VmState::Running {
         return Ok(Vec::new());
     }

@@ -241,11 +241,7 @@ mod tests {
     #[test]
     fn mistakes_are_told() {
         for (options, function, part) in [
-            (
-                "cpu = 2",
-                VM,
-                "unknown option `cpu`; the options are image",
-            ),
+            ("cpu = 2", VM, "unknown option `cpu`; the options are image"),
             ("cpus", VM, "write `cpus = …`"),
             ("cpus = 1, cpus = 2", VM, "more than once"),
             (r#"cpus = "2""#, VM, "a number, without quotes"),
@@ -259,7 +255,11 @@ mod tests {
             ("", "async fn t(a: Vm, b: Vm) {}", "one parameter"),
             ("", "async fn t(&self) {}", "one parameter"),
             ("", "async fn t(vm: &Vm) {}", "by value"),
-            ("", "async fn t<T>(vm: Vm) {}", "cannot have generic parameters"),
+            (
+                "",
+                "async fn t<T>(vm: Vm) {}",
+                "cannot have generic parameters",
+            ),
             ("", "async unsafe fn t(vm: Vm) {}", "cannot be `unsafe`"),
             (
                 "",

@@ -13,7 +13,7 @@ use crate::vm::fleet;
 use crate::vm::list::{Resolution, VmInfo};
 use crate::vm::logs::ConsoleLog;
 use crate::vm::resize::Resize;
-use crate::vm::stop::Stopped;
+use crate::vm::stop::StopOutcome;
 
 /// [`crate::Fleet`] with methods that block.
 ///
@@ -54,7 +54,7 @@ impl Fleet {
         fn open(name: &str) -> Vm = open_vm;
         fn open_cluster(name: &str) -> Cluster = open_cluster;
         fn console_log(name: &str) -> ConsoleLog;
-        fn stop(name: &str, deadline: Duration) -> Option<Stopped>;
+        fn stop(name: &str, deadline: Duration) -> Option<StopOutcome>;
         fn resize(name: &str, change: Resize) -> VmRecord;
         fn prune() -> Vec<String>;
         fn prune_only(vms: &[Reference]) -> Vec<String>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::facade::{values, waits};
 use super::{Child, Events, VmBuilder, run};
 use crate::error::{Error, Result};
-use crate::files::{Copied, FileOptions};
+use crate::files::{CopySummary, FileOptions};
 use crate::model::names::Reference;
 use crate::model::ready::Ready;
 use crate::model::stream::Stream;
@@ -17,8 +17,8 @@ use crate::model::timing::Timings;
 use crate::progress::Progress;
 use crate::ssh::{Output, PtyRequest};
 use crate::vm;
-use crate::vm::remote::Published;
-use crate::vm::stop::Stopped;
+use crate::vm::remote::PublishedPort;
+use crate::vm::stop::StopOutcome;
 
 /// [`crate::Vm`] with methods that block.
 ///
@@ -110,14 +110,14 @@ impl Vm {
         fn ssh_with_input(command: &str, stdin: &[u8]) -> Output;
         fn connect(port: u16) -> UnixStream = socket;
         fn publish(host_port: u16, guest_port: u16) -> SocketAddr;
-        fn published() -> Vec<Published>;
+        fn published() -> Vec<PublishedPort>;
         fn forward(guest_port: u16) -> SocketAddr;
         fn wait_ready(timeout: Duration) -> ();
         fn wait_for(ready: Ready, timeout: Duration) -> ();
-        fn copy_to(host: impl AsRef<Path> + Send, guest: &str) -> Copied;
-        fn copy_to_with(host: impl AsRef<Path> + Send, guest: &str, options: &FileOptions) -> Copied;
-        fn copy_from(guest: &str, host: impl AsRef<Path> + Send) -> Copied;
-        fn copy_from_with(guest: &str, host: impl AsRef<Path> + Send, options: &FileOptions) -> Copied;
+        fn copy_to(host: impl AsRef<Path> + Send, guest: &str) -> CopySummary;
+        fn copy_to_with(host: impl AsRef<Path> + Send, guest: &str, options: &FileOptions) -> CopySummary;
+        fn copy_from(guest: &str, host: impl AsRef<Path> + Send) -> CopySummary;
+        fn copy_from_with(guest: &str, host: impl AsRef<Path> + Send, options: &FileOptions) -> CopySummary;
         fn write(path: &str, bytes: impl AsRef<[u8]> + Send) -> ();
         fn write_with(path: &str, bytes: impl AsRef<[u8]> + Send, options: &FileOptions) -> ();
         fn read(path: &str) -> Vec<u8>;
@@ -125,8 +125,8 @@ impl Vm {
         fn console() -> UnixStream = socket;
         fn console_tail() -> String;
         fn events() -> Events = events;
-        fn stop() -> Stopped;
-        fn stop_within(deadline: Duration) -> Stopped;
+        fn stop() -> StopOutcome;
+        fn stop_within(deadline: Duration) -> StopOutcome;
         fn kill() -> ();
         fn start() -> ();
         fn restart() -> ();
@@ -144,5 +144,9 @@ fn events(events: vm::events::Events) -> Result<Events> {
 
 /// Turns a stream into a blocking one. It has to leave its runtime, so this runs on the runtime.
 fn socket(stream: Stream) -> Result<UnixStream> {
-    run(async move { stream.into_std().map_err(Error::io("make a stream block")) })
+    run(async move {
+        stream
+            .into_std()
+            .map_err(Error::io("make a stream blocking"))
+    })
 }

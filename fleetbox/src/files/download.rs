@@ -14,7 +14,7 @@ use super::hostdir::{Draft, HostDir};
 use super::meter::Meter;
 use super::sftp::{Kind, Sftp};
 use super::upload::FILES_AT_ONCE;
-use super::{COPY_LIMIT, Copied, DEPTH_LIMIT, FileOptions, FilesError, READ_LIMIT, Side};
+use super::{COPY_LIMIT, CopySummary, DEPTH_LIMIT, FileOptions, FilesError, READ_LIMIT, Side};
 use super::{host, shown};
 
 /// Reads a file into memory.
@@ -43,7 +43,7 @@ pub(crate) async fn copy(
     source: &str,
     target: &Path,
     options: &FileOptions,
-) -> Result<Copied, FilesError> {
+) -> Result<CopySummary, FilesError> {
     // Follow a link that the user named.
     let attributes = sftp.stat(source).await?;
     let kind = Kind::of(&attributes);
@@ -96,7 +96,7 @@ fn destination(source: &str, target: &Path) -> Result<(std::path::PathBuf, Strin
     let name = target.file_name().and_then(|name| name.to_str());
     let (Some(name), Some(parent)) = (name, target.parent()) else {
         // Such as "." or "/".
-        let whole = target.canonicalize().map_err(host("look at", target))?;
+        let whole = target.canonicalize().map_err(host("inspect", target))?;
         return match (whole.parent(), whole.file_name().and_then(|n| n.to_str())) {
             (Some(parent), Some(name)) => Ok((parent.to_owned(), name.to_owned())),
             _ => Err(FilesError::Path {

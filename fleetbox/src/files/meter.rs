@@ -3,7 +3,7 @@
 use crate::util::sync::lock;
 use std::sync::{Arc, Mutex};
 
-use super::{Copied, ENTRY_LIMIT, FileProgress, FilesError, Listener, shown};
+use super::{CopySummary, ENTRY_LIMIT, FileProgress, FilesError, Listener, shown};
 
 /// Bytes between two progress reports.
 const STEP: u64 = 256 << 10;
@@ -18,7 +18,7 @@ pub(crate) struct Meter {
 
 #[derive(Default)]
 struct State {
-    copied: Copied,
+    copied: CopySummary,
     entries: usize,
     told: u64,
 }
@@ -99,7 +99,7 @@ impl Meter {
         self.state().copied.links += 1;
     }
 
-    pub(super) fn copied(&self) -> Copied {
+    pub(super) fn copied(&self) -> CopySummary {
         self.state().copied
     }
 }

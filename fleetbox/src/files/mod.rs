@@ -243,7 +243,7 @@ pub struct FileProgress {
 
 /// A summary of what was copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Copied {
+pub struct CopySummary {
     /// Number of regular files.
     pub files: u64,
     /// Number of directories, including the source itself.

@@ -134,7 +134,7 @@ impl Sftp {
     }
 
     pub(crate) async fn stat(&self, path: &str) -> Result<FileAttributes, FilesError> {
-        let attrs = self.raw.stat(path).await.map_err(failed("look at", path))?;
+        let attrs = self.raw.stat(path).await.map_err(failed("inspect", path))?;
         Ok(attrs.attrs)
     }
 
@@ -143,7 +143,7 @@ impl Sftp {
             .raw
             .lstat(path)
             .await
-            .map_err(failed("look at", path))?;
+            .map_err(failed("inspect", path))?;
         Ok(attrs.attrs)
     }
 
@@ -231,7 +231,7 @@ impl Sftp {
         path: &str,
     ) -> Result<FileAttributes, FilesError> {
         let attrs = self.raw.fstat(handle.0.as_str()).await;
-        Ok(attrs.map_err(failed("look at", path))?.attrs)
+        Ok(attrs.map_err(failed("inspect", path))?.attrs)
     }
 
     pub(crate) async fn set_open(

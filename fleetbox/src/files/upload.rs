@@ -9,7 +9,7 @@ use tokio::io::AsyncRead;
 use super::meter::Meter;
 use super::sftp::{Handle, Sftp, attributes, with_mode};
 use super::walk::{Entry, Tree};
-use super::{Copied, FileOptions, FilesError, FilesError::Path as BadPath, host};
+use super::{CopySummary, FileOptions, FilesError, FilesError::Path as BadPath, host};
 
 /// Number of files that are copied at the same time. With small files most of the time is spent
 /// waiting for answers.
@@ -22,7 +22,7 @@ pub(crate) async fn copy(
     target: &str,
     tree: Tree,
     options: &FileOptions,
-) -> Result<Copied, FilesError> {
+) -> Result<CopySummary, FilesError> {
     let meter = Meter::new(options.progress.clone(), Some(tree.bytes), u64::MAX);
     let target = match target.strip_suffix('/') {
         Some(directory) => match source.file_name().and_then(|name| name.to_str()) {

@@ -44,7 +44,7 @@ impl Entry {
 impl Tree {
     /// Lists a directory with everything in it, or a single file. This blocks.
     pub(crate) fn of(root: &Path) -> Result<Self, FilesError> {
-        let metadata = fs::metadata(root).map_err(host("look at", root))?;
+        let metadata = fs::metadata(root).map_err(host("inspect", root))?;
         let mut tree = Self::default();
         let entry = Entry::new(root.to_owned(), String::new(), &metadata);
         if metadata.is_file() {
@@ -92,7 +92,7 @@ impl Tree {
             "" => name,
             parent => format!("{parent}/{name}"),
         };
-        let metadata = entry.metadata().map_err(host("look at", &path))?;
+        let metadata = entry.metadata().map_err(host("inspect", &path))?;
         let kind = metadata.file_type();
         if kind.is_symlink() {
             let target = fs::read_link(&path).map_err(host("read the link", &path))?;

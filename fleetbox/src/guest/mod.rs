@@ -20,7 +20,7 @@ use crate::vm::Vm;
 const ANSWER_LIMIT: usize = 16 << 20;
 
 /// Runs a script in the guest and returns its output. It runs as root if sudo allows that.
-async fn ask(vm: &Vm, what: &'static str, script: &str) -> Result<String> {
+async fn run_script(vm: &Vm, what: &'static str, script: &str) -> Result<String> {
     let script = quote(script);
     let command = format!(
         "if [ \"$(id -u)\" != 0 ] && sudo -n true 2>/dev/null; then exec sudo -n sh -c {script}; \

@@ -69,7 +69,7 @@ pub struct Listener {
 /// ```
 pub async fn ports(vm: &Vm) -> Result<Vec<Listener>> {
     Ok(parse(
-        &super::ask(vm, "list its listening ports", SCRIPT).await?,
+        &super::run_script(vm, "list its listening ports", SCRIPT).await?,
     ))
 }
 

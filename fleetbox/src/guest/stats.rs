@@ -11,7 +11,7 @@ use crate::vm::Vm;
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Prints a sample of the counters, beginning with its time.
-const LOOK: &str = "echo \"=time $(cut -d' ' -f1 /proc/uptime)\"; grep '^cpu' /proc/stat; \
+const SAMPLE: &str = "echo \"=time $(cut -d' ' -f1 /proc/uptime)\"; grep '^cpu' /proc/stat; \
     grep -E '^(MemTotal|MemAvailable):' /proc/meminfo; \
     sed 's/:/ /;s/^ */net /' /proc/net/dev; \
     sed 's/^/disk /' /proc/diskstats; \
@@ -56,15 +56,15 @@ pub struct Stats {
 /// # }
 /// ```
 pub async fn stats(vm: &Vm) -> Result<Stats> {
-    let script = format!("{LOOK}; sleep {}; {LOOK}; exit 0", INTERVAL.as_secs());
+    let script = format!("{SAMPLE}; sleep {}; {SAMPLE}; exit 0", INTERVAL.as_secs());
     Ok(parse(
-        &super::ask(vm, "report its resource use", &script).await?,
+        &super::run_script(vm, "report its resource use", &script).await?,
     ))
 }
 
 /// The counters of one sample.
 #[derive(Debug, Clone, Copy, Default)]
-struct Look {
+struct Sample {
     time: f64,
     busy: u64,
     idle: u64,
@@ -80,21 +80,21 @@ struct Look {
 }
 
 fn parse(text: &str) -> Stats {
-    let mut looks = [Look::default(); 2];
+    let mut samples = [Sample::default(); 2];
     let mut count = 0;
     for line in text.lines() {
         if let Some(time) = line.strip_prefix("=time ") {
             count += 1;
-            if let Some(look) = looks.get_mut(count - 1) {
-                look.time = time.trim().parse().unwrap_or(0.0);
+            if let Some(sample) = samples.get_mut(count - 1) {
+                sample.time = time.trim().parse().unwrap_or(0.0);
             }
             continue;
         }
-        if let Some(look) = looks.get_mut(usize::max(count, 1) - 1) {
-            look.line(line);
+        if let Some(sample) = samples.get_mut(usize::max(count, 1) - 1) {
+            sample.line(line);
         }
     }
-    let [first, second] = looks;
+    let [first, second] = samples;
     let seconds = second.time - first.time;
     let seconds = if seconds.is_finite() && seconds > 0.0 {
         seconds
@@ -122,7 +122,7 @@ fn parse(text: &str) -> Stats {
     }
 }
 
-impl Look {
+impl Sample {
     fn line(&mut self, line: &str) {
         let words: Vec<_> = line.split_ascii_whitespace().take(24).collect();
         let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok());
@@ -167,7 +167,7 @@ fn is_whole_disk(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn look(time: &str, busy: u64, idle: u64, bytes: u64) -> String {
+    fn sample(time: &str, busy: u64, idle: u64, bytes: u64) -> String {
         format!(
             "=time {time}\ncpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3 4\ncpu1 1 2 3 4\n\
              MemTotal:  1000 kB\nMemAvailable: 600 kB\n\
@@ -181,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_between_two_looks() {
-        let stats = parse(&(look("10.00", 100, 900, 1000) + &look("12.00", 150, 950, 3000)));
+    fn rates_are_between_two_samples() {
+        let stats = parse(&(sample("10.00", 100, 900, 1000) + &sample("12.00", 150, 950, 3000)));
         assert_eq!(
             stats,
             Stats {
@@ -217,11 +217,11 @@ mod tests {
     #[test]
     fn this_host_is_understood_too() {
         let output = std::process::Command::new("sh")
-            .args(["-c", LOOK])
+            .args(["-c", SAMPLE])
             .output()
             .unwrap();
         let stats = parse(&String::from_utf8_lossy(&output.stdout));
-        // Other fields are those of the second look.
+        // Other fields are those of the second sample.
         assert_eq!(stats.memory_total, 0);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let stats = parse(&(text.clone() + &text));

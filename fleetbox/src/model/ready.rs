@@ -97,7 +97,7 @@ pub struct InvalidReady {
 
 /// A condition to wait for, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Awaited {
+pub(crate) struct WaitCondition {
     pub(crate) what: Ready,
     /// Time limit, from the VM's start. The default is the builder's boot timeout.
     pub(crate) within: Option<Duration>,

@@ -29,7 +29,7 @@ use crate::model::size::Size;
 use crate::store::ephemeral;
 use crate::store::{ImageRecord, Store, StoreError, VmDir, VmRecord, now};
 use crate::testing::test_support::{eventually, processes, refuses, runs, skip};
-use crate::vm::attach::{self, Attached};
+use crate::vm::attach::{self, Attachment};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -54,7 +54,11 @@ impl Fixture {
     }
 
     /// Attaches as the library does, and starts the machine.
-    fn start(&self, lifetime: Lifetime, script: Script) -> (Attached, Result<bool, ProcessError>) {
+    fn start(
+        &self,
+        lifetime: Lifetime,
+        script: Script,
+    ) -> (Attachment, Result<bool, ProcessError>) {
         start(&self.store, &self.name, lifetime, script)
     }
 
@@ -189,7 +193,7 @@ fn attach(
     name: &Name,
     lifetime: Lifetime,
     runtime: &tokio::runtime::Runtime,
-) -> Attached {
+) -> Attachment {
     let prepare = || match create(store, name, lifetime) {
         Ok(_) | Err(crate::error::Error::Store(StoreError::Exists { .. })) => Ok(()),
         Err(error) => Err(error),
@@ -202,7 +206,7 @@ fn start(
     name: &Name,
     lifetime: Lifetime,
     script: Script,
-) -> (Attached, Result<bool, ProcessError>) {
+) -> (Attachment, Result<bool, ProcessError>) {
     let runtime = runtime();
     let attached = attach(store, name, lifetime, &runtime);
     let vm = store.cluster(name).vm(name).unwrap();

@@ -80,7 +80,7 @@ pub struct PtyRequest {
 /// # Ok(()) }
 /// ```
 pub struct Client {
-    handle: Handle<Pinned>,
+    handle: Handle<HostKeyCheck>,
 }
 
 impl fmt::Debug for Client {
@@ -93,11 +93,11 @@ impl fmt::Debug for Client {
 
 /// Accepts one host key.
 #[derive(Debug)]
-pub(super) struct Pinned {
+pub(super) struct HostKeyCheck {
     expected: PublicKey,
 }
 
-impl client::Handler for Pinned {
+impl client::Handler for HostKeyCheck {
     type Error = SshError;
 
     async fn check_server_key(
@@ -156,7 +156,7 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let handler = Pinned {
+        let handler = HostKeyCheck {
             expected: target.host_key.clone(),
         };
         let mut handle = client::connect_stream(Arc::new(config()), stream, handler).await?;

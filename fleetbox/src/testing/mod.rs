@@ -78,7 +78,7 @@ use crate::vm::Vm;
 pub fn run<B, F, T>(builder: B, body: F)
 where
     B: Fixture,
-    F: AsyncFnOnce(B::Running) -> T,
+    F: AsyncFnOnce(B::Subject) -> T,
     T: Outcome,
 {
     expansion::run(Call::of(&body), builder, body);
@@ -105,7 +105,7 @@ where
 pub async fn run_async<B, F, T>(builder: B, body: F)
 where
     B: Fixture,
-    F: AsyncFnOnce(B::Running) -> T,
+    F: AsyncFnOnce(B::Subject) -> T,
     T: Outcome,
 {
     let call = Call::of(&body);
@@ -133,7 +133,7 @@ where
 pub fn run_blocking<B, F, T>(builder: B, body: F)
 where
     B: BlockingFixture,
-    F: FnOnce(B::Running) -> T,
+    F: FnOnce(B::Subject) -> T,
     T: Outcome,
 {
     expansion::run_blocking(Call::of(&body), builder, body);
@@ -242,7 +242,7 @@ impl End {
 }
 
 /// How the body of a test ended: with or without a failure, or with a panic.
-type Ended = Result<Option<String>, Box<dyn Any + Send>>;
+type BodyResult = Result<Option<String>, Box<dyn Any + Send>>;
 
 /// A running test.
 struct Session {
@@ -258,7 +258,7 @@ impl Session {
         call: &Call,
         settings: Settings,
         builder: B,
-    ) -> Result<(Self, B::Running), End> {
+    ) -> Result<(Self, B::Subject), End> {
         match settings.skip(builder.needs_host()) {
             Ok(None) => {}
             Ok(Some(reason)) => return Err(Verdict::Skipped(reason).into()),
@@ -276,7 +276,7 @@ impl Session {
     }
 
     /// Reports on the VMs of a failed test, and keeps them if the user asks for that.
-    async fn finish(self, call: &Call, ended: Ended) -> End {
+    async fn finish(self, call: &Call, ended: BodyResult) -> End {
         let verdict = match ended {
             Ok(None) => Verdict::Passed,
             Ok(Some(why)) => Verdict::Failed(why),
@@ -305,7 +305,7 @@ impl Session {
 async fn drive<B, F, T>(call: &Call, settings: Settings, builder: B, body: F) -> End
 where
     B: Fixture,
-    F: AsyncFnOnce(B::Running) -> T,
+    F: AsyncFnOnce(B::Subject) -> T,
     T: Outcome,
 {
     let (session, running) = match Session::begin(call, settings, builder).await {
@@ -372,7 +372,7 @@ pub mod expansion {
     pub fn run<B, F, T>(call: Call, builder: B, body: F)
     where
         B: Fixture,
-        F: AsyncFnOnce(B::Running) -> T,
+        F: AsyncFnOnce(B::Subject) -> T,
         T: Outcome,
     {
         let end = match runtime() {
@@ -391,7 +391,7 @@ pub mod expansion {
     pub fn run_blocking<B, F, T>(call: Call, builder: B, body: F)
     where
         B: BlockingFixture,
-        F: FnOnce(B::Running) -> T,
+        F: FnOnce(B::Subject) -> T,
         T: Outcome,
     {
         let end = match runtime() {

@@ -104,7 +104,7 @@ fn end_of_log(path: &Path) -> Option<String> {
 
 /// Keeps a VM running, and says how to log in.
 pub(super) async fn keep(vm: &Vm) -> String {
-    match vm.let_go().await {
+    match vm.detach().await {
         Ok(()) => kept(vm.home(), &vm.reference()),
         // The test may have removed it, for example.
         Err(error) => format!("--- cannot keep {}: {error}\n", vm.name()),

@@ -33,23 +33,23 @@ mod sealed {
 )]
 pub trait Fixture: sealed::Sealed + Sized {
     /// What the test gets.
-    type Running;
+    type Subject;
 
     #[doc(hidden)]
     fn needs_host(&self) -> bool;
     #[doc(hidden)]
     fn for_test(self, path: &str) -> Self;
     #[doc(hidden)]
-    fn start_fixture(self) -> impl Future<Output = Result<Self::Running>>;
+    fn start_fixture(self) -> impl Future<Output = Result<Self::Subject>>;
     #[doc(hidden)]
-    fn handles(running: &Self::Running) -> Vec<Arc<Vm>>;
+    fn handles(running: &Self::Subject) -> Vec<Arc<Vm>>;
 }
 
 impl sealed::Sealed for VmBuilder {}
 impl sealed::Sealed for ClusterBuilder {}
 
 impl Fixture for VmBuilder {
-    type Running = Vm;
+    type Subject = Vm;
 
     fn needs_host(&self) -> bool {
         self.needs_kvm()
@@ -69,7 +69,7 @@ impl Fixture for VmBuilder {
 }
 
 impl Fixture for ClusterBuilder {
-    type Running = Cluster;
+    type Subject = Cluster;
 
     fn needs_host(&self) -> bool {
         self.needs_kvm()
@@ -105,7 +105,7 @@ impl Fixture for ClusterBuilder {
 )]
 pub trait Subject: sealed::Sealed {
     /// The builder that starts it.
-    type Builder: Fixture<Running = Self>;
+    type Builder: Fixture<Subject = Self>;
 
     /// A builder that prints progress to standard error.
     fn builder() -> Self::Builder;
@@ -152,21 +152,21 @@ impl Subject for Cluster {
 )]
 pub trait BlockingFixture: sealed::Sealed {
     /// What the test gets.
-    type Running;
+    type Subject;
 
     #[doc(hidden)]
     type Async: Fixture;
     #[doc(hidden)]
     fn into_async(self) -> Self::Async;
     #[doc(hidden)]
-    fn blocking(running: <Self::Async as Fixture>::Running) -> Self::Running;
+    fn blocking(running: <Self::Async as Fixture>::Subject) -> Self::Subject;
 }
 
 impl sealed::Sealed for blocking::VmBuilder {}
 impl sealed::Sealed for blocking::ClusterBuilder {}
 
 impl BlockingFixture for blocking::VmBuilder {
-    type Running = blocking::Vm;
+    type Subject = blocking::Vm;
     type Async = VmBuilder;
 
     fn into_async(self) -> VmBuilder {
@@ -179,7 +179,7 @@ impl BlockingFixture for blocking::VmBuilder {
 }
 
 impl BlockingFixture for blocking::ClusterBuilder {
-    type Running = blocking::Cluster;
+    type Subject = blocking::Cluster;
     type Async = ClusterBuilder;
 
     fn into_async(self) -> ClusterBuilder {
@@ -208,7 +208,7 @@ impl BlockingFixture for blocking::ClusterBuilder {
 )]
 pub trait BlockingSubject: sealed::Sealed {
     /// The builder that starts it.
-    type Builder: BlockingFixture<Running = Self>;
+    type Builder: BlockingFixture<Subject = Self>;
 
     /// A builder that prints progress to standard error.
     fn builder() -> Self::Builder;

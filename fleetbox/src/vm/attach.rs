@@ -47,7 +47,7 @@ impl Attempts {
 
 /// A running worker, and whether this process owns it.
 #[derive(Debug)]
-pub(crate) struct Attached {
+pub(crate) struct Attachment {
     pub(crate) client: Client,
     /// Present if this process owns a bound worker.
     pub(crate) lifeline: Option<Arc<Lifeline>>,
@@ -64,7 +64,7 @@ pub(crate) fn attach(
     lifetime: Lifetime,
     runtime: &tokio::runtime::Handle,
     prepare: impl FnOnce() -> Result<()>,
-) -> Result<Attached> {
+) -> Result<Attachment> {
     let cluster = store.cluster(cluster);
     let name = cluster.name();
     let client = client(&cluster);
@@ -96,12 +96,12 @@ pub(crate) fn attach(
             let lock = lock.into_file();
             let lifeline = start_worker(&config, lock.as_fd(), log)?;
             let lifeline = (lifetime != Lifetime::Detached).then(|| own(&cluster, lifeline));
-            return Ok(Attached { client, lifeline });
+            return Ok(Attachment { client, lifeline });
         }
         match runtime.block_on(client.list()) {
             Ok(_) => {
                 prepare()?;
-                return Ok(Attached {
+                return Ok(Attachment {
                     client,
                     lifeline: owned(&cluster),
                 });

@@ -364,7 +364,7 @@ impl VmBuilder {
     /// Passes the options for running the VM to its handle.
     pub(crate) fn configure(&self, vm: Vm) -> Vm {
         vm.run_by(self.backend.clone(), self.boot_timeout, self.budget)
-            .awaiting(self.extras.awaited.clone())
+            .with_conditions(self.extras.conditions.clone())
             .with_progress(Arc::clone(&self.progress))
     }
 

@@ -320,7 +320,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
     for cluster in &clusters {
         // As a test's is that is to be kept.
         for vm in cluster {
-            vm.let_go().await.unwrap();
+            vm.detach().await.unwrap();
             vm.stop().await.unwrap();
         }
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::disk::extra_disk::ExtraDisk;
-use crate::model::ready::Awaited;
 use crate::model::ready::Ready;
+use crate::model::ready::WaitCondition;
 use crate::vm::builder::VmBuilder;
 
 impl VmBuilder {
@@ -94,7 +94,7 @@ impl VmBuilder {
     /// let vm = Vm::test().package("nginx").wait_for(Ready::CloudInit).wait_for(Ready::Port(80));
     /// ```
     pub fn wait_for(mut self, ready: Ready) -> Self {
-        self.extras.awaited.push(Awaited {
+        self.extras.conditions.push(WaitCondition {
             what: ready,
             within: None,
         });
@@ -104,7 +104,7 @@ impl VmBuilder {
     /// Like [`VmBuilder::wait_for`], with a separate deadline that counts from the start of the
     /// machine.
     pub fn wait_for_within(mut self, ready: Ready, deadline: Duration) -> Self {
-        self.extras.awaited.push(Awaited {
+        self.extras.conditions.push(WaitCondition {
             what: ready,
             within: Some(deadline),
         });

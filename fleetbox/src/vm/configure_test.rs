@@ -81,7 +81,10 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
     let started = builder.clone().detached().start().await;
     let (what, text) = left(started.unwrap_err());
     assert_eq!(what, VmFate::Running(Box::new(web.clone())));
-    assert!(text.contains("web is still running and keeps its memory"), "{text}");
+    assert!(
+        text.contains("web is still running and keeps its memory"),
+        "{text}"
+    );
     assert!(dir.is_running().unwrap());
     Fleet::at(home.path()).remove("web").await.unwrap();
 

@@ -4,7 +4,7 @@ use crate::disk::extra_disk::{ExtraDisk, ExtraDiskError, MAX_EXTRA_DISKS};
 use crate::disk::seed::GuestConfig;
 use crate::error::Result;
 use crate::model::names::InvalidValue;
-use crate::model::ready::Awaited;
+use crate::model::ready::WaitCondition;
 use crate::model::size::Size;
 
 /// The values of these options, unchecked.
@@ -14,7 +14,7 @@ pub(crate) struct Extras {
     pub(super) user_data: Vec<String>,
     pub(super) config: GuestConfig,
     pub(super) disks: Vec<ExtraDisk>,
-    pub(crate) awaited: Vec<Awaited>,
+    pub(crate) conditions: Vec<WaitCondition>,
 }
 
 impl Extras {
@@ -36,8 +36,8 @@ impl Extras {
         }
         let disks = self.disks.iter().map(ExtraDisk::check);
         let disks = disks.collect::<Result<Vec<_>, ExtraDiskError>>()?;
-        for awaited in &self.awaited {
-            awaited.what.check()?;
+        for conditions in &self.conditions {
+            conditions.what.check()?;
         }
         Ok((config, disks))
     }

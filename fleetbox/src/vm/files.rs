@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::files::sftp::Sftp;
 use crate::files::walk::Tree;
-use crate::files::{Copied, FileOptions, download, guest_path, upload};
+use crate::files::{CopySummary, FileOptions, download, guest_path, upload};
 use crate::util::task::blocking;
 use crate::vm::Vm;
 
@@ -26,7 +26,7 @@ impl Vm {
     /// [`Error::Files`](crate::Error::Files) says which file failed, on which side, and why. Files
     /// that were already copied stay. [`Error::Ssh`](crate::Error::Ssh) or
     /// [`Error::Process`](crate::Error::Process) if the guest cannot be reached.
-    pub async fn copy_to(&self, host: impl AsRef<Path>, guest: &str) -> Result<Copied> {
+    pub async fn copy_to(&self, host: impl AsRef<Path>, guest: &str) -> Result<CopySummary> {
         self.copy_to_with(host, guest, &FileOptions::new()).await
     }
 
@@ -47,7 +47,7 @@ impl Vm {
         host: impl AsRef<Path>,
         guest: &str,
         options: &FileOptions,
-    ) -> Result<Copied> {
+    ) -> Result<CopySummary> {
         let guest = guest_path(guest)?;
         let host = host.as_ref().to_owned();
         let root = host.clone();
@@ -73,7 +73,7 @@ impl Vm {
     ///
     /// # Errors
     /// Those of [`Vm::copy_to`].
-    pub async fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<Copied> {
+    pub async fn copy_from(&self, guest: &str, host: impl AsRef<Path>) -> Result<CopySummary> {
         self.copy_from_with(guest, host, &FileOptions::new()).await
     }
 
@@ -86,7 +86,7 @@ impl Vm {
         guest: &str,
         host: impl AsRef<Path>,
         options: &FileOptions,
-    ) -> Result<Copied> {
+    ) -> Result<CopySummary> {
         let guest = guest_path(guest)?;
         let sftp = self.sftp(options).await?;
         Ok(download::copy(&sftp, &guest, host.as_ref(), options).await?)

@@ -36,14 +36,14 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use self::attach::Attached;
+use self::attach::Attachment;
 use self::fleet::Fleet;
 use crate::error::{Error, Result};
 use crate::host::budget::Budget;
 use crate::model::defaults::DEFAULT_BOOT_TIMEOUT;
 use crate::model::keys::{Keypair, PublicKey};
 use crate::model::names::{Name, Reference};
-use crate::model::ready::Awaited;
+use crate::model::ready::WaitCondition;
 use crate::model::timing::Timings;
 use crate::process::{Backend, Client, Lifeline};
 use crate::progress::{Progress, Silent};
@@ -90,7 +90,7 @@ pub struct Vm {
     boot_timeout: Duration,
     budget: Option<Budget>,
     progress: Arc<dyn Progress>,
-    awaited: Vec<Awaited>,
+    conditions: Vec<WaitCondition>,
     ignored: Vec<&'static str>,
     was_running: bool,
     timings: Timings,
@@ -115,7 +115,7 @@ impl Vm {
 
     /// A handle on an existing VM, running or not.
     pub(crate) fn found(store: &Store, dir: VmDir) -> Result<Self> {
-        let attached = Attached {
+        let attached = Attachment {
             client: attach::client(&store.cluster(dir.cluster())),
             lifeline: None,
         };
@@ -127,7 +127,7 @@ impl Vm {
         store: &Store,
         dir: VmDir,
         record: VmRecord,
-        attached: &Attached,
+        attached: &Attachment,
     ) -> Result<Self> {
         let share = store.cluster(dir.cluster()).share()?;
         let target = Target {
@@ -149,7 +149,7 @@ impl Vm {
             boot_timeout: DEFAULT_BOOT_TIMEOUT,
             budget: None,
             progress: Arc::new(Silent),
-            awaited: Vec::new(),
+            conditions: Vec::new(),
             ignored: Vec::new(),
             was_running: true,
             timings: Timings::default(),
@@ -184,7 +184,7 @@ impl Vm {
             boot_timeout: self.boot_timeout,
             budget: self.budget,
             progress: Arc::clone(&self.progress),
-            awaited: self.awaited.clone(),
+            conditions: self.conditions.clone(),
             ignored: self.ignored.clone(),
             was_running: self.was_running,
             timings: self.timings.clone(),
@@ -192,7 +192,7 @@ impl Vm {
     }
 
     /// Detaches a VM from its owner: it then runs, and exists, without it.
-    pub(crate) async fn let_go(&self) -> Result<()> {
+    pub(crate) async fn detach(&self) -> Result<()> {
         let dir = self.dir.clone();
         blocking(move || ephemeral::unmark_ephemeral(&dir)).await?;
         let lifeline = lock(&self.lifeline).clone();
@@ -228,8 +228,8 @@ impl Vm {
     }
 
     /// Sets what a start waits for instead of SSH.
-    pub(crate) fn awaiting(mut self, awaited: Vec<Awaited>) -> Self {
-        self.awaited = awaited;
+    pub(crate) fn with_conditions(mut self, conditions: Vec<WaitCondition>) -> Self {
+        self.conditions = conditions;
         self
     }
 

@@ -29,7 +29,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const OVERLAP: usize = 16 << 10;
 
 /// Result of one attempt.
-enum Look {
+enum Probe {
     Ready,
     /// Not yet, and why.
     NotYet(String),
@@ -47,15 +47,15 @@ impl Vm {
                 self.progress.event(ProgressEvent::WaitingFor { vm, what });
             }
         };
-        if self.awaited.is_empty() && self.backend.has_guest() {
+        if self.conditions.is_empty() && self.backend.has_guest() {
             tell(&Ready::Ssh);
             self.wait_for_ssh(deadline).await?;
         }
         let begun = Instant::now();
-        for awaited in &self.awaited {
-            tell(&awaited.what);
-            let deadline = awaited.within.map_or(deadline, |within| begun + within);
-            self.wait_until(&awaited.what, deadline).await?;
+        for conditions in &self.conditions {
+            tell(&conditions.what);
+            let deadline = conditions.within.map_or(deadline, |within| begun + within);
+            self.wait_until(&conditions.what, deadline).await?;
         }
         Ok(())
     }
@@ -150,11 +150,11 @@ impl Vm {
         }
         let begun = Instant::now();
         let mut last = String::new();
-        let looked = tokio::select! {
-            looked = timeout_at(deadline, self.look_until(ready, deadline, &mut last)) => looked,
+        let probed = tokio::select! {
+            probed = timeout_at(deadline, self.probe_until(ready, deadline, &mut last)) => probed,
             ended = self.ended() => return Err(self.not_ready(ended?).await),
         };
-        let why = match looked {
+        let why = match probed {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(why)) => format!("gave up waiting for {ready}: {why}"),
             Err(_) => {
@@ -176,7 +176,7 @@ impl Vm {
     }
 
     /// Tries until the condition is met. It fails only if waiting longer would not help.
-    async fn look_until(
+    async fn probe_until(
         &self,
         ready: &Ready,
         deadline: Instant,
@@ -204,56 +204,56 @@ impl Vm {
         };
         let mut pause = SHORTEST_PAUSE;
         loop {
-            let look = match ready {
-                Ready::Ssh => Look::Ready,
-                Ready::CloudInit => self.look_at_cloud_init().await,
-                Ready::Port(port) => self.look_at_port(*port).await,
-                Ready::Command(command) => self.look_at_command(command).await,
-                Ready::Console(_) => match console.as_mut().map(ConsoleWatch::look) {
-                    Some(Ok(true)) | None => Look::Ready,
-                    Some(Ok(false)) => Look::NotYet("the pattern has not appeared".to_owned()),
+            let probe = match ready {
+                Ready::Ssh => Probe::Ready,
+                Ready::CloudInit => self.probe_cloud_init().await,
+                Ready::Port(port) => self.probe_port(*port).await,
+                Ready::Command(command) => self.probe_command(command).await,
+                Ready::Console(_) => match console.as_mut().map(ConsoleWatch::probe) {
+                    Some(Ok(true)) | None => Probe::Ready,
+                    Some(Ok(false)) => Probe::NotYet("the pattern has not appeared".to_owned()),
                     Some(Err(error)) => {
-                        Look::NotYet(format!("cannot read the console log: {error}"))
+                        Probe::NotYet(format!("cannot read the console log: {error}"))
                     }
                 },
             };
-            match look {
-                Look::Ready => return Ok(()),
-                Look::Failed(why) => return Err(why),
-                Look::NotYet(why) => *last = why,
+            match probe {
+                Probe::Ready => return Ok(()),
+                Probe::Failed(why) => return Err(why),
+                Probe::NotYet(why) => *last = why,
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    async fn look_at_port(&self, port: u16) -> Look {
+    async fn probe_port(&self, port: u16) -> Probe {
         match tokio::time::timeout(CONNECT_LIMIT, self.connect(port)).await {
-            Ok(Ok(_)) => Look::Ready,
-            Ok(Err(error)) => Look::NotYet(error.to_string()),
-            Err(_) => Look::NotYet("no answer".to_owned()),
+            Ok(Ok(_)) => Probe::Ready,
+            Ok(Err(error)) => Probe::NotYet(error.to_string()),
+            Err(_) => Probe::NotYet("no answer".to_owned()),
         }
     }
 
-    async fn look_at_command(&self, command: &str) -> Look {
+    async fn probe_command(&self, command: &str) -> Probe {
         match self.ssh(command).await {
-            Ok(output) if output.success() => Look::Ready,
-            Ok(output) => Look::NotYet(format!("{}{}", output.status, last_said(&output.stderr))),
+            Ok(output) if output.success() => Probe::Ready,
+            Ok(output) => Probe::NotYet(format!("{}{}", output.status, last_said(&output.stderr))),
             // The guest may be about to reboot.
-            Err(error) => Look::NotYet(error.to_string()),
+            Err(error) => Probe::NotYet(error.to_string()),
         }
     }
 
-    async fn look_at_cloud_init(&self) -> Look {
+    async fn probe_cloud_init(&self) -> Probe {
         let output = match self.ssh("cloud-init status --wait --long").await {
             Ok(output) => output,
-            Err(error) => return Look::NotYet(error.to_string()),
+            Err(error) => return Probe::NotYet(error.to_string()),
         };
         match output.status.code() {
             // 2 is success with warnings (cloud-init 23.4 and later).
-            Some(0 | 2) => Look::Ready,
-            Some(127) => Look::Failed("the guest has no cloud-init".to_owned()),
-            _ => Look::Failed(format!(
+            Some(0 | 2) => Probe::Ready,
+            Some(127) => Probe::Failed("the guest has no cloud-init".to_owned()),
+            _ => Probe::Failed(format!(
                 "cloud-init failed ({}): {}; see /var/log/cloud-init-output.log in the guest",
                 output.status,
                 last_lines_of(&output.stdout),
@@ -289,7 +289,7 @@ struct ConsoleWatch {
 
 impl ConsoleWatch {
     /// True if the pattern has appeared.
-    fn look(&mut self) -> Result<bool> {
+    fn probe(&mut self) -> Result<bool> {
         let new = self.log.next(false)?;
         if new.is_empty() {
             return Ok(false);

@@ -19,14 +19,14 @@ const OUTPUT_LIMIT: usize = 256 << 20;
 /// A published port: connections to `address` on this host go to a port of the guest. See
 /// [`Vm::published`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Published {
+pub struct PublishedPort {
     /// The address on this host's loopback interface.
     pub address: SocketAddr,
     /// The guest's TCP port.
     pub port: u16,
 }
 
-impl std::fmt::Display for Published {
+impl std::fmt::Display for PublishedPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} -> guest port {}", self.address, self.port)
     }
@@ -188,9 +188,9 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM does not run.
-    pub async fn published(&self) -> Result<Vec<Published>> {
+    pub async fn published(&self) -> Result<Vec<PublishedPort>> {
         let forwards = self.client.forwards(self.name.as_str()).await?;
-        let published = |(address, port)| Published { address, port };
+        let published = |(address, port)| PublishedPort { address, port };
         Ok(forwards.into_iter().map(published).collect())
     }
 

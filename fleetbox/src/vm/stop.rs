@@ -42,9 +42,9 @@ impl Vm {
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
-    /// use fleetbox::Stopped;
+    /// use fleetbox::StopOutcome;
     ///
-    /// if vm.stop().await? == Stopped::Forced {
+    /// if vm.stop().await? == StopOutcome::Forced {
     ///     println!("{} did not power off in time", vm.name());
     /// }
     /// # Ok(()) }
@@ -53,7 +53,7 @@ impl Vm {
     /// # Errors
     /// [`Error::NotRunning`] or [`Error::Process`] if the VM does not run; [`Error::Process`] if it runs but its
     /// worker does not answer.
-    pub async fn stop(&self) -> Result<Stopped> {
+    pub async fn stop(&self) -> Result<StopOutcome> {
         self.stop_within(STOP_DEADLINE).await
     }
 
@@ -61,7 +61,7 @@ impl Vm {
     ///
     /// # Errors
     /// Those of [`Vm::stop`].
-    pub async fn stop_within(&self, deadline: Duration) -> Result<Stopped> {
+    pub async fn stop_within(&self, deadline: Duration) -> Result<StopOutcome> {
         *self.session.lock().await = None;
         if !deadline.is_zero() && self.dir.is_running()? {
             let vm = self.name.as_str();
@@ -82,9 +82,9 @@ impl Vm {
         };
         self.await_unlocked().await?;
         Ok(if forced {
-            Stopped::Forced
+            StopOutcome::Forced
         } else {
-            Stopped::PoweredOff
+            StopOutcome::PoweredOff
         })
     }
 
@@ -132,7 +132,7 @@ impl Vm {
 
 /// How a VM was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
+pub enum StopOutcome {
     /// The guest powered itself off.
     PoweredOff,
     /// The guest did not power off in time, so the VM was killed.
@@ -153,7 +153,7 @@ impl Fleet {
     ///
     /// # Errors
     /// Those of [`Fleet::find`], or a worker that does not answer.
-    pub async fn stop(&self, name: &str, deadline: Duration) -> Result<Option<Stopped>> {
+    pub async fn stop(&self, name: &str, deadline: Duration) -> Result<Option<StopOutcome>> {
         let store = self.store().await?;
         blocking(move || {
             sweep::sweep_bridges(&store);

@@ -18,7 +18,7 @@ use crate::vm::Vm;
 use crate::vm::cluster::Cluster;
 use crate::vm::fleet::Fleet;
 use crate::vm::list::VmState;
-use crate::vm::stop::Stopped;
+use crate::vm::stop::StopOutcome;
 
 /// Tells that a start waits for memory.
 struct Waits(tokio::sync::mpsc::UnboundedSender<()>);
@@ -89,7 +89,7 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
     home.assert_served("web").await;
     assert_eq!(home.states().await, [("web".to_owned(), VmState::Running)]);
 
-    assert_eq!(second.stop().await.unwrap(), Stopped::PoweredOff);
+    assert_eq!(second.stop().await.unwrap(), StopOutcome::PoweredOff);
     assert!(second.stop().await.is_err(), "stopped already");
     let third = builder.start().await.unwrap();
     drop(second);

@@ -45,13 +45,13 @@ impl Dirs {
     }
 }
 
-async fn to(server: &Server, source: &Path, target: &str) -> Result<Copied, FilesError> {
+async fn to(server: &Server, source: &Path, target: &str) -> Result<CopySummary, FilesError> {
     let sftp = server.session().await;
     let tree = Tree::of(source)?;
     upload::copy(&sftp, source, target, tree, &FileOptions::new()).await
 }
 
-async fn from(server: &Server, source: &str, target: &Path) -> Result<Copied, FilesError> {
+async fn from(server: &Server, source: &str, target: &Path) -> Result<CopySummary, FilesError> {
     download::copy(&server.session().await, source, target, &FileOptions::new()).await
 }
 
@@ -259,7 +259,10 @@ async fn what_a_guest_sends_is_bounded() {
         ..Lies::default()
     });
     let error = from(&server, "a", &dirs.host("a")).await.unwrap_err();
-    assert!(error.to_string().contains("violated the protocol"), "{error}");
+    assert!(
+        error.to_string().contains("violated the protocol"),
+        "{error}"
+    );
     // What was begun is gone.
     assert_eq!(fs::read_dir(dirs.host("")).unwrap().count(), 0);
 }
@@ -359,10 +362,7 @@ async fn errors_name_file_and_side() {
         "cannot open /no/a in the guest: no such file or directory"
     );
     let error = to(&server, &dirs.host("a"), "/d").await.unwrap_err();
-    assert!(
-        error.to_string().contains("add '/' at its end"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("add '/' at its end"), "{error}");
     to(&server, &dirs.host("a"), "/d/").await.unwrap();
     assert_eq!(fs::read(dirs.guest("d/a")).unwrap(), b"a");
 
@@ -380,10 +380,7 @@ async fn errors_name_file_and_side() {
     );
     fs::create_dir(dirs.host("e")).unwrap();
     let error = from(&server, "/d/a", &dirs.host("e")).await.unwrap_err();
-    assert!(
-        error.to_string().contains("add '/' at its end"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("add '/' at its end"), "{error}");
 
     let _socket = std::os::unix::net::UnixListener::bind(dirs.host("e/s")).unwrap();
     let error = to(&server, &dirs.host("e"), "/e").await.unwrap_err();

@@ -106,7 +106,7 @@ pub(super) fn append(
         Ok(metadata) => metadata,
         // It was deleted after it was listed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(WorkspaceError::io("look at", path)(error)),
+        Err(error) => return Err(WorkspaceError::io("inspect", path)(error)),
     };
     let mut header = Header::new_gnu();
     header.set_mode(metadata.mode() & 0o777);
@@ -130,7 +130,7 @@ pub(super) fn append(
         let content = file.chain(io::repeat(0)).take(metadata.len());
         builder.append_data(&mut header, name, content)
     };
-    sent.map_err(WorkspaceError::io("ship", path))
+    sent.map_err(WorkspaceError::io("copy", path))
 }
 
 /// Writes a guest's tree into `dir`, which must be empty and used by no one else. Nothing is
@@ -140,17 +140,17 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
     let mut archive = Archive::new(from);
     let mut links: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     let mut bytes = 0_u64;
-    let mut told = Told::default();
+    let mut extensions = Extensions::default();
     // Read raw entries: the library would read extension headers of any size into memory.
     for (count, entry) in archive.entries().map_err(text)?.raw(true).enumerate() {
         let mut entry = entry.map_err(text)?;
         if count >= FETCH_ENTRIES {
             return Err(format!("it has more than {FETCH_ENTRIES} entries"));
         }
-        if told.take_in(&mut entry)? {
+        if extensions.read(&mut entry)? {
             continue;
         }
-        let Told { path, link } = std::mem::take(&mut told);
+        let Extensions { path, link } = std::mem::take(&mut extensions);
         let path = path.unwrap_or_else(|| entry.path_bytes().into_owned());
         let link = link.or_else(|| entry.link_name_bytes().map(Cow::into_owned));
         let link = link.map(|link| PathBuf::from(OsString::from_vec(link)));
@@ -219,17 +219,17 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
 
 /// The extension headers for the next entry of an archive.
 #[derive(Default)]
-struct Told {
+struct Extensions {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
 }
 
-impl Told {
+impl Extensions {
     /// Reads an extension header; false for any other entry.
     ///
     /// Sources: GNU tar manual, "Basic Tar Format" (types `L` and `K`); POSIX.1-2017, pax, "pax
     /// Extended Header" (`x` and `g`).
-    fn take_in(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<bool, String> {
+    fn read(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<bool, String> {
         let kind = entry.header().entry_type();
         if !matches!(
             kind,

@@ -36,7 +36,7 @@ impl Tree {
             if !path.is_dir() {
                 let error = std::fs::read_dir(&path).err();
                 let error = error.unwrap_or_else(|| std::io::ErrorKind::NotADirectory.into());
-                return Err(WorkspaceError::io("ship", &path)(error));
+                return Err(WorkspaceError::io("copy", &path)(error));
             }
             let output = run(&path, "find a work tree", &["rev-parse", "--show-toplevel"])?;
             let root = PathBuf::from(OsStr::from_bytes(output.trim_ascii_end()));
@@ -135,7 +135,7 @@ impl Tree {
                 let entry = entry.map_err(WorkspaceError::io("list", &path))?;
                 let kind = entry
                     .file_type()
-                    .map_err(WorkspaceError::io("look at", &entry.path()))?;
+                    .map_err(WorkspaceError::io("inspect", &entry.path()))?;
                 let relative = dir.join(entry.file_name());
                 if kind.is_dir() {
                     dirs.push(relative.clone());

@@ -35,7 +35,7 @@ pub enum Selection {
 }
 
 /// A copy for a guest, prepared on the host before the guest is contacted.
-struct Load {
+struct Payload {
     /// The directory with the files.
     root: PathBuf,
     files: Vec<PathBuf>,
@@ -54,12 +54,12 @@ pub(super) async fn ship(
     earlier: Option<&Workspace>,
 ) -> Result<Workspace, WorkspaceError> {
     let (tree, options) = (tree.clone(), options.clone());
-    let load = blocking(move || prepare(&tree, &options)).await?;
-    let workspace = load.workspace.clone();
+    let payload = blocking(move || prepare(&tree, &options)).await?;
+    let workspace = payload.workspace.clone();
     if let Some(earlier) = earlier.filter(|earlier| earlier.directory == workspace.directory) {
         remove_old(vm, earlier, &workspace).await?;
     }
-    send(vm, load).await?;
+    send(vm, payload).await?;
     Ok(workspace)
 }
 
@@ -98,7 +98,7 @@ fn names(files: &[PathBuf]) -> Result<Vec<String>, WorkspaceError> {
     files.iter().map(name).collect()
 }
 
-fn prepare(tree: &Tree, options: &ShipOptions) -> Result<Load, WorkspaceError> {
+fn prepare(tree: &Tree, options: &ShipOptions) -> Result<Payload, WorkspaceError> {
     if let Some(branch) = &options.branch {
         tree.check_branch(branch)?;
     }
@@ -135,7 +135,7 @@ fn prepare(tree: &Tree, options: &ShipOptions) -> Result<Load, WorkspaceError> {
     };
     let names = names(&files)?;
     let mise = names.iter().any(|name| MISE_FILES.contains(&name.as_str()));
-    Ok(Load {
+    Ok(Payload {
         workspace: Workspace {
             host: tree.root().to_owned(),
             directory: directory(tree.root()),
@@ -296,13 +296,13 @@ async fn remove_old(vm: &Vm, earlier: &Workspace, now: &Workspace) -> Result<(),
     Ok(())
 }
 
-async fn send(vm: &Vm, load: Load) -> Result<(), WorkspaceError> {
-    let directory = format!("\"$HOME\"/{}", quote(&load.workspace.directory));
+async fn send(vm: &Vm, payload: Payload) -> Result<(), WorkspaceError> {
+    let directory = format!("\"$HOME\"/{}", quote(&payload.workspace.directory));
     let command = format!("mkdir -p -- {directory} && cd -- {directory} && exec tar -x -f -");
     let mut child = vm.ssh_spawn(&command).await?;
     let mut input = child.stdin.take();
     let (sender, mut receiver) = mpsc::channel(archive::QUEUE);
-    let writing = blocking(move || write_all(&load, Sender::new(sender)));
+    let writing = blocking(move || write_all(&payload, Sender::new(sender)));
     let sending = async {
         if let Some(input) = &mut input {
             while let Some(chunk) = receiver.recv().await {
@@ -331,9 +331,9 @@ async fn send(vm: &Vm, load: Load) -> Result<(), WorkspaceError> {
     written
 }
 
-fn write_all(load: &Load, out: Sender) -> Result<(), WorkspaceError> {
+fn write_all(payload: &Payload, out: Sender) -> Result<(), WorkspaceError> {
     let mut builder = tar::Builder::new(out);
-    if let Some(repository) = &load.repository {
+    if let Some(repository) = &payload.repository {
         let tree = Tree::at(repository.clone());
         for file in tree.files(Selection::Everything)? {
             archive::append(
@@ -343,13 +343,13 @@ fn write_all(load: &Load, out: Sender) -> Result<(), WorkspaceError> {
             )?;
         }
     }
-    for file in &load.files {
-        archive::append(&mut builder, &load.root.join(file), file)?;
+    for file in &payload.files {
+        archive::append(&mut builder, &payload.root.join(file), file)?;
     }
     let finished = builder
         .into_inner()
         .and_then(|mut out| std::io::Write::flush(&mut out));
-    finished.map_err(WorkspaceError::io("ship", &load.root))
+    finished.map_err(WorkspaceError::io("copy", &payload.root))
 }
 
 #[cfg(test)]
@@ -358,10 +358,10 @@ pub(super) mod tests {
 
     /// The entries to send to a guest.
     pub(in super::super) fn archive(tree: &Tree, options: &ShipOptions) -> (Workspace, Vec<u8>) {
-        let load = prepare(tree, options).unwrap();
-        let workspace = load.workspace.clone();
+        let payload = prepare(tree, options).unwrap();
+        let workspace = payload.workspace.clone();
         let (sender, mut receiver) = mpsc::channel(archive::QUEUE);
-        let writing = std::thread::spawn(move || write_all(&load, Sender::new(sender)));
+        let writing = std::thread::spawn(move || write_all(&payload, Sender::new(sender)));
         let mut bytes = Vec::new();
         while let Some(chunk) = receiver.blocking_recv() {
             bytes.extend(chunk);

@@ -16,8 +16,8 @@ use crate::util::task::blocking;
 use crate::vm::create::create;
 use crate::vm::{Vm, attach};
 
-/// Members that are being started together.
-pub(super) struct Starting {
+/// A start of several members together.
+pub(super) struct Startup {
     store: Store,
     cluster: Name,
     lifetime: Lifetime,
@@ -27,7 +27,7 @@ pub(super) struct Starting {
     created: Vec<Name>,
 }
 
-impl Starting {
+impl Startup {
     pub(super) fn new(
         store: &Store,
         cluster: &Name,
@@ -182,7 +182,7 @@ fn make_all(
 
 impl Member {
     /// Makes a handle on the VM, which now exists.
-    fn handle(&self, store: &Store, cluster: &Name, attached: &attach::Attached) -> Result<Vm> {
+    fn handle(&self, store: &Store, cluster: &Name, attached: &attach::Attachment) -> Result<Vm> {
         let name = &self.plan.name;
         let vm = store.cluster(cluster).vm(name);
         let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;

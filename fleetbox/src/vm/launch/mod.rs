@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use self::find::Member;
-use self::members::Starting;
+use self::members::Startup;
 use crate::error::{Error, Result};
 use crate::host::budget::{self, Want};
 use crate::host::resources::{HostResources, Request};
@@ -150,9 +150,9 @@ impl Launch {
         let lease = budget::acquire(&store, budget, wants, progress.as_ref()).await?;
         clock.done(Phase::Memory);
 
-        let mut starting = Starting::new(&store, &cluster, self.lifetime, self.alone, members);
-        let vms = starting.start_machines(lease, &mut clock).await?;
-        let vms = starting.wait_until_up(vms).await?;
+        let mut startup = Startup::new(&store, &cluster, self.lifetime, self.alone, members);
+        let vms = startup.start_machines(lease, &mut clock).await?;
+        let vms = startup.wait_until_up(vms).await?;
         clock.done(Phase::Boot);
         let timings = clock.finish();
         tracing::info!(%cluster, vms = vms.len(), %timings, "started");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleetbox::{Cluster, Error, Ready, Stopped, Vm};
+use fleetbox::{Cluster, Error, Ready, StopOutcome, Vm};
 
 use super::cli::{QUICK, listed, run, text};
 use super::verbs::{BOOT, SMALL};
@@ -138,7 +138,7 @@ pub(crate) fn of_three(suite: &Suite) {
     let before = suite.sh(two, "cat /proc/sys/kernel/random/boot_id");
     assert_eq!(
         suite.block(two.stop()).must("cannot stop a member"),
-        Stopped::PoweredOff
+        StopOutcome::PoweredOff
     );
     assert!(
         !reaches(suite, one, "trio-2", 1),

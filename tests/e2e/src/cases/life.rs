@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleetbox::{Size, Stopped, Vm};
+use fleetbox::{Size, StopOutcome, Vm};
 
 use crate::host;
 use crate::report::{Must, uses};
@@ -75,7 +75,7 @@ pub(crate) fn stop_and_start(suite: &Suite) {
     let stopped = suite.block(vm.stop()).must("cannot stop the VM");
     assert_eq!(
         stopped,
-        Stopped::PoweredOff,
+        StopOutcome::PoweredOff,
         "the guest did not power itself off"
     );
     drop(vm);
