@@ -403,7 +403,7 @@ async fn the_attribute_fails_by_an_error(_vm: Vm) -> Result<(), u8> {
 }
 
 #[fleetbox::test(configure = fake)]
-#[ignore = "it is to be seen that it is not run"]
+#[ignore = "checks that ignored tests do not run"]
 async fn the_attribute_keeps_ignore(_vm: Vm) {
     panic!("it is ignored");
 }

@@ -339,7 +339,8 @@ impl VmBuilder {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid), [`Error::Fixture`](crate::Error::Fixture), [`Error::Seed`](crate::Error::Seed) or [`Error::Ready`](crate::Error::Ready).
+    /// [`Error::Invalid`](crate::Error::Invalid), [`Error::Fixture`](crate::Error::Fixture),
+    /// [`Error::Seed`](crate::Error::Seed) or [`Error::Ready`](crate::Error::Ready).
     pub fn check(&self) -> Result<()> {
         self.plan().map(drop)
     }

@@ -200,7 +200,7 @@ async fn a_killed_member_fails_alone_and_comes_back_with_its_address() {
         Fleet::at(home.path()).list().await.unwrap()[1].ip,
         victim.ip()
     );
-    assert_eq!(machines("kin-1"), before, "nobody else was touched");
+    assert_eq!(machines("kin-1"), before, "no other VM was touched");
 
     // Stopped and started, by another handle too.
     victim.stop().await.unwrap();
@@ -318,7 +318,7 @@ async fn a_member_is_started_by_its_clusters_name_and_its_own() {
     let home = Home::new();
     let clusters = home.two_tests().await;
     for cluster in &clusters {
-        // As a test's is that is to be kept.
+        // As for the kept VM of a test.
         for vm in cluster {
             vm.detach().await.unwrap();
             vm.stop().await.unwrap();
@@ -556,7 +556,7 @@ async fn faults_are_set_by_members_names() {
     cluster.set_link("node-2", "node-3", lossy).await.unwrap();
     cluster.set_links_of("node-3", lossy).await.unwrap();
     cluster.clear_links().await.unwrap();
-    // What is impossible is refused, and a name that is nobody's.
+    // Impossible values and unknown names are refused.
     assert!(cluster.loss("node-1", "node-2", 1.5).await.is_err());
     assert!(
         cluster

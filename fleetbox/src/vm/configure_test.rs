@@ -64,7 +64,7 @@ async fn what_is_left_of_a_vm_that_does_not_come_up_is_so() {
     let never = || Ready::Console("never".into());
     let web = Reference::new("web".parse().unwrap(), "web".parse().unwrap());
     let builder = home.prints("login: ").wait_for(never());
-    // It ends with its last handle, and there is none.
+    // It has no handle left, so it ends.
     let (what, text) = left(builder.clone().start().await.unwrap_err());
     assert_eq!(what, VmFate::Stopped(Box::new(web.clone())));
     assert!(text.ends_with("`fleetbox rm web` deletes it"), "{text}");

@@ -323,7 +323,7 @@ async fn what_this_host_does_not_have_is_neither_created_nor_set_nor_started() {
     );
     assert_eq!(home.clusters(), 0, "nothing is left");
 
-    // Those that exist, whoever has given it to them.
+    // Those that exist, no matter which process created them.
     let vm = builder().start().await.unwrap();
     let running = vm.machine().unwrap();
     let change = |cpus, memory| fleet.resize("web", crate::vm::resize::Resize { cpus, memory });
