@@ -271,9 +271,9 @@ impl Error {
     }
 
     /// Adds what happened to the VM to a [`Error::NotReady`].
-    pub(crate) fn leaving(mut self, become_of: impl FnOnce(&Name) -> VmFate) -> Self {
+    pub(crate) fn with_fate(mut self, fate: impl FnOnce(&Name) -> VmFate) -> Self {
         if let Self::NotReady { name, left, .. } = &mut self {
-            *left = become_of(name);
+            *left = fate(name);
         }
         self
     }

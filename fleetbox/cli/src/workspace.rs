@@ -72,7 +72,7 @@ pub(crate) async fn exec(context: &Context, exec: Exec) -> Result<u8> {
             workspace = Some(known.sync(&vm).await?);
         } else {
             // The command runs in any case, even if the host's tree has changed or cannot be read.
-            match known.moved_on().await {
+            match known.host_changes().await {
                 Ok(None) => {}
                 Ok(Some(how)) => context.note(format_args!(
                     "{} has changed since it was copied to {}: {how}; copy it again with --sync",

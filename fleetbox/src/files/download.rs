@@ -30,7 +30,7 @@ pub(crate) async fn read(
     let mut bytes = Vec::new();
     let expected = attributes.size.unwrap_or(0);
     let failed = |error| host("store", "")(error);
-    sftp.drain(&handle, path, expected, &mut bytes, failed, &meter)
+    sftp.read_into(&handle, path, expected, &mut bytes, failed, &meter)
         .await?;
     sftp.close(handle, path).await?;
     meter.file(path);
@@ -272,7 +272,7 @@ impl Copy<'_> {
         let whole = draft.path();
         let failed = |error| host("write", &whole)(error);
         self.sftp
-            .drain(handle, path, expected, &mut file, failed, self.meter)
+            .read_into(handle, path, expected, &mut file, failed, self.meter)
             .await?;
         file.flush().await.map_err(failed)?;
         let mode = entry.attributes.permissions.unwrap_or(0o644);

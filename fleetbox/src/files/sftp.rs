@@ -287,7 +287,7 @@ impl Sftp {
     }
 
     /// Writes `source` to an open file, from its beginning.
-    pub(crate) async fn pour(
+    pub(crate) async fn write_from(
         &self,
         handle: &Handle,
         path: &str,
@@ -324,7 +324,7 @@ impl Sftp {
 
     /// Reads all of an open file into `sink`. The server says that it has `expected` bytes, which
     /// may be wrong.
-    pub(crate) async fn drain(
+    pub(crate) async fn read_into(
         &self,
         handle: &Handle,
         path: &str,
@@ -334,21 +334,21 @@ impl Sftp {
         meter: &Meter,
     ) -> Result<(), FilesError> {
         let chunk = self.read_chunk;
-        let mut pieces = FuturesOrdered::new();
+        let mut chunks = FuturesOrdered::new();
         let mut next = 0u64;
         loop {
             // If the length is not known (as in /proc), only one request is sent at a time.
-            while pieces.len() < WINDOW && (next <= expected || pieces.is_empty()) {
-                pieces.push_back(self.piece(handle, path, next, chunk, expected));
+            while chunks.len() < WINDOW && (next <= expected || chunks.is_empty()) {
+                chunks.push_back(self.read_at(handle, path, next, chunk, expected));
                 next = next.saturating_add(u64::from(chunk));
             }
-            let Some(piece) = pieces.next().await else {
+            let Some(bytes) = chunks.next().await else {
                 return Ok(());
             };
-            let piece = piece?;
-            meter.bytes(path, piece.len())?;
-            sink.write_all(&piece).await.map_err(&write_failed)?;
-            if piece.len() < chunk as usize {
+            let bytes = bytes?;
+            meter.bytes(path, bytes.len())?;
+            sink.write_all(&bytes).await.map_err(&write_failed)?;
+            if bytes.len() < chunk as usize {
                 return Ok(());
             }
         }
@@ -356,7 +356,7 @@ impl Sftp {
 
     /// Reads bytes at `offset`. They are fewer than `length` only at the end of the file, which
     /// should be at `expected` unless that is 0.
-    async fn piece(
+    async fn read_at(
         &self,
         handle: &Handle,
         path: &str,
@@ -364,13 +364,13 @@ impl Sftp {
         length: u32,
         expected: u64,
     ) -> Result<Vec<u8>, FilesError> {
-        let mut piece = Vec::new();
+        let mut bytes = Vec::new();
         loop {
-            let missing = (length as usize).saturating_sub(piece.len());
-            let at = offset.saturating_add(piece.len() as u64);
+            let missing = (length as usize).saturating_sub(bytes.len());
+            let at = offset.saturating_add(bytes.len() as u64);
             // Another request would cost a round trip for each small file.
             if missing == 0 || (expected > 0 && at >= expected) {
-                return Ok(piece);
+                return Ok(bytes);
             }
             // At most `length`.
             let wanted = u32::try_from(missing).unwrap_or(length);
@@ -380,10 +380,10 @@ impl Sftp {
                     return Err(violation("read", path, why));
                 }
                 // Usually the answer is complete and needs no copy.
-                Ok(data) if piece.is_empty() => piece = data.data,
-                Ok(data) => piece.extend_from_slice(&data.data),
+                Ok(data) if bytes.is_empty() => bytes = data.data,
+                Ok(data) => bytes.extend_from_slice(&data.data),
                 Err(Failure::Status(status)) if status.status_code == StatusCode::Eof => {
-                    return Ok(piece);
+                    return Ok(bytes);
                 }
                 Err(error) => return Err(failed("read", path)(error)),
             }

@@ -101,11 +101,11 @@ impl Copy<'_> {
         let path = self.path(&entry);
         let handle = self.sftp.open_to_write(&path, entry.mode | 0o200).await?;
         let failed = |error| host("read", &entry.path)(error);
-        let poured = self
+        let written = self
             .sftp
-            .pour(&handle, &entry.relative, &mut source, failed, self.meter)
+            .write_from(&handle, &entry.relative, &mut source, failed, self.meter)
             .await;
-        let result = match poured {
+        let result = match written {
             Ok(()) => {
                 let attributes = attributes(entry.mode, entry.mtime);
                 self.sftp.set_open(&handle, &path, attributes).await
@@ -155,10 +155,12 @@ pub(crate) async fn write(
         .await?;
     // Reading from memory cannot fail.
     let failed = |error| host("read", "")(error);
-    let poured = sftp.pour(&handle, path, &mut bytes, failed, &meter).await;
-    let result = match (poured, options.mode) {
+    let written = sftp
+        .write_from(&handle, path, &mut bytes, failed, &meter)
+        .await;
+    let result = match (written, options.mode) {
         (Ok(()), Some(mode)) => sftp.set_open(&handle, path, with_mode(Some(mode))).await,
-        (poured, _) => poured,
+        (written, _) => written,
     };
     close(sftp, handle, path, result).await?;
     meter.file(path);

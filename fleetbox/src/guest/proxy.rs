@@ -95,7 +95,7 @@ impl Proxy {
                 Ok((client, _)) => {
                     let fleet = Arc::clone(&fleet);
                     tokio::spawn(async move {
-                        if let Err(error) = converse(client, &fleet).await {
+                        if let Err(error) = serve_client(client, &fleet).await {
                             tracing::debug!(%error, "a proxied connection ended");
                         }
                         drop(slot);
@@ -123,7 +123,7 @@ enum Failure {
     Refused(String),
 }
 
-async fn converse(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
+async fn serve_client(mut client: TcpStream, fleet: &Fleet) -> io::Result<()> {
     let mut first = [0];
     timeout(GREETING, client.peek(&mut first)).await??;
     if first == [5] {

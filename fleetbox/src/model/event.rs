@@ -21,11 +21,11 @@ pub(crate) fn from_machine(event: Event) -> Option<Event> {
             cmdline,
         } => Event::Booting {
             boot,
-            source: tame(&source),
-            cmdline: tame(&cmdline),
+            source: sanitize(&source),
+            cmdline: sanitize(&cmdline),
         },
         Event::Panic { message } => Event::Panic {
-            message: tame(&message),
+            message: sanitize(&message),
         },
         Event::Running { .. } | Event::FirstOutput { .. } | Event::PowerButton | Event::Reset => {
             event
@@ -34,7 +34,7 @@ pub(crate) fn from_machine(event: Event) -> Option<Event> {
     })
 }
 
-fn tame(text: &str) -> String {
+fn sanitize(text: &str) -> String {
     printable(text.as_bytes()).chars().take(LONGEST).collect()
 }
 

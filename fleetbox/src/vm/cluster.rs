@@ -220,7 +220,7 @@ impl ClusterBuilder {
     pub async fn start(self) -> Result<Cluster> {
         let launch = self.launch().await?;
         let name = launch.cluster.clone();
-        Ok(self.made(name, launch.start().await?))
+        Ok(self.into_cluster(name, launch.start().await?))
     }
 
     /// Stops the members that run, and starts all members again as [`ClusterBuilder::start`] does: in parallel, with
@@ -233,10 +233,10 @@ impl ClusterBuilder {
     pub async fn restart(self, deadline: Duration) -> Result<Cluster> {
         let launch = self.launch().await?;
         let name = launch.cluster.clone();
-        Ok(self.made(name, launch.restart(deadline).await?))
+        Ok(self.into_cluster(name, launch.restart(deadline).await?))
     }
 
-    fn made(self, name: Name, (store, members): (Store, Vec<Vm>)) -> Cluster {
+    fn into_cluster(self, name: Name, (store, members): (Store, Vec<Vm>)) -> Cluster {
         Cluster {
             name,
             store,
@@ -532,7 +532,7 @@ impl Cluster {
         drop(lease);
         all(members.iter().zip(booted).map(async |(vm, booted)| {
             booted?;
-            vm.come_up().await
+            vm.wait_until_ready().await
         }))
         .await
     }

@@ -138,7 +138,7 @@ impl Fleet {
     /// [`Error::NoVm`] if no VM has this name; [`Error::NoMember`] if the given cluster has no such member;
     /// [`Error::Ambiguous`] if `name` has no cluster and several clusters have such a VM.
     pub async fn find(&self, name: &str) -> Result<VmDir> {
-        Ok(meant(self, name).await?.1)
+        Ok(find_vm(self, name).await?.1)
     }
 }
 
@@ -156,7 +156,7 @@ impl Fleet {
     /// # Errors
     /// Those of [`Fleet::find`], and [`Error::NotRunning`].
     pub async fn open(&self, name: &str) -> Result<Vm> {
-        let (store, dir) = meant(self, name).await?;
+        let (store, dir) = find_vm(self, name).await?;
         if !dir.is_running()? {
             return Err(Error::NotRunning {
                 name: dir.reference(),
@@ -222,7 +222,7 @@ impl Fleet {
     }
 }
 
-pub(super) async fn meant(fleet: &Fleet, text: &str) -> Result<(Store, VmDir)> {
+pub(super) async fn find_vm(fleet: &Fleet, text: &str) -> Result<(Store, VmDir)> {
     let reference: Reference = text.parse()?;
     let store = fleet.store().await?;
     blocking(move || {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::list::meant;
+use super::list::find_vm;
 use super::{Vm, lock};
 use crate::error::Result;
 use crate::model::names::Reference;
@@ -70,7 +70,7 @@ impl Fleet {
     /// # Errors
     /// Those of [`Fleet::find`], or a process that does not end.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let (store, dir) = meant(self, name).await?;
+        let (store, dir) = find_vm(self, name).await?;
         let client = attach::client(&store.cluster(dir.cluster()));
         destroy(&store, &dir, &client, None).await
     }
@@ -130,13 +130,13 @@ impl Fleet {
 
 async fn prune_those(
     fleet: &Fleet,
-    meant: impl Fn(&VmDir) -> bool + Send + 'static,
+    selected: impl Fn(&VmDir) -> bool + Send + 'static,
 ) -> Result<Vec<String>> {
     let store = fleet.store().await?;
     blocking(move || {
         sweep::sweep(&store)?;
         let mut pruned = Vec::new();
-        for vm in store.vms()?.into_iter().filter(|vm| meant(vm)) {
+        for vm in store.vms()?.into_iter().filter(|vm| selected(vm)) {
             let serving = store.cluster(vm.cluster()).is_running()?;
             // Without a console log, its first start is still in progress.
             let in_use = ephemeral::is_ephemeral(&vm) || !vm.paths().console_log().exists();

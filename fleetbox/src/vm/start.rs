@@ -67,7 +67,7 @@ impl Vm {
         self.boot().await?;
         // From now on the VM's own lock counts its memory.
         drop(lease);
-        self.come_up().await
+        self.wait_until_ready().await
     }
 
     /// Waits until there is memory for all of `vms` that do not run, for all at once. Fails at once if this host
@@ -126,7 +126,7 @@ impl Vm {
     }
 
     /// Waits until a booted VM is ready, at most as long as its builder allows.
-    pub(crate) async fn come_up(&self) -> Result<()> {
+    pub(crate) async fn wait_until_ready(&self) -> Result<()> {
         let deadline = Instant::now() + self.boot_timeout;
         self.wait_until_up(deadline, true).await
     }

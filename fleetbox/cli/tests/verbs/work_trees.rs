@@ -76,7 +76,7 @@ fn a_run_that_cannot_be_leaves_nothing_behind() {
     for (wrong, reason) in [
         (
             &["--branch", "x", "--from", "no-such"][..],
-            "there is no no-such",
+            "no-such does not exist",
         ),
         (&["--branch", "a..b"], "a..b"),
         (&["--publish", &publish], &taken),
@@ -120,7 +120,7 @@ fn a_tree_is_shipped_to_a_vm_that_runs_only() {
         (&["web", "/no/such/place"], "/no/such/place"),
         (
             &["web", root, "--branch", "x", "--from", "gone"],
-            "there is no gone",
+            "gone does not exist",
         ),
     ] {
         let output = host.run(&[&["ship"], args].concat());

@@ -175,7 +175,7 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
                     .create_new(true)
                     .mode(if executable { 0o700 } else { 0o600 })
                     .open(&target)
-                    .map_err(about(&path))?;
+                    .map_err(with_path(&path))?;
                 io::copy(&mut entry, &mut file).map_err(text)?;
             }
             EntryType::Symlink => {
@@ -212,7 +212,7 @@ pub(super) fn extract(from: impl Read, dir: &Path) -> Result<(), String> {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(text)?;
         }
-        symlink(to, &target).map_err(about(path))?;
+        symlink(to, &target).map_err(with_path(path))?;
     }
     Ok(())
 }
@@ -274,7 +274,7 @@ impl Extensions {
 }
 
 /// Adds the path in the archive to an error.
-fn about(path: &Path) -> impl FnOnce(io::Error) -> String {
+fn with_path(path: &Path) -> impl FnOnce(io::Error) -> String {
     move |error| printable(format!("{}: {error}", path.display()).as_bytes())
 }
 

@@ -149,7 +149,7 @@ impl Workspace {
     /// use fleetbox::{Fleet, workspace::Workspace};
     ///
     /// if let Some(workspace) = Workspace::of(&Fleet::new(), vm.name()).await? {
-    ///     if let Some(what) = workspace.moved_on().await? {
+    ///     if let Some(what) = workspace.host_changes().await? {
     ///         println!("shipping again: {what}");
     ///         workspace.sync(&vm).await?;
     ///     }
@@ -170,7 +170,7 @@ impl Workspace {
     ///
     /// # Errors
     /// [`WorkspaceError`] if the tree cannot be read.
-    pub async fn moved_on(&self) -> Result<Option<String>, WorkspaceError> {
+    pub async fn host_changes(&self) -> Result<Option<String>, WorkspaceError> {
         let tree = Tree::open(&self.host).await?;
         let before = self.clone();
         blocking(move || {

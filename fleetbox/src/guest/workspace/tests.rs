@@ -344,7 +344,7 @@ fn a_tree_that_has_moved_on_is_noticed() {
         tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap()
-            .block_on(workspace.moved_on())
+            .block_on(workspace.host_changes())
             .unwrap()
     };
     assert_eq!(moved(), None);

@@ -62,18 +62,18 @@ impl Launch {
         members: &[Member],
     ) -> Result<(Name, Option<Lock>)> {
         loop {
-            let cluster = self.meant(store, members)?;
+            let cluster = self.resolve_cluster(store, members)?;
             let dir = store.cluster(&cluster);
             let share = blocking(move || dir.share_if_there()).await?;
             // Otherwise it was removed or created in the meantime.
-            if self.meant(store, members)? == cluster {
+            if self.resolve_cluster(store, members)? == cluster {
                 return Ok((cluster, share));
             }
         }
     }
 
     /// The given cluster, or else the one that has the member.
-    fn meant(&self, store: &Store, members: &[Member]) -> Result<Name> {
+    fn resolve_cluster(&self, store: &Store, members: &[Member]) -> Result<Name> {
         let elsewhere = existing_elsewhere(store, &self.cluster, members, self.lifetime)?;
         match elsewhere.as_slice() {
             [] => Ok(self.cluster.clone()),

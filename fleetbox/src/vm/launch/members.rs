@@ -119,7 +119,7 @@ impl Startup {
         } else {
             undo(vms, &self.created).await;
         }
-        error.leaving(|name| self.fate(name, held))
+        error.with_fate(|name| self.fate(name, held))
     }
 
     /// What happened to a member whose start failed, after the start was undone. `held` says
