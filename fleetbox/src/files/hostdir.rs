@@ -17,8 +17,8 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::{FilesError, host, shown};
 
-/// Permission bits that are accepted from a guest. Set-user-ID and set-group-ID bits are not among
-/// them.
+/// Permission bits that are accepted from a guest. Set-user-ID, set-group-ID and sticky bits are
+/// dropped.
 const TAKEN: u32 = 0o777;
 
 /// An open directory.

@@ -60,7 +60,7 @@ pub const DEPTH_LIMIT: usize = 128;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilesError {
-    /// The SSH connection failed before anything was copied.
+    /// The tokio runtime that made the call is shutting down. Nothing was copied.
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
     /// An operation failed on this host.

@@ -67,7 +67,7 @@ pub enum SshError {
         "the SSH connection was lost before the command ended; the guest may have stopped or rebooted"
     )]
     Lost,
-    /// A command wrote more than fits the limit.
+    /// A command wrote more than the limit.
     #[error("the command wrote more than {limit} bytes; stream its output with spawn instead")]
     OutputTooLarge {
         /// The limit in bytes.

@@ -197,8 +197,8 @@ impl VmBuilder {
         self
     }
 
-    /// Gives the guest a read-only copy of the host's directory `host`, mounted at `guest`. A VM
-    /// can have up to [`MAX_FIXTURES`](crate::fixture::MAX_FIXTURES) of them.
+    /// Gives the guest a read-only copy of the host's directory `host_dir`, mounted at `guest`. A
+    /// VM can have up to [`MAX_FIXTURES`](crate::fixture::MAX_FIXTURES) of them.
     ///
     /// The copy keeps modes, modification times, symbolic and hard links and holes. Everything in
     /// it belongs to the guest's user (see [`crate::fixture`]). The list of fixtures is fixed when

@@ -22,8 +22,8 @@ pub enum VmState {
     Running,
     /// It does not run, and can be started.
     Stopped,
-    /// It ended, but neither did its guest power off nor did its user stop it. It can be started
-    /// again. [`VmInfo::failure`] says why it ended.
+    /// It ended unexpectedly: its guest did not power off, and its user did not stop it.
+    /// [`VmInfo::failure`] says why. It can be started again.
     Failed,
 }
 

@@ -22,7 +22,7 @@ use crate::util::task::ShuttingDown;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkspaceError {
-    /// The VM.
+    /// An operation on the VM failed.
     #[error(transparent)]
     Vm(#[from] Error),
     /// Git does not run on the host.
