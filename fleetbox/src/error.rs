@@ -195,7 +195,7 @@ pub enum Error {
     ShuttingDown(#[from] ShuttingDown),
 }
 
-// What a room's error has from a room below is that room's variant here, too.
+// If an error wraps one of a lower room that has a variant here, that variant is used.
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {

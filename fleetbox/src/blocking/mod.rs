@@ -15,8 +15,7 @@
 //! rarely use have no blocking version: images, work trees, ports and statistics of a guest, and the proxy. Use them
 //! with [`block_on`] and [`Vm::as_async`].
 //!
-//! The work runs on separate threads, so these functions can be called from anywhere. In an
-//! asynchronous function they block its thread.
+//! These functions can be called from anywhere. In an asynchronous function they block its thread.
 
 use std::future::Future;
 use std::panic::resume_unwind;
