@@ -1,4 +1,4 @@
-//! Disks that a VM has besides its own.
+//! Extra disks of a VM, besides its root disk.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ pub const MAX_EXTRA_DISKS: usize = 8;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExtraDiskError {
-    /// Its size.
+    /// The size is invalid.
     #[error(transparent)]
     Size(#[from] InvalidValue),
-    /// Its file cannot be opened.
+    /// The file cannot be opened.
     #[error("cannot use {} as a disk: {why}", path.display())]
     File {
         /// The file.
@@ -27,14 +27,14 @@ pub enum ExtraDiskError {
         /// Why.
         why: String,
     },
-    /// Its file has no format that is supported.
+    /// The file has an unsupported format.
     #[error(transparent)]
     Format(#[from] FormatError),
 }
 
-/// A disk that a VM has besides its own, for [`VmBuilder::extra_disk`](crate::VmBuilder::extra_disk).
+/// An extra disk of a VM, for [`VmBuilder::extra_disk`](crate::VmBuilder::extra_disk).
 ///
-/// What the guest writes is kept with the VM, and goes with it; a file is never written.
+/// What the guest writes is stored with the VM and removed with it. A file given as the disk is never written to.
 ///
 /// ```
 /// use fleetbox::{ExtraDisk, Size};
@@ -56,7 +56,7 @@ pub(crate) enum Source {
     File(PathBuf),
 }
 
-/// What it was made from: `64M, empty` or `/data.qcow2, read-only`.
+/// What the disk was made from: `64M, empty` or `/data.qcow2, read-only`.
 impl std::fmt::Display for ExtraDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.source {
@@ -68,7 +68,7 @@ impl std::fmt::Display for ExtraDisk {
 }
 
 impl ExtraDisk {
-    /// A disk that reads as zeroes. The host stores only what the guest writes.
+    /// An empty disk, which reads as zeros. The host stores only what the guest writes.
     pub fn empty(size: Size) -> Self {
         Self {
             source: Source::Empty(size),
@@ -76,8 +76,8 @@ impl ExtraDisk {
         }
     }
 
-    /// A disk with the content of a raw or qcow2 file, which stays as it is: what the guest writes
-    /// goes to a layer over it. The file must not change or go while the VM exists.
+    /// A disk with the content of a raw or qcow2 file. The file is not changed: what the guest writes goes to a layer
+    /// over it. The file must not be changed or removed while the VM exists.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self {
             source: Source::File(path.into()),
@@ -85,7 +85,7 @@ impl ExtraDisk {
         }
     }
 
-    /// The guest cannot write to it.
+    /// Makes the disk read-only for the guest.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
@@ -96,7 +96,7 @@ impl ExtraDisk {
         self.read_only
     }
 
-    /// What it was made from.
+    /// What the disk was made from.
     pub(crate) fn source(&self) -> &Source {
         &self.source
     }
@@ -109,10 +109,10 @@ impl ExtraDisk {
         }
     }
 
-    /// Checks it before a VM is created. The path becomes absolute.
+    /// Checks the disk before a VM is created, and makes its path absolute.
     ///
     /// # Errors
-    /// A bad size, or a file that cannot be used as a disk.
+    /// The size is invalid, or the file is not usable as a disk.
     pub(crate) fn check(&self) -> Result<Self, ExtraDiskError> {
         let source = match &self.source {
             Source::Empty(size) => Source::Empty(size.check_disk()?),

@@ -1,4 +1,4 @@
-//! The format of a disk image, told by its first bytes.
+//! Detects the format of a disk image from its first bytes.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a file is not used as a disk image.
+/// Why a file cannot be used as a disk image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
@@ -18,17 +18,17 @@ pub enum FormatError {
         /// Why.
         source: io::Error,
     },
-    /// It is something else.
+    /// It is not a disk image.
     #[error("{name} is not a usable disk image: {why}")]
     NotAnImage {
         /// Path or address.
         name: String,
-        /// What it is instead.
+        /// What is wrong with it.
         why: String,
     },
 }
 
-/// The format of an image file, told by its first bytes.
+/// The format of an image file, detected from its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
@@ -38,7 +38,7 @@ pub enum ImageFormat {
     Qcow2,
 }
 
-/// Tells the format of the file at `path`; `name` is what messages call it.
+/// Detects the format of the file at `path`. Errors call it `name`.
 pub(crate) fn format_of(path: &Path, name: &str) -> Result<ImageFormat, FormatError> {
     let mut head = Vec::new();
     File::open(path)
@@ -50,7 +50,7 @@ pub(crate) fn format_of(path: &Path, name: &str) -> Result<ImageFormat, FormatEr
     sniff(&head, name)
 }
 
-/// Tells the format by a file's first bytes. Everything that is not something else is raw.
+/// Detects the format from a file's first bytes. Anything that is not recognised is raw.
 pub(crate) fn sniff(head: &[u8], name: &str) -> Result<ImageFormat, FormatError> {
     let compressed = |tool: &str| format!("it is compressed; unpack it with {tool} first");
     let why = if head.starts_with(b"QFI\xfb") {
@@ -72,7 +72,7 @@ pub(crate) fn sniff(head: &[u8], name: &str) -> Result<ImageFormat, FormatError>
     } else if head.starts_with(b"vhdxfile") || head.starts_with(b"conectix") {
         "it is a VHD image; convert it with qemu-img".into()
     } else if is_html(head) {
-        "it is a web page; the address of the image file itself is needed".into()
+        "it is a web page; use the address of the image file itself".into()
     } else {
         return Ok(ImageFormat::Raw);
     };

@@ -1,4 +1,4 @@
-//! What is put on a VM's disks: fixtures, the cloud-init seed, extra disks, and image formats.
+//! The content of a VM's disks: fixtures, the cloud-init seed, extra disks, and image formats.
 
 pub(crate) mod extra_disk;
 pub mod fixture;

@@ -1,4 +1,4 @@
-//! Whether this host can run VMs, before anything is downloaded or created.
+//! Checks whether this host can run VMs, before anything is downloaded or created.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ pub use fleetbox_vmm::preflight::{Probe, probe};
 
 use crate::host::bridge::{self, BridgeError};
 
-/// This host cannot run VMs. The text says what is missing and what to do.
+/// This host cannot run VMs. The message says what is missing and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct HostUnsupported(pub Probe);
@@ -28,8 +28,7 @@ pub fn check() -> Result<(), HostUnsupported> {
     }
 }
 
-/// What [`Probe`] says of this host for a test that rather skips than fails: `None` if VMs run
-/// here, else the reason.
+/// Why this host cannot run VMs, or `None` if it can. For tests that should skip instead of fail.
 ///
 /// ```no_run
 /// if let Some(reason) = fleetbox::preflight::unavailable() {
@@ -41,15 +40,14 @@ pub fn unavailable() -> Option<String> {
     check().err().map(|error| error.to_string())
 }
 
-/// Whether guests can run VMs themselves: this host has virtualisation hardware, and its KVM
-/// passes that on (the module's parameter `nested`). A guest then has a /dev/kvm of its own, with
-/// no option needed.
+/// True if guests can run VMs themselves. This host must have virtualisation hardware, and its KVM must allow nesting
+/// (the module parameter `nested`). A guest then has /dev/kvm; no option is needed.
 pub fn nested_virt_supported() -> bool {
     probe().hardware() && nested_in(Path::new("/sys/module"))
 }
 
-/// Checks that this process may join guests to the host's network: [`Network::Bridge`](crate::Network::Bridge)
-/// needs CAP_NET_ADMIN and the kernel's tap devices.
+/// Checks that this process can use [`Network::Bridge`](crate::Network::Bridge), which needs CAP_NET_ADMIN and the
+/// kernel's tap devices.
 ///
 /// # Errors
 /// [`BridgeError`] says what is missing.
@@ -62,7 +60,7 @@ pub fn bridge() -> Result<(), BridgeError> {
     Ok(())
 }
 
-/// What the KVM modules below `modules` say.
+/// The setting of the KVM modules in the directory `modules`.
 fn nested_in(modules: &Path) -> bool {
     ["kvm_intel", "kvm_amd"].iter().any(|module| {
         let parameter = modules.join(module).join("parameters/nested");

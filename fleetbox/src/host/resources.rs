@@ -1,4 +1,4 @@
-//! Whether this host has what a VM is to be given.
+//! Checks that this host has the resources that a VM asks for.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +9,11 @@ use crate::model::defaults::{DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY};
 use crate::model::size::Size;
 use crate::store::VmRecord;
 
-/// A VM was asked to have more than this host has.
+/// A VM asked for more than this host has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not enough {what}: asked for {asked}, {available}; ask for less")]
 pub struct InsufficientResources {
-    /// What of it.
+    /// The kind of resource.
     pub what: &'static str,
     /// How much was asked for.
     pub asked: String,
@@ -21,8 +21,8 @@ pub struct InsufficientResources {
     pub available: String,
 }
 
-/// What is asked for of a VM. What was not given is not checked: the defaults are small, and the
-/// host gives only what the guest touches.
+/// The resources that a VM asks for. Defaults are not checked: they are small, and the host
+/// provides memory only when the guest touches it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
     pub(crate) cpus: Option<u8>,
@@ -32,8 +32,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// What a VM that exists needs. It does not say what was given, so what is no more than the
-    /// defaults is not checked.
+    /// The request of an existing VM. Its record does not say which values the user gave, so values
+    /// up to the defaults are not checked.
     pub(crate) fn of(record: &VmRecord) -> Self {
         let empty = record.extra_disks.iter().filter_map(ExtraDisk::empty_size);
         let own = Some(record.disk).filter(|disk| *disk > DEFAULT_DISK);
@@ -43,7 +43,8 @@ impl Request {
         }
     }
 
-    /// What a VM that exists is to be given; no more than the defaults is not checked here, either.
+    /// The request of an existing VM that is resized. Values up to the defaults are not checked
+    /// here, either.
     pub(crate) fn changed(cpus: Option<u8>, memory: Option<Size>) -> Self {
         Self {
             cpus: cpus.filter(|cpus| u32::from(*cpus) > DEFAULT_CPUS),
@@ -53,7 +54,7 @@ impl Request {
     }
 }
 
-/// What there is; `None` where the operating system does not tell.
+/// What the host has; `None` where the operating system does not report it.
 #[derive(Debug, Clone)]
 pub(crate) struct HostResources {
     cpus: Option<u32>,
@@ -69,7 +70,7 @@ struct Disk {
 }
 
 impl HostResources {
-    /// This host, with the disk that has the state directory.
+    /// The resources of this host, with the file system of the state directory.
     pub(crate) fn of_host(home: &Path) -> Self {
         let disk = nix::sys::statvfs::statvfs(home).ok().map(|stat| {
             let block = stat.fragment_size();
@@ -89,7 +90,7 @@ impl HostResources {
         }
     }
 
-    /// Checks that it has what is asked for.
+    /// Checks that the host has the requested resources.
     ///
     /// # Errors
     /// [`InsufficientResources`] says what the host has.

@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use super::ImageError;
 use crate::util::fs::read_limited;
 
-/// Environment variable that names a file in the catalogue's form, whose entries are added to
-/// the built-in ones or replace them.
+/// Environment variable that names a catalogue file. Its entries are added to the built-in ones, or
+/// replace them.
 pub const CATALOGUE_VARIABLE: &str = "FLEETBOX_CATALOGUE";
 
 /// The built-in catalogue.
 const BUILT_IN: &str = include_str!("catalogue.json");
-/// The version of the catalogue's form.
+/// The version of the catalogue's format.
 const FORMAT: u32 = 1;
 const FILE_LIMIT: u64 = 1 << 20;
 
-/// A processor architecture, by the names that distributions give to their images.
+/// A processor architecture. The names are those that distributions use for their images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
@@ -30,10 +30,10 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// The architecture that this program runs on, and so that of its guests.
+    /// The architecture of this program, which is also that of its guests.
     ///
     /// # Errors
-    /// [`ImageError::Host`] for any that has no images.
+    /// [`ImageError::Host`] if there are no images for it.
     pub fn host() -> Result<Self, ImageError> {
         match std::env::consts::ARCH {
             "x86_64" => Ok(Self::Amd64),
@@ -121,34 +121,34 @@ impl From<Sha256> for String {
     }
 }
 
-/// Where an image is and what its content must be.
+/// The address of an image and the checksum of its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pinned {
-    /// `http`, `https` or `file` address.
+pub struct ImagePin {
+    /// The address: `http`, `https` or `file`.
     pub url: String,
-    /// Sum of the whole file.
+    /// SHA-256 of the whole file.
     pub sha256: Sha256,
 }
 
-/// What the catalogue has for an alias.
+/// The catalogue's entry for an alias.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueEntry {
-    /// The distribution's name of this state of the image.
+    /// The distribution's name for this snapshot of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
     /// The image for x86_64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub amd64: Option<Pinned>,
+    pub amd64: Option<ImagePin>,
     /// The image for aarch64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub arm64: Option<Pinned>,
+    pub arm64: Option<ImagePin>,
 }
 
 impl CatalogueEntry {
     /// The image for `arch`, if there is one.
-    pub fn pinned(&self, arch: Arch) -> Option<&Pinned> {
+    pub fn pin(&self, arch: Arch) -> Option<&ImagePin> {
         match arch {
             Arch::Amd64 => self.amd64.as_ref(),
             Arch::Arm64 => self.arm64.as_ref(),
@@ -163,7 +163,7 @@ struct File {
     images: BTreeMap<String, CatalogueEntry>,
 }
 
-/// Aliases and what they stand for.
+/// A catalogue: aliases and the images that they stand for.
 ///
 /// ```
 /// use fleetbox::images::Catalogue;
@@ -203,7 +203,7 @@ impl Catalogue {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::Catalogue`] when that file cannot be read or understood.
+    /// [`ImageError::Catalogue`] if that file cannot be read or parsed.
     pub fn load() -> Result<Self, ImageError> {
         let file = std::env::var_os(CATALOGUE_VARIABLE).filter(|v| !v.is_empty());
         Self::load_with(file.map(PathBuf::from).as_deref())
@@ -223,7 +223,7 @@ impl Catalogue {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::Catalogue`] when that file cannot be read or understood.
+    /// [`ImageError::Catalogue`] if that file cannot be read or parsed.
     pub fn load_with(file: Option<&Path>) -> Result<Self, ImageError> {
         let mut catalogue = Self::built_in()?;
         if let Some(path) = file {
@@ -244,14 +244,14 @@ impl Catalogue {
         let file: File = serde_json::from_slice(content).map_err(|e| fail(e.to_string()))?;
         if file.format != FORMAT {
             return Err(fail(format!(
-                "it has format {} and this version reads format {FORMAT}",
+                "it has format {}, but this version reads format {FORMAT}",
                 file.format
             )));
         }
         for alias in file.images.keys() {
             if !is_alias(alias) {
                 return Err(fail(format!(
-                    "{alias:?} is no alias: letters, digits, '.' and '-' only"
+                    "invalid alias {alias:?}: use only letters, digits, '.' and '-'"
                 )));
             }
         }
@@ -259,18 +259,18 @@ impl Catalogue {
         Ok(())
     }
 
-    /// What `alias` stands for.
+    /// The entry for `alias`.
     pub fn get(&self, alias: &str) -> Option<&CatalogueEntry> {
         self.entries.get(alias)
     }
 
-    /// All aliases in order, with what they stand for.
+    /// All aliases in order, with their entries.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &CatalogueEntry)> {
         self.entries.iter().map(|(k, v)| (k.as_str(), v))
     }
 }
 
-/// Whether `text` has the form of an alias. Aliases become parts of file names.
+/// True if `text` is a valid alias. Aliases become parts of file names.
 pub(super) fn is_alias(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -300,9 +300,9 @@ mod tests {
         );
         for (alias, entry) in catalogue.iter() {
             for arch in [Arch::Amd64, Arch::Arm64] {
-                let pinned = entry.pinned(arch).unwrap();
-                assert!(pinned.url.starts_with("https://"), "{alias}");
-                assert!(pinned.url.contains(&arch.to_string()), "{alias}");
+                let pin = entry.pin(arch).unwrap();
+                assert!(pin.url.starts_with("https://"), "{alias}");
+                assert!(pin.url.contains(&arch.to_string()), "{alias}");
             }
         }
     }
@@ -340,7 +340,7 @@ mod tests {
         for (text, why) in [
             ("{", "EOF"),
             (r#"{"format": 2, "images": {}}"#, "format 2"),
-            (r#"{"format": 1, "images": {"../x": {}}}"#, "no alias"),
+            (r#"{"format": 1, "images": {"../x": {}}}"#, "invalid alias"),
             (
                 r#"{"format": 1, "images": {"x": {"amd64": {"url": "u", "sha256": "12"}}}}"#,
                 "64 hexadecimal",

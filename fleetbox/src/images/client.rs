@@ -1,4 +1,4 @@
-//! The HTTP client. It blocks, so that each request has a thread of its own.
+//! The HTTP client. It blocks, so each request has a separate thread.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -13,23 +13,23 @@ use ureq::{Agent, ResponseExt as _};
 use super::url::{ImageUrl, Place};
 use super::{ImageError, proxy};
 
-/// Silence of the server that counts as a broken connection.
+/// How long the server may be silent before the connection counts as broken.
 const STALL: Duration = Duration::from_secs(60);
-/// Looking up a name may take as long, and so may making a connection.
+/// Limit for looking up a name, and for connecting.
 const CONNECT: Duration = Duration::from_secs(30);
-/// Redirections that are followed.
+/// Maximum number of redirects that are followed.
 const REDIRECTS: u32 = 10;
-/// Most bytes of a chunk of a body.
+/// Maximum bytes of a chunk of a body.
 const CHUNK: usize = 1 << 17;
 
-/// How a request failed.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum RequestError {
     /// Trying again may help.
     Transient(String),
-    /// The same would happen again.
+    /// Trying again would fail the same way.
     Fatal(String),
-    /// Servers cannot be verified.
+    /// TLS servers cannot be verified.
     Tls(String),
 }
 
@@ -50,7 +50,7 @@ impl From<ureq::Error> for RequestError {
     fn from(error: ureq::Error) -> Self {
         match error {
             ureq::Error::RequireHttpsOnly(_) => Self::Fatal(
-                "it redirects from https to http, and there is no checksum to verify".to_owned(),
+                "it redirects from https to http, and there is no checksum to verify the content with".to_owned(),
             ),
             // Made before there is a connection; what a handshake finds is an I/O error.
             ureq::Error::Rustls(error) => Self::Tls(error.to_string()),
@@ -64,7 +64,7 @@ impl From<ureq::Error> for RequestError {
     }
 }
 
-/// The answer to a request. Its connection is closed when it is dropped.
+/// The answer to a request. Dropping it closes its connection.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) head: Head,
@@ -76,7 +76,7 @@ pub(super) struct Answer {
 pub(super) struct Head {
     pub(super) status: StatusCode,
     pub(super) headers: http::HeaderMap,
-    /// The address, after redirections.
+    /// The address, after redirects.
     pub(super) uri: Uri,
     /// Number of bytes of the body.
     pub(super) length: Option<u64>,
@@ -105,7 +105,8 @@ impl Drop for Connection {
     }
 }
 
-/// Asks for `uri`. `verified` content may come over any connection.
+/// Requests `uri`. If `verified` is set, the content has a checksum and may come over any
+/// connection.
 pub(super) async fn get(
     uri: &Uri,
     verified: bool,
@@ -151,7 +152,7 @@ pub(super) async fn get(
     })
 }
 
-/// Sends a body in chunks until it fails or is no longer wanted, and an empty one at its end.
+/// Sends a body in chunks, with an empty one at its end, until it fails or the receiver is gone.
 fn pass_on(body: ureq::Body, chunks: &mpsc::Sender<std::io::Result<Vec<u8>>>) {
     let mut reader = body.into_reader();
     let mut buffer = vec![0; CHUNK];
@@ -196,7 +197,9 @@ fn agent(uri: &Uri, verified: bool) -> Result<Agent, RequestError> {
 /// As for a download.
 pub(super) async fn page(url: &ImageUrl, limit: usize) -> Result<String, ImageError> {
     let Place::Web(uri) = url.place() else {
-        return Err(RequestError::Fatal("it is on no server".to_owned()).at(url));
+        return Err(
+            RequestError::Fatal("it is a local file, not a page on a server".to_owned()).at(url),
+        );
     };
     let mut answer = get(uri, false, Vec::new()).await.map_err(|e| e.at(url))?;
     if !answer.head.status.is_success() {

@@ -22,17 +22,17 @@ use crate::store::Lock;
 use crate::util::fs::read_limited;
 use crate::util::fs::{open_private, remove_file_if_there, sync_dir, write_atomic};
 
-/// Failures of the network in a row, none of which brought data, before giving up.
+/// Number of network failures in a row, without any data between them, before giving up.
 const ATTEMPTS: u32 = 4;
-/// An image larger than this is a mistake or an attack.
+/// Maximum size of an image; anything larger is a mistake or an attack.
 const LARGEST: u64 = 256 << 30;
-/// Chunks on their way from the network to the disk.
+/// Maximum number of chunks in memory between the network and the disk.
 const QUEUE: usize = 32;
 /// Granularity of holes: the usual block size of file systems.
 const BLOCK: usize = 4096;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// A download to be made.
+/// A download to do.
 pub(super) struct Job<'a> {
     pub(super) reference: &'a str,
     pub(super) url: &'a ImageUrl,
@@ -41,19 +41,19 @@ pub(super) struct Job<'a> {
     pub(super) progress: &'a dyn Progress,
 }
 
-/// What is known about a partial file, in `NAME.part.json`.
+/// The state of a partial file, in `NAME.part.json`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct PartState {
     url: String,
-    /// What `If-Range` is sent: a strong entity tag or a date (RFC 9110 section 13.1.5).
+    /// The value of `If-Range`: a strong entity tag or a date (RFC 9110 section 13.1.5).
     validator: Option<String>,
 }
 
-/// How an attempt failed.
+/// Why an attempt failed.
 pub(super) enum Failure {
     /// Trying again may help.
     Transient(ImageError),
-    /// The partial file does not fit to what the server has: begin anew.
+    /// The partial file does not match the server's file: start again from the beginning.
     #[cfg_attr(not(feature = "download"), expect(dead_code))]
     Stale,
     Fatal(ImageError),
@@ -66,7 +66,7 @@ impl From<ImageError> for Failure {
 }
 
 impl Job<'_> {
-    /// Downloads, with the image's lock held.
+    /// Downloads the image. `lock` is the image's lock, held.
     pub(super) async fn run(&self, lock: Lock) -> Result<Image, ImageError> {
         // Shared with the thread that writes, so that no other process begins while that still
         // drains its queue after this future was dropped.
@@ -104,7 +104,7 @@ impl Job<'_> {
                 Err(Failure::Stale) => {
                     return Err(ImageError::Network {
                         url: self.url.to_string(),
-                        why: "the server's ranges make no sense".into(),
+                        why: "the server sent invalid ranges".into(),
                     });
                 }
                 Err(Failure::Transient(error)) => {
@@ -193,7 +193,7 @@ impl Job<'_> {
         })
     }
 
-    /// What can be continued: number of bytes and the validator for `If-Range`.
+    /// The number of bytes that can be continued from, and the validator for `If-Range`.
     #[cfg(feature = "download")]
     fn resumable(&self) -> (u64, Option<String>) {
         let state = read_limited(&self.part_state(), 1 << 16)
@@ -211,7 +211,7 @@ impl Job<'_> {
         }
     }
 
-    /// One connection: from where the partial file ends to where the whole file ends.
+    /// One attempt: requests the rest of the file and receives it.
     async fn attempt(&self, lock: &Arc<Lock>) -> Result<Done, Failure> {
         let body = match self.url.place() {
             Place::File(path) => open_file(path).await?,
@@ -240,7 +240,7 @@ impl Job<'_> {
         }))
     }
 
-    /// Notes what is being received, before any byte of it is.
+    /// Records what is being received, before the first byte is written.
     fn begin(&self, body: &Body) -> Result<(), ImageError> {
         if body.offset == 0 {
             // An old beginning must not be taken for one of the new file.
@@ -372,7 +372,7 @@ struct Done {
     resumed: bool,
 }
 
-/// The rest of a file, from `offset` on.
+/// The rest of a file, starting at `offset`.
 pub(super) struct Body {
     pub(super) source: Source,
     pub(super) offset: u64,
@@ -440,8 +440,8 @@ fn part_len(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |m| m.len())
 }
 
-/// Writes what comes through `queue` from `offset` on, and returns the sum and size of the whole
-/// file. An error comes with the number of bytes that were written before it.
+/// Writes the chunks from `queue`, starting at `offset`, and returns the sum and size of the whole
+/// file. An error comes with the number of bytes written before it.
 fn write_part(
     path: &Path,
     offset: u64,
@@ -477,8 +477,8 @@ fn write_part(
     Ok((Sha256::from_digest(&context.finish()), position))
 }
 
-/// Writes `bytes` at `position` but for whole blocks of zeros, which the caller has made sure
-/// read as zeros already.
+/// Writes `bytes` at `position`, except whole blocks of zeros. The caller must make sure that these
+/// already read as zeros.
 fn write_sparse(file: &File, position: u64, bytes: &[u8]) -> io::Result<()> {
     let mut run_start = 0;
     let mut at = 0;

@@ -1,13 +1,13 @@
-//! Images: what an alias, a path or an address stands for, and how it gets here.
+//! Images: resolves an alias, a path or an address, and downloads it.
 //!
-//! Images are the read-only base of VMs' disks and are used as they are, raw or qcow2; nothing
-//! is converted. What is downloaded is kept in `images/` of the state directory.
+//! An image is the read-only base of VMs' disks. It is raw or qcow2 and used as it is, without conversion. Downloads
+//! are kept in `images/` of the state directory.
 
 mod catalogue;
 #[cfg(feature = "download")]
 mod client;
 mod download;
-mod keep;
+mod maintenance;
 #[cfg(feature = "download")]
 mod proxy;
 #[cfg(feature = "download")]
@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::catalogue::{Arch, CATALOGUE_VARIABLE, Catalogue, CatalogueEntry, Pinned, Sha256};
-pub use self::keep::Freshness;
+pub use self::catalogue::{Arch, CATALOGUE_VARIABLE, Catalogue, CatalogueEntry, ImagePin, Sha256};
+pub use self::maintenance::Freshness;
 pub use self::url::ImageUrl;
 use self::url::Place;
 use crate::disk::format::format_of;
@@ -33,7 +33,7 @@ use crate::progress::{Progress, ProgressEvent};
 use crate::store::{Lock, Store, StoreError};
 use crate::util::fs::read_limited;
 
-/// The image of a VM for which none is named.
+/// The default image of a VM.
 pub const DEFAULT_IMAGE: &str = "debian-12";
 
 /// Why an image could not be found, downloaded or used.
@@ -55,7 +55,7 @@ pub const DEFAULT_IMAGE: &str = "debian-12";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// No image is made for this host.
+    /// There are no images for this host's architecture.
     #[error("there are no images for {arch} hosts; only x86_64 and aarch64 are supported")]
     Host {
         /// The architecture, as Rust names it.
@@ -71,10 +71,10 @@ pub enum ImageError {
     },
     /// No such alias.
     #[error(
-        "unknown image {alias:?}; known are {known}; a file is given as a path such as ./{alias}"
+        "unknown image {alias:?}; known images: {known}; for a file give a path such as ./{alias}"
     )]
     UnknownAlias {
-        /// The alias as given.
+        /// The alias.
         alias: String,
         /// The aliases of the catalogue.
         known: String,
@@ -87,34 +87,34 @@ pub enum ImageError {
         /// The architecture asked for.
         arch: Arch,
     },
-    /// A file is no disk image that can be used.
+    /// A file is not a usable disk image.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The action, such as "read".
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
     /// The file system is full.
     #[error(
-        "no space left for {} after {written} bytes{}; free some, or put the state elsewhere by FLEETBOX_HOME",
+        "no space left for {} after {written} bytes{}; free some space, or set FLEETBOX_HOME to a directory on another disk",
         path.display(), total.map_or_else(String::new, |t| format!(" of {t}"))
     )]
     DiskFull {
         /// The file that was being written; it has been removed.
         path: PathBuf,
-        /// How many bytes it had.
+        /// The number of bytes written.
         written: u64,
-        /// How many it would have had, if known.
+        /// Its full size, if known.
         total: Option<u64>,
     },
     /// The server could not be reached, or the connection broke.
-    #[error("cannot download {url}: {why}; what has arrived is kept, try again")]
+    #[error("cannot download {url}: {why}; try again, it continues where it stopped")]
     Network {
         /// The address.
         url: String,
@@ -124,14 +124,14 @@ pub enum ImageError {
     /// The server answered with an error.
     #[error("cannot download {url}: the server answered {status}{advice}")]
     Status {
-        /// The address, after redirections.
+        /// The address, after redirects.
         url: String,
         /// The HTTP status, such as "404 Not Found".
         status: String,
-        /// What to do about it, beginning with a semicolon, or empty.
+        /// What to do about it: text that starts with a semicolon, or nothing.
         advice: &'static str,
     },
-    /// The downloaded file is not what the catalogue promises; it has been removed.
+    /// The downloaded file does not match the catalogue's checksum; it has been removed.
     #[error(
         "{url} has the wrong content: SHA-256 is {found}, expected {expected}; nothing was kept. \
          The file changed on the server or on the way; try again, or report it"
@@ -144,7 +144,7 @@ pub enum ImageError {
         /// The file's sum.
         found: Sha256,
     },
-    /// The image is not here, and this build of the library cannot download.
+    /// The image is not on this host, and this build of the library cannot download.
     #[error(
         "cannot download {url}: fleetbox was built without its feature `download`; \
          enable the feature, or use the file of an image"
@@ -153,8 +153,8 @@ pub enum ImageError {
         /// The address.
         url: String,
     },
-    /// An image that something needs is not deleted.
-    #[error("{} is not deleted: {user} needs it", path.display())]
+    /// The image is in use, so it is not deleted.
+    #[error("cannot delete {}: {user} needs it", path.display())]
     InUse {
         /// The image.
         path: PathBuf,
@@ -162,7 +162,7 @@ pub enum ImageError {
         user: String,
     },
     /// TLS cannot be used.
-    #[error("cannot verify https servers: {why}; install the ca-certificates package")]
+    #[error("cannot verify HTTPS servers: {why}; install the package ca-certificates")]
     Tls {
         /// What is missing.
         why: String,
@@ -173,7 +173,7 @@ pub enum ImageError {
 }
 
 impl ImageError {
-    /// `name` is something else than a disk image that can be used.
+    /// The error for `name`, which is not a usable disk image.
     fn not_an_image(name: &str, why: impl Into<String>) -> Self {
         Self::Format(FormatError::NotAnImage {
             name: name.to_owned(),
@@ -191,7 +191,7 @@ impl ImageError {
     }
 }
 
-/// How a user names an image.
+/// A reference to an image, as a user writes it.
 ///
 /// ```
 /// use fleetbox::images::ImageRef;
@@ -205,9 +205,9 @@ impl ImageError {
 pub enum ImageRef {
     /// An alias of the catalogue.
     Alias(String),
-    /// A file on this host, used where it is.
+    /// A file on this host. It is used in place.
     Path(PathBuf),
-    /// An `http` or `https` address, downloaded once and not verified.
+    /// An `http` or `https` address. It is downloaded once, and not verified by a checksum.
     Url(ImageUrl),
 }
 
@@ -238,7 +238,7 @@ impl FromStr for ImageRef {
         if catalogue::is_alias(text) {
             return Ok(Self::Alias(text.to_owned()));
         }
-        fail("it has characters that no alias has".into())
+        fail("use only letters, digits, '.' and '-' in an alias".into())
     }
 }
 
@@ -252,7 +252,7 @@ impl fmt::Display for ImageRef {
     }
 }
 
-/// Where a resolved image comes from.
+/// The kind of an image's source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Path(PathBuf),
@@ -264,7 +264,7 @@ enum Source {
     },
 }
 
-/// An image reference that has been looked up; nothing has been downloaded yet.
+/// Where an image comes from: a resolved reference. Nothing has been downloaded yet.
 ///
 /// ```
 /// use fleetbox::images::{Arch, Catalogue, ImageRef, Images};
@@ -282,18 +282,18 @@ enum Source {
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolved {
+pub struct ImageSource {
     reference: String,
     source: Source,
 }
 
-impl Resolved {
+impl ImageSource {
     /// The image, as the user named it.
     pub fn reference(&self) -> &str {
         &self.reference
     }
 
-    /// Where it is downloaded from; `None` for a local file.
+    /// The address that it is downloaded from; `None` for a local file.
     pub fn url(&self) -> Option<&str> {
         match &self.source {
             Source::Path(_) => None,
@@ -301,7 +301,7 @@ impl Resolved {
         }
     }
 
-    /// The sum that a download is verified against, if there is one.
+    /// The checksum that a download is verified with, if there is one.
     pub fn sha256(&self) -> Option<Sha256> {
         match &self.source {
             Source::Path(_) => None,
@@ -310,33 +310,33 @@ impl Resolved {
     }
 }
 
-/// An image that is on this host and can be used.
+/// An image on this host, ready for use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// What the user asked for.
+    /// The image, as the user named it.
     pub reference: String,
-    /// The file, an absolute path. It is never written.
+    /// The absolute path of the file. The file is never written to.
     pub path: PathBuf,
     /// Its format.
     pub format: ImageFormat,
-    /// Sum of the downloaded file; none for a local file, which is not read whole.
+    /// Checksum of the downloaded file; `None` for a local file, which is not read completely.
     pub sha256: Option<Sha256>,
-    /// Size of the file in bytes (of a qcow2 image that is not the size of the disk).
+    /// Size of the file in bytes. For a qcow2 image this is not the size of the disk.
     pub bytes: u64,
 }
 
-/// One line of a listing of the catalogue.
+/// An image of the catalogue, as [`Images::list`] returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Listed {
+pub struct ImageInfo {
     /// The alias.
     pub alias: String,
-    /// The distribution's name of this state of the image.
+    /// The distribution's name for this snapshot of the image.
     pub snapshot: Option<String>,
-    /// Where it comes from.
+    /// The address that it is downloaded from.
     pub url: String,
-    /// Its sum.
+    /// Its checksum.
     pub sha256: Sha256,
-    /// The downloaded file, if it is here.
+    /// The downloaded file, if it is on this host.
     pub path: Option<PathBuf>,
     /// Size of that file in bytes.
     pub bytes: Option<u64>,
@@ -373,7 +373,7 @@ pub struct Images {
 }
 
 impl Images {
-    /// The images in `store`, by the catalogue of [`Catalogue::load`], for this host.
+    /// The images in `store`, with the catalogue of [`Catalogue::load`] and this host's architecture.
     ///
     /// # Errors
     /// [`ImageError::Catalogue`], [`ImageError::Host`].
@@ -385,7 +385,7 @@ impl Images {
         ))
     }
 
-    /// The images in `store`, by a given catalogue and for a given architecture.
+    /// The images in `store`, with the given catalogue and architecture.
     ///
     /// ```
     /// use fleetbox::images::{Arch, Catalogue, Images};
@@ -405,12 +405,12 @@ impl Images {
         }
     }
 
-    /// Looks up `reference`, without network and without reading a file's content.
+    /// Looks up `reference`. This neither uses the network nor reads a file's content.
     ///
     /// # Errors
     /// [`ImageError::UnknownAlias`], [`ImageError::NoArch`], [`ImageError::Catalogue`];
-    /// [`ImageError::Format`] or [`ImageError::Io`] for a path that cannot be an image.
-    pub fn resolve(&self, reference: &ImageRef) -> Result<Resolved, ImageError> {
+    /// [`ImageError::Format`] or [`ImageError::Io`] for a path that is not a usable file.
+    pub fn resolve(&self, reference: &ImageRef) -> Result<ImageSource, ImageError> {
         let source = match reference {
             ImageRef::Alias(alias) => self.resolve_alias(alias)?,
             ImageRef::Path(path) => {
@@ -424,7 +424,7 @@ impl Images {
                 sha256: None,
             },
         };
-        Ok(Resolved {
+        Ok(ImageSource {
             reference: reference.to_string(),
             source,
         })
@@ -443,12 +443,12 @@ impl Images {
                     .collect::<Vec<_>>()
                     .join(", "),
             })?;
-        let pinned = entry.pinned(self.arch).ok_or_else(|| ImageError::NoArch {
+        let pin = entry.pin(self.arch).ok_or_else(|| ImageError::NoArch {
             alias: alias.to_owned(),
             arch: self.arch,
         })?;
-        let url = ImageUrl::parse(&pinned.url).map_err(|why| ImageError::Catalogue {
-            path: PathBuf::from(&pinned.url),
+        let url = ImageUrl::parse(&pin.url).map_err(|why| ImageError::Catalogue {
+            path: PathBuf::from(&pin.url),
             why,
         })?;
         let extension = match url.file_name().rsplit_once('.') {
@@ -457,17 +457,13 @@ impl Images {
             _ => "img",
         };
         Ok(Source::Download {
-            file: format!(
-                "{alias}-{}-{}.{extension}",
-                self.arch,
-                pinned.sha256.short()
-            ),
-            sha256: Some(pinned.sha256),
+            file: format!("{alias}-{}-{}.{extension}", self.arch, pin.sha256.short()),
+            sha256: Some(pin.sha256),
             url,
         })
     }
 
-    /// The image, if it is here already and needs no download.
+    /// The image, if it is already on this host and needs no download.
     ///
     /// ```no_run
     /// use fleetbox::images::Images;
@@ -482,8 +478,8 @@ impl Images {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::Io`] for the file system; for a local file also [`ImageError::Format`].
-    pub fn cached(&self, image: &Resolved) -> Result<Option<Image>, ImageError> {
+    /// [`ImageError::Io`]; for a local file also [`ImageError::Format`].
+    pub fn cached(&self, image: &ImageSource) -> Result<Option<Image>, ImageError> {
         match &image.source {
             Source::Path(path) => in_place(&image.reference, path).map(Some),
             Source::Download { url, sha256, file } => {
@@ -515,7 +511,7 @@ impl Images {
                     None => s.url == url.as_str(),
                 }
         }) else {
-            tracing::warn!(path = %path.display(), "the stored image was cut or changed; it is downloaded again");
+            tracing::warn!(path = %path.display(), "the stored image was truncated or changed; it will be downloaded again");
             return Ok(None);
         };
         Ok(Some(Image {
@@ -527,11 +523,11 @@ impl Images {
         }))
     }
 
-    /// Makes the image available: a local file is used where it is, anything else is downloaded
-    /// unless it is here already. Of several processes that want the same image one downloads
-    /// and the others wait for it. A download that was interrupted is continued.
+    /// Makes the image available. A local file is used in place; any other image is downloaded unless it is already
+    /// here. If several processes want the same image, one downloads it and the others wait. An interrupted download is
+    /// continued.
     ///
-    /// Dropping the future stops the download; what has arrived is kept for the next.
+    /// Dropping the future stops the download. The partial file is kept, so that the next download can continue.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -547,10 +543,10 @@ impl Images {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError`] says what went wrong; a wrong checksum leaves nothing behind.
+    /// [`ImageError`] says what went wrong. After a wrong checksum the file is removed.
     pub async fn pull(
         &self,
-        image: &Resolved,
+        image: &ImageSource,
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         if let Some(image) = self.cached(image)? {
@@ -563,7 +559,7 @@ impl Images {
             ));
         };
         let lock = self.wait_for_lock(&image.reference, file, progress).await?;
-        // Whoever held the lock before may have finished it.
+        // The previous holder of the lock may have finished it.
         if let Some(image) = self.cached(image)? {
             lock.remove()?;
             return Ok(image);
@@ -604,7 +600,7 @@ impl Images {
         }
     }
 
-    /// The catalogue for this architecture, with what is downloaded.
+    /// All images of the catalogue for this architecture, with the downloaded files.
     ///
     /// ```
     /// use fleetbox::images::{Arch, Catalogue, Images};
@@ -621,20 +617,20 @@ impl Images {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::Io`] for the file system.
-    pub fn list(&self) -> Result<Vec<Listed>, ImageError> {
+    /// [`ImageError::Io`].
+    pub fn list(&self) -> Result<Vec<ImageInfo>, ImageError> {
         let mut list = Vec::new();
         for (alias, entry) in self.catalogue.iter() {
-            let Some(pinned) = entry.pinned(self.arch) else {
+            let Some(pin) = entry.pin(self.arch) else {
                 continue;
             };
             let resolved = self.resolve(&ImageRef::Alias(alias.to_owned()))?;
             let image = self.cached(&resolved)?;
-            list.push(Listed {
+            list.push(ImageInfo {
                 alias: alias.to_owned(),
                 snapshot: entry.snapshot.clone(),
-                url: pinned.url.clone(),
-                sha256: pinned.sha256,
+                url: pin.url.clone(),
+                sha256: pin.sha256,
                 bytes: image.as_ref().map(|i| i.bytes),
                 path: image.map(|i| i.path),
             });
@@ -649,7 +645,7 @@ fn sidecar_path(image: &Path) -> PathBuf {
     path.into()
 }
 
-/// A file name for what an address gives: readable, safe, and different for each address.
+/// A file name for an address: readable, safe, and different for each address.
 fn url_file_name(url: &ImageUrl) -> String {
     let base: String = url
         .file_name()

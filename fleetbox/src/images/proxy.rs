@@ -1,4 +1,4 @@
-//! The proxy that the environment names for an address.
+//! Finds the proxy for an address in the environment.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use ureq::{Proxy, ProxyProtocol};
 
 use super::client::RequestError;
 
-/// The proxy for `uri`, by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in capital or
-/// small letters, as `variable` knows them. A redirection goes by the same proxy, unless
+/// The proxy for `uri`, according to `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in
+/// upper or lower case. `variable` reads a variable. A redirect uses the same proxy, unless
 /// `NO_PROXY` names its host.
 pub(super) fn of(
     uri: &Uri,
@@ -57,8 +57,7 @@ pub(super) fn of(
     proxy.build().map(Some).map_err(invalid)
 }
 
-/// True if one of `networks`, such as `10.0.0.0/8`, or one of the addresses among them is or has
-/// `address`.
+/// True if `networks` has the address itself, or a network such as `10.0.0.0/8` that contains it.
 fn in_any(address: IpAddr, networks: &[&str]) -> bool {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),

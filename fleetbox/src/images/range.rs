@@ -1,4 +1,4 @@
-//! Asking a server for the rest of a file (RFC 9110 section 14).
+//! Requests the rest of a file (RFC 9110 section 14).
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 
@@ -6,8 +6,8 @@ use super::ImageError;
 use super::client::{self, Head, RequestError};
 use super::download::{Body, Failure, Job, Source};
 
-/// Asks for what comes after the first `offset` bytes, if the file is still the one that
-/// `validator` stands for; else for all of it.
+/// Requests everything after the first `offset` bytes. If the server's file no longer matches
+/// `validator`, the server sends all of it.
 pub(super) async fn rest(
     job: &Job<'_>,
     uri: &Uri,
@@ -70,15 +70,19 @@ pub(super) async fn rest(
     }
 }
 
-/// The failure that an answer's status stands for.
+/// The failure for an answer's status.
 fn refusal(head: &Head) -> Failure {
     let status = head.status;
     let error = ImageError::Status {
         url: head.uri.to_string(),
         status: status.to_string(),
         advice: match status {
-            StatusCode::NOT_FOUND | StatusCode::GONE => "; the image was moved or removed there",
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; the address needs permission",
+            StatusCode::NOT_FOUND | StatusCode::GONE => {
+                "; the image was moved or removed on the server"
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                "; the server requires permission for this address"
+            }
             s if s.is_server_error() => "; try again later",
             _ => "",
         },
@@ -104,7 +108,7 @@ fn validator_of(headers: &HeaderMap) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// First byte and total of `Content-Range` (RFC 9110 section 14.4), where they are given.
+/// The first byte and the total of `Content-Range` (RFC 9110 section 14.4), if given.
 fn content_range(headers: &HeaderMap) -> Option<(Option<u64>, Option<u64>)> {
     let (range, total) = text(headers, header::CONTENT_RANGE)?
         .strip_prefix("bytes ")?

@@ -181,7 +181,7 @@ impl Setup {
     }
 
     /// With `tiny` in the catalogue, found at `url` and summed over `content`.
-    fn with_tiny(url: &str, content: &[u8]) -> (Self, Resolved) {
+    fn with_tiny(url: &str, content: &[u8]) -> (Self, ImageSource) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("catalogue.json");
         let text = serde_json::json!({"format": 1, "images": {
@@ -200,7 +200,7 @@ impl Setup {
         (setup, tiny)
     }
 
-    async fn pull(&self, image: &Resolved) -> Result<Image, ImageError> {
+    async fn pull(&self, image: &ImageSource) -> Result<Image, ImageError> {
         self.images.pull(image, &self.recorded).await
     }
 

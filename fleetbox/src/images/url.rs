@@ -12,7 +12,7 @@ use crate::model::names::InvalidValue;
 
 /// The address of an image: `http`, `https` or `file`.
 ///
-/// It is written in ASCII: other characters are percent-encoded, in a host name by Punycode.
+/// It is ASCII: other characters must be percent-encoded, or in a host name written in Punycode.
 ///
 /// ```
 /// use fleetbox::images::ImageUrl;
@@ -30,14 +30,14 @@ pub struct ImageUrl {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A server, asked by HTTP or HTTPS.
+    /// A server, over HTTP or HTTPS.
     Web(Uri),
-    /// A file of this host.
+    /// A file on this host.
     File(PathBuf),
 }
 
 impl ImageUrl {
-    /// Reads an address, or says why it is none.
+    /// Parses an address. The error says what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
         match scheme.to_ascii_lowercase().as_str() {
@@ -68,7 +68,7 @@ impl ImageUrl {
         &self.place
     }
 
-    /// The last part of its path, which a file name is made from. May be empty.
+    /// The last part of its path, used to make a file name. It may be empty.
     pub(super) fn file_name(&self) -> &str {
         let path = match &self.place {
             Place::Web(uri) => uri.path(),
@@ -77,7 +77,8 @@ impl ImageUrl {
         path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The directory that `part` is in, if `part` is a directory of an address on a server.
+    /// The address of the directory above `part`, if this is an address on a server and `part` is
+    /// one of its directories.
     pub(super) fn directory_of(&self, part: &str) -> Option<Self> {
         let Place::Web(uri) = &self.place else {
             return None;
@@ -94,7 +95,8 @@ impl ImageUrl {
     }
 }
 
-/// A host, and a port that is a number if there is one: [`Uri`] takes others as the scheme's own.
+/// Checks the host, and the port if there is one. [`Uri`] treats a port that is not a number as the
+/// default port.
 fn check_authority(uri: &Uri) -> Result<(), String> {
     let authority = uri.authority().ok_or("it names no host")?;
     if authority.host().is_empty() {
@@ -107,7 +109,7 @@ fn check_authority(uri: &Uri) -> Result<(), String> {
     Ok(())
 }
 
-/// The path of a `file` address, given what comes after `file://`.
+/// The path of a `file` address, from the text after `file://`.
 fn local_path(rest: &str) -> Option<PathBuf> {
     let rest = rest.split(['?', '#']).next()?;
     let path = rest.strip_prefix("localhost").unwrap_or(rest);

@@ -1,4 +1,4 @@
-//! Talking to a worker: each request on a connection of its own.
+//! The client side of a worker: each request uses a separate connection.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,7 +26,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects to nothing yet.
+    /// Creates the client without connecting.
     pub(crate) fn new(cluster: &str, dir: &Path) -> Self {
         Self {
             cluster: cluster.to_owned(),
@@ -99,11 +99,12 @@ impl Client {
     fn unexpected(&self) -> ProcessError {
         self.lost()(io::Error::new(
             io::ErrorKind::InvalidData,
-            "an answer to another question",
+            "the answer does not match the request",
         ))
     }
 
-    /// Starts a machine, or finds that it runs: `(already, ip)`.
+    /// Starts a machine unless it is running. Returns whether it was already running, and its
+    /// address.
     pub(crate) async fn start(
         &self,
         spec: MachineSpec,
@@ -122,7 +123,7 @@ impl Client {
         }
     }
 
-    /// Returns when the machine has ended.
+    /// Waits until the machine has ended.
     pub(crate) async fn wait(&self, vm: &str) -> Result<ExitReport, ProcessError> {
         match self.request(&Request::Wait { vm: vm.to_owned() }).await? {
             Reply::Ended(report) => Ok(report),
@@ -130,7 +131,7 @@ impl Client {
         }
     }
 
-    /// The last of the console's output.
+    /// The end of the console's output.
     pub(crate) async fn console(&self, vm: &str) -> Result<String, ProcessError> {
         match self
             .request(&Request::Console { vm: vm.to_owned() })
@@ -141,7 +142,7 @@ impl Client {
         }
     }
 
-    /// A stream to the guest's TCP port.
+    /// Opens a stream to a TCP port of the guest.
     pub(crate) async fn dial(&self, vm: &str, port: u16) -> Result<UnixStream, ProcessError> {
         self.stream(Request::Dial {
             vm: vm.to_owned(),
@@ -150,17 +151,17 @@ impl Client {
         .await
     }
 
-    /// The serial console.
+    /// Opens a stream to the serial console.
     pub(crate) async fn serial(&self, vm: &str) -> Result<UnixStream, ProcessError> {
         self.stream(Request::Serial { vm: vm.to_owned() }).await
     }
 
-    /// The machine's events, as frames.
+    /// Opens a stream of the machine's events, as frames.
     pub(crate) async fn events(&self, vm: &str) -> Result<UnixStream, ProcessError> {
         self.stream(Request::Events { vm: vm.to_owned() }).await
     }
 
-    /// A connection that belongs to what was asked for once that is granted.
+    /// Sends a request that turns its connection into a stream once the worker agrees.
     async fn stream(&self, request: Request) -> Result<UnixStream, ProcessError> {
         let mut stream = self.connect().await?;
         wire::send_async(&mut stream, &request)
@@ -175,8 +176,8 @@ impl Client {
         }
     }
 
-    /// A loopback address, with any port if `host` is 0, whose connections go to the guest's TCP
-    /// port while the machine runs.
+    /// Forwards a loopback port to the guest's TCP port while the machine runs. If `host` is 0, any
+    /// free port is used.
     pub(crate) async fn forward(
         &self,
         vm: &str,
@@ -196,7 +197,7 @@ impl Client {
         }
     }
 
-    /// The addresses of this host that lead to a machine, with the guest's ports.
+    /// The addresses of this host that are forwarded to a machine, with the guest's ports.
     pub(crate) async fn forwards(&self, vm: &str) -> Result<Vec<(SocketAddr, u16)>, ProcessError> {
         let request = Request::Forwards { vm: vm.to_owned() };
         match self.request(&request).await? {
@@ -205,7 +206,7 @@ impl Client {
         }
     }
 
-    /// Stops a machine; true if it had to be killed at the deadline.
+    /// Stops a machine. Returns true if it had to be killed at the deadline.
     pub(crate) async fn stop(&self, vm: &str, deadline: Duration) -> Result<bool, ProcessError> {
         let deadline_ms = deadline.as_millis().try_into().unwrap_or(u64::MAX);
         match self
@@ -220,7 +221,7 @@ impl Client {
         }
     }
 
-    /// Changes what the network's links do.
+    /// Changes the conditions of the network's links.
     pub(crate) async fn order(&self, order: LinkOrder) -> Result<(), ProcessError> {
         match self.request(&Request::Links(order)).await? {
             Reply::Done => Ok(()),
@@ -228,7 +229,7 @@ impl Client {
         }
     }
 
-    /// Kills a machine, if it runs, and has the worker know nothing of it any more.
+    /// Kills a machine if it is running, and makes the worker forget it.
     pub(crate) async fn forget(&self, vm: &str) -> Result<(), ProcessError> {
         let request = Request::Forget { vm: vm.to_owned() };
         match self.request(&request).await? {
@@ -246,7 +247,7 @@ impl Client {
     }
 }
 
-/// Frames of events.
+/// The frames of a stream of events.
 #[derive(Debug)]
 pub(crate) struct EventStream {
     cluster: String,

@@ -1,4 +1,4 @@
-//! The last of a machine's console output, for errors and for people.
+//! The end of a machine's console output, for errors and for users.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -15,14 +15,14 @@ use crate::util::text::printable;
 /// Bytes kept in memory.
 const KEPT: usize = 32 * 1024;
 
-/// Pieces of output (of a frame each) that wait for who follows the console; a slower one misses
-/// some.
+/// Pieces of output, one frame each, that may wait for a follower of the console. A slower follower
+/// misses some.
 const LIVE: usize = 256;
 
-/// Bytes of a log file before it becomes `NAME.1` and a new one is begun.
+/// Size in bytes at which a log file is renamed to `NAME.1` and a new one started.
 const LOG_LIMIT: u64 = 4 << 20;
 
-/// Keeps the end of a console's output, and writes all of it to a bounded log.
+/// Keeps the end of a console's output in memory, and writes all of it to a log of bounded size.
 pub(crate) struct Console {
     recent: VecDeque<u8>,
     log: Option<Log>,
@@ -36,10 +36,10 @@ struct Log {
 }
 
 impl Console {
-    /// A console whose output also goes to the file `log`, which is begun anew.
+    /// Creates a console whose output also goes to the file `log`, which is emptied first.
     ///
     /// # Errors
-    /// The file cannot be created, or what an earlier run left cannot be removed.
+    /// The file cannot be created, or the log of an earlier run cannot be removed.
     pub(crate) fn with_log(log: &Path) -> io::Result<Self> {
         remove_file_if_there(&full(log))?;
         Ok(Self {
@@ -49,25 +49,25 @@ impl Console {
         })
     }
 
-    /// Takes output. A log that cannot be written is given up, the output in memory is not.
+    /// Adds output. If the log cannot be written, logging stops; the output in memory is kept.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         let bytes_kept = &bytes[bytes.len().saturating_sub(KEPT)..];
         let excess = (self.recent.len() + bytes_kept.len()).saturating_sub(KEPT);
         self.recent.drain(..excess);
         self.recent.extend(bytes_kept);
         if self.live.receiver_count() > 0 {
-            // That the last receiver has gone this moment is none's loss.
+            // The last receiver may have gone in this moment; then the output is not needed.
             let _ = self.live.send(bytes.into());
         }
         if let Some(log) = &mut self.log
             && let Err(error) = log.write(bytes)
         {
-            tracing::warn!(path = %log.path.display(), %error, "console log given up");
+            tracing::warn!(path = %log.path.display(), %error, "cannot write the console log; it ends here");
             self.log = None;
         }
     }
 
-    /// What was last printed, as it was, and all that follows.
+    /// The end of the output as raw bytes, and a receiver for everything after it.
     pub(crate) fn follow(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
         (self.raw(), self.live.subscribe())
     }
@@ -77,7 +77,7 @@ impl Console {
         [front, back].concat()
     }
 
-    /// What was last printed, as text that is safe on a terminal.
+    /// The end of the output as text that is safe on a terminal.
     pub(crate) fn tail(&self) -> String {
         printable(&self.raw())
     }
@@ -109,7 +109,7 @@ impl Log {
     }
 }
 
-/// What a log is called once it is full.
+/// The name of a log once it is full.
 fn full(log: &Path) -> PathBuf {
     let mut name = log.to_owned().into_os_string();
     name.push(".1");

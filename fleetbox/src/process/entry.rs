@@ -1,9 +1,9 @@
 //! How this executable becomes a worker or a machine process.
 //!
-//! A constructor runs before `main` (and before a test harness) and looks for one private
-//! environment variable, `FLEETBOX_PROCESS=ROLE:FD,FD…`. With it the process takes the role,
-//! keeps the listed file descriptors and no others, and never reaches `main`. So every program
-//! that links this crate is its own helper, and there is nothing to install.
+//! A constructor runs before `main` (and before a test harness) and looks for one private environment variable,
+//! `FLEETBOX_PROCESS=ROLE:FD,FD…`. If it is set, the process takes the role, keeps only the listed file descriptors,
+//! and never reaches `main`. So every program that links this crate is its own helper, and nothing needs to be
+//! installed.
 
 use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -21,7 +21,7 @@ pub(crate) const VARIABLE: &str = "FLEETBOX_PROCESS";
 
 static LINKED: AtomicBool = AtomicBool::new(false);
 
-/// True if the constructor ran, so that this executable can take a role.
+/// True if the constructor ran, which means that this executable can take a role.
 pub(crate) fn is_linked() -> bool {
     LINKED.load(Ordering::Relaxed)
 }
@@ -54,20 +54,20 @@ fn enter() {
 
 /// Exit statuses of worker and machine processes.
 pub(crate) mod exit_status {
-    /// Ended as it should.
+    /// Ended normally.
     pub(crate) const OK: i32 = 0;
     /// Failed; the reason was reported over the control socket.
     pub(crate) const FAILED: i32 = 1;
-    /// The environment variable or a file descriptor is not what it should be.
+    /// The environment variable or a file descriptor is wrong.
     pub(crate) const USAGE: i32 = 64;
     /// A bug: panicked.
     pub(crate) const PANIC: i32 = 70;
-    /// The process this one belongs to is gone.
+    /// The parent of this process is gone.
     pub(crate) const ORPHANED: i32 = 75;
 }
 
-/// The role and the descriptors of the variable's value. Each descriptor is named once: it will have
-/// one owner.
+/// Parses the variable's value into the role and the descriptors. Each descriptor may be named only once, because it
+/// gets one owner.
 fn parse(value: &str) -> Option<(Role, Vec<RawFd>)> {
     let (role, numbers) = value.split_once(':')?;
     let mut fds = Vec::new();
@@ -109,7 +109,7 @@ fn run(role: Role, fds: &[RawFd]) -> i32 {
     }
 }
 
-/// Closes all file descriptors above the standard streams but `keep`.
+/// Closes all file descriptors above the standard streams, except those in `keep`.
 fn close_others(keep: &[RawFd]) {
     let mut keep: Vec<u32> = keep
         .iter()
@@ -165,8 +165,8 @@ fn start_log() {
 /// Maximum bytes that one process writes to the log.
 pub(super) const LOG_LIMIT: usize = 4 << 20;
 
-/// Standard error, up to a limit: a guest can make its machine process complain without end, and
-/// must not fill the host's disk by it.
+/// Standard error, up to a limit. A guest can make its machine process log without end, and must not fill the host's
+/// disk that way.
 #[derive(Default)]
 struct BoundedLog;
 
@@ -177,7 +177,7 @@ impl Write for BoundedLog {
         if before < LOG_LIMIT {
             io::stderr().write_all(bytes)?;
             if before + bytes.len() >= LOG_LIMIT {
-                io::stderr().write_all(b"log ends here: its limit is reached\n")?;
+                io::stderr().write_all(b"the log ends here: it has reached its size limit\n")?;
             }
         } else {
             // Keeps the counter from wrapping around.

@@ -1,10 +1,9 @@
-//! A machine that is only a script: tests of the life cycle need no KVM.
+//! A machine that is only a script, so that tests of the life cycle need no KVM.
 //!
-//! `RUSTFLAGS="--cfg fleetbox_fake"` builds it into programs, the command line among them. It is a `cfg`
-//! because a feature could be switched on by any package of a build. Such a program reads two environment
-//! variables: `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run, and
-//! `FLEETBOX_FAKE_PROTOCOL`, another version of the protocol between clients and workers. It proves
-//! coordination only: no guest runs.
+//! `RUSTFLAGS="--cfg fleetbox_fake"` builds it into programs, the command line among them. It is a `cfg` because a
+//! feature could be switched on by any package of a build. Such a program reads two environment variables:
+//! `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run, and `FLEETBOX_FAKE_PROTOCOL`, another version of
+//! the protocol between clients and workers. It tests coordination only: no guest runs.
 
 use crate::util::sync::lock;
 use std::io::Write;
@@ -21,29 +20,29 @@ use super::machine::{Controls, OnEvent, Running};
 pub(crate) enum Script {
     /// Prints, echoes what is typed, runs until the power button is pressed, and powers off.
     Run { console: String },
-    /// As [`Script::Run`], but deaf to the power button.
+    /// As [`Script::Run`], but ignores the power button.
     Deaf,
     /// Cannot be started.
     Refuse { error: String },
     /// Prints and ends with an error.
     Fail { console: String, error: String },
-    /// Prints and takes its process down.
+    /// Prints and crashes its process.
     Abort { console: String },
 }
 
-/// The script of the environment.
+/// The script in the environment.
 #[cfg(fleetbox_fake)]
 pub(super) fn from_env() -> Option<Script> {
     let text = std::env::var("FLEETBOX_FAKE").ok()?;
     match serde_json::from_str(&text) {
         Ok(script) => Some(script),
         Err(error) => Some(Script::Refuse {
-            error: format!("FLEETBOX_FAKE is no script: {error}"),
+            error: format!("FLEETBOX_FAKE is not a valid script: {error}"),
         }),
     }
 }
 
-/// The protocol's version of the environment.
+/// The protocol version in the environment.
 #[cfg(fleetbox_fake)]
 pub(super) fn protocol_from_env() -> Option<u32> {
     std::env::var("FLEETBOX_FAKE_PROTOCOL").ok()?.parse().ok()

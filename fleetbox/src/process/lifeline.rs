@@ -1,4 +1,4 @@
-//! Starting a worker, and keeping it alive.
+//! Starts a worker and keeps it alive.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -12,16 +12,16 @@ use super::protocol::{Readiness, WorkerConfig};
 use super::spawn::{self, Role};
 use super::{ProcessError, wire};
 
-/// How long a worker may take to serve, once started.
+/// How long a worker may take from its start until it serves.
 const START: Duration = Duration::from_secs(30);
 
-/// The owner's end of a bound worker's life: the worker ends when this is dropped, or when the
-/// process that holds it ends in whatever way.
+/// The owner's end of the socket to a bound worker. The worker ends when this is dropped, or when
+/// the process that holds it ends in any way.
 #[derive(Debug)]
 pub(crate) struct Lifeline(StdUnixStream);
 
 impl Lifeline {
-    /// Lets the worker live on without an owner, as a detached one does.
+    /// Turns the worker into a detached one, which lives on without an owner.
     ///
     /// # Errors
     /// The worker is gone.
@@ -34,15 +34,15 @@ impl Drop for Lifeline {
     fn drop(&mut self) {
         // Closing would not do as long as a child that is about to execute something has it, too.
         if let Err(error) = self.0.shutdown(Shutdown::Both) {
-            tracing::debug!(%error, "the worker is gone already");
+            tracing::debug!(%error, "the worker is already gone");
         }
     }
 }
 
-/// Starts a worker that takes over `lock`, and waits until it serves. Blocks.
+/// Starts a worker that takes over `lock`, and waits until it serves. Blocks the thread.
 ///
 /// # Errors
-/// The process cannot be started, or the worker says why it cannot serve.
+/// The process cannot be started, or the worker reports why it cannot serve.
 pub(crate) fn start_worker(
     config: &WorkerConfig,
     lock: BorrowedFd<'_>,

@@ -1,8 +1,8 @@
 //! The machine process: one virtual machine and nothing else.
 //!
-//! It links the VMM, parses what the guest has written to its disks, and holds no more than the
-//! file descriptors it was given. It ends when its worker does: the socket between them then
-//! reads as closed, whatever way the worker went.
+//! It runs the VMM, parses what the guest has written to its disks, and holds only the file
+//! descriptors it was given. It ends when its worker does: however the worker ends, the socket
+//! between them then reads as closed.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -19,25 +19,26 @@ use super::protocol::{Backend, MachineCommand, MachineConfig, MachineEvent};
 use super::wire;
 use crate::util::sync::lock;
 
-/// Console output that is sent without waiting for more, in bytes.
+/// Bytes of console output that are sent at once, without waiting for more.
 const BATCH: usize = 4096;
-/// How long output waits for more to go with it.
+/// How long output waits for more, to be sent together with it.
 const BATCH_TIME: Duration = Duration::from_millis(20);
 
 /// Events that may wait for the worker.
 const EVENT_BACKLOG: usize = 1024;
 
-/// A running machine as this process sees it, so that the life cycle can be tested without KVM.
+/// A running machine as this process sees it. A script can take its place, so that the life cycle
+/// can be tested without KVM.
 pub(super) struct Running {
     pub(super) controls: Controls,
-    /// Returns when the machine has ended: `Ok` after a power-off, else why.
+    /// Waits until the machine has ended: `Ok` after a power-off, otherwise the reason.
     pub(super) wait: Box<dyn FnOnce() -> Result<(), String>>,
 }
 
 /// Types at a serial console.
 pub(super) type TypeIn = Box<dyn Fn(&[u8]) + Send>;
 
-/// What can be done to a running machine.
+/// The controls of a running machine.
 pub(super) struct Controls {
     /// Presses the power button.
     pub(super) power_button: Box<dyn Fn() + Send>,
@@ -45,7 +46,7 @@ pub(super) struct Controls {
     pub(super) type_in: TypeIn,
 }
 
-/// Who is told what happens to the machine.
+/// The callback for the machine's events.
 pub(super) type OnEvent = Box<dyn Fn(Event) + Send + Sync>;
 
 /// Entry point of the role.
@@ -61,7 +62,7 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     let config: MachineConfig = match wire::receive(&mut reader) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(%error, "no configuration");
+            tracing::error!(%error, "cannot read the configuration");
             return exit_status::USAGE;
         }
     };
@@ -82,7 +83,7 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     let button = Arc::new(Mutex::new(Button::Free));
     {
         let button = Arc::clone(&button);
-        let listen = move || obey(&mut reader, &button);
+        let listen = move || run_commands(&mut reader, &button);
         if thread::Builder::new()
             .name("control".to_owned())
             .spawn(listen)
@@ -133,8 +134,8 @@ enum Button {
     Wired(Controls),
 }
 
-/// Carries out the worker's commands until it is gone, and goes with it.
-fn obey(reader: &mut UnixStream, button: &Mutex<Button>) {
+/// Carries out the worker's commands, and ends the process when the worker is gone.
+fn run_commands(reader: &mut UnixStream, button: &Mutex<Button>) {
     while let Ok(command) = wire::receive(reader) {
         match command {
             MachineCommand::PowerButton => {
@@ -144,7 +145,7 @@ fn obey(reader: &mut UnixStream, button: &Mutex<Button>) {
                     Button::Free | Button::Pressed => *button = Button::Pressed,
                 }
             }
-            // Nobody reads it before the machine runs.
+            // Before the machine runs there is no one to read it.
             MachineCommand::Type(bytes) => {
                 if let Button::Wired(controls) = &*lock(button) {
                     (controls.type_in)(&bytes);
@@ -152,12 +153,12 @@ fn obey(reader: &mut UnixStream, button: &Mutex<Button>) {
             }
         }
     }
-    // SAFETY: ends the process at once. Nobody is left to tell, and waiting for vCPU threads
+    // SAFETY: ends the process at once. No one is left to report to, and waiting for vCPU threads
     // or for a stuck disk would keep an ownerless machine alive.
     unsafe { libc::_exit(exit_status::ORPHANED) }
 }
 
-/// Gives up what a machine never needs, before anything of the guest's is looked at.
+/// Gives up privileges that a machine never needs, before any data of the guest is read.
 fn restrict() -> io::Result<()> {
     use nix::sys::resource::{Resource, setrlimit};
     // No set-user-id program run from here could gain anything.
@@ -169,8 +170,8 @@ fn restrict() -> io::Result<()> {
     Ok(())
 }
 
-/// Sends events and console output to the worker from a thread of its own, so that a slow
-/// worker never stops a vCPU.
+/// Sends events and console output to the worker from a separate thread, so that a slow worker
+/// never stops a vCPU.
 struct Reporter {
     shared: Arc<Shared>,
     thread: Option<thread::JoinHandle<()>>,
@@ -222,7 +223,7 @@ impl Reporter {
         self.shared.event(event);
     }
 
-    /// Where the machine says what happens to it.
+    /// The callback for the machine's events.
     fn events(&self) -> OnEvent {
         let shared = Arc::clone(&self.shared);
         Box::new(move |event| {
@@ -231,7 +232,7 @@ impl Reporter {
         })
     }
 
-    /// Sends a last event and all before it.
+    /// Sends a last event, after everything before it.
     fn finish(self, event: &MachineEvent) {
         {
             let mut queue = lock(&self.shared.queue);
@@ -246,7 +247,8 @@ impl Reporter {
 }
 
 impl Shared {
-    /// Events of a guest that resets without end while the worker does not listen are dropped.
+    /// Adds an event. Events are dropped if there are too many, as when a guest resets without end
+    /// and the worker does not listen.
     fn event(&self, event: MachineEvent) {
         let mut queue = lock(&self.queue);
         if queue.events.len() < EVENT_BACKLOG {

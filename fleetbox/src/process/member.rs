@@ -31,34 +31,34 @@ use crate::util::fs::{remove_file_if_there, write_atomic};
 use crate::util::sync::lock;
 use crate::util::text::{last_lines, printable};
 
-/// Lines of console output in a failure's message.
+/// Lines of console output in the message of a failure.
 const LINES_IN_ERROR: usize = 30;
 
 /// Commands that wait for a machine process to read them; further ones are dropped.
 const UNREAD_COMMANDS: usize = 1024;
 
-/// Events that are kept of a machine's run.
+/// Maximum number of events that are kept from a machine's run.
 const EVENTS_KEPT: usize = 256;
 
-/// Published ports that are told of.
+/// Maximum number of forwarded ports that are listed.
 const FORWARDS_TOLD: usize = 1024;
 
 /// How long a machine process may take to end once it has closed its socket, and its socket to
 /// drain once it has ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// How long the VM's lock may be held by a process that is on its way out.
+/// How long to wait for the VM's lock while a process that holds it ends.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often what claims a VM's memory is shown to be in use, and made anew if somebody has removed it.
+/// How often the claim of a VM's memory is refreshed. If its file was removed, it is created again.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// Where a machine is in its life.
+/// The state of a machine.
 #[derive(Debug, Clone)]
 pub(super) enum State {
-    /// The process is there.
+    /// The process has been started.
     Starting,
-    /// The vCPUs run.
+    /// The vCPUs are running.
     Running,
     /// The process is gone.
     Ended(ExitReport),
@@ -70,7 +70,7 @@ enum Order {
     Kill,
 }
 
-/// A machine process and what is known of it.
+/// A machine process and what is known about it.
 pub(super) struct Member {
     name: String,
     ip: Ipv4Addr,
@@ -83,7 +83,7 @@ pub(super) struct Member {
     events: Mutex<History>,
 }
 
-/// What happened to a machine, and who is told of what follows.
+/// The events of a machine so far, and the receivers of later ones.
 struct History {
     past: Vec<TimedEvent>,
     live: broadcast::Sender<TimedEvent>,
@@ -104,14 +104,14 @@ impl History {
             self.past.remove(0);
         }
         self.past.push(event.clone());
-        // Without receivers nobody is told.
+        // There may be no receivers.
         let _ = self.live.send(event);
     }
 }
 
 impl Member {
-    /// Starts a process for the machine, which has claimed its memory; [`Member::settled`] tells
-    /// whether the machine runs.
+    /// Starts a process for the machine, whose memory has been claimed. [`Member::settled`] says whether the machine
+    /// runs.
     pub(super) async fn spawn(
         spec: MachineSpec,
         link: Attachment,
@@ -129,7 +129,7 @@ impl Member {
         // What it logs goes where the worker's goes.
         command.stderr(Stdio::inherit()).kill_on_drop(true);
         let child = command.spawn()?;
-        // The machine process has these now, and nobody else. The claim's file is removed here, too.
+        // Only the machine process has these now. The claim's file is removed here, too.
         drop((theirs, lock, link.link));
 
         let name = spec.name.clone();
@@ -161,8 +161,8 @@ impl Member {
         self.ip
     }
 
-    /// The loopback address that leads by these ports of the host (0 is any) and the guest, opened
-    /// by `open` if there is none.
+    /// The loopback address that is forwarded from port `host` (0 for any) to the guest's port. It is opened by `open`
+    /// if it is missing.
     pub(super) fn forward<E>(
         &self,
         ports: (u16, u16),
@@ -178,8 +178,8 @@ impl Member {
         Ok(address)
     }
 
-    /// The loopback addresses that lead to the guest, and to which of its ports; so many at most as
-    /// fit a message.
+    /// The loopback addresses that are forwarded to the guest, with the guest's ports; at most as many as fit into a
+    /// message.
     pub(super) fn forwards(&self) -> Vec<(SocketAddr, u16)> {
         let forwards = lock(&self.forwards);
         let each = forwards.iter().map(|((_, port), to)| (to.address(), *port));
@@ -192,12 +192,12 @@ impl Member {
         lock(&self.console).tail()
     }
 
-    /// The console's last output, and all that follows.
+    /// The end of the console's output, and a receiver for everything after it.
     pub(super) fn follow_console(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
         lock(&self.console).follow()
     }
 
-    /// The events so far, and all that follow.
+    /// The events so far, and a receiver for later ones.
     pub(super) fn follow_events(&self) -> (Vec<TimedEvent>, broadcast::Receiver<TimedEvent>) {
         let events = lock(&self.events);
         (events.past.clone(), events.live.subscribe())
@@ -221,13 +221,13 @@ impl Member {
         let _ = self.orders.send(Order::Kill);
     }
 
-    /// The state once the machine runs or has failed to.
+    /// Waits until the machine runs or has failed to start, and returns its state.
     pub(super) async fn settled(&self) -> State {
         self.state_when(|state| !matches!(state, State::Starting))
             .await
     }
 
-    /// How the machine ended, once it has.
+    /// Waits until the machine has ended, and returns how.
     pub(super) async fn ended(&self) -> ExitReport {
         match self
             .state_when(|state| matches!(state, State::Ended(_)))
@@ -264,7 +264,7 @@ impl Member {
         let mut last_words = None;
         let mut killed = false;
         let name = self.name.clone();
-        let claim = claim.map(|claim| tokio::spawn(keep(name, claim)));
+        let claim = claim.map(|claim| tokio::spawn(keep_claim(name, claim)));
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status,
@@ -301,7 +301,7 @@ impl Member {
             tracing::warn!(vm = self.name, failure, "machine ended");
             // Before anybody is told, who then finds it. A full disk must not hide the failure.
             if let Err(error) = write_atomic(&self.failure_note, failure.as_bytes()) {
-                tracing::warn!(vm = self.name, %error, "cannot note the failure");
+                tracing::warn!(vm = self.name, %error, "cannot record the failure");
             }
         } else {
             tracing::info!(vm = self.name, "machine powered off");
@@ -330,14 +330,14 @@ impl Member {
             .send_replace(State::Ended(ExitReport { failure, console }));
     }
 
-    /// Hands a command to the machine process, which may have ended, or be past listening.
+    /// Sends a command to the machine process, which may have ended or stopped listening.
     fn command(&self, commands: &mpsc::Sender<MachineCommand>, command: MachineCommand) {
         if let Err(TrySendError::Full(_)) = commands.try_send(command) {
             tracing::warn!(vm = self.name, "the machine process does not listen");
         }
     }
 
-    /// Takes in what the machine process reports until it closes its socket; what it said last.
+    /// Reads what the machine process reports until it closes its socket. Returns its last event.
     async fn read_events(self: Arc<Self>, mut read: OwnedReadHalf) -> Option<MachineEvent> {
         let mut last = None;
         loop {
@@ -360,7 +360,7 @@ impl Member {
                 Ok(Frame::Message(event @ MachineEvent::Ended { .. })) => last = Some(event),
                 Err(error) => {
                     if error.kind() != io::ErrorKind::UnexpectedEof {
-                        tracing::warn!(vm = self.name, %error, "machine process sent nonsense");
+                        tracing::warn!(vm = self.name, %error, "the machine process sent an invalid message");
                     }
                     return last;
                 }
@@ -369,11 +369,11 @@ impl Member {
     }
 }
 
-/// Holds what claims a machine's memory until it is aborted.
-async fn keep(name: String, mut claim: Held) {
+/// Keeps the claim of a machine's memory fresh until the task is aborted.
+async fn keep_claim(name: String, mut claim: Held) {
     loop {
         tokio::time::sleep(REFRESH).await;
-        // That may wait for others.
+        // This may wait for other processes.
         let refreshed = tokio::task::spawn_blocking(move || {
             let refreshed = claim.refresh();
             (claim, refreshed)
@@ -383,13 +383,13 @@ async fn keep(name: String, mut claim: Held) {
         };
         claim = held;
         if let Err(error) = refreshed {
-            tracing::debug!(vm = name, %error, "cannot refresh what claims its memory");
+            tracing::debug!(vm = name, %error, "cannot refresh the claim of its memory");
         }
     }
 }
 
-/// Takes the VM's lock. Whoever created the VM held it until a moment ago, and a child that this
-/// program's other threads have forked holds it on until it executes something else.
+/// Takes the VM's lock. The process that created the VM held it until a moment ago, and a child that another thread has
+/// just forked still holds it until it calls exec.
 async fn lock_vm(path: &Path) -> io::Result<Lock> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -403,8 +403,8 @@ async fn lock_vm(path: &Path) -> io::Result<Lock> {
     }
 }
 
-/// The way to a machine process. It is of bounded length and written to by a task of its own, so that
-/// a process that does not read can still be killed.
+/// A bounded queue of commands to a machine process. A separate task writes them, so that a process that does not read
+/// can still be killed.
 fn commands_to(mut write: OwnedWriteHalf) -> mpsc::Sender<MachineCommand> {
     let (sender, mut commands) = mpsc::channel(UNREAD_COMMANDS);
     tokio::spawn(async move {
@@ -418,7 +418,7 @@ fn commands_to(mut write: OwnedWriteHalf) -> mpsc::Sender<MachineCommand> {
     sender
 }
 
-/// Why a machine ended, in words; `None` if its guest powered off or it was told to end.
+/// Why a machine ended, as text; `None` if its guest powered off or it was told to end.
 fn failure(
     name: &str,
     status: io::Result<ExitStatus>,
@@ -444,7 +444,7 @@ fn failure(
                 format!("the machine process of {name} was ended by signal {signal}")
             }
             (None, code) => format!(
-                "the machine process of {name} ended with status {} and without a word",
+                "the machine process of {name} ended with status {} and gave no reason",
                 code.unwrap_or(-1)
             ),
         },
@@ -452,7 +452,7 @@ fn failure(
     };
     let tail = last_lines(console, LINES_IN_ERROR);
     if tail.is_empty() {
-        return Some(format!("{what}; its console printed nothing"));
+        return Some(format!("{what}; its console is empty"));
     }
-    Some(format!("{what}; the console's last lines:\n{tail}"))
+    Some(format!("{what}; last lines of its console:\n{tail}"))
 }

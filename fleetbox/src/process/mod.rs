@@ -6,9 +6,10 @@
 //!           --lifeline-------->                             +-->   machine -> VMM
 //! ```
 //!
-//! `entry` is how a process takes a role, `spawn` how it is started in one, `wire` and
-//! `protocol` what they say to each other. Process ids are not used: a worker is alive while
-//! its cluster's lock is held, and the end of a peer is seen by a socket that closes.
+//! `spawn` starts a process in a role, `entry` makes the new process take it, and `wire` and
+//! `protocol` define the messages between them. Process ids are not used: a worker is alive while
+//! its cluster's lock is held, and a process sees the end of another when the socket between them
+//! closes.
 
 mod client;
 mod console;
@@ -40,7 +41,7 @@ pub(crate) use protocol::{
 
 use std::io;
 
-/// Why a VM's processes did not do what was asked.
+/// Why a request to a VM's processes failed.
 ///
 /// ```no_run
 /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -72,7 +73,7 @@ pub enum ProcessError {
         /// Why the connection failed.
         source: io::Error,
     },
-    /// The worker went away, or said something that is not understood.
+    /// The worker went away, or sent an invalid answer.
     #[error("lost the worker process of {cluster}: {source}; its worker.log may say why")]
     Lost {
         /// The cluster.
@@ -83,7 +84,7 @@ pub enum ProcessError {
     /// The worker was started by another version of this library.
     #[error(
         "{cluster} is run by fleetbox {theirs}, which this version ({}) cannot talk to; \
-         stop it with that version (`fleetbox down {cluster}`)",
+         stop it with that version: `fleetbox down {cluster}`",
         env!("CARGO_PKG_VERSION")
     )]
     Version {
@@ -104,7 +105,7 @@ pub enum ProcessError {
 }
 
 impl ProcessError {
-    /// True if it says that no worker was there to do it, or that it ended meanwhile.
+    /// True if there was no worker, or it ended before it answered.
     pub(crate) fn is_worker_gone(&self) -> bool {
         matches!(self, Self::NoWorker { .. } | Self::Lost { .. })
     }

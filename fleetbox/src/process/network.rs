@@ -12,8 +12,8 @@ use crate::host::bridge;
 use crate::model::names::MAX_COUNT;
 use crate::store::{ClusterDir, Store};
 
-/// Raises the limit of open descriptors as far as the host lets anybody: each connection through
-/// the gateway takes one, and the usual limit of 1024 is kept low only for select(2).
+/// Raises the limit of open descriptors to the hard limit. Each connection through the gateway
+/// takes one, and the usual soft limit of 1024 exists only for select(2).
 fn allow_descriptors() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
@@ -26,11 +26,11 @@ fn allow_descriptors() {
 pub(super) struct ClusterNetwork(Network);
 
 impl ClusterNetwork {
-    /// A network without members, joined to the host by a bridge if the members' records say so.
-    /// Blocks for milliseconds; the worker holds the cluster's lock.
+    /// Starts a network without members. It is joined to the host by a bridge if the members'
+    /// records say so. Blocks for milliseconds; the worker must hold the cluster's lock.
     ///
     /// # Errors
-    /// The host lacks a thread or descriptors, or there is no bridge to be had.
+    /// The host is out of threads or descriptors, or the bridge cannot be created.
     pub(super) fn start(store: &Store, cluster: &ClusterDir) -> Result<Self, String> {
         allow_descriptors();
         let mut config = NetworkConfig::default();
@@ -47,20 +47,20 @@ impl ClusterNetwork {
             Ok(Self(network))
         });
         if joined.is_err() {
-            Self::part(store, cluster);
+            Self::disconnect(store, cluster);
         }
         joined.map_err(|e| e.to_string())
     }
 
-    /// Takes what joined a cluster to the host away from there. What cannot be removed is left to
-    /// the next sweep.
-    pub(super) fn part(store: &Store, cluster: &ClusterDir) {
+    /// Removes the bridge of a cluster from the host. What cannot be removed is left to the next
+    /// sweep.
+    pub(super) fn disconnect(store: &Store, cluster: &ClusterDir) {
         if let Err(error) = bridge::down(store, cluster.name()) {
-            tracing::warn!(%error, "the bridge is not removed");
+            tracing::warn!(%error, "cannot remove the bridge");
         }
     }
 
-    /// A link for a machine, with the addresses it was created with.
+    /// Attaches a machine, with the addresses it was created with, and returns its link.
     ///
     /// # Errors
     /// Another member has one of the addresses.
@@ -70,7 +70,7 @@ impl ClusterNetwork {
         mac: [u8; 6],
         ip: Ipv4Addr,
     ) -> Result<Attachment, NetworkError> {
-        // So that it has its name when it is stopped again.
+        // So that its name still resolves once it is stopped.
         self.know(name, ip);
         self.0.attach(Member {
             name: name.to_owned(),
@@ -79,24 +79,24 @@ impl ClusterNetwork {
         })
     }
 
-    /// Has the gateway's DNS answer for a member that may not run.
+    /// Adds a member, which need not be running, to the gateway's DNS.
     pub(super) fn know(&self, name: &str, ip: Ipv4Addr) {
         if let Err(error) = self.0.register_name(name, ip) {
-            tracing::warn!(vm = name, %error, "not known by name");
+            tracing::warn!(vm = name, %error, "cannot add its name to the DNS");
         }
     }
 
     /// Undoes [`ClusterNetwork::know`].
     pub(super) fn forget(&self, name: &str) {
         if let Err(error) = self.0.unregister_name(name) {
-            tracing::debug!(vm = name, %error, "its name is still known");
+            tracing::debug!(vm = name, %error, "cannot remove its name from the DNS");
         }
     }
 
-    /// Changes what links do.
+    /// Changes the conditions of links.
     ///
     /// # Errors
-    /// No member has or had a name, or what is asked for is impossible.
+    /// A name belongs to no member, past or present, or the request is impossible.
     pub(super) fn order(&self, order: LinkOrder) -> Result<(), NetworkError> {
         let network = &self.0;
         match order {
@@ -118,17 +118,17 @@ impl ClusterNetwork {
         }
     }
 
-    /// Takes a machine that has ended off the network; its connections are reset.
+    /// Detaches a machine that has ended; its connections are reset.
     pub(super) fn detach(&self, name: &str) {
         if let Err(error) = self.0.detach(name) {
-            tracing::debug!(vm = name, %error, "not detached");
+            tracing::debug!(vm = name, %error, "cannot detach it from the network");
         }
     }
 
     /// Connects to a port of a guest.
     ///
     /// # Errors
-    /// It refuses, or does not answer.
+    /// The guest refuses, or does not answer.
     pub(super) async fn connect(
         &self,
         ip: Ipv4Addr,
@@ -137,11 +137,11 @@ impl ClusterNetwork {
         self.0.connect(ip.into(), port).await
     }
 
-    /// Opens a loopback port, or any if it is 0, that leads to a guest's until the result is
+    /// Forwards a loopback port, or any free one if it is 0, to a guest's port until the result is
     /// dropped.
     ///
     /// # Errors
-    /// The port is taken, or none or no descriptor is left.
+    /// The port is taken, or no port or descriptor is free.
     pub(super) fn forward(
         &self,
         host: u16,

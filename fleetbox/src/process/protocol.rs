@@ -1,4 +1,4 @@
-//! What the processes say to each other.
+//! The messages between the processes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,14 +18,14 @@ pub(crate) const PROTOCOL: u32 = 2;
 /// First message of both ends of a connection to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hello {
-    /// [`PROTOCOL`] of the sender.
+    /// The sender's [`PROTOCOL`].
     pub(crate) protocol: u32,
     /// Version of the sender's package, for messages.
     pub(crate) version: String,
 }
 
 impl Hello {
-    /// Of this program.
+    /// The greeting of this program.
     pub(crate) fn own() -> Self {
         Self {
             protocol: own_protocol(),
@@ -34,7 +34,7 @@ impl Hello {
     }
 }
 
-/// [`PROTOCOL`], or what a test says in its place.
+/// [`PROTOCOL`], or the version that a test sets.
 fn own_protocol() -> u32 {
     #[cfg(fleetbox_fake)]
     if let Some(protocol) = super::fake::protocol_from_env() {
@@ -43,27 +43,27 @@ fn own_protocol() -> u32 {
     PROTOCOL
 }
 
-/// What a worker is told at its start, over the socket it inherits.
+/// The configuration of a worker, sent over the socket it inherits.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct WorkerConfig {
     /// The state directory.
     pub(crate) home: PathBuf,
     /// The cluster's name.
     pub(crate) cluster: Name,
-    /// Outlives its owner; ends when no machine runs.
+    /// The worker outlives its owner, and ends when no machine is running.
     pub(crate) detached: bool,
 }
 
 /// A worker's or machine's answer to its configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Readiness {
-    /// It serves.
+    /// It is serving.
     Ready,
-    /// It ends, for this reason.
+    /// It failed, for this reason.
     Failed(String),
 }
 
-/// A virtual machine as a worker is asked to start it. Paths are absolute.
+/// The description of a virtual machine to start. Paths are absolute.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachineSpec {
     /// The VM's name.
@@ -78,15 +78,15 @@ pub(crate) struct MachineSpec {
     pub(crate) disks: Vec<DiskSpec>,
     /// The NIC's hardware address.
     pub(crate) mac: [u8; 6],
-    /// The address that DHCP gives to it.
+    /// The address that DHCP assigns to it.
     pub(crate) ip: Ipv4Addr,
-    /// File that gets the console's output.
+    /// File that receives the console's output.
     pub(crate) console_log: PathBuf,
-    /// File that says why the machine failed, if it did.
+    /// File that records why the machine failed, if it did.
     pub(crate) failure_note: PathBuf,
-    /// The VM's lock, held by its machine process for as long as that lives.
+    /// The VM's lock, which its machine process holds while it lives.
     pub(crate) lock: PathBuf,
-    /// What it says of its memory to the host's other users, held as the lock is.
+    /// The claim of its memory, visible to other users of the host; held like the lock.
     #[serde(default)]
     pub(crate) claim: Option<Claim>,
     /// What runs it.
@@ -99,13 +99,13 @@ pub(crate) enum Backend {
     /// The VMM.
     #[default]
     Vmm,
-    /// Nothing but a script (tests of the life cycle).
+    /// A script, for tests of the life cycle.
     #[cfg(any(test, fleetbox_fake))]
     Fake(super::fake::Script),
 }
 
 impl Backend {
-    /// What runs machines where nothing else is said.
+    /// The default backend.
     pub(crate) fn usual() -> Self {
         #[cfg(fleetbox_fake)]
         if let Some(script) = super::fake::from_env() {
@@ -114,7 +114,7 @@ impl Backend {
         Self::default()
     }
 
-    /// True if there is a guest, which can be logged in to.
+    /// True if there is a guest that can be logged in to.
     pub(crate) fn has_guest(&self) -> bool {
         matches!(self, Self::Vmm)
     }
@@ -125,11 +125,11 @@ impl Backend {
 pub(crate) struct DiskSpec {
     /// The image or copy-on-write layer.
     pub(crate) path: PathBuf,
-    /// What the file is. Never guessed: a guest may have written it.
+    /// The format of the file. It is never guessed, because a guest may have written the file.
     pub(crate) format: DiskFormat,
     /// Refuses writes.
     pub(crate) read_only: bool,
-    /// What the guest flushes survives a crash of the host.
+    /// Data that the guest flushes survives a crash of the host.
     pub(crate) durable: bool,
     /// Serial number the guest sees (at most 20 bytes).
     pub(crate) serial: String,
@@ -140,69 +140,69 @@ pub(crate) struct DiskSpec {
 pub(crate) enum DiskFormat {
     /// A copy-on-write layer.
     Layer,
-    /// The disk's bytes.
+    /// The disk's bytes as they are.
     Raw,
 }
 
-/// What a client asks of a worker.
+/// A client's request to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Start a machine, if it does not run already.
+    /// Start a machine unless it is running.
     Start(Box<MachineSpec>),
-    /// Which machines there are.
+    /// List the machines.
     List,
-    /// Answer when the machine no longer runs.
+    /// Answer once the machine is no longer running.
     Wait { vm: String },
     /// The last console output.
     Console { vm: String },
-    /// The serial console: after the answer the connection carries what it printed last and what
-    /// it prints from then on, and takes what is to be typed, until the machine ends.
+    /// The serial console. After the answer the connection carries the end of its output and all
+    /// later output, and takes input to type, until the machine ends.
     Serial { vm: String },
-    /// The machine's events: after the answer come those there were, then each as it happens,
-    /// until the machine ends.
+    /// The machine's events. After the answer come all events so far, then each new one, until the
+    /// machine ends.
     Events { vm: String },
     /// Connect to a guest's TCP port; after the answer the connection carries its bytes.
     Dial { vm: String, port: u16 },
-    /// Listen on a loopback port, on any if `host` is 0, and connect each connection to the
-    /// guest's port.
+    /// Listen on a loopback port, or any free one if `host` is 0, and forward each connection to
+    /// the guest's port.
     Forward { vm: String, host: u16, port: u16 },
-    /// Which loopback ports lead to a machine.
+    /// List the loopback ports that are forwarded to a machine.
     Forwards { vm: String },
-    /// Press the power button; kill at the deadline.
+    /// Press the power button, and kill the machine at the deadline.
     Stop { vm: String, deadline_ms: u64 },
-    /// Change what the network's links do.
+    /// Change the conditions of the network's links.
     Links(LinkOrder),
-    /// Kill a machine, if it runs, and know nothing of it any more.
+    /// Kill a machine if it is running, and forget it.
     Forget { vm: String },
-    /// Kill the machines, delete nothing but ephemeral VMs, and end.
+    /// Kill the machines, delete only ephemeral VMs, and end.
     Shutdown,
 }
 
-/// What is to become of a network's links.
+/// A change of a network's links.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum LinkOrder {
-    /// Nothing passes between two groups.
+    /// Let nothing pass between two groups.
     Partition { a: Vec<LinkEnd>, b: Vec<LinkEnd> },
-    /// No partition any more.
+    /// End the partition.
     Heal,
-    /// Other conditions between two ends.
+    /// Change the conditions between two ends.
     Change {
         a: LinkEnd,
         b: LinkEnd,
         change: LinkChange,
     },
-    /// Conditions for all that one end sends or receives.
+    /// Change the conditions for everything that one end sends or receives.
     SetAllOf {
         end: LinkEnd,
         conditions: LinkConditions,
     },
-    /// No faults any more.
+    /// End all faults.
     Clear,
-    /// The seed of all chances.
+    /// Seed all random decisions.
     Seed(u64),
 }
 
-/// What is changed of a link's conditions.
+/// A change of a link's conditions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum LinkChange {
     All(LinkConditions),
@@ -216,7 +216,7 @@ pub(crate) enum LinkChange {
 pub(crate) enum Reply {
     /// To [`Request::Start`].
     Started {
-        /// It ran already.
+        /// It was already running.
         already: bool,
         /// The guest's address in the cluster's network.
         ip: Option<Ipv4Addr>,
@@ -240,16 +240,16 @@ pub(crate) enum Reply {
     },
     /// To [`Request::Links`], [`Request::Forget`] and [`Request::Shutdown`].
     Done,
-    /// It failed.
+    /// The request failed.
     Failed {
         /// Why.
         reason: Reason,
-        /// In words.
+        /// The message.
         message: String,
     },
 }
 
-/// Kinds of failure a client may tell apart.
+/// The kinds of failure that a client distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reason {
     /// No machine of that name runs here.
@@ -271,20 +271,20 @@ pub(crate) struct MachineStatus {
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExitReport {
-    /// `None` if the guest powered itself off; else what went wrong.
+    /// `None` if the guest powered itself off, otherwise what went wrong.
     pub(crate) failure: Option<String>,
-    /// The console's last output.
+    /// The end of the console's output.
     pub(crate) console: String,
 }
 
-/// What a machine process is told at its start. File descriptors are inherited: the control
-/// socket, the VM's held lock, the NIC's link.
+/// The configuration of a machine process. It inherits its file descriptors: the control socket,
+/// the VM's held lock and the NIC's link.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachineConfig {
     pub(crate) spec: MachineSpec,
 }
 
-/// What a worker tells a machine process later on.
+/// A command from a worker to a running machine process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum MachineCommand {
     /// Press the power button.
@@ -293,13 +293,13 @@ pub(crate) enum MachineCommand {
     Type(Vec<u8>),
 }
 
-/// What a machine process reports; console output comes as raw bytes between these.
+/// A report of a machine process. Console output comes as raw bytes between these.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum MachineEvent {
     /// The vCPUs run.
     Started,
     /// Something else happened.
     Event(fleetbox_vmm::machine::Event),
-    /// The machine ended: `None` after a power-off, else why.
+    /// The machine ended: `None` after a power-off, otherwise the reason.
     Ended { failure: Option<String> },
 }

@@ -1,4 +1,4 @@
-//! What a worker does for its clients, each request on a connection of its own.
+//! The server side of a worker: each request uses a separate connection.
 
 use std::io;
 use std::pin::pin;
@@ -17,14 +17,14 @@ use super::wire;
 use super::worker::Worker;
 use crate::model::names::MAX_COUNT;
 
-/// How long a client may take from connecting to its request.
+/// How long a client may take to send its request after connecting.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Maximum bytes that are typed at a console at once.
+/// Maximum bytes of console input at once.
 const TYPED: usize = 4096;
 
-/// What is shown to a follower of a console in place of what it was too slow for.
-const MISSED: &[u8] = b"\n[console output was missed]\n";
+/// Shown to a follower of a console in place of output that it was too slow to read.
+const MISSED: &[u8] = b"\n[some console output was lost]\n";
 
 /// Maximum number of machines of one cluster.
 const MAX_MACHINES: usize = MAX_COUNT as usize;
@@ -59,7 +59,7 @@ impl Worker {
                     _ = read.read(&mut byte) => Ok(()),
                 }
             }
-            // Whoever asks this wants to start a machine, and finds or starts another worker.
+            // The client wants to start a machine, and finds or starts another worker.
             Some(Request::List | Request::Start(_)) if self.is_ending() => Err(ending()),
             Some(Request::Start(spec)) => {
                 let reply = self.start(*spec).await.ok_or_else(ending)?;
@@ -112,7 +112,7 @@ impl Worker {
             | Request::Serial { .. }
             | Request::Events { .. } => failed(
                 Reason::Other,
-                "not a request that is answered here".to_owned(),
+                "this request has no single answer".to_owned(),
             ),
         }
     }
@@ -127,8 +127,7 @@ impl Worker {
             .ok_or_else(|| not_running(vm))
     }
 
-    /// Starts a machine; no answer if the worker is ending. Carried out to its end even if the client
-    /// goes away in between.
+    /// Starts a machine. There is no answer if the worker is ending. The start goes on even if the client goes away.
     async fn start(self: &Arc<Self>, spec: MachineSpec) -> Option<Reply> {
         let name = spec.name.clone();
         let refused = |why| Some(failed(Reason::Other, why));
@@ -185,7 +184,7 @@ impl Worker {
             State::Ended(report) => refused(
                 report
                     .failure
-                    .unwrap_or_else(|| format!("{name} powered off at once")),
+                    .unwrap_or_else(|| format!("{name} powered off immediately")),
             ),
             State::Starting | State::Running => Some(Reply::Started {
                 already,
@@ -194,7 +193,7 @@ impl Worker {
         }
     }
 
-    /// Counts the machine as running until it ends, and then takes it off the network.
+    /// Counts the machine as running until it ends, and then detaches it from the network.
     fn count(self: &Arc<Self>, member: Arc<Member>) {
         let worker = Arc::clone(self);
         worker
@@ -251,7 +250,11 @@ impl Worker {
             timeout(deadline, member.ended()).await.is_err()
         };
         if forced {
-            tracing::info!(vm, ?deadline, "the guest did not power off, killed");
+            tracing::info!(
+                vm,
+                ?deadline,
+                "the guest did not power off in time and was killed"
+            );
             member.kill();
             member.ended().await;
         }
@@ -289,7 +292,7 @@ impl Worker {
         stream.shutdown().await
     }
 
-    /// The serial console, both ways, until the machine or the client ends.
+    /// Connects the client to the serial console until the machine or the client ends.
     async fn serial(&self, mut stream: UnixStream, vm: &str) -> io::Result<()> {
         let member = match self.member(vm).await {
             Ok(member) => member,
@@ -322,7 +325,7 @@ impl Worker {
         write.shutdown().await
     }
 
-    /// What happens to a machine, until it ends or the client does.
+    /// Streams the events of a machine until the machine or the client ends.
     async fn events(&self, mut stream: UnixStream, vm: &str) -> io::Result<()> {
         let member = match self.member(vm).await {
             Ok(member) => member,
@@ -399,7 +402,7 @@ fn failed(reason: Reason, message: String) -> Reply {
     Reply::Failed { reason, message }
 }
 
-/// Why a machine has no process.
+/// The message for a machine whose process cannot be started.
 fn unstarted(vm: &str, error: io::Error) -> String {
     format!("cannot start a process for {vm}: {error}")
 }

@@ -1,7 +1,7 @@
 //! A worker's control socket, wherever the state directory is.
 //!
-//! The address of a Unix socket holds 107 bytes of path, less than many a temporary directory
-//! needs. The directory is opened and the socket named relative to it, as
+//! The address of a Unix socket holds a path of at most 107 bytes, and temporary directories are
+//! often longer. So the directory is opened, and the socket is addressed relative to it as
 //! `/proc/self/fd/N/worker.sock`, which is always short.
 
 use std::fs::{File, OpenOptions};
@@ -22,8 +22,8 @@ fn short_path(dir: &Path) -> io::Result<(File, PathBuf)> {
     Ok((dir, path))
 }
 
-/// Listens in `dir`, replacing the socket of a worker that was killed. The caller holds the
-/// cluster's lock, so no living worker listens there.
+/// Listens in `dir`, replacing the socket of a worker that was killed. The caller must hold the
+/// cluster's lock, so that no living worker listens there.
 ///
 /// # Errors
 /// The directory is missing or not writable.
@@ -39,7 +39,7 @@ pub(crate) fn listen(dir: &Path) -> io::Result<std::os::unix::net::UnixListener>
 /// Connects to the worker that listens in `dir`.
 ///
 /// # Errors
-/// None does.
+/// No worker listens.
 pub(crate) async fn connect(dir: &Path) -> io::Result<tokio::net::UnixStream> {
     let (_dir, path) = short_path(dir)?;
     tokio::net::UnixStream::connect(&path).await

@@ -1,4 +1,4 @@
-//! Starting this executable again in another role.
+//! Starts this executable again in another role.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::entry;
 
-/// What a re-executed process is for.
+/// The role of a re-executed process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// A cluster's worker.
@@ -30,7 +30,7 @@ impl Role {
         Self::Owner,
     ];
 
-    /// As it stands in the environment.
+    /// The name of the role in the environment.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Worker => "worker",
@@ -46,11 +46,11 @@ impl Role {
     }
 }
 
-/// A command that runs this executable as `role` for `subject`, with `fds` inherited in that
-/// order and nothing else. Its standard streams are /dev/null until the caller sets them.
+/// A command that runs this executable as `role` for `subject`. It inherits only `fds`, in that
+/// order. Its standard streams are /dev/null unless the caller sets them.
 ///
 /// # Errors
-/// Out of file descriptors, or this program was linked without the entry point.
+/// No file descriptor is free, or this program was linked without the entry point.
 pub(crate) fn command(role: Role, subject: &str, fds: &[BorrowedFd<'_>]) -> io::Result<Command> {
     if !entry::is_linked() {
         return Err(io::Error::other(

@@ -1,4 +1,4 @@
-//! The machine proper: the VMM, on this host's KVM.
+//! The real machine: the VMM, on this host's KVM.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -67,7 +67,7 @@ fn open(disk: DiskSpec) -> Result<DiskConfig, String> {
     })
 }
 
-/// The error without the console's lines, which the worker has and adds itself.
+/// The error without the console's lines, which the worker adds.
 fn describe(error: &Error) -> String {
     match error {
         Error::Guest(failure) => {

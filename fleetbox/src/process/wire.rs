@@ -1,7 +1,7 @@
 //! Frames on the sockets between processes: a length, a kind, a payload.
 //!
-//! Both ends run the same program, but a machine process is where a guest might break out, so
-//! what it sends is bounded and checked like any other input.
+//! Both ends run the same program. But a guest might break out into its machine process, so what
+//! that process sends is bounded and checked like any other input.
 
 use std::io::{self, Read, Write};
 
@@ -15,14 +15,14 @@ pub(crate) const MAX_PAYLOAD: usize = 256 * 1024;
 /// Length of a frame's header: payload length (u32, little endian) and kind (u8).
 const HEADER: usize = 5;
 
-/// What a payload is.
+/// The kind of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Json = 0,
     Bytes = 1,
 }
 
-/// One frame as it was received.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame<T> {
     /// A message.
@@ -122,7 +122,7 @@ pub(crate) async fn send_async<T: Serialize>(
     to.write_all(&encode_message(message)?).await
 }
 
-/// Receives one frame. Not cancel safe: a frame half received is lost with the future.
+/// Receives one frame. Not cancel safe: dropping the future loses a half-received frame.
 ///
 /// # Errors
 /// The peer is gone, or sent something else.
@@ -150,7 +150,7 @@ pub(crate) async fn receive_async<T: DeserializeOwned>(
 fn message<T>(frame: Frame<T>) -> io::Result<T> {
     match frame {
         Frame::Message(message) => Ok(message),
-        Frame::Bytes(_) => Err(invalid("raw bytes where a message was due".to_owned())),
+        Frame::Bytes(_) => Err(invalid("raw bytes where a message was expected".to_owned())),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The worker process: owns one cluster's network and the life cycle of its machines.
 //!
-//! While it lives it holds the cluster's lock (inherited, so there is no moment without) and
-//! serves the control socket. A bound worker ends when the socket to its owner reads as closed;
-//! a detached one when none of its machines runs any more.
+//! While it lives it holds the cluster's lock and serves the control socket. The lock is inherited,
+//! so it is held without a gap. A bound worker ends when the socket to its owner reads as closed. A
+//! detached one ends when none of its machines is running any more.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -43,7 +43,7 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     let config: WorkerConfig = match wire::receive(&mut owner) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(%error, "no configuration");
+            tracing::error!(%error, "cannot read the configuration");
             return exit_status::USAGE;
         }
     };
@@ -60,7 +60,7 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
         Ok(()) => exit_status::OK,
         Err(message) => {
             tracing::error!(%message, "worker failed");
-            // The owner may be gone; then nobody wants to know.
+            // The owner may be gone.
             let _ = wire::send(&mut owner, &Readiness::Failed(message));
             exit_status::FAILED
         }
@@ -88,12 +88,12 @@ async fn run(config: WorkerConfig, owner: &mut StdUnixStream, lock: OwnedFd) -> 
     let result = serve_cluster(&config, owner, &cluster, listener, network).await;
     match result {
         Ok(()) => clear_away(&store, &config, lock),
-        Err(_) => ClusterNetwork::part(&store, &cluster),
+        Err(_) => ClusterNetwork::disconnect(&store, &cluster),
     }
     result
 }
 
-/// Serves as long as the cluster is needed; then none of its machines runs.
+/// Serves as long as the cluster is needed. None of its machines is running afterwards.
 async fn serve_cluster(
     config: &WorkerConfig,
     owner: &mut StdUnixStream,
@@ -105,7 +105,7 @@ async fn serve_cluster(
         // Members that do not run have names too. What is damaged is told when it is started.
         match vm.record() {
             Ok(record) => network.know(vm.name().as_str(), record.ip),
-            Err(error) => tracing::warn!(vm = %vm.name(), %error, "not known by name"),
+            Err(error) => tracing::warn!(vm = %vm.name(), %error, "cannot add its name to the DNS"),
         }
     }
     let owned = if config.detached {
@@ -136,7 +136,7 @@ async fn serve_cluster(
         });
         Some(watched.map_err(|e| format!("cannot watch the owner: {e}"))?)
     };
-    tracing::info!(cluster = %config.cluster, detached = config.detached, "worker serves");
+    tracing::info!(cluster = %config.cluster, detached = config.detached, "the worker is serving");
 
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|e| format!("cannot watch for signals: {e}"))?;
@@ -144,19 +144,19 @@ async fn serve_cluster(
     let mut shutdown = worker.shutdown.subscribe();
     tokio::select! {
         why = worker.until_unneeded(owner) => tracing::info!("{why}"),
-        _ = shutdown.wait_for(|down| *down) => tracing::info!("told to end"),
-        _ = terminate.recv() => tracing::info!("terminated"),
+        _ = shutdown.wait_for(|down| *down) => tracing::info!("ending on request"),
+        _ = terminate.recv() => tracing::info!("ending on SIGTERM"),
     }
     serving.abort();
     worker.kill_all().await;
     Ok(())
 }
 
-/// Leaves nothing of a cluster that ends, but the VMs that are to be kept.
+/// Removes everything of a cluster that ends, except the VMs to keep.
 fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
     let cluster = store.cluster(&config.cluster);
     if let Err(error) = std::fs::remove_file(cluster.path().join(socket::NAME)) {
-        tracing::debug!(%error, "socket not removed");
+        tracing::debug!(%error, "cannot remove the socket");
     }
     let members = cluster.vms().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot look for VMs to delete");
@@ -164,14 +164,14 @@ fn clear_away(store: &Store, config: &WorkerConfig, lock: OwnedFd) {
     });
     for vm in members.into_iter().filter(ephemeral::is_ephemeral) {
         if let Err(error) = ephemeral::delete(&vm) {
-            tracing::warn!(vm = %vm.name(), %error, "cannot delete");
+            tracing::warn!(vm = %vm.name(), %error, "cannot delete the VM");
         }
     }
-    ClusterNetwork::part(store, &cluster);
+    ClusterNetwork::disconnect(store, &cluster);
     // The directory goes with its last VM, but not while the lock says that it is in use.
     drop(lock);
     if let Err(error) = cluster.remove_if_unused() {
-        tracing::debug!(%error, "cluster directory not removed");
+        tracing::debug!(%error, "cannot remove the cluster's directory");
     }
 }
 
@@ -189,14 +189,14 @@ async fn serve(worker: Arc<Worker>, listener: UnixListener) {
             }
             Err(error) => {
                 // Out of descriptors, perhaps: others will be closed.
-                tracing::warn!(%error, "cannot accept");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-/// What keeps a detached worker alive.
+/// The activity that keeps a detached worker alive.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Activity {
     pub(super) running: usize,
@@ -227,9 +227,9 @@ pub(super) struct Worker {
     pub(super) network: ClusterNetwork,
     /// The socket to the owner of a bound worker.
     pub(super) owner: Option<StdUnixStream>,
-    /// The owner has said farewell, and its end means nothing any more.
+    /// The owner has let the worker go, so the owner's end no longer matters.
     pub(super) let_go: AtomicBool,
-    /// No machine is started any more. It is set with `members` locked.
+    /// No more machines are started. It is set with `members` locked.
     pub(super) closed: AtomicBool,
     pub(super) members: Mutex<BTreeMap<String, Arc<Member>>>,
     pub(super) activity: watch::Sender<Activity>,
@@ -237,8 +237,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Returns when this worker is no longer needed, and says why: its owner is gone or, without an
-    /// owner, it has nothing left to do.
+    /// Waits until this worker is no longer needed, and returns why: its owner is gone or, without
+    /// an owner, it has nothing left to do.
     async fn until_unneeded(&self, owner: Option<UnixStream>) -> &'static str {
         if let Some(mut owner) = owner {
             let mut byte = [0];
@@ -246,16 +246,16 @@ impl Worker {
                 // What it sends after the configuration is its farewell.
                 Ok(1..) => {
                     self.let_go.store(true, Ordering::Release);
-                    tracing::info!("the owner lets its machines run on");
+                    tracing::info!("the owner has let the worker go; its machines keep running");
                 }
                 _ => return "the owner is gone",
             }
         }
         self.idle().await;
-        "no machine runs any more"
+        "no machine is running any more"
     }
 
-    /// Returns when a detached worker has nothing left to do.
+    /// Waits until a detached worker has nothing left to do.
     async fn idle(&self) {
         let mut activity = self.activity.subscribe();
         let mut started = false;
@@ -283,7 +283,7 @@ impl Worker {
         }
     }
 
-    /// Starts no machine any more, unless somebody may just want that.
+    /// Stops starting machines, unless a client may be about to ask for that.
     async fn close_if_idle(&self) -> bool {
         let _members = self.members.lock().await;
         let now = *self.activity.borrow();
@@ -294,8 +294,8 @@ impl Worker {
         idle
     }
 
-    /// True if what is started now would be killed at once. That the owner is gone is seen here as
-    /// soon as it is, whenever [`Worker::until_unneeded`] has its turn.
+    /// True if a machine started now would be killed at once. This checks the owner itself, because
+    /// [`Worker::until_unneeded`] may notice later that the owner is gone.
     pub(super) fn is_ending(&self) -> bool {
         let orphaned = || {
             let owner = self.owner.as_ref().map(StdUnixStream::as_raw_fd);

@@ -12,7 +12,7 @@ use super::vm_dir::{DRAFT_PREFIX, GONE_PREFIX, remove_tree};
 use super::{Lock, Store, StoreError, VmDir, VmPaths, fsutil};
 use crate::model::names::Name;
 
-/// A cluster's directory, which need not exist.
+/// The directory of a cluster. It need not exist.
 ///
 /// ```
 /// use fleetbox::store::Store;
@@ -56,13 +56,13 @@ impl ClusterDir {
         &self.path
     }
 
-    /// The worker's control socket. The path may exceed what a socket address holds (107 bytes),
+    /// The worker's control socket. The path may be longer than the 107 bytes of a socket address,
     /// so bind and connect relative to an open directory.
     pub fn socket(&self) -> PathBuf {
         self.path.join("worker.sock")
     }
 
-    /// The worker's diagnostics.
+    /// The worker's log.
     pub fn log(&self) -> PathBuf {
         self.path.join("worker.log")
     }
@@ -72,7 +72,8 @@ impl ClusterDir {
         self.path.join("worker.lock")
     }
 
-    /// Takes the worker's lock, creating the directory when missing; `None` when a worker lives.
+    /// Takes the worker's lock, creating the directory if it is missing. Returns `None` if a worker
+    /// is alive.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -97,16 +98,16 @@ impl ClusterDir {
         Lock::try_acquire(&self.lock_path())
     }
 
-    /// The file whose lock is shared by all who have a handle on a member, running or not.
+    /// The file whose lock is shared by all processes with a handle on a member, running or not.
     fn use_path(&self) -> PathBuf {
         self.path.join("worker.use")
     }
 
-    /// Says, for as long as the result lives, that this process uses the cluster's members, running
-    /// or not.
+    /// Marks the cluster's members, running or not, as used by this process for as long as the
+    /// result lives.
     ///
     /// # Errors
-    /// [`StoreError::Io`] for the file system, with `NotFound` when the cluster is gone.
+    /// [`StoreError::Io`], with `NotFound` if the cluster is gone.
     pub(crate) fn share(&self) -> Result<Lock, StoreError> {
         loop {
             let path = self.make_use_path()?;
@@ -116,7 +117,7 @@ impl ClusterDir {
         }
     }
 
-    /// [`ClusterDir::share`] of a cluster that need not exist; `None` if it does not.
+    /// [`ClusterDir::share`], or `None` if the cluster does not exist.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -130,7 +131,8 @@ impl ClusterDir {
         }
     }
 
-    /// Keeps others from beginning to use the cluster's members; `None` when a process uses them.
+    /// Keeps other processes from starting to use the cluster's members. Returns `None` if a
+    /// process uses them.
     ///
     /// # Errors
     /// As [`ClusterDir::share`].
@@ -138,7 +140,7 @@ impl ClusterDir {
         Lock::try_claim(&self.make_use_path()?)
     }
 
-    /// True while a process says that it uses the cluster's members.
+    /// True while a process uses the cluster's members.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -186,17 +188,17 @@ impl ClusterDir {
         Ok(vms)
     }
 
-    /// Whether this user may look into it.
+    /// True if this user may read it.
     pub(super) fn is_readable(&self) -> bool {
         let denied = fs::read_dir(&self.path)
             .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         if denied {
-            tracing::debug!(path = %self.path.display(), "leaving out what is another user's");
+            tracing::debug!(path = %self.path.display(), "skipping a directory of another user");
         }
         !denied
     }
 
-    /// `wanted`, or the first address that no member has.
+    /// `wanted` if it is free, otherwise the first address that no member has.
     pub(super) fn free_address(
         &self,
         wanted: Ipv4Addr,
@@ -251,8 +253,8 @@ impl ClusterDir {
         fs::remove_dir(&self.path).map_err(StoreError::io("remove", &self.path))
     }
 
-    /// Removes what killed processes left half-created or half-removed; the caller holds the
-    /// store's lock. Returns how many directories that were.
+    /// Removes directories that killed processes left half-created or half-removed, and returns how
+    /// many. The caller must hold the store's lock.
     pub(super) fn sweep_guarded(&self) -> Result<usize, StoreError> {
         let mut swept = 0;
         let entries = fs::read_dir(&self.path).map_err(StoreError::io("list", &self.path))?;
@@ -270,7 +272,7 @@ impl ClusterDir {
             // A living creator holds the lock; a directory that is being removed has lost its
             // lock to the removal, which two processes may share without harm.
             if leftover && !Lock::is_held(&path.join("lock"))? {
-                tracing::debug!(path = %path.display(), "removing what a killed process left");
+                tracing::debug!(path = %path.display(), "removing leftovers of a killed process");
                 remove_tree(&path)?;
                 swept += 1;
             }
@@ -280,7 +282,7 @@ impl ClusterDir {
     }
 }
 
-/// The entries of `dir` that are valid names; none if the directory is missing.
+/// The entries of `dir` that are valid names; empty if the directory is missing.
 pub(super) fn names_in(dir: &Path) -> Result<Vec<Name>, StoreError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

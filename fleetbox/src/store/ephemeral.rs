@@ -1,4 +1,4 @@
-//! VMs that are deleted with their owner.
+//! Ephemeral VMs, which are deleted when their owner ends.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,17 +10,17 @@ use super::{StoreError, VmDir};
 /// How long a machine process may take to end once its worker has.
 const LAST_BREATH: Duration = Duration::from_secs(20);
 
-/// How often a held lock is looked at again.
+/// How often a held lock is checked again.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Name of the file that marks a VM to delete with its owner.
+/// Name of the file that marks a VM as ephemeral.
 const EPHEMERAL: &str = "ephemeral";
 
-/// Deletes a VM that no longer runs. Waits for a machine process that is on its way out, as
-/// it is when its worker was killed.
+/// Deletes a VM that is no longer running. Waits for its machine process to end, which takes a
+/// moment after its worker was killed.
 ///
 /// # Errors
-/// It runs on, or the file system.
+/// It keeps running, or the file system fails.
 pub(crate) fn delete(vm: &VmDir) -> Result<(), StoreError> {
     let deadline = Instant::now() + LAST_BREATH;
     loop {
@@ -33,7 +33,7 @@ pub(crate) fn delete(vm: &VmDir) -> Result<(), StoreError> {
     }
 }
 
-/// Marks a VM to be deleted with its owner.
+/// Marks a VM as ephemeral.
 ///
 /// # Errors
 /// The file system.
@@ -46,10 +46,10 @@ pub(crate) fn mark_ephemeral(dir: &Path) -> std::io::Result<()> {
         .map(drop)
 }
 
-/// Makes a VM stay that was marked to be deleted with its owner.
+/// Removes the mark of an ephemeral VM, so that it is kept.
 ///
 /// # Errors
-/// The file system, or it exists no more.
+/// The file system fails, or the VM no longer exists.
 pub(crate) fn unmark_ephemeral(vm: &VmDir) -> Result<(), StoreError> {
     let path = vm.paths().dir().join(EPHEMERAL);
     match std::fs::remove_file(&path) {
@@ -63,7 +63,7 @@ pub(crate) fn unmark_ephemeral(vm: &VmDir) -> Result<(), StoreError> {
     }
 }
 
-/// True for a VM that is deleted with its owner.
+/// True for an ephemeral VM.
 pub(crate) fn is_ephemeral(vm: &VmDir) -> bool {
     vm.paths().dir().join(EPHEMERAL).exists()
 }

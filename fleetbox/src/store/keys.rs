@@ -4,8 +4,8 @@ use super::{Lock, Store, StoreError};
 use crate::model::keys::{Keypair, write_key};
 
 impl Keypair {
-    /// The key that logs in to all VMs of `store`: `keys/id_ed25519`, generated once. Its public
-    /// half is beside it for other programs.
+    /// The key that logs in to all VMs of `store`: `keys/id_ed25519`, generated once. The public
+    /// key is stored next to it, for other programs.
     ///
     /// ```
     /// use fleetbox::ssh::Keypair;
@@ -19,7 +19,7 @@ impl Keypair {
     /// ```
     ///
     /// # Errors
-    /// [`StoreError::Key`] for a key file that cannot be used, [`StoreError::Io`].
+    /// [`StoreError::Key`] for an unusable key file, [`StoreError::Io`].
     pub fn of_store(store: &Store) -> Result<Self, StoreError> {
         let path = store.keys_dir().join("id_ed25519");
         if path.exists() {

@@ -1,7 +1,7 @@
-//! Locks that say who is alive.
+//! Locks that show which processes are alive.
 //!
-//! A lock is an exclusive `flock` on a file. The kernel drops it when its holder ends, however
-//! that happens, so a held lock means a living process and a stored process id is never needed.
+//! A lock is an exclusive `flock` on a file. The kernel drops it when its holder ends, in any way.
+//! So a held lock means a living process, and no process id has to be stored.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use super::{StoreError, fsutil};
 
-/// How often a lock is tried for that others may share.
+/// How often to try for a lock that others may share.
 const CLAIMS: u32 = 5;
 
-/// A lock on a file, exclusive unless it is shared, held until this is dropped or the process ends.
+/// A lock on a file. It is exclusive unless it is a share, and held until this is dropped or the
+/// process ends.
 ///
 /// ```
 /// use fleetbox::store::Lock;
@@ -37,11 +38,11 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock on `path` if it is free, creating the file when it is missing; `None` while
-    /// another holder lives. Does not wait.
+    /// Takes the lock on `path` without waiting, creating the file if it is missing. Returns `None`
+    /// while another holder is alive.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    /// [`StoreError::Io`] if the file cannot be opened or locked.
     pub fn try_acquire(path: &Path) -> Result<Option<Self>, StoreError> {
         // Somebody who only looks (`is_held`) has a shared lock for some microseconds; that is
         // told apart from a holder by trying for a shared one ourselves.
@@ -71,10 +72,11 @@ impl Lock {
         Ok(None)
     }
 
-    /// Waits for the lock on `path`, without limit. For locks that are held for moments only.
+    /// Waits for the lock on `path`, without a limit. Use it only for locks that are held for
+    /// moments.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    /// [`StoreError::Io`] if the file cannot be opened or locked.
     pub fn acquire(path: &Path) -> Result<Self, StoreError> {
         loop {
             let file = fsutil::open_private(path).map_err(StoreError::io("open", path))?;
@@ -92,12 +94,12 @@ impl Lock {
         }
     }
 
-    /// Waits for a share of the lock on `path`, which any number of holders may have at once, and
-    /// which keeps [`Lock::try_claim`] from it; `None` if there is no such file. [`Lock::is_held`]
-    /// does not tell of it.
+    /// Waits for a share of the lock on `path`, or returns `None` if the file is missing. Any
+    /// number of holders may have a share at once. [`Lock::try_claim`] fails meanwhile;
+    /// [`Lock::is_held`] ignores shares.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    /// [`StoreError::Io`] if the file cannot be opened or locked.
     pub(crate) fn share(path: &Path) -> Result<Option<Self>, StoreError> {
         let Some(file) = open_if_there(path)? else {
             return Ok(None);
@@ -114,11 +116,11 @@ impl Lock {
         }))
     }
 
-    /// Takes the lock on `path` if no process has a share of it; `None` when one has, or the file is
-    /// missing.
+    /// Takes the lock on `path` if no process has a share of it. Returns `None` if one has, or if
+    /// the file is missing.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file cannot be opened or locked.
+    /// [`StoreError::Io`] if the file cannot be opened or locked.
     pub(crate) fn try_claim(path: &Path) -> Result<Option<Self>, StoreError> {
         let Some(file) = open_if_there(path)? else {
             return Ok(None);
@@ -133,7 +135,7 @@ impl Lock {
     /// True if a living process has a share of the lock on `path`. A missing file has no shares.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
+    /// [`StoreError::Io`] if the file exists and cannot be opened or locked.
     pub(crate) fn is_shared(path: &Path) -> Result<bool, StoreError> {
         match open_if_there(path)? {
             Some(file) => Ok(!claim(&file).map_err(StoreError::io("lock", path))?),
@@ -157,7 +159,7 @@ impl Lock {
     /// ```
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file is there and cannot be opened or locked.
+    /// [`StoreError::Io`] if the file exists and cannot be opened or locked.
     pub fn is_held(path: &Path) -> Result<bool, StoreError> {
         let Some(file) = open_if_there(path)? else {
             return Ok(false);
@@ -174,21 +176,22 @@ impl Lock {
         &self.path
     }
 
-    /// Notes that the locked file has been renamed.
+    /// Records that the locked file has been renamed.
     pub(crate) fn moved_to(&mut self, path: PathBuf) {
         self.path = path;
     }
 
-    /// Removes the file and gives up the lock. Who opened the file before notices that it is gone.
+    /// Removes the file and releases the lock. A process that opened the file before notices that
+    /// it is gone.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the file cannot be removed.
+    /// [`StoreError::Io`] if the file cannot be removed.
     pub fn remove(self) -> Result<(), StoreError> {
         fsutil::remove_file_if_there(&self.path).map_err(StoreError::io("remove", &self.path))
     }
 
-    /// The locked file. A descriptor that is inherited by or sent to another process keeps the
-    /// lock for as long as that process has it open.
+    /// The locked file. If its descriptor is inherited by or sent to another process, the lock is
+    /// held for as long as that process has it open.
     pub fn into_file(self) -> File {
         self.file
     }
@@ -202,8 +205,8 @@ fn open_if_there(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Tries for an exclusive lock on a file that others share for long. Who claims it too, and a child
-/// that is about to execute something, has it for moments only.
+/// Tries to take an exclusive lock on a file that others may share for long. Another claim, or a
+/// forked child that has not called exec yet, holds it only for moments.
 fn claim(file: &File) -> io::Result<bool> {
     for _ in 0..CLAIMS {
         match file.try_lock() {
@@ -215,7 +218,7 @@ fn claim(file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether `path` still names the file that is open.
+/// True if `path` still names the open file.
 fn same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),

@@ -1,8 +1,8 @@
 //! The state directory: where VMs, images and keys live between commands.
 //!
-//! The layout is described in `docs/state.md`. Everything here is built so that a kill at any
-//! moment leaves a state that the next command understands: files are replaced atomically, a VM
-//! appears and disappears by one rename, and who is alive is told by held locks.
+//! The layout is described in `docs/state.md`. A kill at any moment leaves a state that the next
+//! command understands: files are replaced atomically, a VM appears and disappears by one rename,
+//! and a held lock means that a process is alive.
 
 mod cluster_dir;
 pub(crate) mod ephemeral;
@@ -25,7 +25,7 @@ use crate::model::names::Name;
 use crate::util::fs as fsutil;
 use crate::util::task::ShuttingDown;
 
-/// The version of the layout that this library writes, and the newest it reads.
+/// The version of the layout that this library writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
 /// Environment variable that names the state directory.
@@ -35,7 +35,7 @@ pub const HOME_VARIABLE: &str = "FLEETBOX_HOME";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Neither `FLEETBOX_HOME` nor a home directory is known.
+    /// Neither `FLEETBOX_HOME` nor `HOME` is set.
     #[error(
         "no state directory: neither FLEETBOX_HOME nor HOME is set; set FLEETBOX_HOME to a directory"
     )]
@@ -43,9 +43,9 @@ pub enum StoreError {
     /// A file or directory operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, such as "write".
+        /// The action, such as "write".
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
@@ -58,10 +58,10 @@ pub enum StoreError {
     Newer {
         /// The state directory.
         path: PathBuf,
-        /// The format it has.
+        /// Its format.
         found: u32,
     },
-    /// A file has a content that this library did not write.
+    /// A file has content that this library did not write.
     #[error("{} is damaged: {why}; remove the VM, or restore the file", path.display())]
     Damaged {
         /// The file.
@@ -69,9 +69,9 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// There is such a VM already.
+    /// The VM already exists.
     #[error(
-        "VM {name} exists already in cluster {cluster}; remove it first, or choose another name"
+        "VM {name} already exists in cluster {cluster}; remove it first, or choose another name"
     )]
     Exists {
         /// The VM's name.
@@ -79,9 +79,9 @@ pub enum StoreError {
         /// Its cluster.
         cluster: Name,
     },
-    /// The cluster's network has no address left for another member.
+    /// The cluster's network has no free address for another member.
     #[error(
-        "cluster {cluster} is full: its network {subnet} has no address left; remove a member first"
+        "cluster {cluster} is full: its network {subnet} has no free address; remove a member first"
     )]
     Full {
         /// The cluster.
@@ -101,10 +101,10 @@ pub enum StoreError {
         /// The VM's name.
         name: Name,
     },
-    /// The key that logs in to the VMs.
+    /// The key that logs in to the VMs cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// It was not looked at.
+    /// The runtime is shutting down.
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
 }
@@ -120,8 +120,7 @@ impl StoreError {
     }
 }
 
-/// The state directory. Cheap to clone; its methods block for as long as small file operations
-/// take.
+/// The state directory. It is cheap to clone. Its methods block for short file operations.
 ///
 /// ```
 /// use fleetbox::store::Store;
@@ -141,10 +140,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Where the state is unless a path is given: `$FLEETBOX_HOME`, else `~/.fleetbox`.
+    /// The default state directory: `$FLEETBOX_HOME`, or else `~/.fleetbox`.
     ///
     /// # Errors
-    /// [`StoreError::NoHome`] when neither is known.
+    /// [`StoreError::NoHome`] if neither variable is set.
     pub fn default_home() -> Result<PathBuf, StoreError> {
         if let Some(home) = std::env::var_os(HOME_VARIABLE).filter(|v| !v.is_empty()) {
             return Ok(PathBuf::from(home));
@@ -163,11 +162,11 @@ impl Store {
         Self::open(Self::default_home()?)
     }
 
-    /// Opens the state directory at `home`, creating it with its sub-directories when missing.
+    /// Opens the state directory at `home`, creating it and its sub-directories if they are
+    /// missing.
     ///
     /// # Errors
-    /// [`StoreError::Newer`] when a later version has written it, [`StoreError::Io`] for the
-    /// file system.
+    /// [`StoreError::Newer`] if a later version has written it, [`StoreError::Io`].
     pub fn open(home: impl AsRef<Path>) -> Result<Self, StoreError> {
         let home = home.as_ref();
         // Other processes with other working directories are given these paths.
@@ -206,17 +205,17 @@ impl Store {
         }
     }
 
-    /// The state directory itself, an absolute path.
+    /// The absolute path of the state directory.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
-    /// Where images are kept.
+    /// The directory of images.
     pub fn images_dir(&self) -> PathBuf {
         self.home.join("images")
     }
 
-    /// Where the keys are that log in to VMs.
+    /// The directory of the keys that log in to VMs.
     pub fn keys_dir(&self) -> PathBuf {
         self.home.join("keys")
     }
@@ -225,19 +224,20 @@ impl Store {
         self.home.join("clusters")
     }
 
-    /// The lock for changes of the directory tree, held for moments.
+    /// Takes the lock for changes of the directory tree, which is held for moments.
     fn guard(&self) -> Result<Lock, StoreError> {
         Lock::acquire(&self.home.join("lock"))
     }
 
-    /// The directory of cluster `name`, whether it exists or not.
+    /// The directory of cluster `name`, which need not exist.
     pub fn cluster(&self, name: &Name) -> ClusterDir {
         ClusterDir::new(self, name)
     }
 
     /// All clusters, by name.
     ///
-    /// Those of another user, as root's of a bridge network, are left out where they cannot be read.
+    /// Clusters of another user, such as root's with a bridge network, are skipped if they cannot
+    /// be read.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -259,7 +259,7 @@ impl Store {
         Ok(vms)
     }
 
-    /// The VMs named `name`, of which different clusters may each have one.
+    /// The VMs named `name`. Each cluster may have one.
     ///
     /// ```
     /// use fleetbox::store::Store;
@@ -286,7 +286,7 @@ impl Store {
             .collect())
     }
 
-    /// Begins to create a VM, which exists once [`VmDraft::commit`] has returned.
+    /// Starts to create a VM. The VM exists once [`VmDraft::commit`] has returned.
     ///
     /// ```
     /// use fleetbox::store::Store;
@@ -308,9 +308,9 @@ impl Store {
         VmDraft::create(self, cluster, name)
     }
 
-    /// Removes what killed processes left behind: VMs half-created or half-removed, clusters
-    /// without VMs, temporary files. Anything in use is kept. Returns how many VMs' remains were
-    /// removed.
+    /// Removes what killed processes left behind: half-created or half-removed VMs, clusters
+    /// without VMs, and temporary files. Anything in use is kept. Returns the number of VMs whose
+    /// remains were removed.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.

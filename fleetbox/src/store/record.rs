@@ -1,4 +1,4 @@
-//! What is stored about a VM.
+//! The record of a VM.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -17,16 +17,16 @@ use crate::model::size::Size;
 /// The image a VM was created from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
-    /// What the user asked for: alias, path or URL.
+    /// The image as the user named it: alias, path or URL.
     pub reference: String,
-    /// The file that is the base of the VM's disk; never written.
+    /// The base of the VM's disk. It is never written to.
     pub path: PathBuf,
-    /// SHA-256 in lower-case hexadecimal; none for a path given by the user, which is not read
-    /// whole.
+    /// SHA-256 in lower-case hexadecimal; `None` for a path given by the user, which is not read
+    /// completely.
     pub sha256: Option<String>,
 }
 
-/// What is stored about a VM, in `vm.json` of its directory.
+/// The record of a VM, stored in `vm.json` of its directory.
 ///
 /// ```no_run
 /// use fleetbox::store::Store;
@@ -51,35 +51,36 @@ pub struct VmRecord {
     pub memory: Size,
     /// Size of the disk as the guest sees it.
     pub disk: Size,
-    /// The network card's address.
+    /// The hardware address of the network card.
     pub mac: MacAddr,
-    /// The address the network gives to the guest.
+    /// The IP address that the network assigns to the guest.
     pub ip: Ipv4Addr,
     /// When the VM was created, in seconds since 1970 (UTC).
     pub created: u64,
-    /// cloud-init's instance id: another one makes the guest configure itself anew.
+    /// cloud-init's instance id. If it changes, cloud-init configures the guest again.
     pub instance_id: String,
-    /// The user that SSH logs in as.
+    /// The user for SSH logins.
     pub ssh_user: String,
-    /// Public key that may log in, in OpenSSH's one-line form; its private key is in `keys/`.
+    /// The public key that may log in, in OpenSSH's one-line format. Its private key is in `keys/`.
     pub ssh_key: String,
-    /// The guest's host key, in OpenSSH's one-line form; its private key is in `host_key`.
+    /// The guest's host key, in OpenSSH's one-line format. Its private key is in `host_key`.
     pub host_key: String,
     /// Directories of the host that the guest sees, in the order of their disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fixtures: Vec<Fixture>,
-    /// What its user has configured the guest with.
+    /// The guest's configuration by the user.
     #[serde(default, skip_serializing_if = "GuestConfig::is_empty")]
     pub config: GuestConfig,
-    /// Disks besides its own.
+    /// Its extra disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra_disks: Vec<ExtraDisk>,
-    /// The network that its cluster has.
+    /// The network of its cluster.
     #[serde(default, skip_serializing_if = "Network::is_user")]
     pub network: Network,
 }
 
-/// Seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is before that.
+/// The current time in seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is set
+/// to an earlier time.
 pub fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

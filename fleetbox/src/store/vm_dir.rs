@@ -9,14 +9,14 @@ use fleetbox_net::Subnet;
 use super::{Lock, Store, StoreError, VmRecord, fsutil};
 use crate::model::names::{Name, Reference};
 
-/// How the name of the directory of a VM that is being created begins.
+/// Prefix of the name of a directory whose VM is being created.
 pub(super) const DRAFT_PREFIX: &str = ".new-";
-/// How the name of the directory of a VM that is being removed begins.
+/// Prefix of the name of a directory whose VM is being removed.
 pub(super) const GONE_PREFIX: &str = ".gone-";
-/// A record is a page or two; anything larger is not ours.
+/// Maximum bytes of a record. It has a page or two; anything larger is not ours.
 const RECORD_LIMIT: u64 = 1 << 20;
 
-/// The paths inside a VM's directory, whether it is complete or still a draft.
+/// The paths in the directory of a VM or a draft of one.
 ///
 /// ```no_run
 /// use fleetbox::store::Store;
@@ -37,7 +37,7 @@ impl VmPaths {
         &self.dir
     }
 
-    /// The record, written last.
+    /// The record, which is written last.
     pub fn record(&self) -> PathBuf {
         self.dir.join("vm.json")
     }
@@ -57,7 +57,7 @@ impl VmPaths {
         self.dir.join("seed.img")
     }
 
-    /// The disk of a fixture, made anew at each start.
+    /// The disk of a fixture, rebuilt at each start.
     pub fn fixture(&self, index: usize) -> PathBuf {
         self.dir.join(format!("fixture-{index:02}.img"))
     }
@@ -67,24 +67,24 @@ impl VmPaths {
         self.dir.join("host_key")
     }
 
-    /// What the guest wrote to its serial console.
+    /// The output of the guest's serial console.
     pub fn console_log(&self) -> PathBuf {
         self.dir.join("console.log")
     }
 
-    /// Why the VM ended last; not there unless it failed.
+    /// Why the VM failed when it last ran; missing if it did not fail.
     pub fn failure(&self) -> PathBuf {
         self.dir.join("failure")
     }
 
-    /// The lock that is held while the VM runs or is changed.
+    /// The lock that is held while the VM is running or being changed.
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
     }
 }
 
-/// A VM that is being created. Dropped before [`VmDraft::commit`] it is removed; after a kill the
-/// next [`Store::sweep`] or [`Store::create_vm`] removes it.
+/// A VM that is being created. It is removed if it is dropped before [`VmDraft::commit`]. After a
+/// kill the next [`Store::sweep`] or [`Store::create_vm`] removes it.
 #[derive(Debug)]
 pub struct VmDraft {
     store: Store,
@@ -125,17 +125,17 @@ impl VmDraft {
         })
     }
 
-    /// Where to put the VM's files. The directory is renamed by [`VmDraft::commit`], so these
-    /// paths must not be stored in the files.
+    /// The paths for the VM's files. [`VmDraft::commit`] renames the directory, so do not store
+    /// these paths in the files.
     pub fn paths(&self) -> &VmPaths {
         &self.paths
     }
 
-    /// Writes the record and makes the VM exist, in one step that a kill cannot split.
-    /// The VM's lock, already held, comes with it.
+    /// Writes the record and makes the VM exist, in one step that a kill cannot split. Returns the
+    /// VM together with its lock, already held.
     ///
-    /// If another member of the cluster has the record's address, or none can have it, the VM
-    /// gets the first of the user network that is free.
+    /// If another member of the cluster has the record's address, or the network does not contain
+    /// it, the VM gets the first free address of the user network.
     ///
     /// ```
     /// use fleetbox::store::{Store, VmRecord};
@@ -157,8 +157,8 @@ impl VmDraft {
     /// ```
     ///
     /// # Errors
-    /// [`StoreError::Exists`] when another process has created a VM of this name meanwhile,
-    /// [`StoreError::Full`] when no address is left, [`StoreError::Io`] for the file system.
+    /// [`StoreError::Exists`] if another process has created a VM of this name meanwhile,
+    /// [`StoreError::Full`] if no address is free, [`StoreError::Io`].
     pub fn commit(self, record: &VmRecord) -> Result<(VmDir, Lock), StoreError> {
         self.commit_in(record, Subnet::default())
     }
@@ -260,7 +260,7 @@ impl VmDir {
         self.store.home()
     }
 
-    /// What the VM is called among those of all clusters.
+    /// The VM's full name, with its cluster.
     pub fn reference(&self) -> Reference {
         Reference::new(self.cluster.clone(), self.name.clone())
     }
@@ -273,7 +273,7 @@ impl VmDir {
     /// Reads the record.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] when it is not what this version writes, [`StoreError::Io`].
+    /// [`StoreError::Damaged`] if it is not what this version writes, [`StoreError::Io`].
     pub fn record(&self) -> Result<VmRecord, StoreError> {
         let path = self.paths.record();
         let content =
@@ -284,7 +284,7 @@ impl VmDir {
         })
     }
 
-    /// Replaces the record; the caller holds the VM's lock.
+    /// Replaces the record. The caller must hold the VM's lock.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -304,12 +304,12 @@ impl VmDir {
     /// ```
     ///
     /// # Errors
-    /// [`StoreError::Io`] for the file system; the old record is then still there.
+    /// [`StoreError::Io`]. The old record is then still there.
     pub fn save_record(&self, record: &VmRecord) -> Result<(), StoreError> {
         write_record(&self.paths, record)
     }
 
-    /// Why the VM failed when it ran last; `None` if it did not.
+    /// Why the VM failed when it last ran; `None` if it did not fail.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
@@ -322,10 +322,10 @@ impl VmDir {
         }
     }
 
-    /// Takes the lock that means "running"; `None` when another process holds it.
+    /// Takes the lock that means "running". Returns `None` if another process holds it.
     ///
     /// # Errors
-    /// [`StoreError::Io`] for the file system, with `NotFound` when the VM is gone.
+    /// [`StoreError::Io`], with `NotFound` if the VM is gone.
     pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
         Lock::try_acquire(&self.paths.lock())
     }
@@ -338,8 +338,8 @@ impl VmDir {
         Lock::is_held(&self.paths.lock())
     }
 
-    /// Removes the VM and its disk for good, and its cluster's directory with the last one.
-    /// Does nothing for a VM that is already gone.
+    /// Removes the VM and its disk for good, and the cluster's directory with its last VM. Does
+    /// nothing if the VM is already gone.
     ///
     /// # Errors
     /// [`StoreError::Running`] while a process holds its lock, [`StoreError::Io`].
@@ -377,7 +377,7 @@ fn write_record(paths: &VmPaths, record: &VmRecord) -> Result<(), StoreError> {
     fsutil::write_atomic(&path, &text).map_err(StoreError::io("write", &path))
 }
 
-/// Removes a directory tree; what another process has removed meanwhile is fine.
+/// Removes a directory tree. Files that another process has removed meanwhile are not an error.
 pub(super) fn remove_tree(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(e)),

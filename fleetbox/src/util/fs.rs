@@ -5,15 +5,15 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-/// How the names of temporary files begin; [`crate::store::Store::sweep`] removes old ones.
+/// Prefix of the names of temporary files. [`crate::store::Store::sweep`] removes old ones.
 pub(crate) const TEMP_PREFIX: &str = ".tmp-";
 
-/// Creates `path` and missing parents with mode 0700; one that exists is left as it is.
+/// Creates `path` and missing parents with mode 0700. Existing directories are not changed.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Opens `path` for reading and writing, creating it with mode 0600 when missing.
+/// Opens `path` for reading and writing, creating it with mode 0600 if it is missing.
 pub(crate) fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -29,8 +29,8 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Replaces `path` by a file of mode 0600 with `content`: after a crash there is either the old
-/// file or the new one, whole.
+/// Replaces `path` by a file of mode 0600 with `content`. After a crash there is either the
+/// complete old file or the complete new one.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path
         .parent()
@@ -44,7 +44,7 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_dir(dir)
 }
 
-/// Reads a file of ours, which has at most `limit` bytes; more is an error, not an allocation.
+/// Reads a file of at most `limit` bytes. A larger file is an error, and is not read into memory.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use io::Read as _;
     let mut content = Vec::new();
@@ -60,7 +60,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file if it exists.
 pub(crate) fn remove_file_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

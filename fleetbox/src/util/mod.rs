@@ -1,4 +1,4 @@
-//! Small things every room may use.
+//! Small helpers that every room may use.
 
 pub(crate) mod fs;
 pub(crate) mod sync;

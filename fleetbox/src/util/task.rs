@@ -1,6 +1,6 @@
-//! Blocking work of an async program.
+//! Runs blocking work of an async program.
 
-/// The tokio runtime that this was called in is shutting down.
+/// The current tokio runtime is shutting down.
 ///
 /// ```
 /// assert_eq!(fleetbox::ShuttingDown.to_string(), "the tokio runtime is shutting down");
@@ -9,7 +9,7 @@
 #[error("the tokio runtime is shutting down")]
 pub struct ShuttingDown;
 
-/// Runs work that blocks on a thread for that.
+/// Runs blocking work on a separate thread.
 pub(crate) async fn blocking<T, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E>

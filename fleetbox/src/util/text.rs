@@ -1,4 +1,4 @@
-//! Text for people and for shells.
+//! Text for users and for shells.
 
 /// The last `count` lines of `text`.
 pub(crate) fn last_lines(text: &str, count: usize) -> &str {
@@ -10,8 +10,8 @@ pub(crate) fn last_lines(text: &str, count: usize) -> &str {
     trimmed.get(start..).unwrap_or_default()
 }
 
-/// Text without escape sequences and control characters: a guest must not drive the terminal
-/// on which an error message is read.
+/// Text without escape sequences and control characters, because a guest must not control the
+/// terminal on which an error message is shown.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
@@ -61,7 +61,7 @@ fn skip_escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) {
     }
 }
 
-/// A word that a POSIX shell reads as `text`, whatever is in it (XCU 2.2.2).
+/// Quotes any `text` so that a POSIX shell reads it as one word (XCU 2.2.2).
 ///
 /// ```
 /// use fleetbox::guest::quote;

@@ -1,5 +1,4 @@
-//! What a guest is configured with beyond what fleetbox itself needs: user data, packages,
-//! commands, environment, keys.
+//! The user's configuration of a guest: user data, packages, commands, environment and keys.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +11,7 @@ use crate::model::keys::PublicKey;
 /// Maximum bytes of an environment variable's name and value; `pam_env` reads lines of 1024.
 const VARIABLE_LIMIT: usize = 1000;
 
-/// Configuration of a guest by its user. It takes effect at the first boot.
+/// The user's configuration of a guest. It takes effect at the first boot.
 ///
 /// ```
 /// use fleetbox::seed::GuestConfig;
@@ -36,16 +35,16 @@ pub struct GuestConfig {
     /// Shell commands that root runs at the end of the first boot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
-    /// Environment variables of those who log in.
+    /// Environment variables of logins.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
-    /// Public keys that may log in besides fleetbox's own, in OpenSSH's one-line form.
+    /// Public keys that may log in, besides fleetbox's own, in OpenSSH's one-line format.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub authorized_keys: Vec<String>,
 }
 
 impl GuestConfig {
-    /// True if there is nothing in it.
+    /// True if nothing is configured.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -69,7 +68,7 @@ impl GuestConfig {
         Ok(())
     }
 
-    /// Checks all but the user data, which is checked when it is added.
+    /// Checks everything except the user data, which is checked when it is added.
     ///
     /// # Errors
     /// [`SeedError::Value`] names what is wrong.
@@ -83,13 +82,13 @@ impl GuestConfig {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b"+-._:~=/@".contains(&b));
             if !name {
-                let why = "a package has a name such as curl or libssl-dev, and no options";
+                let why = "use a package name such as curl or libssl-dev, without options";
                 return Err(wrong("package", package, why));
             }
         }
         for command in &self.commands {
             if command.trim().is_empty() || command.contains('\0') {
-                let why = "it is empty or has a zero byte";
+                let why = "it is empty or contains a zero byte";
                 return Err(wrong("command", command, why));
             }
         }
@@ -132,7 +131,7 @@ impl GuestConfig {
     }
 }
 
-/// The guest reads `/etc/environment` by `pam_env`, which knows no escapes.
+/// Checks a variable. The guest reads `/etc/environment` with `pam_env`, which has no escapes.
 fn check_variable(name: &str, value: &str) -> Result<(), SeedError> {
     let named = name
         .bytes()
@@ -140,7 +139,7 @@ fn check_variable(name: &str, value: &str) -> Result<(), SeedError> {
         .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     let why = if !named {
-        "its name has other characters than letters, digits and '_', or begins with a digit"
+        "use only letters, digits and '_' in its name, and do not begin with a digit"
     } else if value.contains(['\n', '\r', '\0', '"', '#']) {
         "its value has a quotation mark, '#' or a line's end, which /etc/environment cannot hold; \
          set it in the command that needs it"

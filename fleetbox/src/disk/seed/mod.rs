@@ -1,7 +1,7 @@
-//! The cloud-init seed: a small FAT volume labelled `CIDATA` that tells a guest, once, who may
-//! log in and how it is called (cloud-init's NoCloud data source).
+//! The cloud-init seed: a small FAT volume labelled `CIDATA`. At its first boot a guest reads from
+//! it its name and who may log in (cloud-init's NoCloud data source).
 //!
-//! All files are JSON, which is YAML too, so that no name or key needs escaping.
+//! All files are JSON, which is also valid YAML, so no name or key needs escaping by hand.
 
 mod config;
 mod user_data;
@@ -21,9 +21,9 @@ use crate::util::fs::write_atomic;
 /// The label by which cloud-init finds the volume.
 const LABEL: [u8; 11] = *b"CIDATA     ";
 const MIB: usize = 1 << 20;
-/// Larger seeds are refused; a mebibyte is the usual size.
+/// Maximum bytes of a seed. A seed usually has one mebibyte.
 const LARGEST: usize = 16 * MIB;
-/// User the guest is given unless another is asked for.
+/// The default user of a guest.
 pub const DEFAULT_USER: &str = "fleetbox";
 
 /// Why a seed could not be written.
@@ -41,32 +41,32 @@ pub enum SeedError {
         /// Size of the content in bytes.
         size: usize,
     },
-    /// A user name that is none.
+    /// The user name is invalid.
     #[error(
-        "invalid user name {user:?}: it has 1 to 32 lower-case letters, digits, '_' and '-', and begins with a letter or '_'"
+        "invalid user name {user:?}: use 1 to 32 lower-case letters, digits, '_' and '-', and begin with a letter or '_'"
     )]
     User {
-        /// The name as given.
+        /// The name.
         user: String,
     },
-    /// User data that cannot be merged.
-    #[error("the user data cannot be used: {why}")]
+    /// The user data cannot be merged.
+    #[error("invalid user data: {why}")]
     UserData {
         /// What is wrong with it, and where.
         why: String,
     },
-    /// User data that would change what fleetbox reaches the guest by.
+    /// The user data would change how fleetbox reaches the guest.
     #[error("the user data sets {key:?}, which fleetbox sets itself; leave it out")]
     ProtectedKey {
         /// The key.
         key: String,
     },
-    /// A value that a guest cannot be configured with.
+    /// A value of the configuration is invalid.
     #[error("invalid {what} {value:?}: {why}")]
     Value {
         /// What it is for.
         what: &'static str,
-        /// The value as given, or its beginning.
+        /// The value, or its beginning.
         value: String,
         /// What is wrong with it.
         why: &'static str,
@@ -84,7 +84,7 @@ pub enum SeedError {
     },
 }
 
-/// What a guest is told.
+/// The content of a seed.
 ///
 /// ```
 /// use fleetbox::names::Name;
@@ -108,21 +108,22 @@ pub enum SeedError {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Seed {
-    /// cloud-init configures a guest anew when this changes; made once when a VM is created.
+    /// The instance id, generated when a VM is created. cloud-init configures a guest again when it
+    /// changes.
     pub instance_id: String,
     /// The guest's hostname.
     pub hostname: Name,
-    /// The user that is created, with password-less sudo and no password.
+    /// The user that is created. It has no password, and may use sudo without one.
     pub user: String,
-    /// Public keys that may log in as this user, in OpenSSH's one-line form.
+    /// Public keys that may log in as this user, in OpenSSH's one-line format.
     pub authorized_keys: Vec<String>,
-    /// The guest's only SSH host key, which the client pins.
+    /// The guest's only SSH host key. The client accepts no other.
     pub host_key: Keypair,
-    /// Address of the network card, which is configured by DHCP.
+    /// Hardware address of the network card, which is configured by DHCP.
     pub mac: MacAddr,
     /// Lines for `/etc/fstab`, field by field.
     pub mounts: Vec<[String; 6]>,
-    /// What the user adds.
+    /// The user's additional configuration.
     pub config: GuestConfig,
 }
 
@@ -173,8 +174,8 @@ impl Seed {
         Ok(user_data)
     }
 
-    /// `network-config`, version 2. Matched by address: renderers differ in what wildcards of
-    /// names they know, and one that knows none configures nothing.
+    /// `network-config`, version 2. The card is matched by its address, because renderers differ in
+    /// which wildcards of names they support, and one without wildcards would configure nothing.
     fn network_config(&self) -> Value {
         json!({
             "version": 2,
@@ -192,8 +193,8 @@ impl Seed {
     /// Builds the volume in memory.
     ///
     /// # Errors
-    /// [`SeedError`], for a bad user name, a content that is too large, or a key that cannot be
-    /// written.
+    /// [`SeedError`] if the user name is invalid, the content is too large, or a key cannot be
+    /// encoded.
     pub fn build(&self) -> Result<Vec<u8>, SeedError> {
         check_user(&self.user)?;
         let files = [
@@ -238,7 +239,7 @@ pub fn check_user(user: &str) -> Result<(), SeedError> {
     }
 }
 
-/// A FAT volume with `files` in its root.
+/// Builds a FAT volume with `files` in its root.
 fn volume(files: &[(&str, String)]) -> Result<Vec<u8>, SeedError> {
     let content: usize = files.iter().map(|(_, text)| text.len()).sum();
     // A quarter of a mebibyte is ample for tables, directory and the last cluster of each file.

@@ -1,4 +1,4 @@
-//! User data from the user: read as cloud-init reads it, and merged into fleetbox's own.
+//! The user's cloud-config documents: parsed as cloud-init does, and merged into fleetbox's own.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use super::SeedError;
 /// Maximum bytes of one document.
 const LIMIT: usize = 1 << 20;
 
-/// Keys that say who the guest is and how it is reached, which is known on the host.
+/// Protected keys: they set the guest's identity and how it is reached, which the host must know.
 const PROTECTED: &[&str] = &[
     "hostname",
     "fqdn",
@@ -16,7 +16,7 @@ const PROTECTED: &[&str] = &[
     "ssh_deletekeys",
 ];
 
-/// Keys that fleetbox has lists under; anything else would take its place.
+/// Keys for which fleetbox has lists. A value that is not a list would replace them.
 const LISTS: &[&str] = &[
     "users",
     "mounts",
@@ -26,11 +26,11 @@ const LISTS: &[&str] = &[
     "write_files",
 ];
 
-/// Reads a cloud-config document.
+/// Parses a cloud-config document.
 ///
 /// # Errors
-/// [`SeedError::UserData`] with line and column if it is not YAML, is no mapping, or is another
-/// of cloud-init's formats; [`SeedError::ProtectedKey`].
+/// [`SeedError::UserData`], with line and column if it is not YAML, or if it is not a mapping or is
+/// in another of cloud-init's formats; [`SeedError::ProtectedKey`].
 pub(super) fn parse(text: &str) -> Result<Map<String, Value>, SeedError> {
     let wrong = |why: String| SeedError::UserData { why };
     if text.len() > LIMIT {
@@ -38,7 +38,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, SeedError> {
     }
     let first = text.lines().next().unwrap_or_default().trim_end();
     if first.starts_with("#!") {
-        let why = "it is a script; give its lines as run-commands, or under `runcmd:`";
+        let why = "it is a script; pass its lines as run commands, or put them under `runcmd:`";
         return Err(wrong(why.to_owned()));
     }
     for header in [
@@ -50,7 +50,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, SeedError> {
     ] {
         if first.starts_with(header) || first.to_ascii_lowercase().starts_with("content-type:") {
             return Err(wrong(format!(
-                "it begins with {first:?}, and only documents of the kind #cloud-config are merged"
+                "it begins with {first:?}, but only documents of the kind #cloud-config can be merged"
             )));
         }
     }
@@ -67,7 +67,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, SeedError> {
         // Only comments.
         Value::Null => Map::new(),
         _ => {
-            let why = "it is no mapping; write `key: value` lines such as `runcmd: [...]`";
+            let why = "it is not a mapping; write `key: value` lines such as `runcmd: [...]`";
             return Err(wrong(why.to_owned()));
         }
     };
@@ -80,12 +80,12 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, SeedError> {
     let no_list =
         |(key, value): &(&String, &Value)| LISTS.contains(&key.as_str()) && !value.is_array();
     if let Some((key, _)) = document.iter().find(no_list) {
-        return Err(wrong(format!("{key} is no list")));
+        return Err(wrong(format!("{key} is not a list")));
     }
     Ok(document)
 }
 
-/// Merges `more` into `into`: lists are appended, mappings merged, and anything else replaced.
+/// Merges `more` into `into`: lists are appended, mappings merged, and other values replaced.
 pub(super) fn merge(into: &mut Map<String, Value>, more: Map<String, Value>) {
     for (key, value) in more {
         match (into.get_mut(&key), value) {

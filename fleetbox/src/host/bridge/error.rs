@@ -1,4 +1,4 @@
-//! What can go wrong with a bridge network.
+//! The errors of bridge networks.
 
 use std::io;
 
@@ -23,36 +23,34 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BridgeError {
-    /// This build of the library cannot make bridge networks.
-    #[error(
-        "fleetbox was built without its feature `bridge`; enable the feature, or use the user network"
-    )]
+    /// This build of the library has no bridge networks.
+    #[error("fleetbox was built without the feature `bridge`; enable it, or use the user network")]
     Disabled,
     /// The process may not change the host's network.
     #[error(
         "a bridge network needs the capability CAP_NET_ADMIN, which this process does not have; run it as root, or use the user network, which needs no privileges"
     )]
     NotPermitted,
-    /// The addresses of a cluster are used for something else by now.
+    /// The addresses of a cluster are now used by something else on this host.
     #[error(
-        "the network {subnet} of cluster {cluster} overlaps {with} of this host; remove that, or remove the cluster and create it anew, with other addresses"
+        "the network {subnet} of cluster {cluster} overlaps {with} of this host; remove the latter, or recreate the cluster to give it other addresses"
     )]
     Collision {
         /// The cluster.
         cluster: Name,
         /// Its network.
         subnet: Subnet,
-        /// What of the host it overlaps.
+        /// What it overlaps on the host.
         with: String,
     },
-    /// The host's routes leave no network free.
+    /// No network is free for a bridge.
     #[error(
-        "no private network of 256 addresses is free for a bridge: the routes of this host cover all that are tried (10.128.0.0/9, 172.16.0.0/12, 192.168.0.0/16)"
+        "no private network of 256 addresses is free for a bridge: the routes of this host cover all candidates (10.128.0.0/9, 172.16.0.0/12, 192.168.0.0/16)"
     )]
     NoneFree,
     /// The members of a cluster share one network.
     #[error(
-        "{name} cannot have a {asked} network: the other members of cluster {cluster} have a {has} network; ask for none, or make it a member of another cluster"
+        "{name} cannot have a {asked} network: the other members of cluster {cluster} have a {has} network; do not ask for a network, or add it to another cluster"
     )]
     Mixed {
         /// The member.
@@ -64,7 +62,7 @@ pub enum BridgeError {
         /// The network of the cluster.
         has: Network,
     },
-    /// Another process changes the host's network and does not come to an end.
+    /// Another process is changing the host's network and does not finish.
     #[error(
         "another fleetbox process is changing this host's network and does not finish; find it with `pgrep -af fleetbox`, end it if it hangs, and try again"
     )]
@@ -72,22 +70,22 @@ pub enum BridgeError {
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What is written down of a bridge.
+    /// The record of a bridge cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
     Record {
-        /// What was tried.
+        /// The action.
         action: &'static str,
         /// The file.
         path: std::path::PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// The host refuses something.
+    /// The host refused something.
     #[error(
-        "cannot {action}: {source}; `fleetbox doctor`, run as the same user, says what a bridge network needs of this host"
+        "cannot {action}: {source}; run `fleetbox doctor` as the same user to see what a bridge network needs"
     )]
     Host {
-        /// What was tried.
+        /// The action.
         action: &'static str,
         /// Why it failed.
         source: io::Error,
@@ -96,7 +94,7 @@ pub enum BridgeError {
 
 #[cfg(feature = "bridge")]
 impl BridgeError {
-    /// The error of something that the host refuses.
+    /// The error of an action that the host refused.
     pub(super) fn host(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.raw_os_error() {
             Some(libc::EPERM) => Self::NotPermitted,

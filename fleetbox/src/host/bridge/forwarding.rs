@@ -1,4 +1,4 @@
-//! `ip_forward`: on while there is a bridge of ours, and afterwards as it was.
+//! `ip_forward`: on while fleetbox has a bridge, and restored afterwards.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ fn set(value: &str) -> Result<(), BridgeError> {
     fs::write(FILE, value).map_err(BridgeError::host("set ip_forward"))
 }
 
-/// Has the host forward, and writes down what it did before.
+/// Turns forwarding on, after recording its earlier value.
 pub(super) fn enable(records: &Records, place: &Place) -> Result<(), BridgeError> {
     let was = get()?;
     if was == "1" {
@@ -33,7 +33,7 @@ pub(super) fn enable(records: &Records, place: &Place) -> Result<(), BridgeError
     set("1")
 }
 
-/// Puts back what was there before, if it was changed. Only to be called when no bridge is left.
+/// Restores the earlier value, if it was changed. Call this only when no bridge is left.
 pub(super) fn restore(records: &Records, here: &Place) -> Result<(), BridgeError> {
     let Some(forwarding) = records.forwarding()? else {
         return Ok(());

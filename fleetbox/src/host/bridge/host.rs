@@ -1,4 +1,4 @@
-//! Making a cluster's bridge, and taking away what is no longer needed.
+//! Creates a cluster's bridge, and removes bridges that are no longer needed.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -16,8 +16,8 @@ use crate::store::Store;
 /// Number of the capability in <linux/capability.h>.
 const CAP_NET_ADMIN: u32 = 12;
 
-/// The address of the host in a cluster's network: the last one. The first is the gateway's, which
-/// goes on to answer DHCP and DNS.
+/// The address of the host in a cluster's network: the last one. The first belongs to the gateway,
+/// which still answers DHCP and DNS.
 pub(super) fn router(subnet: Subnet) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.broadcast()).saturating_sub(1))
 }
@@ -41,11 +41,12 @@ pub(crate) fn permitted() -> Result<(), BridgeError> {
     }
 }
 
-/// Makes the bridge of a cluster; the caller holds the cluster's lock. Blocks for milliseconds.
+/// Creates the bridge of a cluster. The caller must hold the cluster's lock. Blocks for
+/// milliseconds.
 ///
 /// # Errors
-/// Not permitted, the network is used for something else by now, or the host refuses something;
-/// then nothing is left of it.
+/// The process lacks the permission, the network is now used by something else, or the host refuses
+/// something. In each case nothing is left behind.
 pub(crate) fn up(store: &Store, cluster: &Name, subnet: Subnet) -> Result<Uplink, BridgeError> {
     permitted()?;
     let records = Records::of(store);
@@ -61,7 +62,7 @@ pub(crate) fn up(store: &Store, cluster: &Name, subnet: Subnet) -> Result<Uplink
     if made.is_err()
         && let Err(error) = take_away(&records, cluster, &record, &here)
     {
-        tracing::warn!(%cluster, %error, "a bridge that could not be made is not removed");
+        tracing::warn!(%cluster, %error, "cannot clean up after a bridge that could not be created");
     }
     made
 }
@@ -83,11 +84,11 @@ fn make(records: &Records, record: &Record) -> Result<Uplink, BridgeError> {
     Ok(Uplink { tap, mac, router })
 }
 
-/// Removes the bridge of a cluster that has ended; the caller holds the cluster's lock. Blocks for
-/// milliseconds.
+/// Removes the bridge of a cluster that has ended. The caller must hold the cluster's lock. Blocks
+/// for milliseconds.
 ///
 /// # Errors
-/// The host or the file system; the next [`sweep`] tries again.
+/// The host or the file system refuses. The next [`sweep`] tries again.
 pub(crate) fn down(store: &Store, cluster: &Name) -> Result<(), BridgeError> {
     let records = Records::of(store);
     if records.read(cluster)?.is_none() {
@@ -101,12 +102,12 @@ pub(crate) fn down(store: &Store, cluster: &Name) -> Result<(), BridgeError> {
     }
 }
 
-/// Removes the bridges of clusters that no worker serves, as a kill leaves them, and puts
-/// `ip_forward` back if none is left. Blocks for milliseconds; does nothing where there never was a
+/// Removes the bridges of clusters without a worker, which a kill leaves behind, and restores
+/// `ip_forward` if no bridge is left. Blocks for milliseconds. Does nothing if there never was a
 /// bridge.
 ///
 /// # Errors
-/// Not permitted, the host, or the file system.
+/// The process lacks the permission, or the host or the file system refuses.
 pub(crate) fn sweep(store: &Store) -> Result<(), BridgeError> {
     let records = Records::of(store);
     if records.is_empty() {
@@ -139,7 +140,7 @@ fn take_away(
     finish(records, here)
 }
 
-/// Removes what a record tells of, and the record.
+/// Removes everything that a record describes, and the record.
 fn remove(
     records: &Records,
     cluster: &Name,
@@ -160,7 +161,7 @@ fn remove(
     records.remove(cluster)
 }
 
-/// Puts `ip_forward` back if no bridge is left, of whatever state directory.
+/// Restores `ip_forward` if no bridge of any state directory is left.
 fn finish(records: &Records, here: &Place) -> Result<(), BridgeError> {
     if records.forwarding()?.is_none() {
         return Ok(());

@@ -1,6 +1,7 @@
-//! One process at a time changes what all fleetbox processes of a network namespace share: its
-//! interfaces, and `ip_forward`. State directories are many, so the lock is an abstract Unix socket,
-//! whose names belong to the namespace; its holder's end frees it, however it ends.
+//! The lock of a network namespace. All fleetbox processes in a namespace share its interfaces and
+//! `ip_forward`, so only one of them may change these at a time. There may be many state
+//! directories, so the lock is not a file but an abstract Unix socket, whose name belongs to the
+//! namespace. It is freed when its holder ends, in any way.
 
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
@@ -11,10 +12,10 @@ use super::error::BridgeError;
 
 const NAME: &[u8] = b"fleetbox-bridges";
 
-/// What is done with it held takes milliseconds.
+/// How long to wait for it. Holders keep it for milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The right to change the host's network, until it is dropped.
+/// The lock, held until it is dropped.
 pub(super) struct HostLock {
     _socket: UnixListener,
 }
@@ -22,7 +23,7 @@ pub(super) struct HostLock {
 impl HostLock {
     /// Waits for the lock.
     pub(super) fn acquire() -> Result<Self, BridgeError> {
-        let host = BridgeError::host("take the lock of the host's network");
+        let host = BridgeError::host("lock the host's network");
         let address = match SocketAddr::from_abstract_name(NAME) {
             Ok(address) => address,
             Err(error) => return Err(host(error)),

@@ -1,12 +1,12 @@
-//! The bridge network: a cluster's switch joined to the host by a tap on a bridge, so that the host
-//! routes to the guests' addresses and masquerades what they send into the world. It needs
-//! CAP_NET_ADMIN; the [user network](crate::Network::User) needs nothing.
+//! The bridge network: a tap on a bridge joins a cluster's switch to the host. The host then routes to the guests'
+//! addresses, and masquerades what they send to the outside. This needs CAP_NET_ADMIN; the [user
+//! network](crate::Network::User) needs no privileges.
 //!
-//! What is made on the host: a bridge with an address, a tap that the worker has open, a table of
-//! nf_tables, and `ip_forward`. Before any of it is made it is written down in `bridges/` of the state
-//! directory, so that the next process can remove it after a kill ([`sweep`]).
+//! The host gets a bridge with an address, a tap that the worker holds open and an nf_tables table, and `ip_forward` is
+//! turned on. All of this is recorded in `bridges/` of the state directory before it is created, so that the next
+//! process can remove it after a kill ([`sweep`]).
 //!
-//! All of it is behind the feature `bridge`. Without it the same functions say that it is not here.
+//! All of this is behind the feature `bridge`. Without it the same functions return [`BridgeError::Disabled`].
 
 mod error;
 #[cfg(feature = "bridge")]
@@ -42,21 +42,21 @@ pub(crate) use self::off::{check, down, free, permitted, sweep, up};
 pub(crate) use self::subnet::{check, free};
 use crate::store::ClusterDir;
 
-/// The length of the prefix of all clusters' networks.
+/// The prefix length of every cluster's network.
 const PREFIX: u8 = 24;
 
-/// What joins a cluster's switch to the host.
+/// The link between a cluster's switch and the host.
 #[derive(Debug)]
 pub(crate) struct Uplink {
     /// The tap, open.
     pub(crate) tap: OwnedFd,
     /// The bridge's hardware address.
     pub(crate) mac: [u8; 6],
-    /// The bridge's address, by which guests reach the world.
+    /// The bridge's address, which is the guests' default route.
     pub(crate) router: Ipv4Addr,
 }
 
-/// The network that the members of a cluster have already, if they are on a bridge.
+/// The network of a cluster's existing members, if they are on a bridge.
 ///
 /// # Errors
 /// The file system.
@@ -72,7 +72,7 @@ pub(crate) fn of_cluster(cluster: &ClusterDir) -> Result<Option<Subnet>, BridgeE
     Ok(None)
 }
 
-/// The network that holds the address of a member.
+/// The network that contains the address of a member.
 fn around(ip: Ipv4Addr) -> Option<Subnet> {
     Subnet::new(ip, PREFIX).ok()
 }

@@ -1,5 +1,5 @@
-//! The rules of a bridge, by nf_tables: a table of its own, so that they come and go as one and no
-//! rule of anybody else is touched.
+//! The nf_tables rules of a bridge. They have a separate table, so that they are added and removed
+//! together, and no other rules are touched.
 //!
 //! ```text
 //! table ip fleetbox_ID {
@@ -40,14 +40,14 @@ use super::error::BridgeError;
 const NAT: &str = "nat";
 const FORWARD: &str = "forward";
 
-/// As `nft` calls it, `srcnat`.
+/// The priority that `nft` calls `srcnat`.
 const PRIORITY_SOURCE_NAT: u32 = 100;
 const PRIORITY_FILTER: u32 = 0;
 
-/// The base of `ip saddr`: the network header, and the address's place there (RFC 791).
+/// The base of `ip saddr`: the network header, and the offset of the address in it (RFC 791).
 const NETWORK_HEADER: u32 = 1;
 const SOURCE_ADDRESS: u32 = 12;
-/// The bytes of an address that name the network.
+/// The bytes of an address that make up the network.
 const NETWORK_BYTES: usize = PREFIX as usize / 8;
 
 /// <linux/netfilter/nf_tables.h>: attributes of the expression `ct`, and its key `state`.
@@ -67,7 +67,7 @@ const SEND_BUFFER: usize = 16 << 10;
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Adds the table of a bridge, all of it or nothing.
+/// Adds the table of a bridge, completely or not at all.
 pub(super) fn add(table: &str, bridge: &str, subnet: Subnet) -> Result<(), BridgeError> {
     let create = NLM_F_CREATE | NLM_F_EXCL;
     let append = NLM_F_CREATE | NLM_F_APPEND;
@@ -175,7 +175,7 @@ fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
     ])
 }
 
-/// `ip saddr NETWORK`. The prefix is whole bytes, so no mask is needed.
+/// `ip saddr NETWORK`. The prefix length is a multiple of 8, so no mask is needed.
 fn source(subnet: Subnet) -> [Expressions; 2] {
     let network = subnet.network().octets();
     [
@@ -233,7 +233,7 @@ fn verdict(code: u32) -> Expressions {
     ])
 }
 
-/// Has the kernel carry out all of the messages, or none.
+/// Sends the messages as one batch: the kernel carries out all of them or none.
 fn batch(messages: Vec<(u16, NfTablesMessage)>) -> io::Result<()> {
     let socket = open()?;
     let count = messages.len();
@@ -289,7 +289,7 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What the kernel has sent at once.
+/// Receives one batch of messages from the kernel.
 pub(super) fn receive(socket: &Socket) -> io::Result<Vec<NetlinkMessage<NetfilterMessage>>> {
     let (bytes, _) = socket.recv_from_full()?;
     let mut messages = Vec::new();

@@ -1,4 +1,4 @@
-//! The bridge network in a build without the feature `bridge`: there is none.
+//! The functions of bridge networks in a build without the feature `bridge`.
 
 use fleetbox_net::Subnet;
 
@@ -7,7 +7,7 @@ use crate::model::names::Name;
 use crate::store::Store;
 
 /// # Errors
-/// [`BridgeError::Disabled`], as from all that would make a bridge.
+/// [`BridgeError::Disabled`], as from every function that would create a bridge.
 pub(crate) fn permitted() -> Result<(), BridgeError> {
     Err(BridgeError::Disabled)
 }
@@ -24,7 +24,7 @@ pub(crate) fn up(_: &Store, _: &Name, _: Subnet) -> Result<Uplink, BridgeError> 
     Err(BridgeError::Disabled)
 }
 
-/// Leaves the bridge that another program has made to that program, or to the next that can.
+/// Does nothing: a bridge of another program is left to a program that can remove it.
 pub(crate) fn down(_: &Store, _: &Name) -> Result<(), BridgeError> {
     Ok(())
 }

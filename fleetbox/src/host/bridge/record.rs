@@ -1,5 +1,5 @@
-//! What is written down before it is made: a file for each cluster's bridge, and one about
-//! `ip_forward`.
+//! The records of what is changed on the host, written before the change: a file for each cluster's
+//! bridge, and one for `ip_forward`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,19 +14,19 @@ use crate::model::names::Name;
 use crate::store::Store;
 use crate::util::fs::{create_private_dir, read_limited, remove_file_if_there, write_atomic};
 
-/// A record is a few hundred bytes.
+/// Maximum bytes of a record, which usually has a few hundred.
 const MAX_RECORD: u64 = 64 << 10;
 
 const FORWARDING: &str = "ip_forward";
 const SUFFIX: &str = ".json";
 
-/// Begins the names of interfaces: bridges and taps.
+/// The prefix of the names of interfaces: bridges and taps.
 pub(super) const BRIDGE_PREFIX: &str = "flbr";
 const TAP_PREFIX: &str = "fltp";
-/// Begins the names of tables.
+/// The prefix of the names of tables.
 pub(super) const TABLE_PREFIX: &str = "fleetbox_";
 
-/// The network that something was made in: this boot of the host, and a network namespace.
+/// Where something was created: a boot of the host, and a network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Place {
     boot: String,
@@ -34,9 +34,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Where this thread is.
+    /// The boot and network namespace of this thread.
     pub(super) fn here() -> Result<Self, BridgeError> {
-        let host = || BridgeError::host("tell this host's network from others");
+        let host = || BridgeError::host("identify the network namespace");
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host())?;
         let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(host())?;
         Ok(Self {
@@ -45,13 +45,13 @@ impl Place {
         })
     }
 
-    /// Whether nothing of that time is left: the host was restarted since.
+    /// True if the host was restarted since, so that nothing is left.
     pub(super) fn is_gone(&self, here: &Self) -> bool {
         self.boot != here.boot
     }
 }
 
-/// What a cluster has on the host.
+/// The record of what a cluster has on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) place: Place,
@@ -62,7 +62,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// With names that nothing has yet, in all likelihood.
+    /// Creates a record with random names, which are very likely unused.
     pub(super) fn new(place: Place, subnet: Subnet) -> Self {
         let id = rand::random::<u32>();
         Self {
@@ -74,7 +74,7 @@ impl Record {
         }
     }
 
-    /// Whether its names are of those made here: others are not for us to remove.
+    /// True if fleetbox could have made these names. Anything else must not be removed.
     fn is_ours(&self) -> bool {
         self.bridge.starts_with(BRIDGE_PREFIX)
             && self.tap.starts_with(TAP_PREFIX)
@@ -82,7 +82,7 @@ impl Record {
     }
 }
 
-/// What `ip_forward` was before it was changed.
+/// The value of `ip_forward` before it was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Forwarding {
     pub(super) place: Place,
@@ -105,12 +105,12 @@ impl Records {
         self.dir.join(format!("{cluster}{SUFFIX}"))
     }
 
-    /// Whether there is nothing at all, as where no bridge was ever asked for.
+    /// True if there are no records at all, for example because no bridge was ever used.
     pub(super) fn is_empty(&self) -> bool {
         fs::read_dir(&self.dir).map_or(true, |mut entries| entries.next().is_none())
     }
 
-    /// The clusters that there are records of.
+    /// The clusters that have records.
     pub(super) fn clusters(&self) -> Result<Vec<Name>, BridgeError> {
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -126,7 +126,7 @@ impl Records {
         Ok(names)
     }
 
-    /// The record of a cluster, if there is one. What cannot be understood is none of ours.
+    /// The record of a cluster, if there is one. A file that cannot be parsed is ignored.
     pub(super) fn read(&self, cluster: &Name) -> Result<Option<Record>, BridgeError> {
         let record: Option<Record> = read(&self.path(cluster))?;
         Ok(record.filter(Record::is_ours))
@@ -180,7 +180,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, BridgeError> {
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Some(value)),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "not a record of a bridge");
+            tracing::warn!(path = %path.display(), %error, "ignoring a file that is not a record of a bridge");
             Ok(None)
         }
     }

@@ -1,4 +1,4 @@
-//! Interfaces, addresses and routes of the host, by rtnetlink.
+//! Reads and changes the interfaces, addresses and routes of the host through rtnetlink.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,7 +11,7 @@ use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
 use super::error::BridgeError;
 
-/// A network that the host uses, and what for.
+/// A network that the host uses, and its purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) network: Ipv4Addr,
@@ -19,12 +19,12 @@ pub(super) struct Used {
     pub(super) what: String,
 }
 
-/// Talks to the kernel about the network namespace of the calling thread, for milliseconds and on a
-/// thread of its own: the caller may be one that drives a runtime.
+/// Talks to the kernel about the network namespace of the calling thread. It blocks for
+/// milliseconds and uses a separate thread, because the caller may be a thread of a runtime.
 pub(super) fn talk<T: Send>(
     work: impl AsyncFnOnce(&Handle) -> Result<T, BridgeError> + Send,
 ) -> Result<T, BridgeError> {
-    let failed = || BridgeError::host("talk to the kernel about its network");
+    let failed = || BridgeError::host("talk to the kernel over rtnetlink");
     let talk = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -55,7 +55,7 @@ fn failed(action: &'static str) -> impl FnOnce(rtnetlink::Error) -> BridgeError 
     }
 }
 
-/// All networks that the host has an address in or a route to, but for the default route.
+/// All networks that the host has an address in or a route to, except the default route.
 pub(super) async fn used(handle: &Handle) -> Result<Vec<Used>, BridgeError> {
     let mut used = Vec::new();
     let mut addresses = handle.address().get().execute();
@@ -97,7 +97,7 @@ pub(super) async fn used(handle: &Handle) -> Result<Vec<Used>, BridgeError> {
     Ok(used)
 }
 
-/// The names of interfaces that begin with `prefix`.
+/// The names of all interfaces that begin with `prefix`.
 pub(super) async fn links(handle: &Handle, prefix: &str) -> Result<Vec<String>, BridgeError> {
     let mut names = Vec::new();
     let mut links = handle.link().get().execute();
@@ -114,7 +114,7 @@ pub(super) async fn links(handle: &Handle, prefix: &str) -> Result<Vec<String>, 
     Ok(names)
 }
 
-/// The number of an interface; `None` if there is none of that name.
+/// The index of an interface, or `None` if it does not exist.
 async fn index(handle: &Handle, name: &str) -> Result<Option<u32>, BridgeError> {
     let mut links = handle.link().get().match_name(name).execute();
     match links.try_next().await {
@@ -130,12 +130,12 @@ async fn index(handle: &Handle, name: &str) -> Result<Option<u32>, BridgeError> 
 
 async fn existing(handle: &Handle, name: &str) -> Result<u32, BridgeError> {
     index(handle, name).await?.ok_or_else(|| BridgeError::Host {
-        action: "find the interface that was just made",
+        action: "find the interface that was just created",
         source: io::Error::from_raw_os_error(libc::ENODEV),
     })
 }
 
-/// Makes a bridge with an address, and sets it up.
+/// Creates a bridge with an address, and brings it up.
 pub(super) async fn add_bridge(
     handle: &Handle,
     name: &str,
@@ -145,23 +145,23 @@ pub(super) async fn add_bridge(
 ) -> Result<(), BridgeError> {
     let bridge = LinkBridge::new(name).address(mac.to_vec()).build();
     let added = handle.link().add(bridge).execute().await;
-    added.map_err(failed("make a bridge"))?;
+    added.map_err(failed("create a bridge"))?;
     let index = existing(handle, name).await?;
     let given = handle.address().add(index, address.into(), prefix);
     let given = given.execute().await;
     given.map_err(failed("give the bridge its address"))
 }
 
-/// Puts an interface on a bridge, and sets it up.
+/// Attaches an interface to a bridge, and brings it up.
 pub(super) async fn join(handle: &Handle, name: &str, bridge: &str) -> Result<(), BridgeError> {
     let bridge = existing(handle, bridge).await?;
     let port = existing(handle, name).await?;
     let change = LinkUnspec::new_with_index(port).controller(bridge).up();
     let joined = handle.link().set(change.build()).execute().await;
-    joined.map_err(failed("put the tap on the bridge"))
+    joined.map_err(failed("attach the tap to the bridge"))
 }
 
-/// Removes an interface, if it is there.
+/// Removes an interface if it exists.
 pub(super) async fn remove(handle: &Handle, name: &str) -> Result<(), BridgeError> {
     let Some(index) = index(handle, name).await? else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Which addresses a cluster has that the host can route to.
+//! Chooses the addresses of a cluster on a bridge.
 
 use std::net::Ipv4Addr;
 
@@ -10,10 +10,10 @@ use super::route::{self, Used};
 use crate::model::names::Name;
 use crate::store::Store;
 
-/// A network for a new cluster: one that no route, no address and no other cluster uses.
+/// Finds a network for a new cluster that no route, no address and no other cluster uses.
 ///
 /// # Errors
-/// There is none, or the host's routes cannot be read.
+/// No network is free, or the host's routes cannot be read.
 pub(crate) fn free(store: &Store, cluster: &Name) -> Result<Subnet, BridgeError> {
     let mut used = route::talk(route::used)?;
     for vm in store.vms()? {
@@ -31,8 +31,8 @@ pub(crate) fn free(store: &Store, cluster: &Name) -> Result<Subnet, BridgeError>
     first_free(&used, cluster)
 }
 
-/// Checks that the host uses a cluster's network for nothing else. To be called while the cluster
-/// has no bridge.
+/// Checks that the host uses a cluster's network for nothing else. Call this while the cluster has
+/// no bridge.
 ///
 /// # Errors
 /// [`BridgeError::Collision`], or the host's routes cannot be read.
@@ -62,8 +62,9 @@ fn overlaps(used: &Used, subnet: Subnet) -> bool {
     u32::from(used.network) & mask == u32::from(subnet.network()) & mask
 }
 
-/// The first free one. Where the search begins is told by the name: clusters that are created at
-/// the same moment, even in other state directories, hardly ever choose the same.
+/// The first free network. The search begins at a place that depends on the cluster's name, so that
+/// clusters created at the same moment, even in different state directories, rarely choose the same
+/// network.
 fn first_free(used: &[Used], cluster: &Name) -> Result<Subnet, BridgeError> {
     // The upper half of 10.0.0.0/8 first: it is the largest, and hardly anybody's.
     let ranges = [
@@ -83,7 +84,7 @@ fn first_free(used: &[Used], cluster: &Name) -> Result<Subnet, BridgeError> {
     });
     candidates
         .filter_map(|network| around(network.into()))
-        // That of all user networks: guests of both kinds would be told apart by nobody.
+        // All user networks use this one. Sharing it would make guests of both kinds indistinguishable.
         .filter(|subnet| *subnet != Subnet::default())
         .find(|subnet| !used.iter().any(|used| overlaps(used, *subnet)))
         .ok_or(BridgeError::NoneFree)

@@ -1,5 +1,5 @@
-//! What a VM that runs says of its memory, to those who cannot look at its lock: other users, and
-//! processes with other state directories.
+//! The claim of a running VM's memory. It is for those who cannot see the VM's lock: other users, and processes with
+//! other state directories.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::BudgetError;
 use super::queue::{Home, Want, text};
 use super::shared::{self, Entry, Guard, Kind};
 
-/// The memory of a VM that is about to run, and where to say so.
+/// The memory of a VM that is about to run, and the queue to claim it in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Claim {
     queue: PathBuf,
@@ -18,7 +18,7 @@ pub(crate) struct Claim {
     want: Want,
 }
 
-/// A claim that others see, for as long as a process has its file open.
+/// A published claim. Others see it for as long as a process has its file open.
 #[derive(Debug)]
 pub(crate) struct Held {
     entry: Entry,
@@ -26,7 +26,7 @@ pub(crate) struct Held {
 }
 
 impl Claim {
-    /// Of a VM of the state directory `home`.
+    /// A claim for a VM of the state directory `home`.
     pub(crate) fn new(home: &Path, want: Want) -> Self {
         Self {
             queue: shared::path(home),
@@ -35,7 +35,7 @@ impl Claim {
         }
     }
 
-    /// Says it, in a file that this process holds, and those that inherit its descriptor.
+    /// Publishes the claim in a file, held by this process and those that inherit its descriptor.
     ///
     /// # Errors
     /// [`BudgetError::Queue`].
@@ -51,8 +51,8 @@ impl Claim {
 }
 
 impl Held {
-    /// To be called once in a while, so that nobody takes the file for one that is forgotten. Where it
-    /// has been removed all the same, another one is made. Waits for the directory's lock then.
+    /// Touches the file, so that it is not removed as an old one. If it was removed anyway, creates another one, which
+    /// waits for the directory's lock.
     ///
     /// # Errors
     /// [`BudgetError::Queue`].

@@ -4,8 +4,8 @@ use std::path::{Component, Path};
 
 use crate::model::size::Size;
 
-/// Memory of this host in bytes, or what its control group leaves of it: a container must not
-/// count on what its host has. `None` if the operating system does not tell.
+/// Memory of this host, or the limit of its control group if that is less, as in a container.
+/// `None` if the operating system does not report it.
 pub(super) fn memory() -> Option<Size> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let total = total(&meminfo)?;
@@ -23,8 +23,8 @@ fn total(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The least `memory.max` of the control group that /proc/self/cgroup names and of those above
-/// it (cgroup v2; without one there is no line that begins with `0::`).
+/// The least `memory.max` of the control group in /proc/self/cgroup and of those above it. This is
+/// for cgroup v2; without it no line begins with `0::`.
 fn group_limit(root: &Path, group: &str) -> Option<u64> {
     let path = group.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let mut dir = root.to_owned();

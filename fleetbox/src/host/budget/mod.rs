@@ -1,24 +1,22 @@
-//! The memory that all VMs of a host may have together, and the queue for it.
+//! The memory that all VMs of a host may use together, and the queue for it.
 //!
-//! A start that finds too little left waits until other VMs have ended, rather than driving the
-//! host into swap or its OOM killer. All processes of the host share the budget, of all users and
-//! all state directories: tests of one binary, test binaries, `fleetbox up`, `sudo fleetbox up`.
+//! If too little memory is left, a start waits until other VMs have ended, instead of driving the host into swap or its
+//! OOM killer. All processes on the host share the budget, for all users and all state directories: the tests of one
+//! binary, several test binaries, `fleetbox up` and `sudo fleetbox up`.
 //!
-//! - **How much**: three quarters of the host's memory (of what the process's control group may
-//!   have, if that is less), or what `FLEETBOX_MEMORY_BUDGET` says: a size such as `8GiB`, a share
-//!   of the host such as `50%`, or `unlimited`. Each start goes by the value of its own process.
-//! - **What counts**: the memory of every VM that runs, and of every start that was granted and is
-//!   under way. Both are told by files that their processes keep locked, so what a killed process
-//!   had is free at once.
-//! - **Where**: the files are in `/tmp/fleetbox-memory`, or in the directory that
-//!   `FLEETBOX_BUDGET_DIR` names. Processes with another directory have another queue: containers
-//!   that do not share `/tmp`, and anyone who wants a queue of their own.
+//! - ***How much**: three quarters of the host's memory, or of the limit of the process's control group if that is
+//!   less. `FLEETBOX_MEMORY_BUDGET` changes it to a size such as `8GiB`, a share of the host such as `50%`, or
+//!   `unlimited`. Each start uses the value of its own process.
+//! - ***What counts**: the memory of every running VM, and of every start that was granted and is under way. Their
+//!   processes keep files locked for them, so the memory of a killed process is free at once.
+//! - ***Where**: the files are in `/tmp/fleetbox-memory`, or in the directory that `FLEETBOX_BUDGET_DIR` names.
+//!   Processes with another directory have another queue. This is the case in containers that do not share `/tmp`.
 //! - **Order**: first come, first served. A small start does not overtake a large one that waits
 //!   before it, so every start has its turn once those before it have ended.
 //! - **All at once**: the members of a cluster are granted together or wait together.
 //! - A start that is larger than the whole budget is an error at once.
-//! - A process that holds a VM and waits for a second one may wait for another that does the same:
-//!   start what belongs together as one cluster. A start gives up when nothing has moved for half an hour.
+//! - Two processes that each hold a VM and start a second one may wait for each other. So start VMs that belong
+//!   together as one cluster. A start gives up if no VM has started or ended for half an hour.
 
 mod claim;
 mod host;
@@ -35,27 +33,27 @@ use tokio::time::Instant;
 
 pub(crate) use self::claim::{Claim, Held};
 pub(crate) use self::queue::{Lease, Want};
-use self::queue::{Queue, Scene, Ticket, Verdict};
+use self::queue::{Queue, QueueView, Ticket, Verdict};
 pub use self::shared::{QUEUE_VARIABLE, QueueDir};
 use crate::model::size::Size;
 use crate::progress::{Progress, ProgressEvent};
 use crate::store::{Store, StoreError};
 use crate::util::task::{ShuttingDown, blocking};
 
-/// Environment variable with the budget: a size, a share of the host in percent, or `unlimited`.
+/// Environment variable for the budget: a size, a share of the host in percent, or `unlimited`.
 pub const BUDGET_VARIABLE: &str = "FLEETBOX_MEMORY_BUDGET";
 
-/// The share of the host's memory that is the budget where none is given, in percent. The rest is
-/// for the host itself and for what it keeps in its page cache of the VMs' disks.
+/// The default budget, in percent of the host's memory. The rest is for the host itself, and for the VMs' disks in its
+/// page cache.
 pub const DEFAULT_PERCENT: u64 = 75;
 
-/// How often a start that waits looks again.
+/// How often a waiting start checks again.
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long nothing may move before a start gives up.
+/// How long a start waits without any VM starting or ending before it gives up.
 const STALL: Duration = Duration::from_secs(30 * 60);
 
-/// How much memory all VMs of the host may have together.
+/// How much memory all VMs of the host may use together.
 ///
 /// ```
 /// use fleetbox::Size;
@@ -78,7 +76,7 @@ impl Budget {
         stall: STALL,
     };
 
-    /// A budget of so much memory.
+    /// A budget of `limit`.
     pub const fn of(limit: Size) -> Self {
         Self {
             limit: Some(limit),
@@ -86,7 +84,7 @@ impl Budget {
         }
     }
 
-    /// What `FLEETBOX_MEMORY_BUDGET` says, else [`DEFAULT_PERCENT`] of the host's memory.
+    /// The budget in `FLEETBOX_MEMORY_BUDGET`, or else [`DEFAULT_PERCENT`] percent of the host's memory.
     ///
     /// ```no_run
     /// use fleetbox::budget::Budget;
@@ -99,7 +97,7 @@ impl Budget {
     /// ```
     ///
     /// # Errors
-    /// [`BudgetError::Value`] if the variable has none of the forms.
+    /// [`BudgetError::Value`] if the variable's value is invalid.
     pub fn from_env() -> Result<Self, BudgetError> {
         match std::env::var_os(BUDGET_VARIABLE) {
             Some(value) if !value.is_empty() => value.to_string_lossy().parse(),
@@ -128,7 +126,7 @@ impl Budget {
         }
     }
 
-    /// So many percent of the host's memory, in whole mebibytes.
+    /// A share of the host's memory in percent, in whole mebibytes.
     fn share(percent: u64) -> Self {
         match host::memory() {
             Some(memory) => {
@@ -146,8 +144,7 @@ impl Budget {
     }
 }
 
-/// The directory in which starts of VMs of the state directory `home` queue for memory, made if it is
-/// not there.
+/// The directory of the memory queue for VMs of the state directory `home`. It is created if it is missing.
 ///
 /// ```no_run
 /// let home = fleetbox::store::Store::default_home()?;
@@ -159,12 +156,12 @@ impl Budget {
 /// ```
 ///
 /// # Errors
-/// [`BudgetError::Queue`] if it is none or this user may not write to it: no VM starts then.
+/// [`BudgetError::Queue`] if it is not a directory, or this user may not write to it. Then no VM can start.
 pub fn queue_dir(home: &Path) -> Result<QueueDir, BudgetError> {
     shared::probe(shared::path(home))
 }
 
-/// Memory of this host, or what its control group leaves of it.
+/// Memory of this host, or the limit of its control group if that is less.
 pub(crate) fn host_memory() -> Option<Size> {
     host::memory()
 }
@@ -183,7 +180,7 @@ impl std::str::FromStr for Budget {
         if let Some(percent) = text.strip_suffix('%') {
             return match percent.parse() {
                 Ok(percent @ 1..=100) => Ok(Self::share(percent)),
-                _ => Err(wrong("a share is between 1% and 100%".to_owned())),
+                _ => Err(wrong("a share must be between 1% and 100%".to_owned())),
             };
         }
         match text.parse::<Size>() {
@@ -193,15 +190,13 @@ impl std::str::FromStr for Budget {
     }
 }
 
-/// Why there is no memory for a start.
+/// Why a start gets no memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BudgetError {
     /// It would not fit if nothing else ran.
     #[error(
-        "cannot start {who}: it needs {wanted} of memory and all VMs together may have {limit}; \
-         give it less, or raise FLEETBOX_MEMORY_BUDGET (it is {DEFAULT_PERCENT} % of this host's \
-         memory where it is not set)"
+        "cannot start {who}: it needs {wanted} of memory, but all VMs together may use {limit}; give it less, or raise FLEETBOX_MEMORY_BUDGET (default: {DEFAULT_PERCENT} % of this host's memory)"
     )]
     TooLarge {
         /// The VM, or the first of several.
@@ -211,23 +206,21 @@ pub enum BudgetError {
         /// The whole budget.
         limit: Size,
     },
-    /// It has waited, and for a long time no VM has ended or started.
+    /// It has waited for a long time, and no VM has ended or started meanwhile.
     #[error(
-        "cannot start {who}: it has waited for {wanted} of memory, and in {waited:?} nothing has \
-         moved; {scene}. End some of these, raise FLEETBOX_MEMORY_BUDGET, or start VMs that are \
-         needed together as one cluster"
+        "cannot start {who}: it waits for {wanted} of memory, and no VM has started or ended in {waited:?}; {usage}. Stop some of them, raise FLEETBOX_MEMORY_BUDGET, or start VMs that belong together as one cluster"
     )]
     Stalled {
         /// The VM, or the first of several.
         who: String,
         /// What was asked for.
         wanted: Size,
-        /// How long nothing has moved.
+        /// How long no VM has started or ended.
         waited: Duration,
-        /// Who has the memory.
-        scene: String,
+        /// Which VMs use the memory.
+        usage: String,
     },
-    /// The variable cannot be read.
+    /// The variable's value is invalid.
     #[error(
         "FLEETBOX_MEMORY_BUDGET is {text:?}: {why}; write a size such as 8GiB, a share of the \
          host's memory such as 50%, or unlimited"
@@ -241,13 +234,12 @@ pub enum BudgetError {
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The wait was given up.
+    /// The runtime is shutting down.
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
-    /// The queue's files.
+    /// The queue cannot be used.
     #[error(
-        "cannot use the queue for memory in {}: {source}; it is a directory that every user of this \
-         host may write to (mode 1777), and FLEETBOX_BUDGET_DIR names another one", path.display()
+        "cannot use the queue for memory in {}: {source}; it must be a directory that every user of this host may write to (mode 1777); set FLEETBOX_BUDGET_DIR to use another one", path.display()
     )]
     Queue {
         /// The directory.
@@ -257,8 +249,8 @@ pub enum BudgetError {
     },
 }
 
-/// Waits until there is memory for `wants`, all of them at once. The lease is to be held until
-/// the VMs run: their own locks and claims count from then on.
+/// Waits until there is memory for all of `wants` at once. Hold the lease until the VMs are running; from then on their
+/// own locks and claims count.
 ///
 /// Dropping the future leaves the queue.
 ///
@@ -283,43 +275,43 @@ async fn acquire_in(
     let who = describe(&wants);
     let wanted = queue::sum(&wants);
     let mut ticket = blocking(move || Ticket::draw(queue, wants)).await?;
-    let mut seen: Option<Scene> = None;
+    let mut seen: Option<QueueView> = None;
     let mut moved = Instant::now();
     loop {
         let verdict = blocking(move || ticket.ask(budget.limit)).await?;
-        let scene = match verdict {
+        let view = match verdict {
             Verdict::Granted(lease) => {
                 if seen.is_some() {
-                    tracing::info!(vm = %who, "has its turn");
+                    tracing::info!(vm = %who, "memory granted");
                     progress.event(ProgressEvent::MemoryGranted);
                 }
                 return Ok(lease);
             }
-            Verdict::Wait(waiting, scene) => {
+            Verdict::Wait(waiting, view) => {
                 ticket = waiting;
-                scene
+                view
             }
         };
         if seen.is_none() {
-            let why = format!("it needs {wanted}, and {scene}");
+            let why = format!("it needs {wanted}, and {view}");
             tracing::info!(vm = %who, why, "waits for memory");
             progress.event(ProgressEvent::WaitingForMemory {
                 vm: &who,
                 why: &why,
             });
         }
-        if seen.as_ref() != Some(&scene) {
+        if seen.as_ref() != Some(&view) {
             moved = Instant::now();
-            seen = Some(scene);
+            seen = Some(view);
         } else if moved.elapsed() > budget.stall {
             progress.event(ProgressEvent::Failed);
-            let scene = scene.to_string();
+            let usage = view.to_string();
             let waited = budget.stall;
             return Err(BudgetError::Stalled {
                 who,
                 wanted,
                 waited,
-                scene,
+                usage,
             });
         }
         tokio::time::sleep(POLL).await;

@@ -1,10 +1,10 @@
 //! The queue of the host.
 //!
-//! A start draws a ticket: a file `NUMBER-RANDOM.waiting` that says what it wants and that its
-//! process keeps locked. When it is granted the file becomes `….granted`, until the VMs run. Those
-//! that run have a file `….running` each, held by their machine processes; in one's own state
-//! directory they are told by their locks and records. A file that nobody has locked is what a kill
-//! has left. All looks and changes are made with the directory locked, for moments.
+//! A start draws a ticket: a file `NUMBER-RANDOM.waiting` that says what it needs and that its
+//! process keeps locked. When it is granted, the file is renamed to `….granted` until the VMs run.
+//! Each running VM has a file `….running`, held by its machine process. For VMs of the own state
+//! directory, locks and records are used instead. A file that no process has locked was left by a
+//! kill. The directory is locked, for moments, while it is read or changed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,10 +20,10 @@ use crate::model::names::Name;
 use crate::model::size::Size;
 use crate::store::Store;
 
-/// VMs that a message names.
+/// Maximum number of VMs that a message names.
 const NAMED: usize = 8;
 
-/// One VM that is to be started.
+/// A VM to start, and its memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Want {
     cluster: Name,
@@ -45,13 +45,13 @@ impl Want {
     }
 }
 
-/// What VMs want together.
+/// The memory of all `wants` together.
 pub(super) fn sum(wants: &[Want]) -> Size {
     let bytes = wants.iter().map(|want| want.memory.bytes());
     Size::from_bytes(bytes.fold(0, u64::saturating_add))
 }
 
-/// Which state directory, whatever it is called here or there.
+/// The identity of a state directory, independent of its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Home {
     device: u64,
@@ -71,14 +71,14 @@ impl Home {
     }
 }
 
-/// What a file of the queue says.
+/// The content of a file of the queue.
 #[derive(Debug, Serialize, Deserialize)]
 struct Text {
     home: Home,
     vms: Vec<Want>,
 }
 
-/// The content of a file of the queue.
+/// Encodes the content of a file of the queue.
 pub(super) fn text(queue: &Path, home: Home, wants: &[Want]) -> Result<Vec<u8>, BudgetError> {
     let text = Text {
         home,
@@ -90,21 +90,21 @@ pub(super) fn text(queue: &Path, home: Home, wants: &[Want]) -> Result<Vec<u8>, 
     })
 }
 
-/// Whose a VM is. What another user says is never about a VM of this state directory.
+/// The owner of a VM. A claim of another user never counts for a VM of this state directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Whose {
-    /// Of this state directory.
+enum Owner {
+    /// This state directory.
     Here,
-    /// Of another state directory.
+    /// Another state directory of this user.
     Home(Home),
-    /// Of another user.
+    /// Another user.
     User(u32, Home),
 }
 
 /// State directory, cluster and name of a VM.
-type Key = (Whose, Name, Name);
+type Key = (Owner, Name, Name);
 
-/// The queue as processes with one state directory see it.
+/// The queue, as processes with one state directory see it.
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     path: PathBuf,
@@ -114,7 +114,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// The one of the host, or the one that the environment names.
+    /// The host's queue, or the one that the environment names.
     pub(super) fn of(store: &Store) -> Result<Self, BudgetError> {
         Self::at(shared::path(store.home()), store)
     }
@@ -128,15 +128,15 @@ impl Queue {
         })
     }
 
-    fn whose(&self, user: u32, home: Home) -> Whose {
+    fn owner(&self, user: u32, home: Home) -> Owner {
         match (user == self.user, home == self.home) {
-            (true, true) => Whose::Here,
-            (true, false) => Whose::Home(home),
-            (false, _) => Whose::User(user, home),
+            (true, true) => Owner::Here,
+            (true, false) => Owner::Home(home),
+            (false, _) => Owner::User(user, home),
         }
     }
 
-    /// The VMs of this state directory that run.
+    /// The running VMs of this state directory.
     fn running(&self) -> Result<BTreeMap<Key, Size>, BudgetError> {
         let mut running = BTreeMap::new();
         for vm in self.store.vms()? {
@@ -145,46 +145,48 @@ impl Queue {
             }
             match vm.record() {
                 Ok(record) => {
-                    let key = (Whose::Here, vm.cluster().clone(), vm.name().clone());
+                    let key = (Owner::Here, vm.cluster().clone(), vm.name().clone());
                     running.insert(key, record.memory);
                 }
                 // Removed in this moment, or damaged: what it has cannot be known.
-                Err(error) => tracing::debug!(vm = %vm.name(), %error, "not counted"),
+                Err(error) => {
+                    tracing::debug!(vm = %vm.name(), %error, "ignoring a VM whose record cannot be read")
+                }
             }
         }
         Ok(running)
     }
 
-    /// Adds what a file of the queue claims to what is known to run here.
+    /// Adds the VMs in a file of the queue to `holders`, which has those known to run here.
     fn add(&self, seen: &Seen, holders: &mut BTreeMap<Key, Size>) {
         let text: Text = match serde_json::from_slice(&seen.content) {
             Ok(text) => text,
             Err(error) => {
-                tracing::debug!(name = %seen.name, %error, "cannot be read");
+                tracing::debug!(name = %seen.name, %error, "ignoring a file of the memory queue that cannot be parsed");
                 return;
             }
         };
-        let whose = self.whose(seen.user, text.home);
+        let owner = self.owner(seen.user, text.home);
         for want in text.vms {
             let Want {
                 cluster,
                 name,
                 memory,
             } = want;
-            let here = (Whose::Here, cluster.clone(), name.clone());
+            let here = (Owner::Here, cluster.clone(), name.clone());
             // The superuser runs VMs in the state directories of others: these count once.
             if text.home == self.home && holders.contains_key(&here) {
                 continue;
             }
             let held = holders
-                .entry((whose.clone(), cluster, name))
+                .entry((owner.clone(), cluster, name))
                 .or_insert(memory);
             *held = memory.max(*held);
         }
     }
 }
 
-/// Granted memory of a start that is under way.
+/// The memory granted to a start that is under way.
 #[derive(Debug)]
 pub(crate) struct Lease(#[expect(dead_code, reason = "held until it is dropped")] Ticket);
 
@@ -199,31 +201,31 @@ pub(super) struct Ticket {
 /// The answer to a ticket.
 pub(super) enum Verdict {
     Granted(Lease),
-    Wait(Ticket, Scene),
+    Wait(Ticket, QueueView),
 }
 
-/// Who has memory and who is before one in the queue.
+/// A view of the queue: which VMs have memory, and which starts come first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Scene {
+pub(super) struct QueueView {
     limit: Option<Size>,
     holders: BTreeMap<Key, Size>,
     before: Vec<FileName>,
 }
 
-impl fmt::Display for Scene {
+impl fmt::Display for QueueView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let used = total(&self.holders);
         match self.limit {
             Some(limit) => write!(f, "{used} of {limit} are in use")?,
             None => write!(f, "{used} are in use")?,
         }
-        for (index, ((whose, _, name), memory)) in self.holders.iter().take(NAMED).enumerate() {
+        for (index, ((owner, _, name), memory)) in self.holders.iter().take(NAMED).enumerate() {
             let separator = if index == 0 { " by " } else { ", " };
             write!(f, "{separator}{name} ({memory}")?;
-            match whose {
-                Whose::Here => f.write_str(")")?,
-                Whose::Home(_) => f.write_str(", of another state directory)")?,
-                Whose::User(user, _) => write!(f, ", of the user with id {user})")?,
+            match owner {
+                Owner::Here => f.write_str(")")?,
+                Owner::Home(_) => f.write_str(", of another state directory)")?,
+                Owner::User(user, _) => write!(f, ", of the user with id {user})")?,
             }
         }
         if let Some(more @ 1..) = self.holders.len().checked_sub(NAMED) {
@@ -231,8 +233,8 @@ impl fmt::Display for Scene {
         }
         match self.before.len() {
             0 => Ok(()),
-            1 => f.write_str("; another start is before it"),
-            n => write!(f, "; {n} other starts are before it"),
+            1 => f.write_str("; another start comes first"),
+            n => write!(f, "; {n} other starts come first"),
         }
     }
 }
@@ -256,41 +258,41 @@ impl Ticket {
         })
     }
 
-    /// Asks for what the ticket is for. It is granted if it fits and nobody waits before it; a
-    /// start without a limit waits for nobody.
+    /// Asks for the ticket's memory. It is granted if it fits and no start comes first. A start
+    /// without a limit never waits.
     pub(super) fn ask(mut self, limit: Option<Size>) -> Result<Verdict, BudgetError> {
-        // Before the queue is locked: what comes to run meanwhile claims its memory there, too.
-        let mut scene = Scene {
+        // Before the queue is locked: a VM that starts running meanwhile has a claim there, too.
+        let mut view = QueueView {
             limit,
             holders: self.queue.running()?,
             before: Vec::new(),
         };
-        // Somebody else may have started some of these meanwhile.
+        // Another process may have started some of these meanwhile.
         let missing = self.wants.iter().filter(|want| {
-            let key = (Whose::Here, want.cluster.clone(), want.name.clone());
-            !scene.holders.contains_key(&key)
+            let key = (Owner::Here, want.cluster.clone(), want.name.clone());
+            !view.holders.contains_key(&key)
         });
         let missing: Vec<Want> = missing.cloned().collect();
         let guard = Guard::enter(&self.queue.path)?;
         let mine = self.entry.name();
         if !guard.has(&self.entry) {
-            // Somebody has cleaned up. The place stays the same.
+            // The file was removed, for example by a cleaner of /tmp. The place stays the same.
             let text = text(&self.queue.path, self.queue.home, &self.wants)?;
             self.entry = guard.create(mine.number, Kind::Waiting, &text)?;
         }
         for seen in guard.look()? {
             if seen.name.kind != Kind::Waiting {
-                self.queue.add(&seen, &mut scene.holders);
+                self.queue.add(&seen, &mut view.holders);
             } else if seen.name.is_before(&mine) && seen.name != self.entry.name() {
-                scene.before.push(seen.name);
+                view.before.push(seen.name);
             }
         }
         let fits = limit.is_none_or(|limit| {
-            let free = limit.bytes().saturating_sub(total(&scene.holders).bytes());
-            scene.before.is_empty() && sum(&missing).bytes() <= free
+            let free = limit.bytes().saturating_sub(total(&view.holders).bytes());
+            view.before.is_empty() && sum(&missing).bytes() <= free
         });
         if !fits && !missing.is_empty() {
-            return Ok(Verdict::Wait(self, scene));
+            return Ok(Verdict::Wait(self, view));
         }
         guard.change(&mut self.entry, Kind::Granted)?;
         Ok(Verdict::Granted(Lease(self)))

@@ -1,12 +1,11 @@
 //! The directory of the queue, which all users of the host share.
 //!
-//! Everybody may write to it and nobody may touch the files of others (mode 1777, as `/tmp`), so
-//! what is there is taken with suspicion: a file counts while its maker has it locked, it is opened
-//! for reading only, without following links or waiting, and no more of it is read than a limit.
-//! Somebody who claims everything, or holds the directory's lock, can keep others from starting VMs,
-//! as somebody could who really used the memory; no more than that.
+//! Every user may write to it, and only the owner of a file may change it (mode 1777, as `/tmp`). So its files are not
+//! trusted: a file counts only while its maker has it locked, it is opened for reading only, without following links or
+//! waiting, and only up to a limit is read. A user who claims all memory, or holds the directory's lock, can keep
+//! others from starting VMs, just as by really using the memory, but can do nothing else.
 //!
-//! The lock of the queue is on the directory itself: there is no file that its first user would own.
+//! The lock of the queue is on the directory itself. A lock file would belong to its first user.
 
 use std::fmt;
 use std::fs::{DirBuilder, File, Permissions};
@@ -27,23 +26,23 @@ use super::BudgetError;
 /// Environment variable that names another directory for the queue.
 pub const QUEUE_VARIABLE: &str = "FLEETBOX_BUDGET_DIR";
 
-/// The queue of the host. Not `$TMPDIR`, which may be another one for each user.
+/// The queue of the host. It is not in `$TMPDIR`, which may differ between users.
 const HOST: &str = "/tmp/fleetbox-memory";
 
-/// Of the directory: everybody makes files, and removes their own.
+/// Mode of the directory: every user may create files, and remove their own.
 const DIR_MODE: u32 = 0o1777;
 
-/// Of a file: everybody reads it and looks whether it is locked.
+/// Mode of a file: every user may read it and check whether it is locked.
 const FILE_MODE: u32 = 0o644;
 
-/// A file has some hundred bytes for each VM; anything larger is not ours.
+/// Maximum bytes of a file. A file has about a hundred bytes for each VM; anything larger is not ours.
 const FILE_LIMIT: u64 = 256 << 10;
 
-/// What a look takes in of a directory that anybody may fill.
+/// The limits of reading the directory, which any user may fill.
 struct Limits {
-    /// Files that are locked. Who wants to have more of them needs as many descriptors.
+    /// Locked files. Each takes a descriptor of the process that locks it.
     files: usize,
-    /// Whatever else is there: it is nobody's claim, and keeps nobody from starting VMs.
+    /// Other files. They are not claims, and do not keep anyone from starting VMs.
     entries: usize,
     /// Bytes of all files together.
     content: u64,
@@ -55,10 +54,10 @@ const LIMITS: Limits = Limits {
     content: 16 << 20,
 };
 
-/// How long the queue, which is held for moments, may be held by others.
+/// How long to wait for the queue's lock, which others hold for moments.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the queue is for VMs of the state directory `home`.
+/// The path of the queue for VMs of the state directory `home`.
 pub(super) fn path(home: &Path) -> PathBuf {
     if cfg!(test) {
         // Tests of this crate that run at once must not wait for each other, nor for the host.
@@ -71,14 +70,14 @@ pub(super) fn path(home: &Path) -> PathBuf {
     }
 }
 
-/// What a file of the queue says of those that it names.
+/// The state of the VMs in a file of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// They wait for memory.
     Waiting,
-    /// They have it, and do not run yet.
+    /// They have memory, but are not running yet.
     Granted,
-    /// They run.
+    /// They are running.
     Running,
 }
 
@@ -106,11 +105,11 @@ impl fmt::Display for Kind {
 pub struct QueueDir {
     /// Its path.
     pub path: PathBuf,
-    /// The user (uid) whose it is, who may remove what others say there.
+    /// Its owner (uid), who may remove the files of others.
     pub owner: u32,
 }
 
-/// Opens the directory as a start does, without waiting for its lock.
+/// Opens the directory like a start, but without waiting for its lock.
 pub(super) fn probe(path: PathBuf) -> Result<QueueDir, BudgetError> {
     let look = || -> io::Result<u32> {
         let dir = open(&path)?;
@@ -124,7 +123,7 @@ pub(super) fn probe(path: PathBuf) -> Result<QueueDir, BudgetError> {
     }
 }
 
-/// The name of a file: its place in the queue, something that nobody else has chosen, its kind.
+/// The name of a file: its place in the queue, a random part, and its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileName {
     pub(super) number: u64,
@@ -143,7 +142,7 @@ impl FileName {
         })
     }
 
-    /// Whether its place is before that of `other`.
+    /// True if its place is before that of `other`.
     pub(super) fn is_before(&self, other: &Self) -> bool {
         (self.number, self.random) < (other.number, other.random)
     }
@@ -160,7 +159,7 @@ impl fmt::Display for FileName {
     }
 }
 
-/// A file of this process, locked. Dropping it removes it.
+/// A locked file of this process. Dropping this removes the file.
 #[derive(Debug)]
 pub(super) struct Entry {
     dir: Arc<File>,
@@ -178,8 +177,8 @@ impl Drop for Entry {
         if let Err(error) = removed
             && error != Errno::ENOENT
         {
-            // Nobody has it locked from now on, so it does not count.
-            tracing::debug!(name = %self.name, %error, "a file of the memory queue is left");
+            // It is no longer locked, so it does not count.
+            tracing::debug!(name = %self.name, %error, "cannot remove a file of the memory queue");
         }
     }
 }
@@ -195,7 +194,7 @@ impl Entry {
         self.name
     }
 
-    /// True if it is in the directory that has this path now.
+    /// True if the file is in the directory that is now at this path.
     pub(super) fn is_in(&self, dir: &Path) -> bool {
         let there = std::fs::symlink_metadata(dir.join(self.name.to_string()));
         match (there, self.file.metadata()) {
@@ -204,7 +203,7 @@ impl Entry {
         }
     }
 
-    /// Makes it look used: what is old is removed from temporary directories by some hosts.
+    /// Updates the file's time, because some hosts remove old files from temporary directories.
     pub(super) fn touch(&self) -> io::Result<()> {
         let now = SystemTime::now();
         let times = std::fs::FileTimes::new()
@@ -214,15 +213,15 @@ impl Entry {
     }
 }
 
-/// A file that its maker, who lives, has locked.
+/// A file that its maker, a living process, has locked.
 pub(super) struct Seen {
     pub(super) name: FileName,
-    /// Whose it is.
+    /// The user (uid) that owns it.
     pub(super) user: u32,
     pub(super) content: Vec<u8>,
 }
 
-/// The queue's directory, locked against changes by others until this is dropped.
+/// The queue's directory, locked until this is dropped.
 #[derive(Debug)]
 pub(super) struct Guard {
     dir: Arc<File>,
@@ -239,7 +238,7 @@ impl Drop for Guard {
 }
 
 impl Guard {
-    /// Opens the directory, making it if it is not there, and waits for its lock.
+    /// Opens the directory, creating it if it is missing, and waits for its lock.
     pub(super) fn enter(path: &Path) -> Result<Self, BudgetError> {
         let begun = Instant::now();
         loop {
@@ -252,7 +251,7 @@ impl Guard {
                 if begun.elapsed() > PATIENCE {
                     let error = io::Error::new(
                         io::ErrorKind::TimedOut,
-                        format!("another process has held its lock for {PATIENCE:?}"),
+                        format!("another process has been holding its lock for {PATIENCE:?}"),
                     );
                     return Err(failed(path)(error));
                 }
@@ -270,7 +269,7 @@ impl Guard {
         }
     }
 
-    /// Makes a file of this process, which keeps it locked.
+    /// Creates a file of this process, and keeps it locked.
     pub(super) fn create(
         &self,
         number: u64,
@@ -303,7 +302,7 @@ impl Guard {
         Ok(entry)
     }
 
-    /// True if the file is still in the directory: that may have been emptied, or be another one.
+    /// True if the file is still in the directory, which may have been emptied or replaced.
     pub(super) fn has(&self, entry: &Entry) -> bool {
         let name = entry.name.to_string();
         let there = fstatat(&*self.dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
@@ -313,7 +312,7 @@ impl Guard {
         }
     }
 
-    /// Changes what a file says.
+    /// Changes the kind of a file.
     pub(super) fn change(&self, entry: &mut Entry, kind: Kind) -> Result<(), BudgetError> {
         let name = FileName { kind, ..entry.name };
         let (old, new) = (entry.name.to_string(), name.to_string());
@@ -323,15 +322,14 @@ impl Guard {
         Ok(())
     }
 
-    /// All files whose makers live, by their places. Those of the dead are removed where this user
-    /// may.
+    /// All files of living processes, sorted by place. Other files are removed if this user may do so.
     pub(super) fn look(&self) -> Result<Vec<Seen>, BudgetError> {
         self.look_within(&LIMITS)
     }
 
     fn look_within(&self, limits: &Limits) -> Result<Vec<Seen>, BudgetError> {
         let too_many = |limit: usize, what: &str| {
-            let error = io::Error::other(format!("it has more than {limit} {what}; remove them"));
+            let error = io::Error::other(format!("it has more than {limit} {what}; remove some"));
             Err(failed(&self.path)(error))
         };
         let mut seen = Vec::new();
@@ -347,7 +345,7 @@ impl Guard {
             };
             match self.see(name, &mut room) {
                 Ok(Some(_)) if seen.len() >= limits.files => {
-                    return too_many(limits.files, "files of processes that live");
+                    return too_many(limits.files, "files of living processes");
                 }
                 Ok(Some(file)) => seen.push(file),
                 Ok(None) => {}
@@ -359,7 +357,7 @@ impl Guard {
         Ok(seen)
     }
 
-    /// A file whose maker lives, with what it says if that is no more than `room`, which becomes less.
+    /// Reads a file if its maker lives. Its content must fit into `room`, which is reduced by its size.
     fn see(&self, name: FileName, room: &mut u64) -> io::Result<Option<Seen>> {
         // Neither a link nor a FIFO may lead or keep us anywhere.
         let flags = OFlag::O_RDONLY
@@ -399,7 +397,7 @@ impl Guard {
                 let path = self.path.display();
                 let user = metadata.uid();
                 WARNED.call_once(|| {
-                    tracing::warn!(%path, %name, user, "there is more in the memory queue than is read; some of it is not counted");
+                    tracing::warn!(%path, %name, user, "the memory queue is larger than the limit; this file is not counted");
                 });
             }
             *room = room.saturating_sub(length);
@@ -412,13 +410,13 @@ impl Guard {
     }
 }
 
-/// Opens the directory, making it if it is not there.
+/// Opens the directory, creating it if it is missing.
 fn open(path: &Path) -> io::Result<File> {
     let made = match DirBuilder::new().mode(DIR_MODE).create(path) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // The directory above is nobody else's business.
+            // Only this directory is ours to create, not those above it.
             if let Some(above) = path.parent() {
                 std::fs::create_dir_all(above)?;
             }
@@ -434,7 +432,7 @@ fn open(path: &Path) -> io::Result<File> {
     let dir = openat(AT_FDCWD, path, flags, Mode::empty()).map_err(|error| match error {
         Errno::ENOTDIR | Errno::ELOOP => io::Error::new(
             io::ErrorKind::NotADirectory,
-            "it is a link or a file, and has to be a directory",
+            "it is a link or a file, but must be a directory",
         ),
         error => error.into(),
     })?;
@@ -544,7 +542,10 @@ mod tests {
         assert_eq!(read.count(), 1);
         ours.push(guard.create(4, Kind::Waiting, b"").unwrap());
         let error = guard.look_within(&limits).err().unwrap().to_string();
-        assert!(error.contains("more than 3 files of processes"), "{error}");
+        assert!(
+            error.contains("more than 3 files of living processes"),
+            "{error}"
+        );
         drop(ours);
         assert_eq!(guard.look_within(&limits).unwrap().len(), 0);
         for number in 20..31 {
@@ -565,7 +566,7 @@ mod tests {
             let probed = probe(path.clone()).unwrap_err().to_string();
             for error in [entered, probed] {
                 assert!(
-                    error.contains("has to be a directory") && error.contains(QUEUE_VARIABLE),
+                    error.contains("must be a directory") && error.contains(QUEUE_VARIABLE),
                     "{error}"
                 );
             }

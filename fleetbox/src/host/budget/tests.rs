@@ -138,7 +138,7 @@ fn waits(ticket: Ticket) -> Ticket {
 fn granted(ticket: Ticket) -> Lease {
     match ticket.ask(BUDGET.limit()).unwrap() {
         Verdict::Granted(lease) => lease,
-        Verdict::Wait(_, scene) => panic!("it has to wait: {scene}"),
+        Verdict::Wait(_, view) => panic!("it has to wait: {view}"),
     }
 }
 

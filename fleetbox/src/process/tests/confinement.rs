@@ -194,5 +194,5 @@ fn a_process_logs_no_more_than_its_limit() {
         "{} bytes",
         text.len()
     );
-    assert!(text.ends_with("log ends here: its limit is reached\n"));
+    assert!(text.ends_with("the log ends here: it has reached its size limit\n"));
 }

@@ -97,7 +97,7 @@ pub(crate) fn too_much(suite: &Suite) {
         (Vm::builder(name).cpus(128), "this host has"),
         (
             Vm::builder(name).memory(Size::gib(1 << 10)),
-            "all VMs together may have",
+            "all VMs together may use",
         ),
         (Vm::builder(name).disk(Size::gib(60 << 10)), "are free"),
     ] {

@@ -1,4 +1,4 @@
-//! Deleting images, and looking for newer ones.
+//! Deletes images, and looks for newer ones.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use serde::Serialize;
 
 #[cfg(feature = "download")]
 use super::client;
-use super::{ImageError, ImageRef, ImageUrl, Images, Resolved, Source, sidecar_path};
+use super::{ImageError, ImageRef, ImageSource, ImageUrl, Images, Source, sidecar_path};
 use crate::store::{Lock, Store};
 use crate::util::fs::remove_file_if_there;
 
-/// Most bytes of a page that lists snapshots.
+/// Maximum bytes of a page that lists snapshots.
 #[cfg(feature = "download")]
 const PAGE_LIMIT: usize = 4 << 20;
 
@@ -22,16 +22,16 @@ pub struct Freshness {
     pub alias: String,
     /// The snapshot that the catalogue has.
     pub snapshot: Option<String>,
-    /// The newest that is published, which may be the same; `None` if the address does not tell
-    /// where snapshots are listed.
+    /// The newest published snapshot, which may be the same. `None` if the address does not show where snapshots are
+    /// listed.
     pub newest: Option<String>,
-    /// Where the newest is.
+    /// The address of the newest snapshot.
     pub url: Option<String>,
 }
 
 impl Images {
-    /// Deletes a downloaded image, and what an interrupted download has left of it. Returns its
-    /// path, or `None` if nothing is here. A local file is never deleted.
+    /// Deletes a downloaded image, or the partial file of an interrupted download. Returns its path, or `None` if there
+    /// is nothing to delete. A local file is never deleted.
     ///
     /// ```
     /// use fleetbox::images::{Arch, Catalogue, ImageRef, Images};
@@ -47,21 +47,21 @@ impl Images {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::InUse`] if a VM is made from it or it is being downloaded, the file system.
-    pub fn remove(&self, image: &Resolved) -> Result<Option<PathBuf>, ImageError> {
+    /// [`ImageError::InUse`] if a VM is based on it or it is being downloaded; [`ImageError::Io`].
+    pub fn remove(&self, image: &ImageSource) -> Result<Option<PathBuf>, ImageError> {
         match &image.source {
             Source::Path(path) => Err(ImageError::not_an_image(
                 &path.display().to_string(),
-                "it is a file of yours, which fleetbox does not delete",
+                "it is your own file, which fleetbox never deletes",
             )),
             Source::Download { file, .. } => self.remove_file(file),
         }
     }
 
-    /// Deletes all downloaded images that no VM is made from, and returns their paths.
+    /// Deletes all downloaded images that no VM is based on, and returns their paths.
     ///
     /// # Errors
-    /// The file system, or a damaged record of a VM.
+    /// The file system fails, or a VM's record is damaged.
     pub fn remove_unused(&self) -> Result<Vec<PathBuf>, ImageError> {
         let entries = std::fs::read_dir(&self.dir).map_err(ImageError::io("list", &self.dir))?;
         let mut files = BTreeSet::new();
@@ -131,8 +131,8 @@ impl Images {
         Ok(None)
     }
 
-    /// Asks the server of a catalogue's image which snapshots it has. Nothing is downloaded, and
-    /// the catalogue stays as it is: another image needs another checksum.
+    /// Asks the server of a catalogue image which snapshots it has. No image is downloaded, and the catalogue is not
+    /// changed, because a newer image has another checksum.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -147,7 +147,7 @@ impl Images {
     /// ```
     ///
     /// # Errors
-    /// [`ImageError::UnknownAlias`], and as for a download.
+    /// [`ImageError::UnknownAlias`], and the errors of a download.
     pub async fn freshness(&self, alias: &str) -> Result<Freshness, ImageError> {
         let resolved = self.resolve(&ImageRef::Alias(alias.to_owned()))?;
         let snapshot = self
@@ -187,8 +187,8 @@ async fn page(url: &ImageUrl) -> Result<String, ImageError> {
     })
 }
 
-/// The greatest link of the page that is named like `snapshot`, which is among them if it is
-/// still published.
+/// The greatest link of the page that is named like `snapshot`. `snapshot` itself is one of these links if it is still
+/// published.
 fn newest(page: &str, snapshot: &str) -> Option<String> {
     page.split("href=\"")
         .skip(1)
@@ -200,14 +200,14 @@ fn newest(page: &str, snapshot: &str) -> Option<String> {
         .filter(|newest| numbers(newest) >= numbers(snapshot))
 }
 
-/// What is between the numbers, which snapshots of an image have in common.
+/// The text between the numbers, which is the same for all snapshots of an image.
 fn shape(text: &str) -> Vec<&str> {
     text.split(|c: char| c.is_ascii_digit())
         .filter(|part| !part.is_empty())
         .collect()
 }
 
-/// The numbers in a name, in order. A date such as `20260601` is one.
+/// The numbers in a name, in order. A date such as `20260601` is one number.
 fn numbers(text: &str) -> Vec<u64> {
     text.split(|c: char| !c.is_ascii_digit())
         .filter(|part| !part.is_empty())
