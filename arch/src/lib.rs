@@ -1,7 +1,8 @@
-//! What a machine of each architecture looks like to its guest.
+//! Describes how a machine of each architecture looks to its guest.
 //!
-//! Memory map, boot protocols, firmware tables and register state, as plain data and writes to
-//! guest memory. Nothing here calls a hypervisor, so everything can be tested without one.
+//! It covers the memory map, boot protocols, firmware tables and register state, as plain data and
+//! writes to guest memory. Nothing here calls a hypervisor, so everything can be tested without
+//! one.
 
 mod memory;
 pub mod x86_64;

@@ -1,4 +1,4 @@
-//! Address buses: which device answers an access at an address.
+//! Address buses: they find the device for an access at an address.
 
 use std::sync::{Arc, RwLock};
 
@@ -6,11 +6,11 @@ use crate::sync::{read, write};
 
 /// A device that answers accesses at addresses of a bus.
 ///
-/// Accesses are 1, 2, 4 or 8 bytes; `offset` counts from the start of the range the device was
-/// inserted with. A guest chooses both, so every offset and length must be handled; what a device
-/// does not implement reads as all ones and ignores writes.
+/// Accesses are 1, 2, 4 or 8 bytes; `offset` counts from the start of the device's range. A guest
+/// chooses both, so a device must handle every offset and length. Anything that it does not
+/// implement reads as all ones and ignores writes.
 pub trait BusDevice: Send + Sync {
-    /// Name for diagnostics.
+    /// Name for log messages.
     fn name(&self) -> &str;
     /// Fills `data` with the value at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);
@@ -24,7 +24,7 @@ pub enum BusError {
     /// The range is empty or wraps around the end of the address space.
     #[error("{device}: range {base:#x}+{len:#x} is empty or wraps around the address space")]
     BadRange {
-        /// The device that was to be inserted.
+        /// The device to insert.
         device: String,
         /// First address.
         base: u64,
@@ -34,13 +34,13 @@ pub enum BusError {
     /// Another device owns part of the range.
     #[error("{device}: range {base:#x}+{len:#x} overlaps that of {other}")]
     Overlap {
-        /// The device that was to be inserted.
+        /// The device to insert.
         device: String,
         /// First address.
         base: u64,
         /// Length in bytes.
         len: u64,
-        /// The device that is there.
+        /// The device that owns it.
         other: String,
     },
 }
@@ -54,7 +54,7 @@ struct Range {
 
 /// A map from address ranges to devices (port I/O or memory-mapped I/O).
 ///
-/// Reads that no device claims return all ones and writes are dropped; both are traced.
+/// If there is no device, reads return all ones and writes are dropped. Both are traced.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -88,7 +88,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// An empty bus; `name` appears in traces.
+    /// An empty bus. `name` appears in traces.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,

@@ -1,4 +1,4 @@
-//! Events: how a vCPU thread, or the hypervisor itself, wakes a device's thread.
+//! Events, with which a vCPU thread or the hypervisor wakes a device's thread.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// A wake-up that can be signalled from any thread and polled as a file descriptor.
+/// An event that any thread can signal, and that can be polled as a file descriptor.
 ///
-/// Signals coalesce: a reader learns that there was at least one.
+/// Signals coalesce: a reader only learns that there was at least one.
 ///
 /// ```
 /// use fleetbox_devices::event::Event;
@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub struct Event(Arc<EventFd>);
 
 impl Event {
-    /// A new event, not signalled.
+    /// A new event, which is not signalled.
     ///
     /// # Errors
     /// The process is out of file descriptors.
@@ -39,7 +39,7 @@ impl Event {
         let _ = self.0.write(1);
     }
 
-    /// Clears the event; true if it was signalled.
+    /// Clears the event. Returns true if it was signalled.
     pub fn take(&self) -> bool {
         self.0.read().is_ok()
     }
@@ -58,7 +58,7 @@ impl AsFd for Event {
     }
 }
 
-/// What a guest write has to look like to signal an [`Event`].
+/// The guest writes that signal an [`Event`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoTrigger {
     /// Address on the memory-mapped I/O bus (GPA).
@@ -67,19 +67,20 @@ pub struct IoTrigger {
     pub len: u8,
 }
 
-/// Turns guest writes into events without a trip through the device model, where the backend can.
+/// Turns guest writes into events without going through the device model, if the backend supports
+/// it.
 ///
-/// A device must work without: the write then reaches it as an ordinary bus write.
+/// A device must also work without this; then it gets the write as an ordinary bus write.
 pub trait IoEvents: Send + Sync {
-    /// Signals `event` at each matching write from now on.
+    /// From now on, signals `event` at each matching write.
     ///
     /// # Errors
     /// The backend refuses, for example because the trigger is taken.
     fn register(&self, trigger: IoTrigger, event: &Event) -> io::Result<()>;
 
-    /// Ends what [`IoEvents::register`] began.
+    /// Undoes [`IoEvents::register`].
     ///
     /// # Errors
-    /// There is no such registration.
+    /// The registration does not exist.
     fn unregister(&self, trigger: IoTrigger, event: &Event) -> io::Result<()>;
 }

@@ -21,7 +21,7 @@ const REG_VERSION: u8 = 0x01;
 const REG_ARBITRATION: u8 = 0x02;
 const REG_REDIRECTION: u8 = 0x10;
 
-/// Version 0x11 has no EOI register: ends of interrupts arrive by broadcast.
+/// Version 0x11 has no EOI register. Ends of interrupts arrive as broadcasts.
 const VERSION: u32 = 0x11 | (IOAPIC_PINS as u32 - 1) << 16;
 const ID_MASK: u32 = 0x0F00_0000;
 
@@ -37,13 +37,13 @@ const DESTINATION_SHIFT: u32 = 56;
 const READ_ONLY: u64 = DELIVERY_STATUS | REMOTE_IRR;
 const WRITABLE: u64 = 0x1_FFFF & !READ_ONLY | 0xFF << DESTINATION_SHIFT;
 
-/// Gets to know what each pin sends, for a hypervisor that keeps routes of its own.
+/// Learns what each pin sends, for a hypervisor that keeps its own routes.
 pub trait IoApicRoutes: Send + Sync {
     /// The guest changed the redirection entry of `pin`.
     ///
-    /// A masked entry is reported with its message too: an interrupt that it sent before may still
-    /// be in service, and the hypervisor learns from the route whose end to report. `None` is an
-    /// entry that was never programmed.
+    /// A masked entry is reported with its message too, because an earlier interrupt may still be
+    /// in service, and the hypervisor needs the route to report its end. `None` is an entry that
+    /// was never programmed.
     fn update(&self, pin: u8, message: Option<MsiMessage>);
 }
 
@@ -59,9 +59,9 @@ pub struct IoApicState {
     pub id: u32,
     /// Register select.
     pub select: u8,
-    /// Redirection entries, their remote IRR bits included.
+    /// Redirection entries, including their remote IRR bits.
     pub redirection: [u64; PINS],
-    /// Lines that are high, one bit a pin.
+    /// Lines that are high, one bit per pin.
     pub levels: u32,
 }
 
@@ -106,7 +106,7 @@ impl IoApic {
         })
     }
 
-    /// The input `pin`. A pin that does not exist is a line that leads nowhere.
+    /// The input `pin`. If it does not exist, the result is a line that does nothing.
     pub fn line(self: &Arc<Self>, pin: u8) -> Arc<dyn IrqLine> {
         Arc::new(Pin {
             ioapic: self.clone(),
@@ -114,7 +114,7 @@ impl IoApic {
         })
     }
 
-    /// A local APIC broadcast the end of the level-triggered interrupt `vector`.
+    /// Handles the end of the level-triggered interrupt `vector`, broadcast by a local APIC.
     pub fn end_of_interrupt(&self, vector: u8) {
         let mut state = self.lock();
         for pin in 0..PINS {
@@ -133,8 +133,8 @@ impl IoApic {
         self.lock().clone()
     }
 
-    /// Sets registers and line levels and reports every route; interrupts that were sent are not
-    /// sent again.
+    /// Sets registers and line levels, and reports every route. Interrupts that were already sent
+    /// are not sent again.
     pub fn restore(&self, saved: &IoApicState) {
         let mut state = self.lock();
         *state = saved.clone();
@@ -227,7 +227,7 @@ impl IoApic {
     }
 }
 
-/// Which pin's redirection entry `select` names, and whether its high half.
+/// The pin whose redirection entry `select` names, and whether it names the high half.
 fn half(select: u8) -> Option<(usize, bool)> {
     let index = select.checked_sub(REG_REDIRECTION)?;
     let pin = usize::from(index / 2);

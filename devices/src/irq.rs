@@ -4,7 +4,7 @@ use std::io;
 
 /// A wired interrupt: an input pin of the interrupt controller.
 pub trait IrqLine: Send + Sync {
-    /// Drives the line. Setting it to the level it has is allowed and does nothing.
+    /// Sets the level of the line. Setting the current level does nothing.
     fn set_level(&self, high: bool);
 
     /// Raises and lowers the line: one edge.
@@ -14,39 +14,40 @@ pub trait IrqLine: Send + Sync {
     }
 }
 
-/// What a message-signalled interrupt writes, and where (PCI Local Bus 3.0, section 6.8).
+/// The message of a message-signalled interrupt: a write to an address (PCI Local Bus 3.0, section
+/// 6.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MsiMessage {
-    /// Address, a GPA in the interrupt controller's range.
+    /// The address (GPA), in the interrupt controller's range.
     pub address: u64,
     /// Data.
     pub data: u32,
 }
 
-/// One message-signalled interrupt vector, as provided by the hypervisor backend.
+/// A message-signalled interrupt vector, provided by the hypervisor backend.
 pub trait MsiVector: Send + Sync {
-    /// Tells the backend what the guest programmed; `None` masks the vector.
+    /// Configures the vector as the guest programmed it; `None` masks it.
     ///
     /// # Errors
-    /// The backend cannot route the message (out of routes, or the kernel refuses it).
+    /// The backend cannot route the message: it is out of routes, or the kernel refuses.
     fn configure(&self, message: Option<MsiMessage>) -> io::Result<()>;
 
-    /// Delivers the interrupt as configured; does nothing while masked.
+    /// Delivers the interrupt as configured. Does nothing while it is masked.
     ///
     /// # Errors
     /// The backend cannot deliver it.
     fn trigger(&self) -> io::Result<()>;
 }
 
-/// Where devices get their message-signalled interrupt vectors from.
+/// Allocates message-signalled interrupt vectors for devices.
 pub trait MsiController: Send + Sync {
     /// Allocates `count` vectors, all masked.
     ///
     /// # Errors
-    /// The backend has no more routes.
+    /// The backend is out of routes.
     fn allocate(&self, count: u16) -> io::Result<Vec<Box<dyn MsiVector>>>;
 
-    /// Sends one message now, for controllers (the IOAPIC) that keep their own vectors.
+    /// Sends a message at once, for controllers that keep their own vectors, such as the IOAPIC.
     ///
     /// # Errors
     /// The backend cannot deliver it.

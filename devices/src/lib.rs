@@ -1,8 +1,8 @@
 //! Device models of the fleetbox VMM.
 //!
-//! A device knows nothing of the hypervisor. It sees bus accesses ([`bus`]), guest memory,
-//! interrupt lines ([`irq`]) and queue events ([`event`]); the VMM plugs a hypervisor backend into
-//! these traits.
+//! A device does not depend on the hypervisor. It sees bus accesses ([`bus`]), guest memory,
+//! interrupt lines ([`irq`]) and queue events ([`event`]). The VMM implements these traits with a
+//! hypervisor backend.
 
 pub mod acpi;
 pub mod block;

@@ -11,13 +11,15 @@ pub enum PciDeviceState {
     Virtio(Box<VirtioPciState>),
 }
 
-/// Why a saved state cannot be put back.
+/// Why a saved state cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The state belongs to another kind of device, or to one configured otherwise.
-    #[error("{device}: the saved state does not fit this device ({what}); start the VM afresh")]
+    /// The state belongs to another kind of device, or to one with another configuration.
+    #[error(
+        "{device}: the saved state does not match this device ({what}); start the VM without it"
+    )]
     Mismatch {
-        /// The device that was to be restored.
+        /// The device to restore.
         device: String,
         /// What differs.
         what: String,
@@ -61,7 +63,7 @@ pub struct VirtioPciState {
     pub status: u8,
     /// The device needs a reset.
     pub broken: bool,
-    /// Queue that the queue registers are about.
+    /// The selected queue.
     pub queue_select: u16,
     /// ISR status.
     pub isr: u8,
@@ -75,7 +77,7 @@ pub struct VirtioPciState {
     pub device: DeviceState,
 }
 
-/// One queue as the driver has set it up, and how far the device has got.
+/// One queue as the driver has set it up, and the device's progress in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
     /// Largest size that the device allows.
@@ -105,11 +107,11 @@ pub enum DeviceState {
     Blk(BlkState),
     /// A [`Net`](crate::virtio::Net).
     Net(NetState),
-    /// A [`Rng`](crate::virtio::Rng), which has none.
+    /// A [`Rng`](crate::virtio::Rng), which has no state.
     Rng,
 }
 
-/// A saved [`Blk`](crate::virtio::Blk). The disk's contents are elsewhere.
+/// A saved [`Blk`](crate::virtio::Blk), without the content of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlkState {
     /// Size in bytes.
@@ -118,7 +120,7 @@ pub struct BlkState {
     pub read_only: bool,
 }
 
-/// A saved [`Net`](crate::virtio::Net). What is in flight in the socket is not part of it.
+/// A saved [`Net`](crate::virtio::Net), without packets in the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {
     /// MAC address.

@@ -1,5 +1,5 @@
-//! Says what a disk image boots, and how long the host's part of a boot takes: finding the boot
-//! entry on the disk, reading kernel and initrd, and putting them into guest memory. Needs no KVM.
+//! Prints what a disk image boots, and how long the host's part of a boot takes: finding the boot
+//! entry on the disk, reading kernel and initrd, and loading them into guest memory. Needs no KVM.
 //!
 //! ```text
 //! FLEETBOX_LOG=debug cargo run --release -p fleetbox-vmm --example boot_plan -- DISK [RUNS]
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             print!("{}", plan.describe());
         }
         println!(
-            "discovered and read in {:.1} ms, in guest memory after {:.1} ms",
+            "found and read in {:.1} ms, in guest memory after {:.1} ms",
             discovered.as_secs_f64() * 1e3,
             start.elapsed().as_secs_f64() * 1e3
         );

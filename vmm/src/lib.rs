@@ -1,8 +1,8 @@
 //! A minimal virtual machine monitor for stock Linux images.
 //!
-//! [`machine::Machine`] is a machine: describe it with a [`machine::MachineConfig`], start it on a
-//! [`hypervisor::Hypervisor`], wait for it to end. [`boot`] finds the kernel that a disk image's
-//! own boot loader would choose, [`preflight`] tells whether this host can run any of it.
+//! Describe a [`machine::Machine`] with a [`machine::MachineConfig`], start it on a
+//! [`hypervisor::Hypervisor`], and wait for it to end. [`boot`] finds the kernel that a disk
+//! image's own boot loader would choose. [`preflight`] checks whether this host can run VMs.
 
 pub mod boot;
 pub mod hypervisor;

@@ -1,4 +1,5 @@
-//! Whether this host can run a machine, told in one sentence, without creating one.
+//! Checks whether this host can run a machine, without creating one, and explains the result in one
+//! sentence.
 
 use std::fmt;
 use std::fs;
@@ -19,34 +20,34 @@ use std::path::Path;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe {
-    /// KVM on virtualisation hardware: everything runs.
+    /// KVM with virtualisation hardware: everything runs.
     Hardware,
-    /// A KVM that interprets guest kernels: bare-metal payloads run, distributions do not.
+    /// A KVM that interprets guest kernels: bare-metal payloads run, but distributions do not.
     Software {
-        /// The kernel module that provides it, where that is known.
+        /// The kernel module that provides it, if known.
         module: Option<String>,
     },
     /// There is no /dev/kvm.
     Missing {
-        /// The CPU has virtualisation extensions, so that a module is all that is lacking.
+        /// True if the CPU has virtualisation extensions, so that only a module is missing.
         cpu_capable: bool,
     },
-    /// /dev/kvm is there but cannot be opened by this user.
+    /// /dev/kvm exists, but this user cannot open it.
     Denied {
         /// The group that owns the device.
         group: String,
-        /// True if the group's permission would let a member in.
+        /// True if the group has access to it.
         group_may: bool,
     },
-    /// /dev/kvm is there but opening it fails for another reason.
+    /// /dev/kvm exists, but opening it fails for another reason.
     Broken {
-        /// What the operating system says.
+        /// The operating system's error.
         error: String,
     },
 }
 
 impl Probe {
-    /// True if a VM can be created at all.
+    /// True if a VM can be created.
     pub fn usable(&self) -> bool {
         matches!(self, Self::Hardware | Self::Software { .. })
     }
@@ -58,7 +59,7 @@ impl Probe {
 }
 
 impl Probe {
-    /// What was found, without what to do.
+    /// What was found, without a remedy.
     ///
     /// ```
     /// use fleetbox_vmm::preflight::Probe;
@@ -68,7 +69,7 @@ impl Probe {
     /// ```
     pub fn found(&self) -> String {
         match self {
-            Self::Hardware => "/dev/kvm is there and uses virtualisation hardware".to_owned(),
+            Self::Hardware => "/dev/kvm works and uses virtualisation hardware".to_owned(),
             Self::Software { module } => format!(
                 "/dev/kvm is software only{}: it interprets guest kernels one instruction at a \
                  time and cannot boot a distribution's",
@@ -78,25 +79,25 @@ impl Probe {
                 }
             ),
             Self::Missing { cpu_capable: true } => {
-                "/dev/kvm is missing although the CPU can virtualise".to_owned()
+                "/dev/kvm is missing, although the CPU has virtualisation extensions".to_owned()
             }
             Self::Missing { cpu_capable: false } => {
-                "/dev/kvm is missing and the CPU shows neither vmx nor svm".to_owned()
+                "/dev/kvm is missing, and the CPU has neither vmx nor svm".to_owned()
             }
             Self::Denied {
                 group_may: true, ..
-            } => "/dev/kvm cannot be opened by this user".to_owned(),
+            } => "this user cannot open /dev/kvm".to_owned(),
             Self::Denied {
                 group,
                 group_may: false,
             } => format!(
-                "/dev/kvm cannot be opened by this user, and its group {group} has no access either"
+                "this user cannot open /dev/kvm, and its group {group} has no access either"
             ),
-            Self::Broken { error } => format!("/dev/kvm cannot be opened: {error}"),
+            Self::Broken { error } => format!("cannot open /dev/kvm: {error}"),
         }
     }
 
-    /// What to do about it; `None` where everything runs.
+    /// What to do about it; `None` if everything runs.
     ///
     /// ```
     /// use fleetbox_vmm::preflight::Probe;
@@ -129,7 +130,7 @@ impl Probe {
             ),
             Self::Denied {
                 group_may: false, ..
-            } => "let the group in with `sudo chmod g+rw /dev/kvm`".to_owned(),
+            } => "give the group access with `sudo chmod g+rw /dev/kvm`".to_owned(),
             Self::Broken { .. } => "see `dmesg | grep kvm`".to_owned(),
         })
     }
@@ -150,7 +151,7 @@ impl fmt::Display for Probe {
     }
 }
 
-/// Looks at the host; takes well under a millisecond.
+/// Examines the host. This takes well under a millisecond.
 pub fn probe() -> Probe {
     match open_kvm() {
         Ok((_, true)) => Probe::Hardware,
@@ -161,10 +162,10 @@ pub fn probe() -> Probe {
     }
 }
 
-/// Opens /dev/kvm and tells whether hardware is behind it.
+/// Opens /dev/kvm, and returns whether it uses hardware.
 ///
 /// # Errors
-/// What [`probe`] says of a host where it cannot be opened.
+/// The result of [`probe`] for a host where it cannot be opened.
 pub(crate) fn open_kvm() -> Result<(fs::File, bool), Probe> {
     let device = Path::new("/dev/kvm");
     // Only as much as is needed: with many CPUs the whole takes milliseconds.

@@ -1,5 +1,5 @@
-//! ACPI tables (ACPI 6.5): what tells the guest of the machine's processors, interrupts, buses and
-//! devices.
+//! ACPI tables (ACPI 6.5), which describe the machine's processors, interrupts, buses and devices
+//! to the guest.
 //!
 //! The platform is hardware-reduced: no PIC, no SCI, no fixed power management registers except
 //! the timer. The power button is a control method device behind a Generic Event Device.
@@ -27,7 +27,7 @@ const OEM_REVISION: u32 = 1;
 /// Tables start at multiples of this; the specification asks for less.
 const ALIGNMENT: usize = 64;
 
-/// Writes the tables of a machine with `cpus` vCPUs; returns where the RSDP is.
+/// Writes the tables of a machine with `cpus` vCPUs. Returns the address of the RSDP.
 ///
 /// # Errors
 /// The memory has no RAM at [`layout::ACPI_START`].
@@ -77,7 +77,7 @@ fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
 
 /// Fixed ACPI Description Table, section 5.2.9.
 fn fadt(dsdt: u64) -> impl Aml {
-    /// No VGA, no 8042 keyboard controller, no legacy devices to probe; the RTC is there.
+    /// There is no VGA, no 8042 keyboard controller and no legacy device to probe. There is an RTC.
     const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
@@ -227,7 +227,7 @@ fn pci_host_bridge(out: &mut Vec<u8>) {
     );
 }
 
-/// Resources of the board itself; kernels use the configuration space only if it is among them.
+/// Resources of the board itself. Kernels use the configuration space only if it is listed here.
 fn motherboard(out: &mut Vec<u8>) {
     device(
         "MBRD",
@@ -333,7 +333,7 @@ fn processors(cpus: u8, out: &mut Vec<u8>) {
     device("CPUS", children, out);
 }
 
-/// AML that is encoded already.
+/// AML that is already encoded.
 struct Raw(Vec<u8>);
 
 impl Aml for Raw {

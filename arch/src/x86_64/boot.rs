@@ -1,5 +1,5 @@
-//! The data a kernel finds at its entry: zero page or PVH start info, and the tables that the
-//! first vCPU's registers point to.
+//! The data that a kernel finds at its entry: the zero page or PVH start info, and the tables that
+//! the first vCPU's registers point to.
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::elf::start_info::{
@@ -29,8 +29,8 @@ fn memory_map(memory: &GuestMemory) -> Vec<MemoryRange> {
 
 /// Writes the Linux zero page (`struct boot_params`) at [`layout::ZERO_PAGE_START`].
 ///
-/// `header` is that of the bzImage the kernel came from, if it came from one. The command line is
-/// expected at [`layout::CMDLINE_START`].
+/// `header` is the setup header if the kernel is a bzImage. The command line must be at
+/// [`layout::CMDLINE_START`].
 ///
 /// # Errors
 /// The memory has no RAM there.
@@ -40,7 +40,7 @@ pub fn write_zero_page(
     initrd: Option<Module>,
     rsdp: GuestAddress,
 ) -> Result<GuestAddress, GuestMemoryError> {
-    /// The boot loader has no number of its own.
+    /// The boot loader type for loaders without an assigned number.
     const LOADER_UNDEFINED: u8 = 0xFF;
     const LOADED_HIGH: u8 = 1;
 
@@ -79,7 +79,7 @@ pub fn write_zero_page(
 
 /// Writes the PVH start info with its module list and memory map at [`layout::PVH_START_INFO`].
 ///
-/// The command line is expected at [`layout::CMDLINE_START`].
+/// The command line must be at [`layout::CMDLINE_START`].
 ///
 /// # Errors
 /// The memory has no RAM there.
@@ -89,7 +89,7 @@ pub fn write_start_info(
     rsdp: GuestAddress,
 ) -> Result<GuestAddress, GuestMemoryError> {
     const MAGIC: u32 = 0x336E_C578;
-    /// Version 1 has the memory map.
+    /// Version 1 includes the memory map.
     const VERSION: u32 = 1;
 
     let at = GuestAddress(layout::PVH_START_INFO);

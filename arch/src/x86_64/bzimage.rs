@@ -11,30 +11,30 @@ use super::error::KernelError;
 use super::source::{Fills, Placement, Source, check_range};
 use crate::memory::GuestMemory;
 
-/// Where the setup header begins in the file and in the zero page.
+/// Offset of the setup header in the file and in the zero page.
 pub(super) const HEADER_START: usize = 0x1F1;
 const HEADER_MAGIC_AT: usize = 0x202;
 const HEADER_MAGIC: &[u8; 4] = b"HdrS";
-/// The 64-bit entry came with protocol 2.12.
+/// The protocol version that added the 64-bit entry, 2.12.
 const MIN_VERSION: u16 = 0x020C;
 const XLF_KERNEL_64: u16 = 1;
 /// Distance of the 64-bit entry point from the start of the protected-mode code.
 const ENTRY_64: u64 = 0x200;
 const SECTOR: usize = 512;
 
-/// The largest uncompressed kernel that is accepted, in bytes; real ones have some 50 MB.
+/// Maximum bytes of an uncompressed kernel. Real ones have about 50 MB.
 pub const MAX_VMLINUX: usize = 256 << 20;
 
-/// What a bzImage says about itself, from the real-mode setup header.
+/// The fields of a bzImage's real-mode setup header.
 #[derive(Debug, Clone)]
 pub struct SetupHeader {
-    /// The header as the zero page takes it.
+    /// The header, in the form that goes into the zero page.
     pub(super) raw: setup_header,
     /// Longest command line in bytes, without the terminating zero.
     pub cmdline_size: u32,
     /// Last address that the initrd may use (GPA).
     pub initrd_addr_max: u32,
-    /// Where the protected-mode code begins in the file.
+    /// Offset of the protected-mode code in the file.
     code: usize,
 }
 
@@ -42,7 +42,7 @@ impl SetupHeader {
     /// Reads the setup header of the bzImage `image`.
     ///
     /// # Errors
-    /// It is no bzImage, or one without a 64-bit entry point.
+    /// It is not a bzImage, or has no 64-bit entry point.
     pub fn parse(image: &[u8]) -> Result<Self, KernelError> {
         if image.get(HEADER_MAGIC_AT..HEADER_MAGIC_AT + 4) != Some(HEADER_MAGIC) {
             return Err(KernelError::BzImage("it has no setup header"));
@@ -63,7 +63,7 @@ impl SetupHeader {
         let version = raw.version;
         if version < MIN_VERSION || raw.xloadflags & XLF_KERNEL_64 == 0 {
             return Err(KernelError::BzImage(
-                "it has no 64-bit entry point: a 64-bit Linux of version 3.8 or later is needed",
+                "it has no 64-bit entry point; use a 64-bit Linux of version 3.8 or later",
             ));
         }
         let setup_sects = match raw.setup_sects {
@@ -110,13 +110,13 @@ pub(super) fn load(
     })
 }
 
-/// Decompresses its first argument into its second; returns the length.
+/// Decompresses its first argument into its second, and returns the length.
 type Decompress = fn(&[u8], &mut [u8]) -> Result<usize, String>;
 
 /// The compressed kernel inside a bzImage.
 struct Payload<'a> {
     data: &'a [u8],
-    /// Bytes that come out.
+    /// Uncompressed size in bytes.
     size: usize,
     compression: &'static str,
     decompress: Decompress,
@@ -127,7 +127,7 @@ impl<'a> Payload<'a> {
         let payload = (header.raw.payload_offset as usize)
             .checked_add(header.code)
             .and_then(|at| image.get(at..)?.get(..header.raw.payload_length as usize))
-            .ok_or(KernelError::BzImage("its payload lies outside the file"))?;
+            .ok_or(KernelError::BzImage("its payload is outside the file"))?;
         let (data, size) = payload
             .split_last_chunk::<4>()
             .ok_or(KernelError::BzImage("it has no payload"))?;
@@ -166,10 +166,10 @@ impl<'a> Payload<'a> {
         if start.starts_with(&elf::MAGIC) {
             return Ok(());
         }
-        Err(self.damaged("what it contains is not an ELF file".to_owned()))
+        Err(self.damaged("its content is not an ELF file".to_owned()))
     }
 
-    /// All of it, in memory of our own.
+    /// Decompresses all of it into new memory.
     fn vmlinux(&self) -> Result<Vec<u8>, KernelError> {
         // Zeroed pages cost nothing until the decompressor fills them.
         let mut vmlinux = vec![0; self.size];
@@ -182,8 +182,8 @@ impl<'a> Payload<'a> {
         Ok(vmlinux)
     }
 
-    /// The compressed blocks, where all but the last hold [`LZ4_BLOCK`] bytes each, as far as their
-    /// number tells: one of them can then be decompressed without the others.
+    /// The compressed blocks, if their number shows that all except the last hold [`LZ4_BLOCK`]
+    /// bytes each. Each block can then be decompressed without the others.
     fn blocks(&self) -> Option<Vec<&'a [u8]>> {
         if self.compression != LZ4 {
             return None;
@@ -192,8 +192,8 @@ impl<'a> Payload<'a> {
         (blocks.len() == self.size.div_ceil(LZ4_BLOCK)).then_some(blocks)
     }
 
-    /// Decompresses `blocks` on several threads, each into a buffer of its own and from there to
-    /// where it belongs.
+    /// Decompresses `blocks` on several threads. Each thread has a separate buffer and copies from
+    /// there into guest memory.
     fn load_blocks(
         &self,
         memory: &GuestMemory,
@@ -260,12 +260,12 @@ impl<'a> Payload<'a> {
 /// The uncompressed ELF kernel inside a bzImage.
 ///
 /// The payload is followed by its uncompressed size (4 bytes) in all formats handled here: LZ4
-/// (legacy frames, as kernels use it) and Zstandard. The result is at its link addresses, so it
-/// can be entered there: only the guest's own decompressor relocates it (KASLR).
+/// (legacy frames, as kernels use it) and Zstandard. The result is linked to fixed addresses, so it
+/// can be entered there. Only the guest's own decompressor would relocate it (KASLR).
 ///
 /// # Errors
-/// [`KernelError::UnknownCompression`] for other formats; the payload is damaged, is no ELF file or
-/// is larger than [`MAX_VMLINUX`].
+/// [`KernelError::UnknownCompression`] for other formats; the payload is damaged, is not an ELF
+/// file or is larger than [`MAX_VMLINUX`].
 pub fn vmlinux_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     Payload::find(image, &SetupHeader::parse(image)?)?.vmlinux()
 }
@@ -273,7 +273,7 @@ pub fn vmlinux_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
 /// Loads the ELF kernel inside a bzImage to its addresses.
 ///
 /// # Errors
-/// As [`vmlinux_from_bzimage`]; or it does not fit into the memory.
+/// See [`vmlinux_from_bzimage`]; or the kernel does not fit into the memory.
 pub(super) fn load_vmlinux(
     memory: &GuestMemory,
     image: &[u8],
@@ -291,9 +291,9 @@ const LZ4: &str = "LZ4";
 const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
-/// Blocks of a legacy LZ4 frame hold at most this much; only the last one holds less.
+/// Uncompressed size of a block of a legacy LZ4 frame. Only the last one holds less.
 const LZ4_BLOCK: usize = 8 << 20;
-/// Maximum number of threads that decompress one kernel: each has a buffer of a block.
+/// Maximum number of threads that decompress one kernel. Each has a buffer for one block.
 const MAX_THREADS: usize = 4;
 
 /// The compressed blocks of a legacy LZ4 frame.
@@ -327,7 +327,7 @@ fn lz4_legacy(data: &[u8], out: &mut [u8]) -> Result<usize, String> {
     for block in lz4_blocks(data) {
         let room = (out.len() - done).min(LZ4_BLOCK);
         let Some(into) = out.get_mut(done..done + room).filter(|b| !b.is_empty()) else {
-            return Err("it holds more than its size says".to_owned());
+            return Err("it is larger than the size that it states".to_owned());
         };
         done += lz4_block(block?, into)?;
     }

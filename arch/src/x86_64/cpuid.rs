@@ -1,14 +1,14 @@
-//! What CPUID tells the guest: the features that a hypervisor offers, and this machine's topology
-//! of one socket with `count` cores of one thread each.
+//! The guest's CPUID: the features that a hypervisor offers, and this machine's topology of one
+//! socket with `count` single-threaded cores.
 
 use serde::{Deserialize, Serialize};
 
 /// One CPUID leaf or subleaf.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuidEntry {
-    /// EAX on input.
+    /// Input EAX.
     pub leaf: u32,
-    /// ECX on input, where [`CpuidEntry::SUBLEAF`] is set.
+    /// Input ECX, if [`CpuidEntry::SUBLEAF`] is set.
     pub subleaf: u32,
     /// [`CpuidEntry::SUBLEAF`] or 0.
     pub flags: u32,
@@ -23,28 +23,28 @@ pub struct CpuidEntry {
 }
 
 impl CpuidEntry {
-    /// In `flags`: the result depends on ECX.
+    /// Bit of `flags`: the result depends on ECX.
     pub const SUBLEAF: u32 = 1;
 }
 
-/// What [`configure`] needs to know about the machine.
+/// The properties of the machine that [`configure`] needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuidConfig {
-    /// Index of the vCPU, which is its APIC id too.
+    /// Index of the vCPU, which is also its APIC id.
     pub vcpu: u8,
     /// vCPUs of the machine, at least 1.
     pub count: u8,
-    /// The hypervisor emulates the local APIC's TSC deadline mode. Some report this only as a
-    /// capability and not in the supported CPUID (KVM before Linux 6.3).
+    /// The hypervisor emulates the local APIC's TSC deadline mode. Some hypervisors report this
+    /// only as a capability, and not in the supported CPUID (KVM before Linux 6.3).
     pub tsc_deadline: bool,
-    /// Frequency of the guest's time-stamp counter in kHz, where it is known and constant.
+    /// Frequency of the guest's time-stamp counter in kHz, if it is known and constant.
     pub tsc_khz: Option<u32>,
 }
 
 /// Frequency of the local APIC timer in kHz as KVM emulates it.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
-/// The first leaf of the hypervisor's own, and the one with its clocks.
+/// The first leaf of the hypervisor, and its leaf with clock frequencies.
 const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_CLOCKS: u32 = 0x4000_0010;
 
@@ -86,13 +86,13 @@ fn with_field(value: u32, shift: u32, bits: u32, field: u32) -> u32 {
     value & !mask | (field << shift) & mask
 }
 
-/// One socket of `count` cores, seen from the core `id`.
+/// One socket of `count` cores, as seen by the core `id`.
 #[derive(Clone, Copy)]
 struct Topology {
     /// APIC id of the vCPU.
     id: u32,
     count: u32,
-    /// Bits of an APIC id: ids are reserved in powers of two.
+    /// Number of bits of an APIC id. Ids are reserved in powers of two.
     bits: u32,
 }
 
@@ -106,12 +106,12 @@ impl Topology {
         }
     }
 
-    /// APIC ids that are reserved.
+    /// The number of reserved APIC ids.
     fn ids(self) -> u32 {
         1 << self.bits
     }
 
-    /// The extended topology leaf `leaf`, a subleaf for each level.
+    /// The extended topology leaf `leaf`, with a subleaf for each level.
     fn levels(self, leaf: u32) -> [CpuidEntry; 3] {
         let level = |subleaf, eax, ebx, kind| CpuidEntry {
             leaf,
@@ -130,10 +130,10 @@ impl Topology {
     }
 }
 
-/// CPUID of one vCPU: `supported` (what the hypervisor can emulate) with the machine's topology,
-/// the hypervisor bit, the TSC deadline bit and, where known, clock frequencies.
+/// The CPUID of one vCPU. It is `supported`, which is what the hypervisor can emulate, with the
+/// machine's topology, the hypervisor bit, the TSC deadline bit and, if known, clock frequencies.
 ///
-/// The hypervisor's own leaves (`0x4000_0000`: kvmclock and the like) stay.
+/// The hypervisor's own leaves, from `0x4000_0000` on (kvmclock and others), are kept.
 pub fn configure(supported: &[CpuidEntry], config: &CpuidConfig) -> Vec<CpuidEntry> {
     let topology = Topology::of(config);
     let vendor = vendor(supported);
@@ -159,7 +159,7 @@ pub fn configure(supported: &[CpuidEntry], config: &CpuidConfig) -> Vec<CpuidEnt
     entries
 }
 
-/// Makes `e`, a leaf of the hypervisor's, one of this machine.
+/// Adapts `e`, a leaf from the hypervisor, to this machine.
 fn adapt(e: &mut CpuidEntry, vendor: Vendor, topology: Topology, config: &CpuidConfig) {
     let Topology { id, count, bits } = topology;
     let ids = topology.ids();

@@ -14,9 +14,9 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
-/// More program headers than any kernel has.
+/// Maximum number of program headers, more than any kernel has.
 const MAX_PROGRAM_HEADERS: u16 = 256;
-/// More bytes of notes than any kernel has.
+/// Maximum bytes of notes, more than any kernel has.
 const MAX_NOTES: u64 = 1 << 20;
 
 const CLASS_64: u8 = 2;
@@ -41,16 +41,16 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// A part of the file that goes into memory.
+/// A part of the file that is loaded into memory.
 struct Segment {
     offset: u64,
     in_file: u64,
-    /// First address and first address behind it (GPA); the bytes beyond `in_file` are zeroes.
+    /// First address and first address behind it (GPA). The bytes beyond `in_file` are zeros.
     address: u64,
     end: u64,
 }
 
-/// What an ELF file wants, checked against the memory that it is for.
+/// How to load an ELF file, checked against the guest's memory.
 pub(super) struct Plan {
     entry64: u64,
     segments: Vec<Segment>,
@@ -85,7 +85,7 @@ impl Plan {
         let mut headers = vec![0; usize::from(count) * PROGRAM_HEADER_SIZE];
         source
             .read_at(table, &mut headers)
-            .map_err(|_| KernelError::Elf("its program headers lie outside the file"))?;
+            .map_err(|_| KernelError::Elf("its program headers are outside the file"))?;
 
         let (mut segments, mut notes) = (Vec::new(), Vec::new());
         for ph in headers.chunks_exact(PROGRAM_HEADER_SIZE) {
@@ -96,7 +96,7 @@ impl Plan {
                 continue;
             }
             if offset.checked_add(in_file).is_none_or(|end| end > file_len) {
-                return Err(KernelError::Elf("a segment lies outside the file"));
+                return Err(KernelError::Elf("a segment is outside the file"));
             }
             if kind == PT_NOTE {
                 let total: u64 = notes.iter().map(|(_, len)| len).sum();
@@ -128,20 +128,20 @@ impl Plan {
         })
     }
 
-    /// The addresses that it takes (GPA).
+    /// The range of addresses that it uses (GPA).
     pub(super) fn range(&self) -> Range<u64> {
         let start = self.segments.iter().map(|s| s.address).min();
         let end = self.segments.iter().map(|s| s.end).max();
         start.unwrap_or(0)..end.unwrap_or(0)
     }
 
-    /// Room for the notes, to be filled by [`Plan::place`].
+    /// Buffers for the notes, which [`Plan::place`] fills.
     pub(super) fn notes(&self) -> Vec<Vec<u8>> {
         let room = |(_, len): &(u64, u64)| vec![0; *len as usize];
         self.notes.iter().map(room).collect()
     }
 
-    /// Puts the file's bytes from `offset` on to where they belong.
+    /// Copies `bytes`, which begin at `offset` of the file, to their addresses.
     pub(super) fn place(
         &self,
         memory: &GuestMemory,
@@ -166,7 +166,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Zeroes what the file has no bytes for and finds the entry point, once every byte is placed.
+    /// Zeroes the memory without bytes in the file, and finds the entry point. Call it once every
+    /// byte is placed.
     pub(super) fn finish(
         self,
         memory: &GuestMemory,
@@ -179,7 +180,7 @@ impl Plan {
         let entry = pvh.unwrap_or(self.entry64);
         let enters = |s: &Segment| (s.address..s.end).contains(&entry);
         if !self.segments.iter().any(enters) {
-            return Err(KernelError::Elf("its entry point is outside what it loads"));
+            return Err(KernelError::Elf("its entry point is outside its segments"));
         }
         let Range { start, end } = self.range();
         Ok(Placement {
@@ -191,8 +192,8 @@ impl Plan {
     }
 }
 
-/// The part of `bytes`, which begin at `offset` of a file, that is within `len` bytes from `start`;
-/// and where it begins in those.
+/// `bytes` begin at `offset` of a file. Returns the part of them within the `len` bytes from
+/// `start`, and the position of that part in those.
 fn overlap(offset: u64, bytes: &[u8], start: u64, len: u64) -> Option<(&[u8], u64)> {
     let from = start.max(offset);
     let to = start.checked_add(len)?.min(offset + bytes.len() as u64);
@@ -221,7 +222,7 @@ pub(super) fn load(
     plan.finish(memory, &notes)
 }
 
-/// Zeroes `[from, to)`: memory that an earlier boot used may hold anything.
+/// Zeroes `[from, to)`, because memory that an earlier boot used may hold anything.
 fn zero(memory: &GuestMemory, mut from: u64, to: u64) -> Result<(), KernelError> {
     static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     while from < to {

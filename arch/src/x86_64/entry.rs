@@ -1,4 +1,4 @@
-//! Where and how the first vCPU enters a kernel, and its registers there.
+//! Where and how the first vCPU enters a kernel, and its registers at that point.
 
 use vm_memory::GuestAddress;
 
@@ -12,14 +12,14 @@ pub enum Entry {
     Linux64 {
         /// Instruction pointer.
         rip: u64,
-        /// Where the zero page is.
+        /// Address of the zero page.
         zero_page: GuestAddress,
     },
     /// PVH: 32-bit protected mode (Xen's "x86/HVM direct boot ABI").
     Pvh {
         /// Instruction pointer.
         rip: u64,
-        /// Where the start info is.
+        /// Address of the start info.
         start_info: GuestAddress,
     },
 }
@@ -39,8 +39,8 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2FF;
 const MTRR_ENABLE: u64 = 1 << 11;
 const MTRR_WRITE_BACK: u64 = 6;
 
-/// Descriptors of the boot GDT: null, unused, code, data, TSS (the code selector of the Linux
-/// 64-bit protocol is 0x10, its data selector 0x18).
+/// Descriptors of the boot GDT: null, unused, code, data. The Linux 64-bit protocol requires code
+/// selector 0x10 and data selector 0x18.
 const GDT_CODE64: u64 = 0x00AF_9B00_0000_FFFF;
 const GDT_CODE32: u64 = 0x00CF_9B00_0000_FFFF;
 const GDT_DATA: u64 = 0x00CF_9300_0000_FFFF;
@@ -65,8 +65,7 @@ fn segment(raw: u64, index: u16) -> Segment {
     }
 }
 
-/// A busy 32-bit or 64-bit TSS at 0: a processor cannot enter protected mode's guest state without
-/// one.
+/// A busy 32-bit or 64-bit TSS at 0. Without one a processor refuses the guest's state.
 fn boot_tss() -> Segment {
     Segment {
         base: 0,

@@ -28,18 +28,22 @@ pub enum KernelError {
         /// What the decompressor says.
         reason: String,
     },
-    /// A compression that is left to the guest.
-    #[error("the bzImage is compressed in a way that only the kernel itself can undo ({0:02x?})")]
+    /// The compression is left to the guest.
+    #[error(
+        "unknown compression of the bzImage ({0:02x?}); only the kernel itself can decompress it"
+    )]
     UnknownCompression([u8; 4]),
-    /// Part of the kernel lies where there is no RAM.
-    #[error("the kernel wants {start:#x}..{end:#x}, which is not RAM for it: more memory may help")]
+    /// Part of the kernel is where there is no RAM.
+    #[error(
+        "the kernel needs {start:#x}..{end:#x}, which is not free RAM; give the VM more memory"
+    )]
     DoesNotFit {
         /// First address (GPA).
         start: u64,
         /// First address behind it.
         end: u64,
     },
-    /// No room for the initrd.
+    /// There is no room for the initrd.
     #[error(
         "the initrd of {size} bytes does not fit between the kernel's end {low:#x} and {high:#x}: \
          give the machine more memory"
@@ -53,20 +57,20 @@ pub enum KernelError {
         high: u64,
     },
     /// The command line is longer than the kernel reads.
-    #[error("the command line has {len} bytes, the kernel takes {max}")]
+    #[error("the command line has {len} bytes, but the kernel accepts at most {max}")]
     CmdlineTooLong {
         /// Its length in bytes.
         len: usize,
-        /// The most the kernel takes.
+        /// The kernel's limit in bytes.
         max: usize,
     },
     /// The command line contains a zero byte.
     #[error("the command line contains a zero byte")]
     CmdlineNul,
-    /// A file is larger than anything sensible.
+    /// A file is unreasonably large.
     #[error("the {what} of {len} bytes is larger than any real one")]
     TooLarge {
-        /// Which.
+        /// The kind of file.
         what: &'static str,
         /// Its length in bytes.
         len: u64,

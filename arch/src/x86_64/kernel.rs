@@ -1,7 +1,7 @@
 //! Loading a kernel, its initrd and its command line into guest memory.
 //!
-//! Kernels come from disk images that a guest has written: every field of them is checked before
-//! it is used, and what does not fit is an error that says so.
+//! Kernels come from disk images that a guest may have written. So every field is checked before it
+//! is used, and an error says what is wrong.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -18,25 +18,25 @@ pub use super::source::{Fills, Source};
 /// A kernel in guest memory, ready to be entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadedKernel {
-    /// Where and how to enter it; [`super::entry::boot_regs`] makes register state of it.
+    /// Where and how to enter it. [`super::entry::boot_regs`] turns it into register state.
     pub entry: Entry,
     /// First address of the kernel (GPA).
     pub start: u64,
-    /// First address behind the kernel, with the memory that it needs before it knows the memory
-    /// map (GPA).
+    /// First address behind the kernel (GPA). This includes the memory that it needs before it
+    /// reads the memory map.
     pub end: u64,
-    /// Where the initrd is, if there is one: address (GPA) and length in bytes.
+    /// Address (GPA) and length in bytes of the initrd, if there is one.
     pub initrd: Option<(u64, u64)>,
 }
 
 /// How to load a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Decompress a bzImage's payload here, where its compression is one that
-    /// [`vmlinux_from_bzimage`](super::bzimage::vmlinux_from_bzimage) knows. Otherwise the guest
-    /// does it.
+    /// Decompress a bzImage's payload on the host, if
+    /// [`vmlinux_from_bzimage`](super::bzimage::vmlinux_from_bzimage) knows its compression.
+    /// Otherwise the guest does it.
     pub decompress: bool,
-    /// Where the RSDP is (GPA).
+    /// Address of the RSDP (GPA).
     pub rsdp: GuestAddress,
 }
 
@@ -49,19 +49,20 @@ impl Default for LoadOptions {
     }
 }
 
-/// The largest kernel file that is read whole, in bytes.
+/// Maximum bytes of a kernel file that is read completely into memory.
 const MAX_KERNEL_FILE: u64 = 512 << 20;
-/// Longest command line of a kernel that does not state its own limit (`COMMAND_LINE_SIZE` of
+/// Maximum length of the command line for a kernel that states no limit (`COMMAND_LINE_SIZE` of
 /// Linux on x86, without the terminating zero).
 const DEFAULT_CMDLINE_MAX: usize = 2047;
-/// Last address of an initrd for a kernel that does not state its own limit.
+/// Last address of an initrd for a kernel that states no limit.
 const DEFAULT_INITRD_MAX: u64 = 0x7FFF_FFFF;
 
-/// Loads `kernel` (bzImage or ELF), `initrd` and `cmdline` into `memory` and writes the tables that
-/// its boot protocol asks for, so that a vCPU with [`super::entry::boot_regs`] can enter it.
+/// Loads `kernel` (bzImage or ELF), `initrd` and `cmdline` into `memory`, and writes the tables of
+/// the kernel's boot protocol. A vCPU with [`super::entry::boot_regs`] can then enter it.
 ///
-/// An ELF file with a PVH note is entered there, any other at its 64-bit entry point. The initrd
-/// goes as high as the kernel allows, below the hole at 3 GiB. The ACPI tables are not written.
+/// An ELF file with a PVH note is entered at the PVH entry point, any other kernel at its 64-bit
+/// entry point. The initrd is placed as high as the kernel allows, below the hole at 3 GiB. The
+/// ACPI tables are not written.
 ///
 /// # Errors
 /// [`KernelError`]: the files are damaged, unsupported or do not fit into the memory.
@@ -75,8 +76,8 @@ pub fn load(
     load_with(memory, kernel, initrd, cmdline, options, &|_| {})
 }
 
-/// Like [`load`], and tells `fills` of large ranges before it fills them, so that the owner of the
-/// memory can prepare it: touching it page by page is a good part of the work.
+/// Like [`load`], but calls `fills` with each large range before it fills it. The owner of the
+/// memory can then prepare the range, because touching memory page by page takes much of the time.
 ///
 /// # Errors
 /// See [`load`].
@@ -150,7 +151,7 @@ fn load_bzimage(
         match bzimage::load_vmlinux(memory, &image, &header, fills) {
             Ok(placed) => return Ok((placed, Some(header))),
             Err(KernelError::UnknownCompression(magic)) => {
-                tracing::debug!(?magic, "the guest decompresses its kernel itself");
+                tracing::debug!(?magic, "the guest will decompress its kernel");
             }
             Err(e) => return Err(e),
         }

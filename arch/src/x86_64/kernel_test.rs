@@ -175,13 +175,13 @@ fn what_is_no_kernel_or_does_not_fit_is_refused() {
         (32, u64::MAX, "outside the file"),
         (56, 0xFFFF, "malformed"),
         (SEGMENT + 8, u64::MAX, "outside the file"),
-        (SEGMENT + 24, 0x1000, "not RAM"),
-        (SEGMENT + 24, 1 << 40, "not RAM"),
-        (SEGMENT + 24, u64::MAX - 1, "not RAM"),
+        (SEGMENT + 24, 0x1000, "not free RAM"),
+        (SEGMENT + 24, 1 << 40, "not free RAM"),
+        (SEGMENT + 24, u64::MAX - 1, "not free RAM"),
         (SEGMENT + 24, LINK + 0x1000, "entry point"),
         (SEGMENT + 32, 1 << 20, "outside the file"),
         (SEGMENT + 40, 1, "larger in the file"),
-        (SEGMENT + 40, u64::MAX, "not RAM"),
+        (SEGMENT + 40, u64::MAX, "not free RAM"),
         (SEGMENT + 40, 0, "nothing to load"),
     ] {
         let error = change(at, &value.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Where everything is: guest physical memory, I/O ports and interrupt numbers.
+//! The machine's layout: guest physical memory, I/O ports and interrupt numbers.
 
 use vm_memory::GuestAddress;
 
@@ -6,10 +6,9 @@ use vm_memory::GuestAddress;
 pub const LOW_RAM_END: u64 = 0xC000_0000;
 /// Where RAM beyond [`LOW_RAM_END`] bytes continues (GPA).
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
-/// The least RAM a machine can have, in bytes: the kernel's first megabytes and the boot data.
+/// Minimum RAM of a machine in bytes: the kernel's first megabytes and the boot data.
 pub const MIN_RAM: u64 = 2 << 20;
-/// The most RAM a machine can have, in bytes (1 TiB): well inside every host's physical address
-/// width.
+/// Maximum RAM of a machine in bytes (1 TiB), which every host can address.
 pub const MAX_RAM: u64 = 1 << 40;
 
 /// PCI 32-bit memory window (GPA).
@@ -43,7 +42,7 @@ pub const BOOT_IDT_START: u64 = 0x520;
 pub const PVH_START_INFO: u64 = 0x6000;
 /// Linux zero page, `struct boot_params` (GPA), one page.
 pub const ZERO_PAGE_START: u64 = 0x7000;
-/// Top of the small stack that the initial state has (GPA).
+/// Top of the small stack of the initial state (GPA).
 pub const BOOT_STACK_TOP: u64 = 0x8FF0;
 /// Top level of the identity page tables of the 64-bit entry (GPA): six pages follow.
 pub const BOOT_PAGE_TABLES: u64 = 0x9000;
@@ -54,7 +53,8 @@ pub const CMDLINE_MAX_SIZE: usize = 0x1_0000;
 /// End of the RAM below the legacy video memory hole (GPA), where a PC has its extended BIOS data
 /// area.
 pub const LOW_MEMORY_END: u64 = 0x9_FC00;
-/// ACPI tables, the RSDP first (GPA). A kernel that is not told the RSDP's address scans here.
+/// ACPI tables, starting with the RSDP (GPA). A kernel that is not given the RSDP's address
+/// searches here.
 pub const ACPI_START: u64 = 0xE_0000;
 /// Room for the ACPI tables in bytes.
 pub const ACPI_SIZE: u64 = 0x2_0000;
@@ -83,7 +83,7 @@ pub const SLEEP_CONTROL_PORT: u16 = ACPI_PORT;
 pub const SLEEP_STATUS_PORT: u16 = ACPI_PORT + 1;
 /// Reset register, 1 byte; [`RESET_VALUE`] resets the machine.
 pub const RESET_PORT: u16 = ACPI_PORT + 2;
-/// What has to be written to [`RESET_PORT`].
+/// The value to write to [`RESET_PORT`] for a reset.
 pub const RESET_VALUE: u8 = 1;
 /// Event status of the Generic Event Device, 4 bytes; a read clears it.
 pub const GED_STATUS_PORT: u16 = ACPI_PORT + 4;
@@ -101,24 +101,24 @@ pub const GED_GSI: u32 = 9;
 /// Bit of the Generic Event Device's status: the power button was pressed.
 pub const GED_POWER_BUTTON: u32 = 1;
 
-/// What a range of the guest physical address space is; the values are those of an E820 map.
+/// The kind of a range of guest physical memory. The values are those of an E820 map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MemoryKind {
     /// RAM the guest may use.
     Ram = 1,
-    /// Not for use as RAM.
+    /// Reserved: not usable as RAM.
     Reserved = 2,
 }
 
-/// One range of the memory map that the guest is given.
+/// One range of the guest's memory map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryRange {
     /// First address (GPA).
     pub start: u64,
     /// Length in bytes.
     pub size: u64,
-    /// What it is.
+    /// Its kind.
     pub kind: MemoryKind,
 }
 

@@ -1,4 +1,4 @@
-//! Register state of a vCPU, as plain data: what it starts with and what a snapshot holds.
+//! The register state of a vCPU as plain data, for its start and for snapshots.
 //!
 //! The types mirror the processor (Intel SDM volume 3), not an interface of one hypervisor; a
 //! backend converts them.
@@ -91,11 +91,11 @@ pub struct Sregs {
     pub efer: u64,
     /// IA32_APIC_BASE.
     pub apic_base: u64,
-    /// External interrupts accepted and not yet delivered, one bit a vector.
+    /// External interrupts that were accepted and not yet delivered, one bit per vector.
     pub interrupt_bitmap: [u64; 4],
 }
 
-/// x87 and SSE state for backends that set it apart from [`VcpuState::xsave`].
+/// x87 and SSE state, for backends that set it separately from [`VcpuState::xsave`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fpu {
     /// x87 control word.
@@ -153,7 +153,7 @@ pub struct VcpuEvents {
     pub nmi: NmiEvent,
     /// A pending start-up inter-processor interrupt's vector.
     pub sipi_vector: u32,
-    /// Which of the parts are valid, in the backend's encoding.
+    /// The parts that are valid, in the backend's encoding.
     pub flags: u32,
     /// System management mode.
     pub smi: SmiEvent,
@@ -176,7 +176,7 @@ pub struct ExceptionEvent {
     pub error_code: u32,
     /// `payload` is valid.
     pub has_payload: bool,
-    /// What goes to CR2 or DR6.
+    /// The value for CR2 or DR6.
     pub payload: u64,
 }
 
@@ -198,7 +198,7 @@ pub struct InterruptEvent {
 pub struct NmiEvent {
     /// It is being delivered.
     pub injected: bool,
-    /// It waits.
+    /// It is pending.
     pub pending: bool,
     /// The guest is in its handler.
     pub masked: bool,
@@ -207,9 +207,9 @@ pub struct NmiEvent {
 /// System management mode state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SmiEvent {
-    /// The processor is in it.
+    /// The processor is in this mode.
     pub smm: bool,
-    /// An interrupt waits.
+    /// An interrupt is pending.
     pub pending: bool,
     /// It was entered from an NMI handler.
     pub inside_nmi: bool,
@@ -217,26 +217,26 @@ pub struct SmiEvent {
     pub latched_init: bool,
 }
 
-/// What a vCPU is doing.
+/// The activity of a vCPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MpState {
-    /// Runs.
+    /// Running.
     #[default]
     Runnable,
     /// An application processor before its INIT.
     Uninitialized,
-    /// After INIT, waits for the start-up interrupt.
+    /// After INIT, waiting for the start-up interrupt.
     InitReceived,
-    /// Executed HLT.
+    /// Halted by HLT.
     Halted,
-    /// Got its start-up interrupt.
+    /// It has received its start-up interrupt.
     SipiReceived,
 }
 
-/// Everything that a vCPU is, for a snapshot.
+/// The complete state of a vCPU, for a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// CPUID as the guest sees it; a backend sets it first.
+    /// CPUID as the guest sees it. A backend sets it first.
     pub cpuid: Vec<CpuidEntry>,
     /// General-purpose registers.
     pub regs: Regs,
@@ -250,9 +250,9 @@ pub struct VcpuState {
     pub msrs: Vec<Msr>,
     /// Register page of the local APIC (1024 bytes).
     pub lapic: Vec<u8>,
-    /// Events on their way in.
+    /// Events on their way into the guest.
     pub events: VcpuEvents,
-    /// What the vCPU does.
+    /// The activity of the vCPU.
     pub mp_state: MpState,
     /// Debug registers.
     pub debug_regs: DebugRegs,
@@ -265,8 +265,8 @@ pub struct VcpuState {
 pub struct BootRegs {
     /// General-purpose registers.
     pub regs: Regs,
-    /// Segment and control registers. What a protocol does not prescribe (TSC, APIC base) is zero:
-    /// a backend keeps its own `apic_base`.
+    /// Segment and control registers. Values that a protocol does not prescribe (TSC, APIC base)
+    /// are zero; a backend keeps its own `apic_base`.
     pub sregs: Sregs,
     /// x87 and SSE.
     pub fpu: Fpu,

@@ -1,8 +1,7 @@
-//! What a PC's firmware has at the real-mode reset vector: here, code that resets the machine.
+//! Code at the real-mode reset vector, where a PC has its firmware. It resets the machine.
 //!
 //! Linux does not use the ACPI reset register of a hardware-reduced platform. It leaves the reset
-//! to the EFI runtime and, without one, jumps to F000:FFF0 in real mode, which has to
-//! lead somewhere.
+//! to the EFI runtime. Without one it jumps to F000:FFF0 in real mode, so there must be code.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -25,7 +24,7 @@ const CODE: [u8; 9] = [
     0xFD,
 ];
 
-/// Writes the code to the vector. Memory begins at 0 in every machine, so it is there.
+/// Writes the code to the vector. Every machine has memory there.
 ///
 /// # Errors
 /// The memory ends below 1 MiB.

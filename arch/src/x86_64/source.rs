@@ -1,4 +1,4 @@
-//! The bytes of a kernel, and where in guest memory they may go.
+//! The bytes of a kernel, and the guest memory that they may use.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::memory::GuestMemory;
 pub enum Source<'a> {
     /// In memory.
     Bytes(&'a [u8]),
-    /// A file, from its beginning; its position changes.
+    /// A file, from its beginning. Its position changes.
     File(&'a File),
 }
 
@@ -33,7 +33,7 @@ impl Source<'_> {
         }
     }
 
-    /// True if there is not a single byte.
+    /// True if it has no bytes.
     ///
     /// # Errors
     /// The file cannot be examined.
@@ -41,7 +41,7 @@ impl Source<'_> {
         Ok(self.len()? == 0)
     }
 
-    /// Fills `buf` from `offset` on.
+    /// Fills `buf` with the bytes that start at `offset`.
     ///
     /// # Errors
     /// The source is shorter, or cannot be read.
@@ -59,7 +59,7 @@ impl Source<'_> {
         }
     }
 
-    /// Everything, if it is no more than `limit` bytes.
+    /// All bytes, if they are at most `limit`.
     pub(super) fn read_all(&self, limit: u64) -> Result<Cow<'_, [u8]>, KernelError> {
         match self {
             Self::Bytes(b) => Ok((*b).into()),
@@ -112,7 +112,7 @@ impl Source<'_> {
     }
 }
 
-/// Where the loader put a kernel.
+/// The place of a loaded kernel.
 pub(super) struct Placement {
     pub(super) start: u64,
     pub(super) end: u64,
@@ -122,7 +122,7 @@ pub(super) struct Placement {
     pub(super) pvh: Option<u64>,
 }
 
-/// RAM that starts at 0, in bytes.
+/// Size of the RAM that starts at 0, in bytes.
 pub(super) fn low_ram(memory: &GuestMemory) -> u64 {
     memory
         .find_region(GuestAddress(0))
@@ -139,5 +139,5 @@ pub(super) fn check_range(memory: &GuestMemory, start: u64, len: u64) -> Result<
     Ok(end)
 }
 
-/// Called with each range of guest memory (GPA) that is about to be filled from end to end.
+/// Called with each range of guest memory (GPA) that is about to be filled completely.
 pub type Fills<'a> = &'a dyn Fn(Range<u64>);

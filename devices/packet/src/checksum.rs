@@ -1,9 +1,9 @@
 //! The Internet checksum (RFC 1071).
 
-/// The one's complement sum of `data`, in the byte order of memory, neither folded nor inverted.
-/// Sums of parts may be added, as long as every part but the last has an even length.
+/// The one's complement sum of `data`, in memory byte order, neither folded nor inverted. The sums
+/// of several parts may be added if every part except the last has an even length.
 ///
-/// Sixteen bytes a step and without iterators, because this also runs in builds without
+/// It takes sixteen bytes per step and uses no iterators, so that it is fast even in builds without
 /// optimisation.
 pub fn sum(data: &[u8]) -> u64 {
     const LOW: u128 = u64::MAX as u128;
@@ -29,7 +29,7 @@ pub fn sum(data: &[u8]) -> u64 {
     (folded & 0xffff_ffff) + (folded >> 32)
 }
 
-/// Folds a [`sum`] to the checksum as it is written into a packet.
+/// Folds a [`sum`] into the checksum of a packet.
 ///
 /// ```
 /// use fleetbox_packet::checksum::{fold, sum};
@@ -45,7 +45,8 @@ pub fn fold(mut sum: u64) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
-/// A checksum of UDP, where zero means that there is none (RFC 768). TCP takes both forms of zero.
+/// Makes a checksum valid for UDP, where zero means "no checksum" (RFC 768). TCP accepts both forms
+/// of zero.
 pub fn never_zero(checksum: [u8; 2]) -> [u8; 2] {
     if checksum == [0, 0] {
         [0xff, 0xff]

@@ -1,4 +1,4 @@
-//! Which flow a packet belongs to.
+//! Identifies the flow of a packet.
 
 use crate::layout::{ETHERNET, PROTO_TCP, PROTO_UDP, TYPE_IPV4, two};
 

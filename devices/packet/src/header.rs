@@ -1,4 +1,4 @@
-//! The header in front of a packet: what is still to be done with it.
+//! The header in front of a packet, which says what is left to do with it.
 
 use crate::checksum::{fold, never_zero, sum};
 use crate::layout::{
@@ -37,8 +37,8 @@ impl Header {
         })
     }
 
-    /// Fills `bytes` with the header, and zeros where it has nothing to say. `headers` is the length
-    /// of the headers of a large packet, from Ethernet to TCP.
+    /// Fills `bytes` with the header and zeros. `headers` is the length of a large packet's
+    /// headers, from Ethernet to TCP.
     pub fn write(&self, bytes: &mut [u8], headers: usize) {
         bytes.fill(0);
         if self.is_ready() {
@@ -53,18 +53,18 @@ impl Header {
         put(bytes, 8, &self.checksum_offset.to_le_bytes());
     }
 
-    /// Whether nothing is left to do: the packet is a complete frame.
+    /// True if nothing is left to do because the packet is a complete frame.
     pub fn is_ready(&self) -> bool {
         self.flags == 0 && self.kind == NOT_LARGE
     }
 
-    /// Whether the packet must be cut into frames.
+    /// True if the packet must be cut into frames.
     pub fn is_large(&self) -> bool {
         self.kind != NOT_LARGE
     }
 
-    /// Whether only the checksum of TCP or UDP over IPv4 is missing from `frame`, and the frame has
-    /// the length that it states.
+    /// True if `frame` lacks only its checksum of TCP or UDP over IPv4, and has the length that it
+    /// states.
     pub fn lacks_checksum(&self, frame: &[u8]) -> bool {
         self.try_lacks_checksum(frame).unwrap_or(false)
     }
@@ -95,7 +95,7 @@ impl Header {
         )
     }
 
-    /// Fills in the checksum of `frame` if it is missing. False if that is impossible.
+    /// Fills in the checksum of `frame` if it is missing. Returns false if that is impossible.
     pub fn fill_checksum(&self, frame: &mut [u8]) -> bool {
         if self.flags != NEEDS_CHECKSUM {
             return self.flags == 0;

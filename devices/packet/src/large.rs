@@ -1,4 +1,4 @@
-//! Cutting large TCP packets into frames.
+//! Cuts large TCP packets into frames.
 
 use crate::checksum::{fold, sum};
 use crate::header::{Header, LARGE_TCP_IPV4, NEEDS_CHECKSUM};
@@ -6,26 +6,26 @@ use crate::layout::{ETHERNET, PROTO_TCP, TCP, TCP_CHECKSUM, TYPE_IPV4, TYPE_VLAN
 
 const CWR: u8 = 0x80;
 const FIN_AND_PSH: u8 = 0x09;
-/// Frames with less payload make no sense, and one packet would make thousands of them.
+/// Minimum payload of a frame in bytes. With less, one packet would make thousands of frames.
 const MIN_SEGMENT: usize = 8;
 
-/// A TCP packet over IPv4 that is larger than a frame, and how it is cut.
+/// A TCP packet over IPv4 that is larger than a frame, and how to cut it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Large {
-    /// Where the header of IPv4 is.
+    /// Offset of the IPv4 header.
     pub(crate) ip: usize,
-    /// Where the header of TCP is.
+    /// Offset of the TCP header.
     tcp: usize,
     /// Bytes of all headers.
     headers: usize,
-    /// Bytes of payload in each frame but the last.
+    /// Bytes of payload in each frame except the last.
     segment: usize,
     payload: usize,
 }
 
 impl Large {
-    /// Reads a packet that can be cut into frames of at most `max` bytes. `None` if it is not one, or
-    /// not what `header` says.
+    /// Parses a packet that can be cut into frames of at most `max` bytes. `None` if it cannot be cut, or does not
+    /// match `header`.
     pub fn parse(header: &Header, packet: &[u8], max: usize) -> Option<Self> {
         if header.kind != LARGE_TCP_IPV4 || header.flags != NEEDS_CHECKSUM {
             return None;
@@ -69,12 +69,12 @@ impl Large {
         self.headers
     }
 
-    /// Bytes of payload in each frame but the last.
+    /// Bytes of payload in each frame except the last.
     pub fn segment(&self) -> u16 {
         self.segment as u16
     }
 
-    /// The number of frames the packet makes.
+    /// The number of frames that the packet is cut into.
     pub fn count(&self) -> usize {
         self.payload.div_ceil(self.segment)
     }

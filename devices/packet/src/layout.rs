@@ -1,4 +1,4 @@
-//! Sizes and places in packets, and access to their bytes.
+//! Sizes and offsets in packets, and access to their bytes.
 
 /// Bytes of the header in front of a packet: `struct virtio_net_hdr` with `num_buffers` at its end
 /// (virtio 1.2, section 5.1.6).
@@ -20,9 +20,9 @@ pub(crate) const TYPE_IPV4: [u8; 2] = [8, 0];
 pub(crate) const TYPE_VLAN: [u8; 2] = [0x81, 0];
 pub(crate) const PROTO_TCP: u8 = 6;
 pub(crate) const PROTO_UDP: u8 = 17;
-/// Where the checksum is in the header of TCP.
+/// Offset of the checksum in a TCP header.
 pub(crate) const TCP_CHECKSUM: u16 = 16;
-/// Where the checksum is in the header of UDP.
+/// Offset of the checksum in a UDP header.
 pub(crate) const UDP_CHECKSUM: u16 = 6;
 
 /// The two bytes at `at`.
@@ -30,7 +30,7 @@ pub(crate) fn two(data: &[u8], at: usize) -> Option<[u8; 2]> {
     data.get(at..at.checked_add(2)?)?.try_into().ok()
 }
 
-/// Writes `bytes` at `at`; false if they do not fit.
+/// Writes `bytes` at `at`. Returns false if they do not fit.
 pub(crate) fn put(data: &mut [u8], at: usize, bytes: &[u8]) -> bool {
     let place = data.get_mut(at..at.saturating_add(bytes.len()));
     place.is_some_and(|place| {

@@ -1,9 +1,9 @@
-//! The packets that a virtio network device and a virtual network hand each other.
+//! The packets that a virtio network device and a virtual network exchange.
 //!
-//! A driver may leave work to its network device: computing checksums, and cutting large TCP packets
-//! into frames (virtio 1.2, section 5.1.6.2). Where the other end of the device's link understands
-//! it, the work is passed on, and often need not be done at all: a large packet goes from one
-//! guest to another as it is.
+//! A driver may leave work to its network device: computing checksums, and cutting large TCP
+//! packets into frames (virtio 1.2, section 5.1.6.2). If the other end of the device's link
+//! supports it, the work is passed on. Often it is never done at all: a large packet goes from one
+//! guest to another unchanged.
 //!
 //! A [`Packet`] has a [`Header`] that says what is left to do, and an Ethernet frame, or as much TCP
 //! as fits into one IPv4 packet. Packets come from guests, so nothing in them is trusted: every

@@ -33,9 +33,9 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Reads a packet with the header in front of it. `None` if it breaks the rules above, or if its
-    /// length is not the one it states. A checksum may be missing only where TCP and UDP have
-    /// theirs, so filling it in changes nothing else.
+    /// Parses a packet with the header in front of it. `None` if it breaks the rules above, or its
+    /// length is not the one that it states. A checksum may be missing only at its place in TCP or
+    /// UDP, so that filling it in changes nothing else.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header = Header::parse(bytes)?;
         let frame = bytes.get(HEADER..)?;
@@ -72,7 +72,7 @@ impl<'a> Packet<'a> {
         self.bytes.get(HEADER..).unwrap_or_default()
     }
 
-    /// Whether it is a complete frame: nothing is left to do.
+    /// True if it is a complete frame, so that nothing is left to do.
     pub fn is_ready(&self) -> bool {
         self.header.is_ready()
     }
@@ -82,7 +82,7 @@ impl<'a> Packet<'a> {
         self.header
     }
 
-    /// How to cut it; `None` if it is a frame.
+    /// How to cut it, or `None` if it is a frame.
     pub fn large(&self) -> Option<Large> {
         self.large
     }
@@ -111,8 +111,8 @@ impl<'a> Packet<'a> {
 
 /// Leaves the checksum and the cutting of a TCP packet over IPv4 to the receiver.
 ///
-/// `bytes` are room for the header, and the packet from its Ethernet header on. This writes the
-/// header, the total length and checksum of IPv4, and the sum of TCP's pseudo header. The receiver
+/// `bytes` has room for the header, followed by the packet from its Ethernet header on. This writes
+/// the header, IPv4's total length and checksum, and the sum of TCP's pseudo header. The receiver
 /// cuts the packet if it has more than `segment` bytes of payload, unless `segment` is 0.
 ///
 /// Returns false, and leaves `bytes` in any state, if this is not a TCP packet over IPv4.

@@ -1,6 +1,6 @@
 //! Packets for tests.
 
-/// The checksum as RFC 1071 has it, two bytes at a time.
+/// The checksum as defined by RFC 1071, two bytes at a time.
 pub(crate) fn plain(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u32;
     for part in parts {

@@ -1,5 +1,4 @@
-//! Generic Event Device (ACPI 6.5, section 5.6.9): tells the guest of events, of which the power
-//! button is the only one.
+//! Generic Event Device (ACPI 6.5, section 5.6.9). It reports events to the guest; the power button is the only one.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -10,10 +9,10 @@ use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use crate::sync::lock;
 
-/// The event status register (4 ports), whose read clears it, and its interrupt, which is level-triggered:
-/// an event that comes before the guest listens, as when it boots, is still announced once it does.
+/// The event status register (4 ports), which a read clears, and its interrupt. The interrupt is level-triggered, so an
+/// event that comes while the guest boots is still reported once the guest listens.
 pub struct Ged {
-    /// The line is high while this is not 0.
+    /// The interrupt line. It is high while events are pending.
     status: Mutex<u32>,
     irq: Arc<dyn IrqLine>,
 }
@@ -26,7 +25,7 @@ pub struct GedState {
 }
 
 impl Ged {
-    /// A device without events.
+    /// A device without pending events.
     pub fn new(irq: Arc<dyn IrqLine>) -> Self {
         Self {
             status: Mutex::new(0),
@@ -53,7 +52,7 @@ impl Ged {
         }
     }
 
-    /// Sets the pending events, and the line with them.
+    /// Sets the pending events and the line.
     pub fn restore(&self, state: &GedState) {
         let mut status = self.status();
         *status = state.status;

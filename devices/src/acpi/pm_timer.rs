@@ -1,5 +1,5 @@
-//! ACPI power management timer (ACPI 6.5, section 4.8.3.3): a 32-bit counter of 3.579545 MHz that
-//! boot loaders and kernels calibrate other clocks by.
+//! ACPI power management timer (ACPI 6.5, section 4.8.3.3): a 32-bit counter of 3.579545 MHz, which
+//! boot loaders and kernels use to calibrate other clocks.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ impl PmTimer {
         origin.ticks.wrapping_add(ticks(origin.start.elapsed()))
     }
 
-    /// The counter, as it is now.
+    /// The current counter.
     pub fn save(&self) -> PmTimerState {
         PmTimerState {
             ticks: self.value(),

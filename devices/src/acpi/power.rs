@@ -18,7 +18,7 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 
-/// What the guest asks of its machine.
+/// A request of the guest to its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerRequest {
     /// Power off (S5).
@@ -41,7 +41,8 @@ pub struct PowerControlState {
 }
 
 impl PowerControl {
-    /// Registers that call `request`, on the vCPU's thread, when the guest asks for something.
+    /// Creates the registers. They call `request` on the vCPU's thread when the guest asks for
+    /// something.
     pub fn new(request: impl Fn(PowerRequest) + Send + Sync + 'static) -> Self {
         Self {
             sleep_type: AtomicU8::new(0),
@@ -90,7 +91,7 @@ impl BusDevice for PowerControl {
                 if sleep_type == SLEEP_TYPE_S5 {
                     (self.request)(PowerRequest::PowerOff);
                 } else {
-                    tracing::warn!(sleep_type, "the guest asked for a sleep that is not there");
+                    tracing::warn!(sleep_type, "the guest asked for an unsupported sleep type");
                 }
             }
             (RESET, [RESET_VALUE]) => (self.request)(PowerRequest::Reset),

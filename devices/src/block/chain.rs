@@ -1,4 +1,4 @@
-//! Images that lie on other images.
+//! Chains of images, each on top of another.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use super::error::DiskError;
 use super::format::{Format, OpenOptions, probe_magic};
 use super::host::{FileIdentity, HostFile};
 
-/// Maximum number of images that can lie under one another.
+/// Maximum number of images in a chain.
 const MAX_CHAIN: usize = 16;
 
-/// Opens an image file, and by the chain what lies under it.
+/// Opens an image file, using the chain for the images under it.
 pub(super) type OpenFile =
     fn(HostFile, &OpenOptions, &mut Chain) -> Result<Arc<dyn Disk>, DiskError>;
 
@@ -22,7 +22,7 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// No file yet. `open_file` opens each of them by its format.
+    /// A chain without files. `open_file` opens each file according to its format.
     pub(super) fn new(open_file: OpenFile) -> Self {
         Self {
             open_file,
@@ -30,7 +30,7 @@ impl Chain {
         }
     }
 
-    /// Opens the image at `path` and what lies under it.
+    /// Opens the image at `path` and the images under it.
     pub(super) fn open(
         &mut self,
         path: &Path,
@@ -39,7 +39,7 @@ impl Chain {
         Ok(self.open_with_identity(path, options)?.0)
     }
 
-    /// Opens the image at `path` and what lies under it, and tells which file it was.
+    /// Opens the image at `path` and the images under it. Also returns the identity of its file.
     pub(super) fn open_with_identity(
         &mut self,
         path: &Path,
@@ -51,8 +51,8 @@ impl Chain {
         Ok(((self.open_file)(file, options, self)?, identity))
     }
 
-    /// Refuses a file that is in the chain already, before its lock is found taken by ourselves,
-    /// and a chain that is too long.
+    /// Refuses a chain that is too long, and a file that is already in the chain. Without this
+    /// check, the file would be reported as locked, by this same process.
     fn check(&mut self, path: &Path) -> Result<(), DiskError> {
         use std::os::unix::fs::MetadataExt;
         if self.seen.len() >= MAX_CHAIN {
@@ -73,7 +73,7 @@ impl Chain {
     }
 }
 
-/// Looks for the format in the content.
+/// Detects the format from the content.
 pub(super) fn probe(file: &HostFile) -> Result<Format, DiskError> {
     let mut start = [0; 8];
     file.read_up_to_end(&mut start, 0)

@@ -1,25 +1,25 @@
-//! What a disk is, whatever holds it.
+//! The interface of a disk, independent of its storage.
 
 use std::io;
 use std::path::Path;
 
 use super::error::DiskError;
 
-/// The unit that a disk's size is a multiple of, in bytes.
+/// Bytes of a sector. A disk's size is a multiple of it.
 pub(super) const SECTOR: u64 = 512;
 
-/// The largest disk, in bytes: 64 TiB.
+/// Maximum size of a disk in bytes: 64 TiB.
 pub(super) const MAX_SIZE: u64 = 64 << 40;
 
 /// A disk of a fixed size, in bytes, shared by threads.
 ///
-/// Offsets and lengths may come from a guest: an access beyond [`Disk::len`] is an error, never a
-/// panic. Every method either does all of its work or fails.
+/// Offsets and lengths may come from a guest, so an access beyond [`Disk::len`] is an error, never
+/// a panic. Every method either does all of its work or fails.
 pub trait Disk: Send + Sync {
     /// Size in bytes, a multiple of 512.
     fn len(&self) -> u64;
 
-    /// True for a disk of no bytes.
+    /// True if the disk has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -42,17 +42,17 @@ pub trait Disk: Send + Sync {
     /// Makes all completed writes durable.
     ///
     /// # Errors
-    /// The host fails to.
+    /// The host fails.
     fn flush(&self) -> io::Result<()>;
 
-    /// Gives the range's host blocks back; it reads as zeroes from then on (base data never
-    /// reappears).
+    /// Frees the range's blocks on the host. The range then reads as zeros; data of a base never
+    /// reappears.
     ///
     /// # Errors
     /// As [`Disk::write_at`].
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Makes the range read as zeroes; with `unmap` its host blocks may be given back.
+    /// Makes the range read as zeros. With `unmap` its blocks on the host may be freed.
     ///
     /// # Errors
     /// As [`Disk::write_at`].
@@ -81,7 +81,7 @@ pub(super) fn refuse_write(read_only: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses a size that no disk can have.
+/// Refuses an invalid size.
 pub(super) fn check_size(path: &Path, size: u64) -> Result<(), DiskError> {
     let bad = |why: String| DiskError::BadSize {
         path: path.to_path_buf(),
@@ -90,7 +90,7 @@ pub(super) fn check_size(path: &Path, size: u64) -> Result<(), DiskError> {
     };
     if size == 0 || !size.is_multiple_of(SECTOR) {
         return Err(bad(format!(
-            "the size must be a multiple of {SECTOR} above 0"
+            "the size must be a positive multiple of {SECTOR}"
         )));
     }
     if size > MAX_SIZE {

@@ -12,19 +12,18 @@ pub enum DiskError {
     /// The host refuses an operation on the file.
     #[error("cannot {action} the disk {}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The action, as a verb.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The host's answer.
+        /// The host's error.
         source: io::Error,
     },
-    /// Another process, or another disk of this one, holds the file in a way that excludes this
-    /// use.
+    /// The file is in use by another process, or by another disk of this process.
     #[error(
         "the disk {} is in use: {}", path.display(),
         if *writer {
-            "to write to it, nothing else may have it open; stop the VM that uses it, or create a layer over it for this one"
+            "a disk that is written to must not be open elsewhere; stop the VM that uses it, or create a layer over it for this VM"
         } else {
             "another VM is writing to it; stop that VM first"
         }
@@ -32,40 +31,40 @@ pub enum DiskError {
     InUse {
         /// The file.
         path: PathBuf,
-        /// True if it was to be opened for writing.
+        /// True if it was opened for writing.
         writer: bool,
     },
-    /// The path names something that is no disk image.
+    /// The path is not a disk image.
     #[error("{} is neither a regular file nor a block device; give the path of a disk image", path.display())]
     NotADisk {
         /// The path.
         path: PathBuf,
     },
-    /// The image's own metadata is damaged, or hostile.
+    /// The image's metadata is damaged or hostile.
     #[error("the {format} image {} is damaged: {what}; restore it from its source", path.display())]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What the file was read as.
+        /// The format as which the file was read.
         format: Format,
         /// What is wrong with it.
         what: String,
     },
-    /// The image uses something that is not supported here.
+    /// The image uses an unsupported feature.
     #[error("the {format} image {} cannot be used: {what}; {remedy}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// What the file was read as.
+        /// The format as which the file was read.
         format: Format,
-        /// What it uses.
+        /// The feature.
         what: String,
         /// What to do about it.
         remedy: String,
     },
-    /// A base is not the file that its layer was created over.
+    /// The base is not the file that the layer was created over.
     #[error(
-        "the layer {} was created over another {}: {what}; put the original base back, or delete the layer and create it anew",
+        "the layer {} was created over another {}: {what}; restore the original base, or delete the layer and create it again",
         layer.display(), base.display()
     )]
     BaseChanged {
@@ -77,7 +76,7 @@ pub enum DiskError {
         what: String,
     },
     /// A chain of images leads back to itself.
-    #[error("the disk {} is, over its bases, its own base; correct the base that it names", path.display())]
+    #[error("the disk {} is its own base, directly or through other images; correct the base that it names", path.display())]
     Cycle {
         /// The file seen twice.
         path: PathBuf,
@@ -87,25 +86,25 @@ pub enum DiskError {
         "the disk {} has more than {max} images under it; flatten it: qemu-img convert -O raw IN OUT", path.display()
     )]
     ChainTooLong {
-        /// The file at which it was given up.
+        /// The file that exceeded the limit.
         path: PathBuf,
-        /// The longest chain allowed.
+        /// The limit.
         max: usize,
     },
-    /// A size that cannot be.
+    /// The size is invalid.
     #[error("a disk of {size} bytes cannot be created at {}: {why}", path.display())]
     BadSize {
         /// The file.
         path: PathBuf,
-        /// Size asked for, in bytes.
+        /// The requested size in bytes.
         size: u64,
-        /// Why not.
+        /// What is wrong with it.
         why: String,
     },
 }
 
 impl DiskError {
-    /// Wraps the host's refusal of `action` on `path`.
+    /// Wraps the host's error for `action` on `path`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io {

@@ -1,4 +1,4 @@
-//! How image files hold disks, and how to open one.
+//! The formats of image files, and the options to open one.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 /// First bytes of a layer.
 pub(super) const LAYER_MAGIC: [u8; 8] = *b"FBxLAYER";
 
-/// How an image file holds a disk.
+/// The format of an image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
-    /// The file's bytes are the disk's.
+    /// Raw: the file's bytes are the disk's.
     Raw,
     /// QEMU's format, version 2 or 3.
     Qcow2,
@@ -33,23 +33,22 @@ impl fmt::Display for Format {
 pub struct OpenOptions {
     /// Refuse modifications, and share the file with other readers.
     pub read_only: bool,
-    /// The image's format. `None` looks for it in the content, which is right only for an image
-    /// that no guest has ever written: a guest can write another format's header, naming any file
-    /// of the host as its base, to the start of its raw disk. (An image opened so that is found to
-    /// be raw refuses such a write, so it stays raw.)
+    /// The image's format. `None` detects it from the content. Use that only for an image that no guest has ever
+    /// written: a guest can write another format's header to the start of its raw disk, and name any file of the host
+    /// as the base. If the image is detected as raw, such a write is refused, so that it stays raw.
     pub format: Option<Format>,
-    /// For a layer: its base is here now, instead of where it was when the layer was created.
+    /// For a layer: the path of its base, if the base was moved after the layer was created.
     pub base: Option<PathBuf>,
-    /// For a layer: digest that the caller knows its base to have. Where it is the one recorded
-    /// in the layer, the base may be another file of the same content.
+    /// For a layer: the digest of its base. If it equals the digest recorded in the layer, the base may be another file
+    /// with the same content.
     pub base_digest: Option<String>,
-    /// [`Disk::flush`](super::Disk::flush) makes writes durable. Without, it does nothing: writes survive a kill of
-    /// this process but not a crash of the host, which is all that a disposable VM needs.
+    /// Whether [`Disk::flush`](super::Disk::flush) makes writes durable. If not, it does nothing: writes survive a kill
+    /// of this process, but not a crash of the host. That is enough for a disposable VM.
     pub durable: bool,
 }
 
 impl OpenOptions {
-    /// To read an image of unknown format.
+    /// Options to read an image of unknown format.
     pub fn read_only() -> Self {
         Self {
             read_only: true,
@@ -60,7 +59,7 @@ impl OpenOptions {
         }
     }
 
-    /// To read and write an image of this format.
+    /// Options to read and write an image of this format.
     pub fn writable(format: Format) -> Self {
         Self {
             read_only: false,
@@ -70,7 +69,7 @@ impl OpenOptions {
     }
 }
 
-/// The format that an image's first bytes tell; `None` for a raw image.
+/// Detects the format from an image's first bytes; `None` for a raw image.
 pub(super) fn probe_magic(start: &[u8; 8]) -> Option<Format> {
     if *start == LAYER_MAGIC {
         Some(Format::Layer)

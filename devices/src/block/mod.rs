@@ -1,9 +1,9 @@
-//! Disks: what a virtio-blk device, and the boot code, read and write.
+//! Disks, as virtio-blk devices and the boot code read and write them.
 //!
 //! [`open_disk`] opens an image of any [`Format`] as a [`Disk`]. A VM's disk is a layer
-//! ([`create_layer`]): a sparse file that holds what the guest has written, over a base that is
-//! never written and that any number of layers share. `docs/adr/0004-disk-layers.md` says why it
-//! is made as it is.
+//! ([`create_layer`]): a sparse file with what the guest has written, over a base that is never
+//! written to and that any number of layers share. `docs/adr/0004-disk-layers.md` explains the
+//! design.
 //!
 //! ```no_run
 //! use fleetbox_devices::block::{Base, Format, LayerOptions, OpenOptions, create_layer, open_disk};

@@ -1,4 +1,4 @@
-//! Opening and creating images of every format.
+//! Opens and creates images of every format.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,11 +13,11 @@ use super::layer::{self, LayerDisk, LayerInfo, LayerOptions};
 use super::qcow2;
 use super::raw::RawDisk;
 
-/// Opens the image at `path`, and the chain of images under it, which are only ever read.
+/// Opens the image at `path` and the chain of images under it, which are only read.
 ///
-/// Its file is locked as long as the disk exists: exclusively if it is opened for writing, shared
-/// if not. So are the images under it, shared. The locks are those of `F_OFD_SETLK`, which QEMU
-/// respects as well.
+/// Its file is locked as long as the disk exists: exclusively if it is opened for writing,
+/// otherwise shared. The images under it are locked shared. The locks use `F_OFD_SETLK`, like
+/// QEMU's.
 ///
 /// # Errors
 /// See [`DiskError`].
@@ -41,8 +41,8 @@ fn open_file(
     }
 }
 
-/// Creates a layer at `path`, which must not exist. Takes milliseconds whatever the size: nothing
-/// is copied. The file has its name only once it is whole.
+/// Creates a layer at `path`, which must not exist. This takes milliseconds for any size, because
+/// nothing is copied. The file appears under its name only when it is complete.
 ///
 /// # Errors
 /// See [`DiskError`].
@@ -50,8 +50,8 @@ pub fn create_layer(path: &Path, options: &LayerOptions) -> Result<LayerInfo, Di
     layer::create(path, options, &mut Chain::new(open_file))
 }
 
-/// Creates a raw image of `size` bytes, a multiple of 512, that reads as zeroes and occupies no
-/// space. A file that exists is an error.
+/// Creates a raw image of `size` bytes, a multiple of 512, that reads as zeros and uses no space.
+/// It is an error if the file exists.
 ///
 /// # Errors
 /// See [`DiskError`].

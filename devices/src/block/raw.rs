@@ -13,12 +13,13 @@ pub(super) struct RawDisk {
     read_only: bool,
     /// Flushes make writes durable.
     durable: bool,
-    /// The format was found by looking at the content: what is found there must not change.
+    /// The format was detected from the content, so it must not change.
     probed: bool,
 }
 
 impl RawDisk {
-    /// A file that ends within a sector gets a disk whose last sector is filled up with zeroes.
+    /// Opens the image. If the file ends within a sector, the disk's last sector is filled up with
+    /// zeros.
     pub(super) fn new(file: HostFile, options: &OpenOptions) -> Self {
         let len = file.len().div_ceil(SECTOR).saturating_mul(SECTOR);
         let &OpenOptions {
@@ -36,8 +37,8 @@ impl RawDisk {
         }
     }
 
-    /// Refuses a write after which this image would be taken for one of another format, whose
-    /// header could name any file of the host as its base.
+    /// Refuses a write that would make this image look like another format, whose header could name
+    /// any file of the host as its base.
     fn keep_format(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut start = [0; 8];
         if !self.probed || offset >= start.len() as u64 {
@@ -55,7 +56,7 @@ impl RawDisk {
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!(
-                "this write would make {path} look like another image format; open it with the format given as raw"
+                "this write would make {path} look like another image format; state the format raw when opening it"
             ),
         ))
     }

@@ -1,12 +1,12 @@
-//! Reading a disk, or a partition of it, as a stream.
+//! Reads a disk, or a partition of it, as a stream.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
 use super::disk::{Disk, check_range};
 
-/// A range of a disk to read from, such as a partition: by offset with [`read_at`], or as a
-/// [`Read`] + [`Seek`] stream. Clones share the disk and have positions of their own.
+/// A range of a disk, such as a partition, to read from: by offset with [`read_at`], or as a
+/// [`Read`] + [`Seek`] stream. Clones share the disk, but not the position.
 ///
 /// [`read_at`]: DiskReader::read_at
 #[derive(Clone)]
@@ -29,7 +29,7 @@ impl DiskReader {
         }
     }
 
-    /// The `len` bytes from `start` of this range, as a range of its own.
+    /// The `len` bytes at `start` of this range, as a separate range.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if they are not within this range.
@@ -48,7 +48,7 @@ impl DiskReader {
         self.len
     }
 
-    /// True for a range of no bytes.
+    /// True if the range has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -85,7 +85,7 @@ impl Seek for DiskReader {
         self.position = target.ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "seek to before the start of the disk",
+                "cannot seek to before the start of the disk",
             )
         })?;
         Ok(self.position)

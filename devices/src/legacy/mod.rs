@@ -1,4 +1,4 @@
-//! Devices of the PC that have no discovery of their own.
+//! Legacy devices of the PC, which a guest cannot discover.
 
 pub mod rtc;
 pub mod serial;

@@ -1,8 +1,8 @@
 //! CMOS real-time clock: a Motorola MC146818 with 128 bytes of RAM.
 //!
-//! The clock shows the host's UTC time plus an offset that the guest sets by writing it. Alarm and
-//! update-ended interrupts work; the periodic interrupt (register B, PIE) is not raised, since
-//! kernels of the last decade make it from other timers.
+//! The clock shows the host's UTC time plus an offset, which changes when the guest sets the clock.
+//! Alarm and update-ended interrupts work. The periodic interrupt (register B, PIE) is not raised,
+//! because kernels of the last decade emulate it with other timers.
 
 mod calendar;
 
@@ -21,7 +21,7 @@ use crate::sync::lock;
 const INDEX: u64 = 0;
 const DATA: u64 = 1;
 
-/// Bytes of CMOS RAM, the clock's registers included.
+/// Bytes of CMOS RAM, including the clock's registers.
 const RAM_SIZE: usize = 128;
 
 // Registers (MC146818 datasheet, table 3).
@@ -39,11 +39,11 @@ const REG_A: u8 = 0x0A;
 const REG_B: u8 = 0x0B;
 const REG_C: u8 = 0x0C;
 const REG_D: u8 = 0x0D;
-/// Where PCs keep the century.
+/// The register of the century in PCs.
 const CENTURY: u8 = 0x32;
 
 const A_UPDATE_IN_PROGRESS: u8 = 0x80;
-/// 32768 Hz time base, 1024 Hz periodic rate: what firmware sets.
+/// 32768 Hz time base and 1024 Hz periodic rate, as firmware sets them.
 const A_DEFAULT: u8 = 0x26;
 const B_SET: u8 = 0x80;
 const B_ALARM: u8 = 0x20;
@@ -54,12 +54,12 @@ const C_INTERRUPT: u8 = 0x80;
 const C_ALARM: u8 = 0x20;
 const C_UPDATE: u8 = 0x10;
 const D_VALID: u8 = 0x80;
-/// In an hour register with 12-hour format.
+/// The bit for p.m. in an hour register with 12-hour format.
 const PM: u8 = 0x80;
 /// Alarm registers from here on match every value.
 const ALARM_ANY: u8 = 0xC0;
 
-/// For how long before a change of second the registers say that an update is coming.
+/// How long before a new second the registers announce an update.
 const UPDATE_WARNING: Duration = Duration::from_micros(244);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -68,10 +68,11 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct RtcState {
     /// Selected register.
     pub index: u8,
-    /// RAM (128 bytes): alarm registers, A to D and what firmware and kernels keep there. The time
-    /// registers count only while the guest has stopped the clock (register B, SET).
+    /// RAM (128 bytes): the alarm registers, the registers A to D, and data of firmware and
+    /// kernels. The time registers are used only while the guest has stopped the clock (register B,
+    /// SET).
     pub ram: Vec<u8>,
-    /// Seconds that the clock is ahead of the host's UTC time.
+    /// How many seconds the clock is ahead of the host's UTC time.
     pub offset: i64,
 }
 
@@ -90,9 +91,9 @@ struct State {
     index: u8,
     ram: [u8; RAM_SIZE],
     offset: i64,
-    /// The second up to which flags of register C are known.
+    /// The second up to which the flags of register C are computed.
     seen: i64,
-    /// The thread that raises interrupts runs.
+    /// True if the thread that raises interrupts is running.
     ticking: bool,
     stopped: bool,
 }
@@ -156,7 +157,7 @@ impl State {
         self.decode(value & !PM) % 12 + if value & PM != 0 { 12 } else { 0 }
     }
 
-    /// Puts `second` (Unix time) into the time registers.
+    /// Stores `second` (Unix time) in the time registers.
     fn latch(&mut self, second: i64) {
         let t = DateTime::from_unix(second);
         let year = t.year.rem_euclid(100) as u8;
@@ -175,7 +176,7 @@ impl State {
         }
     }
 
-    /// The Unix time in the time registers; a value out of range carries into the next unit.
+    /// The Unix time in the time registers. A value out of range carries into the next unit.
     fn latched(&self) -> i64 {
         let of = |register| self.decode(self.register(register));
         DateTime {
@@ -201,8 +202,8 @@ impl State {
         calendar::next_match(after, at(HOURS_ALARM), at(MINUTES_ALARM), at(SECONDS_ALARM))
     }
 
-    /// Sets the flags of register C for what happened until `second`; true if there is an enabled
-    /// one.
+    /// Sets the flags of register C for everything up to `second`. Returns true if an enabled
+    /// interrupt is due.
     fn catch_up(&mut self, second: i64) -> bool {
         let mut flags = self.register(REG_C) & !C_INTERRUPT;
         if !self.has(B_SET) && second > self.seen {
@@ -238,7 +239,7 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// The clock's time: Unix second and what has passed of it.
+    /// The clock's time: the Unix second and the elapsed part of it.
     fn now(&self, state: &State) -> (i64, Duration) {
         let now = (self.clock)();
         let second = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -255,7 +256,7 @@ impl Shared {
 
     /// Raises interrupts as they become due, until the device is dropped.
     fn tick(&self) {
-        /// The host's clock may be set: look again at least this often.
+        /// Maximum time between checks, because the host's clock may be set.
         const LOOK_AGAIN: Duration = Duration::from_secs(30);
         let mut state = self.lock();
         while !state.stopped {
@@ -344,14 +345,16 @@ impl Rtc {
         Ok(())
     }
 
-    /// Lets the interrupt thread look at a changed state; starts it when it has something to do.
+    /// Wakes the interrupt thread after a change of state. Starts it if it is needed.
     fn wake(&self, state: &mut State) {
         if !state.ticking && state.next_event().is_some() {
             let shared = self.0.clone();
             let thread = thread::Builder::new().name("rtc".to_owned());
             match thread.spawn(move || shared.tick()) {
                 Ok(_) => state.ticking = true,
-                Err(error) => tracing::warn!(%error, "no thread: the clock raises no interrupts"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot start the clock's thread; it raises no interrupts")
+                }
             }
         }
         self.0.changed.notify_all();
@@ -424,7 +427,7 @@ impl Rtc {
     }
 }
 
-/// Makes the clock show what the time registers hold, `second` being what it shows now.
+/// Sets the clock to the time registers. `second` is its current time.
 fn set_clock(state: &mut State, second: i64) {
     let to = state.latched();
     state.offset = state.offset.saturating_add(to.saturating_sub(second));

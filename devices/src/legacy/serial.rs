@@ -12,11 +12,11 @@ use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use crate::sync::lock;
 
-/// Bytes that the receive FIFO holds.
+/// Size of the receive FIFO in bytes.
 const FIFO_SIZE: usize = 64;
 
-/// An interrupt is one edge: the UART keeps its cause in IIR until the guest has read it, and
-/// raises the next edge only after that.
+/// Raises an interrupt as one edge. The UART keeps its cause in IIR until the guest has read it,
+/// and raises the next edge only after that.
 struct Edge(Arc<dyn IrqLine>);
 
 impl Trigger for Edge {
@@ -28,7 +28,7 @@ impl Trigger for Edge {
     }
 }
 
-/// Tells the owner that the guest has taken all input.
+/// Tells the owner that the guest has read all input.
 struct Drained(Arc<dyn Fn() + Send + Sync>);
 
 impl SerialEvents for Drained {
@@ -43,9 +43,9 @@ impl SerialEvents for Drained {
 type Output = Box<dyn Write + Send>;
 type Uart = vm_superio::Serial<Edge, Drained, Output>;
 
-/// Where the guest's output goes while a UART is replaced; passes bytes to the real sink.
+/// A shared handle on the real sink of the guest's output.
 ///
-/// The UART owns its sink, so it is shared here: restoring a state makes a new UART.
+/// It is shared because a UART owns its sink, and restoring a state makes a new UART.
 struct Shared(Arc<Mutex<Output>>);
 
 impl Write for Shared {
@@ -58,7 +58,7 @@ impl Write for Shared {
     }
 }
 
-/// A 16550A UART: the guest's output goes to a sink, input comes from [`Serial::enqueue`].
+/// A 16550A UART. The guest's output goes to a sink, and its input comes from [`Serial::enqueue`].
 ///
 /// It occupies 8 ports and raises one edge of its interrupt line for each cause.
 pub struct Serial {
@@ -71,8 +71,8 @@ pub struct Serial {
 /// Why a saved state cannot be restored.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SerialError {
-    /// It has more input than the FIFO holds.
-    #[error("the saved serial port holds {0} bytes of input, its FIFO only {FIFO_SIZE}")]
+    /// It has more input than fits into the FIFO.
+    #[error("the saved serial port has {0} bytes of input, but its FIFO holds only {FIFO_SIZE}")]
     TooMuchInput(usize),
 }
 
@@ -102,8 +102,8 @@ pub struct SerialState {
 }
 
 impl Serial {
-    /// A UART after reset. `output` gets single bytes, each flushed; an error of it loses the byte
-    /// and is traced.
+    /// A UART after reset. Each byte is written to `output` and flushed. If that fails, the byte is
+    /// lost and the error is traced.
     pub fn new(
         irq: Arc<dyn IrqLine>,
         output: Output,
@@ -124,11 +124,11 @@ impl Serial {
         }
     }
 
-    /// Offers input to the guest; returns how many bytes the FIFO took, without waiting.
+    /// Offers input to the guest without waiting. Returns how many bytes the FIFO accepted.
     ///
-    /// When not all were taken, try again after the function given to [`Serial::new`] was called:
-    /// the guest has then read everything. It is called on a vCPU's thread with the port locked, so
-    /// it must only pass the news on.
+    /// If not all were accepted, try again after the function given to [`Serial::new`] was called,
+    /// which means that the guest has read everything. That function is called on a vCPU's thread
+    /// with the port locked, so it must only notify another thread.
     pub fn enqueue(&self, input: &[u8]) -> usize {
         // The errors are a full FIFO and a failed trigger, and the trigger cannot fail.
         lock(&self.uart).enqueue_raw_bytes(input).unwrap_or(0)
@@ -151,10 +151,10 @@ impl Serial {
         }
     }
 
-    /// Sets registers and pending input; raises the interrupts that they call for.
+    /// Sets registers and pending input, and raises the interrupts for them.
     ///
     /// # Errors
-    /// `state` holds more input than the FIFO takes; nothing has changed then.
+    /// `state` has more input than fits into the FIFO. Then nothing has changed.
     pub fn restore(&self, state: &SerialState) -> Result<(), SerialError> {
         let uart_state = UartState {
             baud_divisor_low: state.baud_divisor_low,
@@ -196,7 +196,7 @@ impl BusDevice for Serial {
         if let (Ok(offset), [value]) = (u8::try_from(offset), data)
             && let Err(error) = lock(&self.uart).write(offset, *value)
         {
-            tracing::debug!(%error, "serial output lost");
+            tracing::debug!(%error, "lost serial output");
         }
     }
 }

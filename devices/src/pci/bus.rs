@@ -13,20 +13,20 @@ use crate::sync::{lock, read, write};
 /// Why a function cannot be added to a [`PciBus`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PciError {
-    /// There is no such slot, or it is taken.
+    /// The slot does not exist or is taken.
     #[error("{device}: PCI slot {slot} is taken or does not exist; use a free one of 1 to 31")]
     Slot {
-        /// The function that was to be added.
+        /// The function to add.
         device: String,
         /// Its slot.
         slot: u8,
     },
     /// The memory window is full.
     #[error(
-        "{device}: no {size:#x} bytes left in the PCI memory window for BAR {bar}; use fewer devices"
+        "{device}: the PCI memory window has no {size:#x} free bytes for BAR {bar}; use fewer devices"
     )]
     NoSpace {
-        /// The function that was to be added.
+        /// The function to add.
         device: String,
         /// The BAR.
         bar: u8,
@@ -40,7 +40,7 @@ pub enum PciError {
 pub struct PciBusState {
     /// The address register of configuration mechanism #1.
     pub config_address: u32,
-    /// Slots and what is in them, in order.
+    /// The used slots and the state of their functions, in order.
     pub devices: Vec<(u8, PciDeviceState)>,
 }
 
@@ -68,7 +68,7 @@ pub struct PciBus {
 }
 
 impl PciBus {
-    /// A bus whose memory BARs lie in `window` (GPAs below 4 GiB, start aligned to 1 MiB).
+    /// A bus whose memory BARs are in `window` (GPAs below 4 GiB, start aligned to 1 MiB).
     pub fn new(window: Range<u64>) -> Self {
         let mut slots: Vec<Option<Arc<dyn PciDevice>>> = vec![None; SLOTS.into()];
         slots[0] = Some(Arc::new(HostBridge::new()));
@@ -83,7 +83,7 @@ impl PciBus {
         }
     }
 
-    /// Puts a function into a slot (1 to 31) and gives its BARs addresses.
+    /// Adds a function in a slot (1 to 31), and assigns addresses to its BARs.
     ///
     /// # Errors
     /// The slot is taken or does not exist, or the memory window is full.
@@ -139,24 +139,24 @@ impl PciBus {
         Arc::new(Mmio(self.inner.clone()))
     }
 
-    /// Puts every function back to its state after power-on (stopping worker threads).
+    /// Resets every function to its state after power-on, which stops worker threads.
     pub fn reset(&self) {
         self.inner.devices().for_each(|(_, d)| d.reset());
         *lock(&self.inner.config_address) = 0;
         self.inner.decode();
     }
 
-    /// Makes every function leave guest memory alone; returns when that is so.
+    /// Stops every function from accessing guest memory, and waits until that is done.
     pub fn pause(&self) {
         self.inner.devices().for_each(|(_, d)| d.pause());
     }
 
-    /// Undoes [`PciBus::pause`]; starts what a restored state says is running.
+    /// Undoes [`PciBus::pause`], and starts the threads that a restored state needs.
     pub fn resume(&self) {
         self.inner.devices().for_each(|(_, d)| d.resume());
     }
 
-    /// The state of all functions; pause first to have it consistent with guest memory.
+    /// The state of all functions. Pause first, so that it is consistent with guest memory.
     pub fn save(&self) -> PciBusState {
         PciBusState {
             config_address: *lock(&self.inner.config_address),
@@ -164,10 +164,10 @@ impl PciBus {
         }
     }
 
-    /// Takes over a state; the functions stay paused until [`PciBus::resume`].
+    /// Restores a state. The functions stay paused until [`PciBus::resume`].
     ///
     /// # Errors
-    /// The functions on this bus are others than those of the state.
+    /// The functions on this bus are not those of the state.
     pub fn restore(&self, state: &PciBusState) -> Result<(), RestoreError> {
         let devices: Vec<_> = self.inner.devices().collect();
         if !devices
@@ -197,7 +197,7 @@ impl Inner {
             .filter_map(|(slot, device)| Some((slot, device?)))
     }
 
-    /// Rebuilds the table of decoded BARs. Where a guest lets two overlap, the lower slot wins.
+    /// Rebuilds the table of decoded BARs. If two overlap, the lower slot wins.
     fn decode(&self) {
         // The lock is held all through: of two concurrent changes the later one must prevail.
         let mut decoded = write(&self.decoded);
@@ -254,7 +254,7 @@ impl Inner {
 struct Ports(Arc<Inner>);
 
 impl Ports {
-    /// Device and function, and register, that an access to the data port at `offset` is for.
+    /// The device and function, and the register, of an access to the data port at `offset`.
     fn target(&self, offset: u64, len: usize) -> Option<(u8, u16)> {
         let address = *lock(&self.0.config_address);
         let enabled = address & 1 << 31 != 0;
@@ -292,7 +292,7 @@ impl BusDevice for Ports {
 
 struct Ecam(Arc<Inner>);
 
-/// Bus 0's device and function, and register, at an offset of the ECAM.
+/// The device and function on bus 0, and the register, at an offset of the ECAM.
 fn ecam_target(offset: u64) -> Option<(u8, u16)> {
     let devfn = u8::try_from(offset >> 12).ok()?;
     Some((devfn, (offset & 0xfff) as u16))

@@ -15,7 +15,7 @@ const COMMAND_MEMORY: u8 = 1 << 1;
 const COMMAND_BUS_MASTER: u8 = 1 << 2;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 
-/// What a function says it is.
+/// The identity of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// Vendor id.
@@ -32,8 +32,8 @@ pub struct Identity {
 
 /// 256 bytes of which the guest may write some bits.
 ///
-/// A BAR's size shows as its read-only address bits, so the sizing protocol (write ones, read
-/// back) needs no code of its own.
+/// A BAR's size follows from its read-only address bits, so the sizing protocol (write ones, read
+/// back) needs no extra code.
 pub struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
@@ -44,7 +44,7 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// A function without BARs and capabilities; memory decoding and bus mastering are on, as
+    /// A function without BARs and capabilities. Memory decoding and bus mastering are on, as
     /// firmware leaves them.
     pub fn new(id: Identity) -> Self {
         let mut space = Self {
@@ -81,7 +81,7 @@ impl ConfigSpace {
     /// Adds a 32-bit memory BAR, not prefetchable, at address 0.
     ///
     /// # Panics
-    /// The index or size is not one of a BAR.
+    /// The index or size is not valid for a BAR.
     pub fn add_bar(&mut self, bar: BarSpec) {
         assert!(bar.index < 6 && bar.size.is_power_of_two() && bar.size >= 4096);
         let at = BAR0 + 4 * usize::from(bar.index);
@@ -89,11 +89,12 @@ impl ConfigSpace {
         self.writable[at..at + 4].copy_from_slice(&(!(bar.size - 1)).to_le_bytes());
     }
 
-    /// Appends a capability of the given id whose bytes after the link are `body`; bits set in
-    /// `writable` (as long as `body`, or shorter) can be written by the guest. Returns its offset.
+    /// Appends a capability with the given id. `body` has its bytes after the link. The guest can
+    /// write the bits that are set in `writable`, which is as long as `body` or shorter. Returns
+    /// the offset.
     ///
     /// # Panics
-    /// There is no room left, which the device's author has to see to.
+    /// There is no room left, which is a bug in the device.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u8 {
         let at = self.next_capability;
         let end = at + 2 + body.len();
@@ -108,12 +109,12 @@ impl ConfigSpace {
         at as u8
     }
 
-    /// Reads; bytes beyond the end are left alone.
+    /// Reads. Bytes beyond the end are not changed.
     pub fn read(&self, offset: u8, data: &mut [u8]) {
         read_registers(&self.bytes, offset.into(), data);
     }
 
-    /// Writes the bits that can be written.
+    /// Writes the bits that are writable.
     pub fn write(&mut self, offset: u8, data: &[u8]) {
         let from = usize::from(offset);
         let bytes = self.bytes[from..].iter_mut();
@@ -134,7 +135,7 @@ impl ConfigSpace {
         u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
     }
 
-    /// Gives a BAR its address, now and after each reset. Ignores what is no BAR.
+    /// Assigns an address to a BAR, now and after each reset. Does nothing if there is no such BAR.
     pub fn assign_bar(&mut self, index: u8, base: u32) {
         if let Some(size @ 1..) = self.bar_sizes.get(usize::from(index)) {
             let base = base & !(size - 1);
@@ -151,7 +152,7 @@ impl ConfigSpace {
             .collect()
     }
 
-    /// The BARs that respond now; none while memory decoding is off.
+    /// The BARs that are decoded now; empty while memory decoding is off.
     pub fn mapped_bars(&self) -> Vec<BarMapping> {
         if self.bytes[COMMAND] & COMMAND_MEMORY == 0 {
             return Vec::new();
@@ -167,7 +168,7 @@ impl ConfigSpace {
         self.bars().into_iter().map(mapping).collect()
     }
 
-    /// Back to the values after power-on, with the BARs as assigned.
+    /// Resets to the values after power-on, with the BARs as assigned.
     pub fn reset(&mut self) {
         self.bytes = self.initial;
     }
@@ -179,10 +180,10 @@ impl ConfigSpace {
         }
     }
 
-    /// Takes over a state; `device` is named in errors.
+    /// Restores a state. `device` is named in errors.
     ///
     /// # Errors
-    /// Bits that the guest cannot have written differ: the state is another device's.
+    /// Bits that the guest cannot have written differ, so the state belongs to another device.
     pub fn restore(&mut self, state: &ConfigSpaceState, device: &str) -> Result<(), RestoreError> {
         let mismatch = |what: String| RestoreError::Mismatch {
             device: device.to_owned(),

@@ -1,11 +1,11 @@
-//! What a function is to the bus.
+//! The interface of a function on the bus.
 
 use crate::state::{PciDeviceState, RestoreError};
 
 /// Slots on the bus.
 pub const SLOTS: u8 = 32;
 
-/// A memory BAR of a function: what it needs.
+/// A memory BAR that a function needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BarSpec {
     /// Index of the BAR, 0 to 5.
@@ -14,7 +14,7 @@ pub struct BarSpec {
     pub size: u32,
 }
 
-/// Where a memory BAR is decoded at present.
+/// Where a memory BAR is currently decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BarMapping {
     /// Index of the BAR, 0 to 5.
@@ -27,10 +27,10 @@ pub struct BarMapping {
 
 /// A single-function PCI device.
 ///
-/// Offsets and lengths are the guest's choice. Accesses never cross the end of the configuration
-/// space or of a BAR, which the bus sees to.
+/// The guest chooses offsets and lengths. The bus makes sure that accesses never cross the end of
+/// the configuration space or of a BAR.
 pub trait PciDevice: Send + Sync {
-    /// Name for diagnostics.
+    /// Name for log messages.
     fn name(&self) -> &str;
 
     /// Reads from the 256 bytes of configuration space.
@@ -39,22 +39,22 @@ pub trait PciDevice: Send + Sync {
     /// Writes to the 256 bytes of configuration space.
     fn write_config(&self, offset: u8, data: &[u8]);
 
-    /// The BARs that need an address.
+    /// The BARs that need addresses.
     fn bars(&self) -> Vec<BarSpec> {
         Vec::new()
     }
 
-    /// Puts a BAR at an address: what firmware does, and what holds again after a reset.
+    /// Assigns an address to a BAR, as firmware does. It applies again after a reset.
     fn assign_bar(&self, index: u8, base: u32) {
         let _ = (index, base);
     }
 
-    /// The BARs that respond now; none while memory decoding is off.
+    /// The BARs that are decoded now; empty while memory decoding is off.
     fn mapped_bars(&self) -> Vec<BarMapping> {
         Vec::new()
     }
 
-    /// Reads from a BAR; `data` is all ones before.
+    /// Reads from a BAR. `data` is all ones at first.
     fn read_bar(&self, index: u8, offset: u64, data: &mut [u8]) {
         let _ = (index, offset, data);
     }
@@ -64,21 +64,22 @@ pub trait PciDevice: Send + Sync {
         let _ = (index, offset, data);
     }
 
-    /// Puts everything back to the state after power-on; BARs to where they were assigned.
+    /// Resets everything to the state after power-on, with the BARs as assigned.
     fn reset(&self);
 
-    /// Stops touching guest memory and waits until that is so.
+    /// Stops accessing guest memory, and waits until that is done.
     fn pause(&self) {}
 
-    /// Undoes [`PciDevice::pause`], and starts what a restored state says is running.
+    /// Undoes [`PciDevice::pause`], and starts the threads that a restored state needs.
     fn resume(&self) {}
 
-    /// The state, consistent in itself; pause first to have it consistent with guest memory.
+    /// The state, which is consistent in itself. Pause first, so that it is consistent with guest
+    /// memory.
     fn save(&self) -> PciDeviceState;
 
-    /// Takes over a saved state and leaves the device paused.
+    /// Restores a saved state, and leaves the device paused.
     ///
     /// # Errors
-    /// The state is that of another device.
+    /// The state belongs to another device.
     fn restore(&self, state: &PciDeviceState) -> Result<(), RestoreError>;
 }

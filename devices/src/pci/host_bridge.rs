@@ -1,4 +1,4 @@
-//! The host bridge: a function that does nothing but say where the bus begins.
+//! The host bridge: a function that only marks the start of the bus.
 
 use std::sync::Mutex;
 

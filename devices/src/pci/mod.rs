@@ -1,9 +1,9 @@
 //! PCI: configuration space, MSI-X and the bus.
 //!
-//! One segment with one bus: a host bridge in slot 0 and single-function devices after it, reached
-//! by configuration mechanism #1 (ports 0xCF8/0xCFC) and by ECAM. Memory BARs are 32 bits wide and
-//! lie in one window, where [`PciBus::mmio`] finds the function by the BARs' current values, so a
-//! guest may move them. There are no wired interrupts: functions signal by MSI-X.
+//! There is one segment with one bus. A host bridge is in slot 0, and single-function devices
+//! follow. They are reached through configuration mechanism #1 (ports 0xCF8/0xCFC) and ECAM. Memory
+//! BARs are 32 bits wide and in one window. [`PciBus::mmio`] finds a function by the current values
+//! of its BARs, so a guest may move them. There are no wired interrupts; functions use MSI-X.
 
 mod bus;
 mod config;

@@ -21,7 +21,7 @@ const RESET_ENTRY: Entry = [0, 0, 0, ENTRY_MASKED];
 struct Vector {
     entry: Entry,
     backend: Box<dyn MsiVector>,
-    /// What the backend was last told, to spare it updates that change nothing.
+    /// The last configuration sent to the backend, to avoid updates without a change.
     told: Option<MsiMessage>,
 }
 
@@ -37,9 +37,9 @@ impl Vector {
 
 /// The MSI-X vectors of a function.
 ///
-/// Masking is done here: while a vector is masked its interrupts only set the pending bit, and the
-/// backend is not told until the vector is unmasked with another message. Guests mask and unmask
-/// often, and telling a hypervisor about a route is slow.
+/// Masking is done here: while a vector is masked, its interrupts only set the pending bit. The
+/// backend is updated only when the vector is unmasked with another message, because guests mask
+/// and unmask often, and changing a route in a hypervisor is slow.
 pub struct Msix {
     vectors: Vec<Vector>,
     pending: u64,
@@ -48,8 +48,8 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// A table of as many vectors as `backends` has, all masked; those beyond
-    /// [`MAX_MSIX_VECTORS`] are dropped.
+    /// A table with a masked vector for each of `backends`. Those beyond [`MAX_MSIX_VECTORS`] are
+    /// dropped.
     pub fn new(backends: Vec<Box<dyn MsiVector>>) -> Self {
         let vector = |backend| Vector {
             entry: RESET_ENTRY,
@@ -73,7 +73,7 @@ impl Msix {
         self.vectors.len() as u16
     }
 
-    /// True if there is no vector.
+    /// True if there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.vectors.is_empty()
     }
@@ -93,7 +93,7 @@ impl Msix {
         (body, (CONTROL_ENABLE | CONTROL_MASK).to_le_bytes().to_vec())
     }
 
-    /// Takes over the Message Control word that the guest wrote.
+    /// Applies a Message Control word that the guest wrote.
     pub fn set_control(&mut self, control: u16) {
         self.enabled = control & CONTROL_ENABLE != 0;
         self.masked = control & CONTROL_MASK != 0;
@@ -107,7 +107,7 @@ impl Msix {
         self.enabled && !self.masked && self.vectors.get(index).is_some_and(|v| !masked(v))
     }
 
-    /// Tells the backend about a vector that can deliver, and delivers what is pending.
+    /// Configures the backend for an unmasked vector, and delivers a pending interrupt.
     fn update(&mut self, index: usize) {
         if !self.deliverable(index) {
             return;
@@ -131,7 +131,7 @@ impl Msix {
         }
     }
 
-    /// Signals a vector. Nothing happens if there is no such vector or MSI-X is disabled.
+    /// Signals a vector. Does nothing if it does not exist or MSI-X is disabled.
     pub fn trigger(&mut self, index: u16) {
         let at = usize::from(index);
         if !self.enabled || at >= self.vectors.len() {
@@ -144,7 +144,7 @@ impl Msix {
         }
     }
 
-    /// Reads from the table: aligned, 4 or 8 bytes; `data` stays as it is otherwise.
+    /// Reads from the table: aligned, 4 or 8 bytes. Other accesses do not change `data`.
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
         if !aligned(offset, data.len()) {
             return;
@@ -159,7 +159,7 @@ impl Msix {
         }
     }
 
-    /// Writes to the table: aligned, 4 or 8 bytes; anything else is dropped.
+    /// Writes to the table: aligned, 4 or 8 bytes. Other accesses are dropped.
     pub fn write_table(&mut self, offset: u64, data: &[u8]) {
         if !aligned(offset, data.len()) {
             return;
@@ -191,7 +191,7 @@ impl Msix {
         }
     }
 
-    /// All vectors masked, MSI-X disabled.
+    /// Masks all vectors, and disables MSI-X.
     pub fn reset(&mut self) {
         self.enabled = false;
         self.masked = false;
@@ -216,7 +216,7 @@ impl Msix {
         }
     }
 
-    /// Takes over a state and routes its vectors; `device` is named in errors.
+    /// Restores a state and routes its vectors. `device` is named in errors.
     ///
     /// # Errors
     /// The state has another number of vectors.

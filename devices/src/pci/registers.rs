@@ -1,6 +1,7 @@
 //! Registers as little-endian bytes.
 
-/// Copies what `registers` holds at `offset` into `data`, and leaves what lies beyond its end.
+/// Copies the bytes of `registers` at `offset` into `data`. Bytes of `data` beyond their end are
+/// not changed.
 pub(crate) fn read_registers(registers: &[u8], offset: u64, data: &mut [u8]) {
     let from = usize::try_from(offset)
         .ok()

@@ -27,25 +27,25 @@ const ID_BYTES: usize = 20;
 /// Maximum number of queues of a block device, and of pairs of queues of a network device.
 pub const MAX_QUEUES: u16 = 16;
 
-/// Data segments in one request: the queue less header and status.
+/// Maximum number of data segments in one request: the queue without header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Bytes in one segment.
+/// Maximum bytes in one segment.
 const SIZE_MAX: u32 = 1 << 20;
-/// Bytes in one request, which is more than any driver asks for.
+/// Maximum bytes in one request, more than any driver asks for.
 const MAX_REQUEST: u64 = 64 << 20;
-/// Bytes that go through the bounce buffer at a time.
+/// Size of the bounce buffer in bytes.
 const BOUNCE: usize = 1 << 20;
 
-/// Sectors in one segment of a discard or write-zeroes request: 1 GiB, so that one request does
-/// not keep the device busy for long.
+/// Maximum sectors in one segment of a discard or write-zeroes request: 1 GiB, so that one request
+/// does not keep the device busy for long.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
-/// Segments in one discard or write-zeroes request.
+/// Maximum segments in one discard or write-zeroes request.
 const MAX_RANGES: u32 = 32;
 const RANGE_BYTES: usize = 16;
 /// Sectors in the host's blocks (4 KiB).
 const ALIGNMENT_SECTORS: u32 = 8;
 
-/// How long finished requests may wait for others to share their interrupt.
+/// How long finished requests may wait for others, to share an interrupt.
 const BATCH: Duration = Duration::from_micros(100);
 
 /// The device's configuration registers.
@@ -61,9 +61,9 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// A block device called `name` over `disk`. `serial` is what the guest sees as serial number;
-    /// bytes beyond the 20th are cut off. It has `queues` queues, 1 to [`MAX_QUEUES`], each with a
-    /// thread of its own if the driver uses it: more than the guest has vCPUs are of no use.
+    /// A block device called `name` over `disk`. `serial` is its serial number; bytes beyond the
+    /// 20th are cut off. It has `queues` queues, 1 to [`MAX_QUEUES`]. Each queue that the driver
+    /// uses has a separate thread. More queues than the guest has vCPUs are useless.
     pub fn new(name: &str, disk: Arc<dyn Disk>, serial: &str, queues: u16) -> Self {
         let mut id = [0; ID_BYTES];
         for (to, from) in id.iter_mut().zip(serial.bytes()) {
@@ -200,11 +200,11 @@ impl QueueWorker for BlkWorker {
     }
 }
 
-/// How a request failed.
+/// Why a request failed.
 enum Failure {
-    /// Out of range, out of memory bounds, or the host failed.
+    /// It was out of range or outside guest memory, or the host failed.
     Io,
-    /// Not a request this device knows.
+    /// The device does not know the request.
     Unsupported,
 }
 
@@ -219,8 +219,8 @@ struct Requests {
 }
 
 impl Requests {
-    /// Serves one request and returns the number of bytes written to its buffers, the status byte
-    /// among them. An error is a request without room for header or status.
+    /// Serves one request, and returns the number of bytes written to its buffers, including the
+    /// status byte. It is an error if the request has no room for header or status.
     fn serve(&mut self, chain: &Chain) -> Result<u32, &'static str> {
         let mut header = [0; HEADER as usize];
         if !chain.read(&self.memory, 0, &mut header) {
@@ -290,7 +290,7 @@ impl Requests {
         self.features & 1 << feature != 0
     }
 
-    /// The offset of a range of the disk in bytes, if the range is within it.
+    /// The offset of a range in bytes, if the range is within the disk.
     fn extent(&self, sector: u64, len: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
         let end = offset.checked_add(len).ok_or(Failure::Io)?;
@@ -310,9 +310,9 @@ impl Requests {
         })
     }
 
-    /// The bounce buffer, taken out, with at least `len` bytes or as many as it may have.
+    /// Takes out the bounce buffer, with `len` bytes or its maximum size.
     ///
-    /// Guest memory is never handed to a disk itself: another vCPU could change it meanwhile,
+    /// Guest memory is never passed to a disk directly: another vCPU could change it meanwhile,
     /// which Rust slices do not allow.
     fn bounce(&mut self, len: u64) -> Vec<u8> {
         let mut bounce = std::mem::take(&mut self.bounce);
@@ -357,8 +357,8 @@ impl Requests {
         result
     }
 
-    /// Discard or write zeroes (section 5.2.6): all ranges are checked before the first is
-    /// touched.
+    /// Discards or writes zeros (section 5.2.6). All ranges are checked before the first is
+    /// changed.
     fn ranges(&mut self, chain: &Chain, len: u64, zeroes: bool) -> Result<(), Failure> {
         let mut bytes = [0; RANGE_BYTES * MAX_RANGES as usize];
         let len = usize::try_from(len).map_err(|_| Failure::Io)?;
@@ -408,7 +408,7 @@ impl Requests {
     }
 }
 
-/// Offsets and lengths of the pieces of at most `size` bytes that make up `len` bytes.
+/// Splits `len` bytes into pieces of at most `size` bytes: their offsets and lengths.
 fn chunks(len: u64, size: usize) -> impl Iterator<Item = (u64, usize)> {
     let size = size.max(1);
     (0..len)

@@ -1,8 +1,8 @@
 //! Virtio 1.2 devices over PCI: the transport, its queues and threads, and the devices.
 //!
-//! A [`VirtioDevice`] says what the device is and, when the driver is ready, hands out
-//! [`QueueWorker`]s. [`VirtioPci`] is the PCI function around it: it owns the registers, and runs
-//! each worker on a thread of its own from DRIVER_OK to reset.
+//! A [`VirtioDevice`] describes the device and, when the driver is ready, returns [`QueueWorker`]s.
+//! [`VirtioPci`] is the PCI function around it. It owns the registers, and runs each worker on a
+//! separate thread from DRIVER_OK to reset.
 
 mod blk;
 mod net;
@@ -27,31 +27,32 @@ use fleetbox_arch::GuestMemory;
 use crate::state::RestoreError;
 pub use crate::state::{BlkState, DeviceState, NetState, QueueState, VirtioPciState};
 
-/// Feature bit: descriptors may lie in indirect tables (virtio 1.2, section 6).
+/// Feature bit: descriptors may be in indirect tables (virtio 1.2, section 6).
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Feature bit: used_event and avail_event suppress notifications.
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// Feature bit: the driver speaks virtio 1.0 or later.
 pub const F_VERSION_1: u64 = 1 << 32;
 
-/// What a device gets when its driver is ready.
+/// What a device gets once its driver is ready.
 pub struct ActivateContext {
     /// Guest memory.
     pub memory: GuestMemory,
-    /// The features that were negotiated.
+    /// The negotiated features.
     pub features: u64,
-    /// To tell the driver about configuration changes.
+    /// Notifies the driver of configuration changes.
     pub interrupt: Interrupt,
 }
 
-/// What serves the queues of a device: see [`VirtioDevice::activate`].
+/// The workers for the queues of a device, see [`VirtioDevice::activate`].
 pub type Workers = Vec<Box<dyn QueueWorker>>;
 
-/// A virtio device, seen from its transport.
+/// The interface of a virtio device for its transport.
 ///
-/// All calls come from one thread at a time, and none while a register access waits for another.
+/// Only one thread calls it at a time, and no call is made while a register access waits for
+/// another.
 pub trait VirtioDevice: Send {
-    /// Name for diagnostics and threads; short, unique within the machine.
+    /// Name for log messages and threads. It must be short, and unique within the machine.
     fn name(&self) -> &str;
 
     /// Device type (virtio 1.2, section 5).
@@ -60,13 +61,13 @@ pub trait VirtioDevice: Send {
     /// PCI class, subclass and programming interface.
     fn pci_class(&self) -> u32;
 
-    /// The device's own feature bits; those of the transport are added to them.
+    /// The device's own feature bits. Those of the transport are added.
     fn features(&self) -> u64;
 
     /// Largest size of each queue, powers of two.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads the device configuration; bytes beyond its end are left as they are (all ones).
+    /// Reads the device configuration. Bytes beyond its end are left as they are (all ones).
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// Writes the device configuration.
@@ -74,30 +75,31 @@ pub trait VirtioDevice: Send {
         let _ = (offset, data);
     }
 
-    /// Makes what serves the queues: one worker for all of them, or several, of which the worker
-    /// `i` of `n` serves the queues whose index is `i` modulo `n`. They are dropped when the device
-    /// is reset or paused; after a pause the device is activated again with the queues where they
-    /// were, so that a worker must not keep anything but what is in guest memory.
+    /// Creates the workers for the queues: one for all queues, or several. Worker `i` of `n` serves
+    /// the queues whose index modulo `n` is `i`. Workers are dropped when the device is reset or
+    /// paused. After a pause the device is activated again and the queues continue where they were,
+    /// so a worker must keep all its state in guest memory.
     ///
     /// # Errors
-    /// The host lacks what a worker needs; the driver then sees a device that needs a reset.
+    /// The host lacks a resource that a worker needs. The driver then sees a device that needs a
+    /// reset.
     fn activate(&mut self, context: ActivateContext) -> std::io::Result<Workers>;
 
-    /// Back to the state after power-on. The worker is gone by now.
+    /// Resets the device to its state after power-on. Its workers have been dropped.
     fn reset(&mut self) {}
 
     /// The state.
     fn save(&self) -> DeviceState;
 
-    /// What must be as it is in a state that is taken over, for errors.
+    /// For errors: the property of a state that must match the device.
     fn identity(&self) -> &'static str {
         "kind of device"
     }
 
-    /// Takes over a state.
+    /// Restores a state.
     ///
     /// # Errors
-    /// The state is that of another device.
+    /// The state belongs to another device.
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
         if *state == self.save() {
             return Ok(());

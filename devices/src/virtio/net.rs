@@ -32,25 +32,25 @@ const RX: usize = 0;
 const TX: usize = 1;
 
 const MTU: u16 = 1500;
-/// A packet that the device is to cut: a frame's header, and as much as IPv4 can say.
+/// Maximum bytes of a packet that the device must cut: a frame's header, and the largest IPv4 packet.
 const MAX_LARGE: usize = 18 + 65535;
 
-/// Flows, by a hash, whose queue is known.
+/// Number of flows, by hash, whose queue is known.
 const FLOWS: usize = 256;
 
-/// Frames that one direction may move before the other gets its turn.
+/// Maximum frames that one direction may move before it is the other's turn.
 const BUDGET: usize = 128;
 
-/// What the packets of a link's socket are.
+/// The format of the packets in a link's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LinkFormat {
-    /// Ethernet frames of at most 1518 bytes, without FCS, ready to be sent: the device does all
-    /// that its driver leaves to it.
+    /// Ethernet frames of at most 1518 bytes, without FCS, ready to be sent. The device does all the work that its
+    /// driver leaves to it.
     #[default]
     Frames,
-    /// A [`Packet`] each: a header of 12 bytes in front of a frame, or of a TCP packet of up to 65549
-    /// bytes. What the header asks for is left to the other end. Large packets pass whole, both
-    /// ways; the device cuts those that its own driver does not take whole.
+    /// [`Packet`]s: a header of 12 bytes in front of a frame, or of a TCP packet of up to 65549 bytes. The work named
+    /// in the header is left to the other end. Large packets pass uncut in both directions. The device only cuts those
+    /// that its driver does not accept uncut.
     Packets,
 }
 
@@ -60,19 +60,18 @@ pub struct Net {
     mac: [u8; 6],
     link: Arc<OwnedFd>,
     format: LinkFormat,
-    /// Sizes of the queues: pairs of them, and where there are several, one for control.
+    /// Sizes of the queues: the pairs, and a control queue if there are several pairs.
     queues: Vec<u16>,
-    /// Pairs that the driver uses now.
+    /// Number of pairs that the driver uses now.
     active: Arc<AtomicU16>,
     up: Arc<AtomicBool>,
 }
 
 impl Net {
-    /// A device called `name` with the given MAC address. `link` is a connected socket that keeps
-    /// packets apart (AF_UNIX, SOCK_SEQPACKET), each of them what `format` says. When its peer
-    /// closes it, the link goes down. It has `pairs` pairs of queues, 1 to [`MAX_QUEUES`], of which
-    /// a driver uses the first until it asks for more; more than the guest has vCPUs are of no
-    /// use. One thread serves all of them.
+    /// A device called `name` with the given MAC address. `link` is a connected socket that preserves packet boundaries
+    /// (AF_UNIX, SOCK_SEQPACKET), with packets in the given `format`. When its peer closes it, the link goes down. The
+    /// device has `pairs` pairs of queues, 1 to [`MAX_QUEUES`]. A driver uses the first pair until it asks for more.
+    /// More pairs than the guest has vCPUs are useless. One thread serves all of them.
     pub fn new(name: &str, mac: [u8; 6], link: OwnedFd, format: LinkFormat, pairs: u16) -> Self {
         let pairs = usize::from(pairs.clamp(1, MAX_QUEUES));
         let count = 2 * pairs + usize::from(pairs > 1);
@@ -216,19 +215,19 @@ impl VirtioDevice for Net {
     }
 }
 
-/// The socket, and whether its peer is there.
+/// The socket, and whether its peer is connected.
 struct Link {
     socket: Arc<OwnedFd>,
     up: Arc<AtomicBool>,
     interrupt: Interrupt,
 }
 
-/// What came of a frame.
+/// The result of moving a frame.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    /// Moved, or nobody will ever want it: its length.
+    /// It was moved or dropped. Has its length.
     Done(usize),
-    /// Not now.
+    /// It must wait.
     WouldBlock,
     /// The link is down.
     Down,
@@ -247,7 +246,7 @@ impl Link {
         Outcome::Down
     }
 
-    /// Receives one frame into `frame`; the length may be more than fits there.
+    /// Receives one frame into `frame`. The returned length may be more than fits.
     fn receive(&self, frame: &mut [u8]) -> Outcome {
         if !self.is_up() {
             return Outcome::Down;
@@ -292,17 +291,17 @@ struct NetWorker {
     checksum: bool,
     /// The driver may leave the cutting of large packets to the device.
     cut: bool,
-    /// The driver takes frames without checksum.
+    /// The driver accepts frames without checksums.
     takes_open: bool,
-    /// The driver takes large packets.
+    /// The driver accepts large packets.
     takes_large: bool,
     /// Header and frame, or large packet, for the guest.
     incoming: Vec<u8>,
-    /// What of `incoming` the guest is yet to get.
+    /// The part of `incoming` that the guest has not received yet.
     pending: Option<Pending>,
-    /// Header and frame made of a large packet, in either direction.
+    /// Header and frame cut from a large packet, in either direction.
     frame: Box<[u8; HEADER + MAX_FRAME]>,
-    /// Header and frame, or large packet, of the guest.
+    /// Header and frame, or large packet, from the guest.
     outgoing: Vec<u8>,
     /// Pairs of queues that the driver may use.
     pairs: u16,
@@ -310,20 +309,19 @@ struct NetWorker {
     active: Arc<AtomicU16>,
     /// Index of the control queue.
     control: Option<usize>,
-    /// The pair on which each flow was last sent: what comes for it goes there (section
-    /// 5.1.6.5.5).
+    /// The pair on which each flow was last sent. Packets for the flow are delivered there (section 5.1.6.5.5).
     flows: Box<[Option<u8>; FLOWS]>,
-    /// For each pair, how many frames of the large packet that is next have been sent.
+    /// For each pair, how many frames of the next large packet have been sent.
     sent: Vec<usize>,
-    /// Chains for one frame, kept for their allocations.
+    /// Chains for one frame, kept to reuse their allocations.
     chains: Vec<Chain>,
     used: Vec<(u16, u32)>,
-    /// The receive queue that has no room for a frame: the socket is not read until it has.
+    /// The receive queue that has no room for a frame. The socket is not read until it has room.
     rx_starved: Option<usize>,
-    /// The pairs, a bit each, whose frames found the socket full: their transmit queues are not
-    /// read until it has room.
+    /// The pairs, one bit each, whose frames did not fit into the socket. Their transmit queues are not read until it
+    /// has room.
     tx_blocked: u32,
-    /// The pair whose turn it is to be first then.
+    /// The pair that comes first then.
     first: usize,
 }
 
@@ -382,8 +380,8 @@ impl NetWorker {
         usize::from(self.active.load(Ordering::Acquire).min(self.pairs))
     }
 
-    /// Sends for the pairs that found the socket full, each time another one first: the first may
-    /// fill it again.
+    /// Sends for the pairs whose frames did not fit into the socket. Each time another pair is first, because the first
+    /// may fill the socket again.
     fn retry(&mut self, queues: &mut [Virtqueue]) -> Result<(), QueueError> {
         let blocked = std::mem::take(&mut self.tx_blocked);
         let pairs = usize::from(self.pairs);
@@ -397,13 +395,13 @@ impl NetWorker {
         Ok(())
     }
 
-    /// The receive queue for what is pending; the first if there is no other.
+    /// The receive queue for the pending packet; by default the first.
     fn rx_queue(&self, active: usize) -> usize {
         let pair = self.pending.as_ref().map_or(0, |pending| pending.pair);
         if pair < active { 2 * pair + RX } else { RX }
     }
 
-    /// Moves frames from the socket to the driver while there are frames and room for them.
+    /// Moves frames from the socket to the driver, while there are frames and room for them.
     fn receive(&mut self, queues: &mut [Virtqueue]) -> Result<(), QueueError> {
         let active = self.active();
         self.rx_starved = None;
@@ -442,7 +440,7 @@ impl NetWorker {
             };
             if ((HEADER + pending.wanted()) as u64) > room.bytes {
                 put_back(queue, room.count);
-                // It may be had in the next turn; if not, frames may fit where the packet does not.
+                // There may be room in the next turn. If not, single frames may fit where the packet does not.
                 if room.is_all && !pending.cut() {
                     tracing::debug!(device = self.name, "dropped a frame for the guest");
                     self.pending = None;
@@ -496,7 +494,7 @@ impl NetWorker {
         Ok(())
     }
 
-    /// The one command there is: how many pairs of queues to use. False if it is none.
+    /// The only command: how many pairs of queues to use. Returns false if the command is invalid.
     fn execute(&self, memory: &GuestMemory, chain: &Chain) -> bool {
         let mut command = [0; 4];
         let read = chain.read(memory, 0, &mut command);
@@ -510,7 +508,7 @@ impl NetWorker {
         done
     }
 
-    /// Reads the next packet of the socket; false if there is none. What is not for the guest
+    /// Reads the next packet of the socket. Returns false if the socket is empty. A packet that is not for the guest
     /// leaves nothing pending.
     fn fetch(&mut self) -> bool {
         let at = match self.format {
@@ -530,8 +528,8 @@ impl NetWorker {
         true
     }
 
-    /// Does what the driver does not do itself with the first `total` bytes of `incoming`, but
-    /// for cutting.
+    /// Does the driver's work on the first `total` bytes of `incoming` that the driver does not do itself, except
+    /// cutting.
     fn prepare(&mut self, total: usize) -> Option<Pending> {
         let bytes = self.incoming.get_mut(..total)?;
         let packet = Packet::parse(bytes)?;
@@ -559,9 +557,8 @@ impl NetWorker {
         })
     }
 
-    /// Takes chains with `wanted` bytes of room, or one chain where a frame must fit into one.
-    /// They are the first of `chains`. If there are not enough, none is taken, and the driver is
-    /// asked for a notification at the next one.
+    /// Takes chains with `wanted` bytes of room into the start of `chains`, or one chain if a frame must fit into one.
+    /// If there are not enough, none is taken, and the driver is asked to notify the device of the next one.
     fn room(&mut self, queue: &mut Virtqueue, wanted: u64) -> Result<Option<Room>, QueueError> {
         let mut room = Room {
             count: 0,
@@ -598,8 +595,8 @@ impl NetWorker {
         Ok(Some(room))
     }
 
-    /// Writes what is pending, or the next frame of it, to as many of the `count` chains as that
-    /// takes, and puts the others back.
+    /// Writes the pending packet, or its next frame, to as many of the `count` chains as needed, and returns the others
+    /// to the queue.
     fn deliver(&mut self, queue: &mut Virtqueue, count: usize) -> Result<(), QueueError> {
         let Some(pending) = &mut self.pending else {
             put_back(queue, count);
@@ -681,8 +678,8 @@ impl NetWorker {
         Ok(())
     }
 
-    /// Sends what is in the first of `chains`, or drops it if it cannot be sent: in how many
-    /// frames. `None` if the socket has no room; then it is to be tried again.
+    /// Sends the packet in the first of `chains`, or drops it if it cannot be sent. Returns the number of frames, or
+    /// `None` if the socket has no room. Then try again later.
     fn send(&mut self, queue: &Virtqueue, pair: usize) -> Result<Option<usize>, QueueError> {
         let Some(len) = read_packet(queue, &self.chains[0], &mut self.outgoing)? else {
             return Ok(Some(1));
@@ -747,7 +744,7 @@ fn put_back(queue: &mut Virtqueue, count: usize) {
     }
 }
 
-/// Chains that were taken for a frame.
+/// Chains taken for a frame.
 struct Room {
     count: usize,
     bytes: u64,
@@ -755,21 +752,21 @@ struct Room {
     is_all: bool,
 }
 
-/// A packet that was read and is yet to be handed to the driver.
+/// A packet that was read, and not yet delivered to the driver.
 struct Pending {
     /// Bytes of the frame or large packet.
     len: usize,
     large: Option<Large>,
-    /// It is handed over in frames.
+    /// It is delivered in frames.
     cut: bool,
-    /// How many frames have been.
+    /// How many frames have been delivered.
     next: usize,
-    /// The pair of queues it is for.
+    /// Its pair of queues.
     pair: usize,
 }
 
 impl Pending {
-    /// Bytes that the next piece may have.
+    /// Maximum bytes of the next piece.
     fn wanted(&self) -> usize {
         match &self.large {
             Some(large) if self.cut => large.headers() + usize::from(large.segment()),
@@ -777,13 +774,12 @@ impl Pending {
         }
     }
 
-    /// Has it cut; false if it cannot be, or is.
+    /// Switches to delivery in frames. Returns false if it cannot be cut, or already is.
     fn cut(&mut self) -> bool {
         self.large.is_some() && !std::mem::replace(&mut self.cut, true)
     }
 
-    /// Writes the next frame of `packet` to `frame`; its length, or `None` if the packet is to be
-    /// handed over whole.
+    /// Writes the next frame of `packet` to `frame`. Returns its length, or `None` if the packet is delivered uncut.
     fn next_frame(&mut self, packet: &[u8], frame: &mut [u8]) -> Option<usize> {
         let large = self.large.as_ref().filter(|_| self.cut)?;
         let len = large.write(packet.get(..self.len)?, self.next, frame)?;
@@ -791,15 +787,15 @@ impl Pending {
         Some(len)
     }
 
-    /// Whether nothing is left, once something has been handed over.
+    /// Returns true if nothing is left. Call it after a delivery.
     fn is_done(&self) -> bool {
         let large = self.large.as_ref().filter(|_| self.cut);
         large.is_none_or(|large| self.next >= large.count())
     }
 }
 
-/// Reads header and packet of a chain into `buffer`; the packet's length, or `None` if it is no
-/// packet or does not fit.
+/// Reads header and packet of a chain into `buffer`. Returns the packet's length, or `None` if it is not a packet or
+/// does not fit.
 fn read_packet(
     queue: &Virtqueue,
     chain: &Chain,

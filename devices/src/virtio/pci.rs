@@ -40,7 +40,7 @@ const CFG_ISR: u8 = 3;
 const CFG_DEVICE: u8 = 4;
 const CFG_PCI: u8 = 5;
 
-/// What the machine provides to each virtio function.
+/// The resources that the machine provides to each virtio function.
 #[derive(Clone)]
 pub struct VirtioEnv {
     /// Guest memory.
@@ -51,7 +51,7 @@ pub struct VirtioEnv {
     pub msi: Arc<dyn MsiController>,
 }
 
-/// For machines whose hypervisor cannot signal events: notifications come as ordinary writes.
+/// For hypervisors that cannot signal events. Notifications come as ordinary writes.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct NoIoEvents;
 
@@ -67,18 +67,18 @@ impl IoEvents for NoIoEvents {
 struct Transport {
     device: Box<dyn VirtioDevice>,
     common: CommonConfig,
-    /// The device's threads, as long as it runs.
+    /// The device's threads while it is running.
     workers: Vec<Worker>,
     paused: bool,
-    /// Where the notification addresses are registered: the base of BAR 0.
+    /// The base of BAR 0 for which the notification addresses are registered.
     registered: Option<u64>,
-    /// Which of them are: a backend may refuse some.
+    /// The registered addresses. A backend may refuse some.
     registrations: Vec<(IoTrigger, Event)>,
 }
 
 /// A virtio device as a PCI function with one BAR of 32 KiB.
 ///
-/// Interrupts need MSI-X; no wire is connected. The device's threads run from DRIVER_OK to
+/// Interrupts need MSI-X, because no wire is connected. The device's threads run from DRIVER_OK to
 /// reset, pause, or drop.
 pub struct VirtioPci {
     name: String,
@@ -105,7 +105,7 @@ impl VirtioPci {
     /// The function for `device`.
     ///
     /// # Errors
-    /// No interrupt vectors or events can be had, or the device has more than 63 queues.
+    /// Interrupt vectors or events cannot be allocated, or the device has more than 63 queues.
     pub fn new(device: Box<dyn VirtioDevice>, env: &VirtioEnv) -> io::Result<Arc<Self>> {
         let name = device.name().to_owned();
         let queues = device.queue_sizes().len();
@@ -173,7 +173,7 @@ impl VirtioPci {
         mapped.first().map(|bar| bar.base)
     }
 
-    /// Registers the notification addresses while a worker runs, and lets them follow the BAR.
+    /// Registers the notification addresses while a worker is running, and moves them with the BAR.
     fn update_registrations(&self, transport: &mut Transport) {
         let runs = !transport.workers.is_empty();
         let wanted = runs.then(|| self.bar_base()).flatten();
@@ -265,7 +265,7 @@ impl VirtioPci {
         Ok(())
     }
 
-    /// Ends the threads and notes how far their queues have got.
+    /// Ends the threads, and saves the progress of their queues.
     fn stop(&self, transport: &mut Transport) {
         for worker in transport.workers.drain(..) {
             for queue in worker.stop() {
@@ -322,8 +322,8 @@ impl VirtioPci {
         }
     }
 
-    /// The BAR access that the window in configuration space stands for, if it makes sense:
-    /// offset and length.
+    /// The BAR access, as offset and length, behind the window in configuration space, if it is
+    /// valid.
     fn window(&self) -> Option<(u64, usize)> {
         let mut cap = [0; 16];
         lock(&self.config).read(self.pci_cfg_cap, &mut cap);

@@ -1,4 +1,4 @@
-//! A split virtqueue as a device's worker uses it (virtio 1.2, section 2.7).
+//! A split virtqueue, as a device's worker uses it (virtio 1.2, section 2.7).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,23 +10,23 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{F_EVENT_IDX, Interrupt, QueueState};
 use crate::event::Event;
 
-/// Maximum number of descriptors in one chain. A driver may use as many as the queue has (at most 256 here),
-/// or as an indirect table has; a device's own limits are lower.
+/// Maximum number of descriptors in one chain. A driver may use as many as the queue has (at most 256 here), or as an
+/// indirect table has. Devices have lower limits.
 const MAX_DESCRIPTORS: usize = 1024;
 
 /// avail.flags: the driver wants no interrupts (without EVENT_IDX).
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
-/// Why a queue cannot be served any more: the driver has to reset the device.
+/// Why a queue can no longer be served. The driver has to reset the device.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The driver enabled a queue with a size or addresses that cannot be.
+    /// The driver enabled a queue with an invalid size or address.
     #[error("queue {queue}: its size is not a power of two, or its rings are not in guest memory")]
     Layout {
         /// Index of the queue.
         queue: u16,
     },
-    /// The rings hold something impossible.
+    /// The rings are invalid.
     #[error("queue {queue}: broken ring: {source}")]
     Ring {
         /// Index of the queue.
@@ -34,7 +34,7 @@ pub enum QueueError {
         /// What is wrong.
         source: virtio_queue::Error,
     },
-    /// A descriptor chain loops, leaves its table, is too long or out of order.
+    /// A descriptor chain loops, leaves its table, is too long, or is out of order.
     #[error("queue {queue}: broken descriptor chain at {head}")]
     Chain {
         /// Index of the queue.
@@ -42,7 +42,7 @@ pub enum QueueError {
         /// Index of the first descriptor.
         head: u16,
     },
-    /// A request that does not have the form its device demands.
+    /// A request does not have the form that its device requires.
     #[error("queue {queue}: malformed request at descriptor {head}: {what}")]
     Request {
         /// Index of the queue.
@@ -52,12 +52,12 @@ pub enum QueueError {
         /// What is wrong.
         what: &'static str,
     },
-    /// The host failed in a way that no request can report.
+    /// The host failed, and no request can report it.
     #[error("the host failed: {0}")]
     Host(#[from] std::io::Error),
 }
 
-/// A piece of guest memory that a descriptor names; it may lie outside of RAM.
+/// A range of guest memory that a descriptor names. It may be outside RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
     /// GPA.
@@ -66,14 +66,14 @@ pub struct Buffer {
     pub len: u32,
 }
 
-/// One request: the buffers of a descriptor chain. Made to be used again for the next one.
+/// One request: the buffers of a descriptor chain. It can be reused for the next request.
 #[derive(Debug, Default)]
 pub struct Chain {
     /// Index of the first descriptor, which names the chain in the used ring.
     pub head: u16,
-    /// What the driver wrote for the device.
+    /// The buffers that the device reads.
     pub readable: Vec<Buffer>,
-    /// What the device writes for the driver.
+    /// The buffers that the device writes.
     pub writable: Vec<Buffer>,
 }
 
@@ -88,8 +88,7 @@ impl Chain {
         total(&self.writable)
     }
 
-    /// Fills `data` with what is readable at `offset`. False if there is less, or some of it is
-    /// not in guest memory.
+    /// Fills `data` from the readable buffers at `offset`. Returns false if they are too short or outside guest memory.
     #[must_use]
     pub fn read(&self, memory: &GuestMemory, offset: u64, data: &mut [u8]) -> bool {
         pieces(&self.readable, offset, data.len()).is_some_and(|mut pieces| {
@@ -97,8 +96,7 @@ impl Chain {
         })
     }
 
-    /// Writes `data` to what is writable at `offset`. False if there is less room, or some of it
-    /// is not in guest memory.
+    /// Writes `data` to the writable buffers at `offset`. Returns false if they are too short or outside guest memory.
     #[must_use]
     pub fn write(&self, memory: &GuestMemory, offset: u64, data: &[u8]) -> bool {
         pieces(&self.writable, offset, data.len()).is_some_and(|mut pieces| {
@@ -111,8 +109,8 @@ fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|b| u64::from(b.len)).sum()
 }
 
-/// The pieces of guest memory that make up `len` bytes at `offset` of `buffers`, each with its
-/// place among these bytes; `None` if the buffers end before.
+/// The pieces of guest memory that make up `len` bytes at `offset` of `buffers`, each with its position in these bytes.
+/// `None` if the buffers are too short.
 fn pieces(
     buffers: &[Buffer],
     offset: u64,
@@ -138,10 +136,10 @@ fn pieces(
     enough.then_some(pieces)
 }
 
-/// A queue that a driver has set up, or one that it has not and that is always empty.
+/// A queue. It is always empty if the driver has not set it up.
 pub struct Virtqueue {
     queue: Option<Queue>,
-    /// Position in the used ring when the driver was last considered for an interrupt.
+    /// Position in the used ring at the last decision about an interrupt.
     announced: u16,
     index: u16,
     memory: GuestMemory,
@@ -151,10 +149,10 @@ pub struct Virtqueue {
 }
 
 impl Virtqueue {
-    /// A queue at the place and position that `state` says, empty unless it is enabled there.
+    /// A queue with the addresses and positions of `state`. It is always empty if it is not enabled there.
     ///
     /// # Errors
-    /// The state makes no valid queue.
+    /// The state is not that of a valid queue.
     pub(crate) fn new(
         index: u16,
         state: &QueueState,
@@ -200,7 +198,7 @@ impl Virtqueue {
         self.index
     }
 
-    /// Whether the driver has set it up.
+    /// True if the driver has set it up.
     pub(crate) fn is_enabled(&self) -> bool {
         self.queue.is_some()
     }
@@ -220,8 +218,8 @@ impl Virtqueue {
         &self.event
     }
 
-    /// True once the thread is to end; a worker returns soon then. [`Virtqueue::pop`] finds
-    /// nothing any more.
+    /// True once the thread must end. The worker should then return soon, and [`Virtqueue::pop`] returns no more
+    /// requests.
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -238,7 +236,7 @@ impl Virtqueue {
         }
     }
 
-    /// Takes the next request into `chain`; false if no request waits.
+    /// Takes the next request into `chain`. Returns false if no request is waiting.
     ///
     /// # Errors
     /// The ring or the chain is broken.
@@ -311,7 +309,7 @@ impl Virtqueue {
         result.map_err(|e| self.ring(e))
     }
 
-    /// Returns several chains at once: the driver sees all of them or none.
+    /// Returns several chains at once, so that the driver sees all of them or none.
     ///
     /// # Errors
     /// The ring is broken.
@@ -339,7 +337,7 @@ impl Virtqueue {
         self.push(*head, *written)
     }
 
-    /// Interrupts the driver about returned chains, if it wants to be.
+    /// Interrupts the driver for returned chains, if it wants that.
     ///
     /// # Errors
     /// The ring is broken.
@@ -373,7 +371,7 @@ impl Virtqueue {
         Ok(())
     }
 
-    /// Asks the driver for notifications. True if chains are available already: serve them.
+    /// Asks the driver for notifications. Returns true if chains are already available, which must be served first.
     ///
     /// # Errors
     /// The ring is broken.
@@ -386,7 +384,7 @@ impl Virtqueue {
         Ok(more && !self.stopping())
     }
 
-    /// Asks the driver for no notifications while the queue is being served anyway.
+    /// Asks the driver for no notifications, while the queue is being served anyway.
     ///
     /// # Errors
     /// The ring is broken.

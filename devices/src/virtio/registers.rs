@@ -21,7 +21,7 @@ pub(crate) mod status {
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
-/// What the transport's registers and a device's thread share.
+/// The state shared by the transport's registers and a device's thread.
 struct Shared {
     isr: AtomicU8,
     broken: AtomicBool,
@@ -31,7 +31,7 @@ struct Shared {
     msix: Mutex<Msix>,
 }
 
-/// How a device interrupts its driver.
+/// A handle with which a device interrupts its driver.
 #[derive(Clone)]
 pub struct Interrupt(Arc<Shared>);
 
@@ -59,20 +59,20 @@ impl Interrupt {
         }
     }
 
-    /// Chains of queue `index` have been returned.
+    /// Signals that chains of queue `index` have been returned.
     pub fn queue(&self, index: u16) {
         if let Some(vector) = self.0.queue_vectors.get(usize::from(index)) {
             self.send(vector, ISR_QUEUE);
         }
     }
 
-    /// The device configuration has changed.
+    /// Signals that the device configuration has changed.
     pub fn config_changed(&self) {
         self.0.generation.fetch_add(1, Ordering::AcqRel);
         self.send(&self.0.config_vector, ISR_CONFIG);
     }
 
-    /// The device cannot go on (virtio 1.2, section 2.1.1, DEVICE_NEEDS_RESET).
+    /// Signals that the device cannot continue (virtio 1.2, section 2.1.1, DEVICE_NEEDS_RESET).
     pub fn needs_reset(&self) {
         if !self.0.broken.swap(true, Ordering::AcqRel) {
             self.send(&self.0.config_vector, ISR_CONFIG);
@@ -137,7 +137,7 @@ impl Interrupt {
         to.store(if exists { vector } else { NO_VECTOR }, Ordering::Release);
     }
 
-    /// Forgets all vectors and causes; leaves MSI-X itself, which belongs to the PCI function.
+    /// Resets all vectors and causes, but not MSI-X itself, which belongs to the PCI function.
     pub(crate) fn reset(&self) {
         self.set_isr(0);
         self.set_broken(false);
@@ -149,7 +149,7 @@ impl Interrupt {
 }
 
 impl QueueState {
-    /// A queue that is not set up.
+    /// A queue that the driver has not set up.
     pub(crate) fn new(max_size: u16) -> Self {
         Self {
             max_size,
@@ -176,7 +176,7 @@ pub(crate) struct CommonConfig {
     pub(crate) queues: Vec<QueueState>,
 }
 
-/// What a write to the common configuration asks the transport to do.
+/// What the transport must do after a write to the common configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     None,
@@ -196,7 +196,7 @@ impl CommonConfig {
         }
     }
 
-    /// Reads at `offset`; what is beyond the registers is left alone.
+    /// Reads at `offset`. Bytes beyond the registers are not changed.
     pub(crate) fn read(&self, interrupt: &Interrupt, offered: u64, offset: u64, data: &mut [u8]) {
         let half = |features: u64, select: u32| match select {
             0 => features as u32,
@@ -235,9 +235,9 @@ impl CommonConfig {
         read_registers(&registers, offset, data);
     }
 
-    /// Writes a register with an access of its own width (section 4.1.3.1; the 64-bit ones in
-    /// halves too). Other accesses are dropped, and so is what the driver must not change any
-    /// more.
+    /// Writes a register with an access of the register's width (section 4.1.3.1), or one half of a
+    /// 64-bit register. Other accesses are dropped, and so are changes that the driver may no
+    /// longer make.
     pub(crate) fn write(&mut self, interrupt: &Interrupt, offset: u64, data: &[u8]) -> Effect {
         let value = le_value(data);
         match (offset, data.len()) {

@@ -6,13 +6,13 @@ use super::{
 
 const QUEUE_SIZE: u16 = 16;
 
-/// Maximum number of random bytes in one request; drivers ask for the rest again.
+/// Maximum number of random bytes in one request. Drivers ask again for the rest.
 const MAX_REQUEST: usize = 16 << 10;
 
-/// What the host gives at a time.
+/// Maximum bytes that the host returns at a time.
 const ENTROPY: usize = 256;
 
-/// A source of random bytes: the host's own.
+/// A source of random bytes: the host's.
 #[derive(Debug, Default)]
 pub struct Rng(());
 
@@ -79,7 +79,7 @@ impl QueueWorker for RngWorker {
     }
 }
 
-/// Fills a request's buffers and returns the number of bytes written.
+/// Fills a request's buffers, and returns the number of bytes written.
 fn fill(queue: &Virtqueue, chain: &Chain) -> Result<u32, QueueError> {
     let mut entropy = [0; ENTROPY];
     let len = chain.writable_len().min(MAX_REQUEST as u64) as usize;

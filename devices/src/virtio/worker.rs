@@ -11,33 +11,33 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{Interrupt, QueueError, Virtqueue};
 use crate::event::Event;
 
-/// What a worker waits for besides its queues.
+/// A source that a worker waits for, besides its queues.
 pub struct Interest<'a> {
     /// The file descriptor.
     pub fd: BorrowedFd<'a>,
-    /// What for.
+    /// The events to wait for.
     pub flags: PollFlags,
 }
 
-/// Serves the queues of a device, on a thread of its own.
+/// Serves the queues of a device on a separate thread.
 ///
-/// An error ends the thread, and the driver sees a device that needs a reset. Between calls a
-/// worker holds no request: whatever it took it has returned or put back
-/// ([`Virtqueue::undo_pop`]), so that the thread can end after any call.
+/// An error ends the thread, and the driver then sees a device that needs a reset. Between calls a
+/// worker holds no request: it has returned every request or put it back ([`Virtqueue::undo_pop`]).
+/// So the thread can end after any call.
 pub trait QueueWorker: Send {
-    /// The driver has notified queue `index`, or may have: also called once for each queue at the
-    /// start.
+    /// Handles a notification of queue `index`. This is also called once for each queue at the
+    /// start, because the driver may have notified it before.
     ///
     /// # Errors
     /// The queue is broken.
     fn queue_ready(&mut self, queues: &mut [Virtqueue], index: usize) -> Result<(), QueueError>;
 
-    /// What to wait for besides the queues, at present.
+    /// The source to wait for now, besides the queues.
     fn interest(&self) -> Option<Interest<'_>> {
         None
     }
 
-    /// What [`QueueWorker::interest`] waited for has happened.
+    /// Handles an event of the source that [`QueueWorker::interest`] named.
     ///
     /// # Errors
     /// The queue is broken.
@@ -100,7 +100,7 @@ impl Worker {
         })
     }
 
-    /// Ends the thread and returns its queues; empty if it panicked.
+    /// Ends the thread and returns its queues, or no queues if it panicked.
     pub(crate) fn stop(mut self) -> Vec<Virtqueue> {
         self.finish()
     }
@@ -151,8 +151,8 @@ fn serve(
     Ok(())
 }
 
-/// Waits for the thread's own event, the queues' and the worker's source; `ready` says in this
-/// order what has happened.
+/// Waits for the thread's own event, the queues' events and the worker's source. `ready` reports,
+/// in this order, which are ready.
 fn wait(
     worker: &dyn QueueWorker,
     queues: &[Virtqueue],

@@ -452,7 +452,7 @@ fn failure(
     };
     let tail = last_lines(console, LINES_IN_ERROR);
     if tail.is_empty() {
-        return Some(format!("{what}; its console is empty"));
+        return Some(format!("{what}; its console printed nothing"));
     }
-    Some(format!("{what}; last lines of its console:\n{tail}"))
+    Some(format!("{what}; the console's last lines:\n{tail}"))
 }

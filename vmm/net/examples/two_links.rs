@@ -1,9 +1,8 @@
 //! Two members and a socket of the host, without a VM and without root.
 //!
-//! `left` and `right` are the ends of two links. `right` is a small guest, which echoes what comes to
-//! TCP port 7. `left` writes an Ethernet frame by hand and sends it to `right`. Then the host connects
-//! to `right`: by a stream in this process, and by a port on loopback. Run it with
-//! `cargo run -p fleetbox-net --example two_links`.
+//! `left` and `right` are the ends of two links. `right` is a small guest, which echoes what it receives on TCP port 7.
+//! `left` writes an Ethernet frame by hand and sends it to `right`. Then the host connects to `right`: through a stream
+//! in this process, and through a port on loopback. Run it with `cargo run -p fleetbox-net --example two_links`.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -62,7 +61,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         Ok::<_, Box<dyn Error>>(answer)
     })?;
     assert_eq!(answer, *b"stream");
-    println!("host -> right: echoed by a stream");
+    println!("host -> right: echoed through a stream");
 
     // From the host to a member, by a port on loopback that any program can use.
     let forward = network.forward(address, 7)?;
@@ -72,13 +71,13 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let mut answer = [0; 6];
     socket.read_exact(&mut answer)?;
     assert_eq!(answer, *b"socket");
-    println!("host -> right: echoed by way of {}", forward.address());
+    println!("host -> right: echoed through {}", forward.address());
 
     drop(running);
     guest.join().map_err(|_| "the guest has panicked".into())
 }
 
-/// The guest: echoes on port 7, and hands over experimental frames, until `stop` is closed.
+/// The guest: echoes on port 7, and passes on experimental frames, until `stop` is closed.
 fn serve(attachment: Attachment, found: &Sender<Vec<u8>>, stop: &Receiver<()>) {
     let mut nic = Nic {
         link: attachment.link,
@@ -115,7 +114,7 @@ fn serve(attachment: Attachment, found: &Sender<Vec<u8>>, stop: &Receiver<()>) {
     }
 }
 
-/// A network device on a link. What others leave to do is done frame by frame.
+/// A network device on a link. It does the work that senders leave to it frame by frame.
 struct Nic {
     link: std::os::fd::OwnedFd,
     frames: VecDeque<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! How a network is set up, and limits on what guests can make the host hold.
+//! The configuration of a network, and limits on the host's resources that guests can use.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -29,7 +29,7 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// The network that holds `address`, with a mask of `prefix` bits.
+    /// The network that contains `address`, with a mask of `prefix` bits.
     ///
     /// # Errors
     /// The prefix is longer than 30 bits, which leaves no room for a gateway and a guest, or shorter
@@ -85,12 +85,12 @@ impl Subnet {
         Ipv4Addr::from(u32::from(self.network) | !u32::from(self.mask()))
     }
 
-    /// Whether `address` lies in the network.
+    /// True if `address` is in the network.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         u32::from(address) & u32::from(self.mask()) == u32::from(self.network)
     }
 
-    /// Whether a guest may have `address`: it is in the network and is not one of its special addresses.
+    /// True if a guest may have `address`: it is in the network, and not one of its special addresses.
     pub fn is_guest(&self, address: Ipv4Addr) -> bool {
         self.contains(address)
             && address != self.network
@@ -98,7 +98,7 @@ impl Subnet {
             && address != self.broadcast()
     }
 
-    /// The addresses guests may have, in order.
+    /// The addresses that guests may have, in order.
     pub fn guests(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
         (u32::from(self.network) + 2..u32::from(self.broadcast())).map(Ipv4Addr::from)
     }
@@ -148,7 +148,7 @@ impl From<Subnet> for String {
     }
 }
 
-/// How a [`Network`](crate::Network) is set up. `NetworkConfig::default()` suits most uses.
+/// The configuration of a [`Network`](crate::Network). `NetworkConfig::default()` suits most uses.
 ///
 /// ```
 /// use fleetbox_net::NetworkConfig;
@@ -161,26 +161,25 @@ impl From<Subnet> for String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetworkConfig {
-    /// The guests' network. It exists in this process only. It may be the same as a network of the
-    /// host, but then guests cannot reach that one.
+    /// The guests' network. It exists only in this process. It may equal a network of the host, but then guests cannot
+    /// reach the host's.
     pub subnet: Subnet,
-    /// The router that DHCP tells guests of; `None` for the gateway, which reaches the world by this
-    /// process's own sockets. Set it where an [uplink](crate::Network::uplink) leads to a router.
+    /// The router that DHCP announces to guests; `None` for the gateway, which reaches the outside through sockets of
+    /// this process. Set it if an [uplink](crate::Network::uplink) leads to a router.
     pub router: Option<Ipv4Addr>,
     /// The domain under which members find each other: `NAME` and `NAME.DOMAIN`.
     pub domain: String,
     /// The resolvers that answer all other names; `None` for those of [`Self::resolv_conf`].
     pub resolvers: Option<Vec<SocketAddr>>,
-    /// The host's resolver configuration, read again whenever it changes.
+    /// The host's resolver configuration. It is read again whenever it changes.
     pub resolv_conf: PathBuf,
     /// How long a DHCP lease lasts. A member's address never changes, so a short lease only makes the
     /// guest ask more often.
     pub lease: Duration,
-    /// Addresses that guests see, and the addresses that are dialled in their place. With
-    /// `192.0.2.1 -> 127.0.0.1` guests reach services on the host's loopback, which they otherwise
-    /// cannot.
+    /// Addresses that guests see, and the addresses that are dialled instead. With `192.0.2.1 -> 127.0.0.1` guests can
+    /// reach services on the host's loopback, which are otherwise out of reach.
     pub host_map: BTreeMap<Ipv4Addr, IpAddr>,
-    /// Limits on what one guest can make the host hold.
+    /// Limits on the host's resources that one guest can use.
     pub limits: Limits,
 }
 
@@ -199,18 +198,18 @@ impl Default for NetworkConfig {
     }
 }
 
-/// Limits on what one guest can make the host hold, and for how long.
+/// Limits on the host's resources that one guest can use, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
     /// Maximum number of members.
     pub members: usize,
-    /// Maximum TCP connections of one member, in both directions. One more takes the place of the one
-    /// that has been idle longest, and is refused if none has been idle for ten seconds.
+    /// Maximum TCP connections of one member, in both directions. One more replaces the one that has been idle longest.
+    /// It is refused if none has been idle for ten seconds.
     pub tcp_flows: usize,
-    /// Maximum UDP and ICMP echo flows of one member. One more takes the place of the longest idle.
+    /// Maximum UDP and ICMP echo flows of one member. One more replaces the one that has been idle longest.
     pub udp_flows: usize,
-    /// Maximum DNS questions of one member that wait for the host's resolvers. More are dropped.
+    /// Maximum DNS queries of one member that wait for the host's resolvers. More are dropped.
     pub dns_questions: usize,
     /// How long the host may take to answer a guest's connection attempt.
     pub connect_timeout: Duration,

@@ -1,4 +1,4 @@
-//! The DHCP server (RFC 2131): every member has one address, known before it asks.
+//! The DHCP server (RFC 2131). Every member has one address, which is fixed before it asks.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ pub(crate) const CLIENT_PORT: u16 = 68;
 /// Bytes before the options: the BOOTP message and the magic number.
 const FIXED: usize = 240;
 const MAGIC: u32 = 0x6382_5363;
-/// Options of a request that are looked at; more are ignored.
+/// Maximum number of options of a request that are read; more are ignored.
 const MAX_OPTIONS: usize = 64;
 
 const DISCOVER: u8 = 1;
@@ -22,7 +22,7 @@ const ACK: u8 = 5;
 const NAK: u8 = 6;
 const INFORM: u8 = 8;
 
-/// What a client asked.
+/// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Request<'a> {
     kind: u8,
@@ -79,12 +79,12 @@ impl<'a> Request<'a> {
 pub(crate) struct Reply {
     /// The UDP payload.
     pub(crate) message: Vec<u8>,
-    /// Where to send it; the broadcast address for a client that has no address yet and wants
-    /// the answer so.
+    /// Where to send it. This is the broadcast address for a client that has no address yet and
+    /// asks for a broadcast.
     pub(crate) to: Ipv4Addr,
 }
 
-/// The member that asks.
+/// The member that sent the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Client<'a> {
     pub(crate) name: &'a str,
@@ -92,8 +92,8 @@ pub(crate) struct Client<'a> {
     pub(crate) ip: Ipv4Addr,
 }
 
-/// Answers a DHCP message of a member; `None` where the protocol wants silence, as for clients
-/// behind the member that have other hardware addresses.
+/// Answers a DHCP message of a member. Returns `None` if the protocol requires silence, for example
+/// for clients behind the member with other hardware addresses.
 pub(crate) fn answer(config: &NetworkConfig, client: Client<'_>, message: &[u8]) -> Option<Reply> {
     let request = Request::parse(message)?;
     if request.client_mac != client.mac {

@@ -10,22 +10,22 @@ pub enum NetworkError {
     /// A subnet is malformed or unusable.
     #[error("{subnet} cannot be the guests' network: {why}")]
     Subnet {
-        /// What was given.
+        /// The value.
         subnet: String,
         /// What is wrong with it, or how to write it.
         why: &'static str,
     },
-    /// A resource of the host is missing.
+    /// The host lacks a resource.
     #[error("cannot {what}: {source}")]
     Host {
-        /// What was attempted.
+        /// The action.
         what: &'static str,
-        /// The host's answer.
+        /// The host's error.
         source: io::Error,
     },
-    /// A name that cannot be a host name.
+    /// A name is not a valid host name.
     #[error(
-        "`{0}` cannot name a member of the network: use letters, digits and hyphens, 63 at most"
+        "invalid name `{0}` for a member of the network: use at most 63 letters, digits and hyphens"
     )]
     Name(String),
     /// Another member has the name, the MAC address or the IP address.
@@ -36,7 +36,7 @@ pub enum NetworkError {
         /// The value.
         value: String,
     },
-    /// An address that a guest cannot have.
+    /// A guest cannot have the address.
     #[error("{value} cannot be the {what} of a guest on {subnet}")]
     Address {
         /// `MAC address` or `IP address`.
@@ -46,20 +46,20 @@ pub enum NetworkError {
         /// The network.
         subnet: String,
     },
-    /// Impossible conditions of a link.
-    #[error("{value} cannot be the {what} of a link: {why}")]
+    /// The conditions of a link are invalid.
+    #[error("invalid {what} {value} of a link: {why}")]
     Condition {
         /// `latency`, `loss` or `bandwidth`.
         what: &'static str,
-        /// What was given.
+        /// The value.
         value: String,
-        /// What would be possible.
+        /// What is valid.
         why: &'static str,
     },
     /// The network has no room for another member.
     #[error("the network is full: it has {0} members; use a larger subnet or a higher limit")]
     Full(usize),
-    /// No such member.
+    /// There is no such member.
     #[error("the network has no member {0}")]
     NoMember(String),
     /// The network's thread has ended.
@@ -81,11 +81,11 @@ impl From<NetworkError> for io::Error {
     }
 }
 
-/// Why a connection into a guest was not made.
+/// Why a connection into a guest failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The guest refuses the connection: nothing listens on the port.
+    /// The guest refuses the connection, because nothing listens on the port.
     #[error("{ip} refuses connections to port {port}: nothing listens there")]
     Refused {
         /// The guest.
@@ -93,7 +93,7 @@ pub enum ConnectError {
         /// The guest's port.
         port: u16,
     },
-    /// No guest answers at the address: it is off, still booting, or has no address yet.
+    /// No guest answers at the address. It is off, still booting, or has no address yet.
     #[error(
         "no guest answers at {ip}: it is off, still booting, or has not configured its network"
     )]
@@ -112,7 +112,7 @@ pub enum ConnectError {
     /// No member has the address.
     #[error("the network has no member at {ip}")]
     NoMember {
-        /// The address asked for.
+        /// The requested address.
         ip: IpAddr,
     },
     /// The member is at its limit of connections, and all of them are in use.

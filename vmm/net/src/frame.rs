@@ -1,8 +1,8 @@
-//! Ethernet, ARP, IPv4, UDP, TCP and ICMP as far as the gateway reads and writes them itself.
+//! Reads and writes Ethernet, ARP, IPv4, UDP, TCP and ICMP, as far as the gateway needs it.
 //!
-//! Readers return `None` for anything short or malformed; nothing here indexes by a length that
-//! a guest wrote without checking it first. Writers fill buffers whose size the caller computed
-//! with the constants of this module.
+//! Readers return `None` for anything short or malformed, and check every length that a guest wrote
+//! before they use it. Writers fill buffers whose size the caller has computed with the constants
+//! of this module.
 
 use std::net::Ipv4Addr;
 
@@ -65,7 +65,7 @@ pub(crate) fn mac_at(data: &[u8], at: usize) -> Option<Mac> {
     Some([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]])
 }
 
-/// Copies `part` to `at`; what does not fit is left out.
+/// Copies `part` to `at`. Bytes that do not fit are left out.
 pub(crate) fn put(buffer: &mut [u8], at: usize, part: &[u8]) {
     if let Some(slot) = buffer.get_mut(at..at + part.len()) {
         slot.copy_from_slice(part);
@@ -99,13 +99,13 @@ pub(crate) struct Ipv4<'a> {
     pub(crate) ttl: u8,
     /// The whole packet, without padding.
     pub(crate) packet: &'a [u8],
-    /// What follows the header.
+    /// The bytes after the header.
     pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Ipv4<'a> {
-    /// Reads the packet after an Ethernet header. The header's checksum is not verified: the
-    /// link is memory, and a guest that writes a wrong one harms only itself.
+    /// Parses the packet after an Ethernet header. The header's checksum is not verified, because
+    /// the link is memory, and a guest that writes a wrong checksum harms only itself.
     pub(crate) fn parse(data: &'a [u8]) -> Option<Self> {
         let first = *data.first()?;
         let header = usize::from(first & 15) * 4;
@@ -126,7 +126,7 @@ impl<'a> Ipv4<'a> {
     }
 }
 
-/// What goes into an IPv4 header.
+/// The fields of an IPv4 header.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ipv4Header {
     pub(crate) source: Ipv4Addr,
@@ -154,7 +154,7 @@ impl Ipv4Header {
         }
     }
 
-    /// Writes the header of a packet of `total` bytes, header included.
+    /// Writes the header of a packet of `total` bytes, including the header.
     pub(crate) fn write(&self, packet: &mut [u8], total: usize) {
         put(packet, 0, &[0x45, 0]);
         put(packet, 2, &(total as u16).to_be_bytes());
@@ -237,7 +237,7 @@ impl Tcp {
         })
     }
 
-    /// Whether it opens a connection.
+    /// True if it opens a connection.
     pub(crate) fn is_opening(&self) -> bool {
         self.has(SYN) && !self.has(ACK) && !self.has(RST)
     }
@@ -281,7 +281,7 @@ impl Tcp {
     }
 }
 
-/// Why a packet went nowhere: the code of an ICMP "destination unreachable" (RFC 792).
+/// Why a packet could not be delivered: the code of an ICMP "destination unreachable" (RFC 792).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Unreachable {
@@ -343,7 +343,7 @@ impl Arp {
     }
 }
 
-/// A MAC address as people write it.
+/// A MAC address in its usual notation.
 pub(crate) fn show(mac: Mac) -> String {
     let [a, b, c, d, e, f] = mac;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")

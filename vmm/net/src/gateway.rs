@@ -1,4 +1,4 @@
-//! The gateway: what it does with packets that are for it, or for the world beyond it.
+//! The gateway: handles packets for itself, and packets to the outside.
 
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -61,7 +61,7 @@ impl Gateway {
         self.output.send_arp(port, request.sender_mac, &reply);
     }
 
-    /// What the gateway does with a packet that is for it, or for the world beyond it.
+    /// Handles a packet for the gateway, or to the outside.
     pub(crate) fn input(&self, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
         let subnet = self.config.subnet;
         let gateway = subnet.gateway();
@@ -69,7 +69,7 @@ impl Gateway {
         if packet.fragment {
             // Fragments are rare from a guest whose path MTU is the link's, and reassembly is a
             // classic way to make a gateway hold memory: they are dropped.
-            tracing::debug!(member = %port.name, "a fragmented packet to the gateway is dropped");
+            tracing::debug!(member = %port.name, "dropped a fragmented packet to the gateway");
             return;
         }
         if to_all || packet.to == gateway {

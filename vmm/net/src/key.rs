@@ -1,8 +1,8 @@
-//! What a flow is found by.
+//! The key of a flow.
 
 use std::net::SocketAddr;
 
-/// What tells flows apart. Addresses of both families fit.
+/// Identifies a flow. Addresses of both families fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FlowKey {
     pub(crate) port: u32,

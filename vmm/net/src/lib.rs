@@ -1,17 +1,15 @@
-//! A network for virtual machines without root: a switch that joins guests, and a gateway that gives
-//! them addresses, names and the world, all in this process.
+//! A network for virtual machines without root. It has a switch that joins guests, and a gateway that gives them
+//! addresses, names and access to the outside, all in this process.
 //!
-//! A [`Network`] runs on a thread of its own. So it works the same for synchronous callers and on any
-//! async runtime, and a test that blocks its runtime does not stop its guests. A guest's NIC is one
-//! end of a socket pair ([`Network::attach`]), which carries one
-//! [packet](https://docs.rs/fleetbox-packet) at a time. Guests reach each other through the switch
-//! and the world through the host's own sockets. The host reaches guests by [`Network::connect`] and
+//! A [`Network`] runs on a separate thread. So it works with synchronous callers and with any async runtime, and a test
+//! that blocks its runtime does not stop its guests. A guest's NIC is one end of a socket pair ([`Network::attach`]),
+//! which carries one [packet](https://docs.rs/fleetbox-packet) at a time. Guests reach each other through the switch,
+//! and the outside through the host's own sockets. The host reaches guests with [`Network::connect`] and
 //! [`Network::forward`].
 //!
-//! Guests are not trusted. Frames are checked before anything else reads them, [`Limits`] bound what
-//! one guest can make the host hold, and no guest can take the gateway's address or another's. Guests
-//! cannot reach the host's loopback or link-local addresses unless [`NetworkConfig::host_map`] allows
-//! it.
+//! Guests are not trusted. Frames are checked before anything else reads them. [`Limits`] bound the host's resources
+//! that one guest can use. No guest can take the address of the gateway or of another guest. Guests cannot reach the
+//! host's loopback or link-local addresses unless [`NetworkConfig::host_map`] allows it.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! Who is on the network: members, their addresses and their names.
+//! The members of a network, with their addresses and names.
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -14,10 +14,10 @@ use crate::faults::{Faults, GATEWAY, LinkEnd};
 use crate::frame::{self, Mac};
 use crate::port::{NewPort, Port};
 
-/// Learned hardware addresses of one member; frames to more are flooded, as by a switch whose table
-/// is full.
+/// Maximum number of learned hardware addresses of one member. Frames to others are flooded, as by
+/// a switch whose table is full.
 const MAX_LEARNED: usize = 256;
-/// How long a learned hardware address is good for.
+/// How long a learned hardware address is valid.
 const LEARNED_AGE: Duration = Duration::from_secs(300);
 
 /// The members of a network, and the uplink.
@@ -26,9 +26,9 @@ pub(crate) struct Members {
     config: Arc<NetworkConfig>,
     faults: Rc<Faults>,
     ports: RefCell<Vec<Rc<Port>>>,
-    /// The addresses members were given, kept for when they come back.
+    /// The addresses that members had, kept for when they join again.
     addresses: RefCell<HashMap<String, Ipv4Addr>>,
-    /// Names that are answered whether or not a member has them now, in lower case.
+    /// Registered names in lower case, which are answered whether or not a member has them now.
     names: RefCell<BTreeMap<String, Ipv4Addr>>,
     next_id: Cell<u32>,
 }
@@ -50,7 +50,7 @@ impl Members {
         self.ports.borrow()
     }
 
-    /// Adds a member. One that it replaces must have been removed.
+    /// Adds a member. The member that it replaces must have been removed.
     pub(crate) fn add(&self, new: NewPort, socket: OwnedFd) -> Result<Rc<Port>, NetworkError> {
         self.check(&new)?;
         let ip = self.address_for(&new)?;
@@ -103,12 +103,12 @@ impl Members {
         self.ports.borrow_mut().retain(|other| other.id != port.id);
     }
 
-    /// Makes `name`, given in lower case, stand for an address.
+    /// Registers `name`, given in lower case, for an address.
     pub(crate) fn register(&self, name: String, ip: Ipv4Addr) {
         self.names.borrow_mut().insert(name, ip);
     }
 
-    /// Undoes [`Self::register`]; false if the name was not registered.
+    /// Undoes [`Self::register`]. Returns false if the name was not registered.
     pub(crate) fn unregister(&self, name: &str) -> bool {
         self.names.borrow_mut().remove(name).is_some()
     }
@@ -152,7 +152,7 @@ impl Members {
         ports.iter().find(|port| port.id == id).cloned()
     }
 
-    /// An end of a link as faults know it: the gateway, or a member that is or was attached or whose
+    /// The end of a link for faults: the gateway, or a member that is or was attached, or whose
     /// name is registered.
     pub(crate) fn link_end(&self, end: LinkEnd) -> Result<LinkEnd, NetworkError> {
         let end = end.normal();
@@ -195,8 +195,9 @@ impl Members {
         known.next().map(|(name, _)| name.clone())
     }
 
-    /// Notes that `mac` is behind `port`; `None` if it is another member's own. Each member has
-    /// room of its own for such addresses: one that makes them up takes it from no other.
+    /// Learns that `mac` is behind `port`. Returns `None` if it is another member's own address.
+    /// Each member has separate room for learned addresses, so that one that invents them takes no
+    /// room from others.
     pub(crate) fn learn(&self, port: &Port, mac: Mac) -> Option<()> {
         if mac == port.mac {
             return Some(());
@@ -235,7 +236,7 @@ impl Members {
             .cloned()
     }
 
-    /// Refuses the gateway's address and other members' as a source.
+    /// Refuses the addresses of the gateway and of other members as a source.
     pub(crate) fn check_source(&self, port: &Port, source: Ipv4Addr) -> Option<()> {
         if source == port.ip {
             port.seen.set(Some(Instant::now()));

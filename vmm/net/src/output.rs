@@ -1,4 +1,4 @@
-//! What the gateway sends to members.
+//! Packets from the gateway to members.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -37,7 +37,7 @@ impl Output {
         port.flush();
     }
 
-    /// Asks the guest whether it uses its address, unless it was asked a moment ago.
+    /// Asks the guest whether it uses its address, unless that was done a moment ago.
     pub(crate) fn probe(&self, port: &Port) {
         let now = Instant::now();
         let recently = |at: Instant| now.duration_since(at) < Duration::from_millis(150);
@@ -66,7 +66,7 @@ impl Output {
         port.flush();
     }
 
-    /// Tells the guest that a packet of its went nowhere.
+    /// Tells the guest that one of its packets could not be delivered.
     pub(crate) fn send_unreachable(
         &self,
         port: &Port,
@@ -102,7 +102,7 @@ impl Output {
         port.flush();
     }
 
-    /// Queues a packet for the guest, in fragments if it is larger than the link takes.
+    /// Queues a packet for the guest, in fragments if it is too large for the link.
     pub(crate) fn send_ip(
         &self,
         port: &Port,

@@ -1,5 +1,5 @@
-//! A member's place on the switch: its socket, and the frames that wait for it. The uplink has one
-//! too, with a tap in place of the socket.
+//! A port of the switch: a member's socket, and the frames that wait for it. The uplink has a port too, with a tap
+//! instead of the socket.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,14 +24,14 @@ use crate::faults::{Fate, Faults, GATEWAY};
 use crate::frame::Mac;
 use crate::queue::{BYTES, Ring, WaitingFlows};
 
-/// Bytes in the queue for each flow that is told of room.
+/// Free bytes in the queue for each flow that is woken.
 const SHARE: usize = 64 << 10;
-/// Packets waiting at which they are handed to the kernel without waiting for more.
+/// Number of waiting packets that are passed to the kernel without waiting for more.
 const BATCH: usize = 64;
-/// What is asked of the kernel for each end; it grants what its own limit allows.
+/// The buffer size requested from the kernel for each end. It grants at most its own limit.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// A new member, checked as far as it can be without the others.
+/// A new member, checked as far as possible without the others.
 #[derive(Debug, Clone)]
 pub(crate) struct NewPort {
     pub(crate) name: String,
@@ -41,7 +41,7 @@ pub(crate) struct NewPort {
 }
 
 impl NewPort {
-    /// Whether it takes the place of `port`: there cannot be both.
+    /// True if it replaces `port`, because both cannot exist together.
     pub(crate) fn replaces(&self, port: &Port) -> bool {
         if self.uplink {
             port.uplink
@@ -51,7 +51,7 @@ impl NewPort {
     }
 }
 
-/// What a member has sent and received; plain numbers for [`PortStatus`](crate::PortStatus).
+/// Counters of what a member has sent and received, for [`PortStatus`](crate::PortStatus).
 #[derive(Debug, Default)]
 pub(crate) struct PortCounters {
     pub(crate) frames_in: Cell<u64>,
@@ -60,7 +60,7 @@ pub(crate) struct PortCounters {
     pub(crate) bytes_out: Cell<u64>,
     /// Frames of the guest that were malformed, oversize or forged.
     pub(crate) refused: Cell<u64>,
-    /// Frames for the guest that found its queue full.
+    /// Frames for the guest that were dropped because its queue was full.
     pub(crate) dropped: Cell<u64>,
 }
 
@@ -68,14 +68,14 @@ pub(crate) fn count(counter: &Cell<u64>, by: usize) {
     counter.set(counter.get().wrapping_add(by as u64));
 }
 
-/// A member's place on the switch.
+/// A port of the switch.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) id: u32,
     pub(crate) name: String,
     pub(crate) mac: Mac,
     pub(crate) ip: Ipv4Addr,
-    /// Leads to a network of the host, by a tap.
+    /// Leads to a network of the host through a tap.
     pub(crate) uplink: bool,
     pub(crate) counters: PortCounters,
     /// Whether the guest's end is open.
@@ -86,11 +86,11 @@ pub(crate) struct Port {
     pub(crate) asked: Cell<Option<Instant>>,
     /// TCP flows of the guest, in both directions.
     pub(crate) flows: Cell<usize>,
-    /// Before this moment none of them is idle for long enough to give way to a new one.
+    /// Until this moment none of them has been idle long enough to be replaced.
     pub(crate) no_eviction_before: Cell<Option<Instant>>,
-    /// Hardware addresses that were seen behind the guest's, and when.
+    /// Hardware addresses that were seen behind the guest, and when.
     pub(crate) learned: RefCell<HashMap<Mac, Instant>>,
-    /// Broadcasts the guest may still send, and when that was counted.
+    /// How many broadcasts the guest may still send, and when that was computed.
     flood: Cell<(u32, Instant)>,
     socket: AsyncFd<OwnedFd>,
     ring: RefCell<Ring>,
@@ -100,11 +100,11 @@ pub(crate) struct Port {
     writer: RefCell<Option<Waker>>,
     /// Flows that wait for room in the ring.
     waiting: RefCell<WaitingFlows>,
-    /// Faults that frames of the gateway meet.
+    /// The faults for frames of the gateway.
     faults: Rc<Faults>,
 }
 
-/// Broadcasts a second, and at once, that a member may send to the others.
+/// Maximum broadcasts per second, and in one burst, that a member may send to the others.
 const FLOOD_RATE: u32 = 2000;
 
 /// The two ends of a link: the switch's and the guest's.
@@ -124,7 +124,7 @@ pub(crate) fn new_link() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Port {
-    /// Must be called on the network's runtime.
+    /// Creates a port. Must be called on the network's runtime.
     pub(crate) fn new(
         id: u32,
         new: &NewPort,
@@ -158,7 +158,7 @@ impl Port {
         })
     }
 
-    /// Whether it is the member of this name; names are compared as DNS compares them.
+    /// True if it is the member with this name. Names are compared as in DNS.
     pub(crate) fn is_named(&self, name: &str) -> bool {
         !self.uplink && self.name.eq_ignore_ascii_case(name)
     }
@@ -170,7 +170,7 @@ impl Port {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads one packet. `WouldBlock` if none waits; an empty one is the end.
+    /// Reads one packet. `WouldBlock` means that none is waiting, and an empty packet means the end.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.try_io(Interest::READABLE, |socket| {
             Ok(if self.uplink {
@@ -189,7 +189,7 @@ impl Port {
         })
     }
 
-    /// Whether bulk data has room. If not, the flow `id` is woken when it has.
+    /// True if bulk data has room. If not, the flow `id` is woken when it has.
     pub(crate) fn poll_room(&self, id: u64, waker: &Waker) -> bool {
         if self.has_room() {
             return true;
@@ -201,35 +201,35 @@ impl Port {
         false
     }
 
-    /// A flow no longer waits.
+    /// Ends the wait of a flow.
     pub(crate) fn forget_waiting(&self, id: u64) {
         self.waiting.borrow_mut().remove(id);
         // It may have been told of room that another can use.
         self.wake_waiting();
     }
 
-    /// Whether bulk data has room, here and on the gateway's link.
+    /// True if bulk data has room, here and on the gateway's link.
     pub(crate) fn has_room(&self) -> bool {
         self.ring.borrow().has_room() && !self.is_slow()
     }
 
-    /// Whether the gateway's link has no room.
+    /// True if the gateway's link has no room.
     fn is_slow(&self) -> bool {
         self.faults.room_at(self.id).is_some()
     }
 
-    /// Whether the gateway must send frames only: to the uplink, and where faults count them.
+    /// True if the gateway must send single frames: to the uplink, and on links with faults, which count frames.
     pub(crate) fn takes_frames_only(&self) -> bool {
         self.uplink || self.faults.path(GATEWAY, self.id).is_some()
     }
 
-    /// Whether flows wait for room.
+    /// True if flows wait for room.
     pub(crate) fn is_awaited(&self) -> bool {
         !self.waiting.borrow().is_empty()
     }
 
-    /// Wakes the flows that have waited longest, if there is plenty of room, and only as many as the
-    /// room may suffice for: each of them calls this again after its turn.
+    /// If there is plenty of room, wakes the flows that have waited longest, but only as many as the room is enough
+    /// for. Each of them calls this again after its turn.
     pub(crate) fn wake_waiting(&self) {
         let plenty = self.ring.borrow().plenty();
         let Some(free) = plenty.filter(|_| self.is_awaited() && self.has_room()) else {
@@ -244,10 +244,10 @@ impl Port {
         }
     }
 
-    /// Queues a frame of `len` bytes that `fill` writes, with its checksums. If the queue is full the
-    /// frame is counted as dropped, and this returns false.
+    /// Queues a frame of `len` bytes that `fill` writes, with its checksums. If the queue is full, the frame counts as
+    /// dropped, and this returns false.
     ///
-    /// `fill` finds what an earlier frame left in the buffer and must write all of it.
+    /// The buffer may have bytes of an earlier frame, so `fill` must write all of it.
     /// [`Self::flush`] sends it.
     pub(crate) fn push(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let filled = |bytes: Option<&mut [u8]>| {
@@ -259,7 +259,7 @@ impl Port {
         self.write(HEADER + len, filled).is_some()
     }
 
-    /// Queues a packet of another member as it is; in frames if it is for the uplink.
+    /// Queues a packet of another member unchanged, or cut into frames for the uplink.
     pub(crate) fn pass(&self, packet: &Packet<'_>) {
         if self.uplink {
             packet.for_each_frame(|frame| {
@@ -274,8 +274,8 @@ impl Port {
         });
     }
 
-    /// Like [`Self::push`], for callers that must write their packet in any case and that write its
-    /// header too; the header is part of the `len` bytes. `fill` gets `None` if the queue is full.
+    /// Like [`Self::push`], for callers that must always write their packet, and that also write its header, which is
+    /// part of the `len` bytes. `fill` gets `None` if the queue is full.
     fn write<R>(&self, len: usize, fill: impl FnOnce(Option<&mut [u8]>) -> R) -> R {
         let mut ring = self.ring.borrow_mut();
         let place = ring.free(len).filter(|_| self.up.get());
@@ -293,7 +293,7 @@ impl Port {
         result
     }
 
-    /// [`Self::push`] for the gateway's own frames, which meet the faults of its link to the member.
+    /// Like [`Self::push`], for the gateway's own frames, which are subject to the faults of its link to the member.
     /// Frames lost there count as sent.
     pub(crate) fn push_from_gateway(&self, len: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let filled = |bytes: Option<&mut [u8]>| {
@@ -305,7 +305,7 @@ impl Port {
         self.write_from_gateway(HEADER + len, filled).is_some()
     }
 
-    /// [`Self::write`] for the gateway's own packets.
+    /// Like [`Self::write`], for the gateway's own packets.
     pub(crate) fn write_from_gateway<R>(
         &self,
         len: usize,
@@ -328,7 +328,7 @@ impl Port {
         result
     }
 
-    /// Hands waiting frames to the kernel as far as it takes them.
+    /// Passes waiting frames to the kernel, as many as it accepts.
     pub(crate) fn flush(&self) {
         if self.blocked.get() {
             return;
@@ -365,7 +365,7 @@ impl Port {
         self.wake_waiting();
     }
 
-    /// Sends what waits whenever the kernel takes it; never completes unless the socket fails.
+    /// Sends waiting frames whenever the kernel accepts them. Never completes unless the socket fails.
     pub(crate) fn poll_writer(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // First, so that [`Port::shut`] finds it however long the kernel takes nothing.
         *self.writer.borrow_mut() = Some(cx.waker().clone());
@@ -378,7 +378,7 @@ impl Port {
         Poll::Pending
     }
 
-    /// Ends the port: from now on it queues nothing, and no flow waits for it.
+    /// Ends the port. From now on it queues nothing, and no flow waits for it.
     pub(crate) fn shut(&self) {
         self.up.set(false);
         while let Some(waker) = self.waiting.borrow_mut().pop() {
@@ -389,7 +389,7 @@ impl Port {
         }
     }
 
-    /// Takes the right to send one broadcast to the other members.
+    /// Counts one broadcast to the other members. Returns false if the member has sent too many.
     pub(crate) fn may_flood(&self) -> bool {
         let (mut left, mut since) = self.flood.get();
         let gained = since.elapsed().as_millis() as u64 * u64::from(FLOOD_RATE) / 1000;
@@ -406,7 +406,7 @@ impl Port {
 /// The size of a buffer that holds any packet and shows which are oversize.
 pub(crate) const RECEIVE_BUFFER: usize = HEADER + MAX_PACKET + 2;
 
-/// Whether an error of the socket means that the other end is gone.
+/// True if an error of the socket means that the other end is gone.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     !matches!(
         error.raw_os_error().map(Errno::from_raw),

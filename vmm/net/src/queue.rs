@@ -1,19 +1,19 @@
-//! What waits for a member: packets in a ring of bytes, and flows that want room in it.
+//! The queue of a member: packets in a ring of bytes, and flows that wait for room in it.
 
 use std::collections::{HashMap, VecDeque};
 use std::task::Waker;
 
 use fleetbox_packet::{HEADER, MAX_PACKET};
 
-/// Bytes that may wait for a member.
+/// Maximum bytes that wait for a member.
 pub(crate) const BYTES: usize = 1 << 20;
-/// Packets that may wait for a member.
+/// Maximum packets that wait for a member.
 const PACKETS: usize = 512;
-/// How much of both bulk data leaves to ARP, DHCP, DNS and the like.
+/// How much of both is reserved for ARP, DHCP, DNS and the like, and not used by bulk data.
 const RESERVED: usize = 32;
 const RESERVED_BYTES: usize = 48 << 10;
 
-/// Packets that wait for a member, one after another in a ring of bytes.
+/// Packets that wait for a member, stored one after another in a ring of bytes.
 #[derive(Debug)]
 pub(crate) struct Ring {
     bytes: Vec<u8>,
@@ -33,7 +33,7 @@ impl Ring {
         }
     }
 
-    /// Where `len` bytes in one piece are free.
+    /// The offset of `len` contiguous free bytes.
     pub(crate) fn place(&self, len: usize) -> Option<usize> {
         let (Some((head, _)), Some((last, last_len))) = (self.packets.front(), self.packets.back())
         else {
@@ -49,7 +49,7 @@ impl Ring {
         (len <= *head).then_some(0)
     }
 
-    /// Room for a packet, and where it starts, for [`Ring::commit`].
+    /// Room for a packet, and its start for [`Ring::commit`].
     pub(crate) fn free(&mut self, len: usize) -> Option<(usize, &mut [u8])> {
         if self.packets.len() == PACKETS || len == 0 {
             return None;
@@ -74,31 +74,30 @@ impl Ring {
         }
     }
 
-    /// Packets that wait.
+    /// The number of waiting packets.
     pub(crate) fn len(&self) -> usize {
         self.packets.len()
     }
 
-    /// Bytes that wait.
+    /// The number of waiting bytes.
     pub(crate) fn used(&self) -> usize {
         self.used
     }
 
-    /// Bytes that are free while less than half of the ring is in use; `None` afterwards.
+    /// The number of free bytes while less than half of the ring is in use, otherwise `None`.
     pub(crate) fn plenty(&self) -> Option<usize> {
         let plenty = self.packets.len() < PACKETS / 2 && self.used < BYTES / 2;
         plenty.then_some(BYTES - self.used)
     }
 
-    /// Whether there is room for the largest packet and some more.
+    /// True if there is room for the largest packet and some more.
     pub(crate) fn has_room(&self) -> bool {
         self.packets.len() + RESERVED < PACKETS
             && self.place(HEADER + MAX_PACKET + RESERVED_BYTES).is_some()
     }
 }
 
-/// Flows that wait for room, in the order in which they came. However many there are, each
-/// operation takes the same time.
+/// Flows that wait for room, in order of arrival. Each operation takes constant time.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingFlows {
     queue: VecDeque<u64>,
@@ -113,7 +112,7 @@ impl WaitingFlows {
         }
     }
 
-    /// Whether any flow waits.
+    /// True if any flow is waiting.
     pub(crate) fn is_empty(&self) -> bool {
         self.wakers.is_empty()
     }

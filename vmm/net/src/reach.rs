@@ -1,11 +1,12 @@
-//! Which addresses guests may reach, and what they stand for on the host.
+//! Decides which addresses guests may reach, and maps them to addresses on the host.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::config::NetworkConfig;
 
-/// Whether guests may reach an address: only what lies beyond the host. Its loopback, its links
-/// (where cloud providers serve credentials at 169.254.169.254) and groups are out of reach.
+/// True if guests may reach an address, which must be beyond the host. The host's loopback,
+/// link-local addresses (cloud providers serve credentials at 169.254.169.254) and multicast groups
+/// are out of reach.
 fn may_reach(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
     !(address.is_loopback()
@@ -15,7 +16,7 @@ fn may_reach(address: Ipv4Addr) -> bool {
         || first >= 240)
 }
 
-/// The address of the host's network that a guest's packets to `address` go to; `None` if they are
+/// The address on the host's network for a guest's packets to `address`; `None` if they are
 /// refused.
 pub(crate) fn translate(config: &NetworkConfig, address: Ipv4Addr) -> Option<IpAddr> {
     if let Some(mapped) = config.host_map.get(&address) {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// The address to bind a socket to that talks to `remote`: any of the same family.
+/// The address to bind a socket for `remote` to: the wildcard address of the same family.
 pub(crate) fn any_for(remote: SocketAddr) -> IpAddr {
     match remote {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -14,8 +14,8 @@ pub(crate) fn any_for(remote: SocketAddr) -> IpAddr {
     }
 }
 
-/// Waits for an error that the host learned of a connected socket, such as a closed port. It
-/// does not make the socket readable.
+/// Waits for an error of a connected socket, such as a closed port. Such an error does not make the
+/// socket readable.
 pub(crate) async fn failure(socket: &UdpSocket) -> io::Error {
     loop {
         if let Err(error) = socket.ready(Interest::ERROR).await {

@@ -1,9 +1,8 @@
-//! One TCP connection of smoltcp with an interface of its own.
+//! One TCP connection of smoltcp with a separate interface.
 //!
-//! smoltcp looks at every socket of an interface for each segment. With one interface per flow
-//! there is one to look at, and the switch finds the flow in a hash table. The interface has the
-//! remote's address, speaks bare IP (the switch writes the Ethernet header) and therefore needs
-//! no ARP.
+//! For each segment smoltcp searches all sockets of an interface. With one interface per flow there is only one socket,
+//! and the switch finds the flow in a hash table. The interface has the remote's address, speaks bare IP (the switch
+//! writes the Ethernet header) and therefore needs no ARP.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -22,11 +21,11 @@ use fleetbox_packet::{HEADER, offload_tcp};
 use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, MTU, Mac, TCP, TYPE_IPV4};
 use crate::port::Port;
 
-/// A guest that answers nothing for so long is gone.
+/// A guest that has not answered for this long is gone.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
-/// How often a quiet guest is asked.
+/// How often a silent guest is probed.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Segments sent before other flows have their turn.
+/// Maximum segments sent before it is another flow's turn.
 const MAX_BURST: usize = 96;
 
 /// The network device of one flow.
@@ -58,7 +57,7 @@ impl RxToken for Incoming<'_> {
 pub(crate) struct Outgoing<'a> {
     port: &'a Port,
     mac: Mac,
-    /// Payload of each frame that the packet is cut into; 0 if it is a frame.
+    /// Bytes of payload in each frame that the packet is cut into; 0 if it is a frame.
     segment: u16,
 }
 
@@ -121,7 +120,7 @@ impl Device for FlowDevice<'_> {
     }
 }
 
-/// The address as smoltcp writes it; `None` for a family that the network does not have.
+/// Converts an address for smoltcp; `None` for a family that the network does not support.
 fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
     match address {
         SocketAddr::V4(address) => Some(address.into()),
@@ -129,7 +128,7 @@ fn endpoint(address: SocketAddr) -> Option<IpEndpoint> {
     }
 }
 
-/// An interface of smoltcp. It asks what the device can do when it is made, and never again.
+/// Creates an interface of smoltcp. It asks for the device's capabilities only once, at its creation.
 fn interface(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = rand::random();
@@ -150,7 +149,7 @@ fn interface(device: &mut FlowDevice<'_>, now: Instant, local: IpAddress) -> Int
 /// One connection.
 pub(crate) struct Stack {
     interface: Interface,
-    /// Whether the interface sends frames only.
+    /// True if the interface sends only single frames.
     frames_only: bool,
     local: IpAddress,
     sockets: SocketSet<'static>,
@@ -191,8 +190,7 @@ impl Stack {
         }
     }
 
-    /// The stack for the connection that the packet of `device`, a SYN, opens; `None` if smoltcp does
-    /// not take it.
+    /// The stack for a connection that the packet of `device`, a SYN, opens; `None` if smoltcp refuses it.
     pub(crate) fn accept(
         device: &mut FlowDevice<'_>,
         now: Instant,
@@ -227,7 +225,7 @@ impl Stack {
         self.sockets.get_mut(self.handle)
     }
 
-    /// Takes the packet of `device`.
+    /// Processes the packet of `device`.
     pub(crate) fn receive(&mut self, device: &mut FlowDevice<'_>, now: Instant) {
         self.contain(|stack| {
             stack
@@ -236,7 +234,7 @@ impl Stack {
         });
     }
 
-    /// Sends what there is to send, as far as there is room; true if there was anything.
+    /// Sends pending data as far as there is room. Returns true if there was any.
     pub(crate) fn transmit(&mut self, device: &mut FlowDevice<'_>, now: Instant) -> bool {
         let mut sent = false;
         let frames_only = device.port.takes_frames_only();
@@ -255,8 +253,8 @@ impl Stack {
         sent
     }
 
-    /// Runs smoltcp on what a guest sent. Should it ever panic, this connection has failed, and
-    /// the network, which serves all guests, goes on.
+    /// Runs smoltcp on data from a guest. If it panics, only this connection fails. The network, which serves all
+    /// guests, continues.
     fn contain(&mut self, work: impl FnOnce(&mut Self)) {
         if self.failed {
             return;
@@ -264,7 +262,7 @@ impl Stack {
         // A stack that has panicked is only dropped.
         let work = AssertUnwindSafe(|| work(self));
         if catch_unwind(work).is_err() {
-            tracing::error!("a TCP connection is given up: its state became inconsistent");
+            tracing::error!("giving up a TCP connection, because its state became inconsistent");
             self.failed = true;
         }
     }
@@ -274,7 +272,7 @@ impl Stack {
         self.failed
     }
 
-    /// When [`Self::transmit`] has something to do, if nothing arrives before.
+    /// When [`Self::transmit`] must be called next, if nothing arrives before.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Instant> {
         self.interface.poll_at(now, &self.sockets)
     }

@@ -1,4 +1,4 @@
-//! What a network tells of itself.
+//! The status of a network.
 
 use std::net::Ipv4Addr;
 
@@ -6,35 +6,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::FaultCounts;
 
-/// What a network is doing.
+/// The status of a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkStatus {
     /// Its members, and the uplink.
     pub ports: Vec<PortStatus>,
     /// TCP connections now open or being opened.
     pub tcp_flows: usize,
-    /// TCP connections begun since the start.
+    /// TCP connections opened since the start.
     pub tcp_opened: u64,
-    /// TCP connections of guests that were refused, here or by the host.
+    /// TCP connections of guests that were refused by the network or by the host.
     pub tcp_refused: u64,
     /// Idle TCP connections that made room for new ones.
     pub tcp_evicted: u64,
-    /// UDP and ICMP echo flows now known.
+    /// UDP and ICMP echo flows that are open now.
     pub udp_flows: usize,
     /// UDP and ICMP echo flows that made room for new ones.
     pub udp_evicted: u64,
-    /// DNS questions about members.
+    /// DNS queries about members.
     pub dns_local: u64,
-    /// DNS questions that a resolver of the host answered.
+    /// DNS queries that a resolver of the host answered.
     pub dns_forwarded: u64,
-    /// DNS questions that no resolver answered.
+    /// DNS queries that no resolver answered.
     pub dns_failed: u64,
-    /// Frames that faults of links stopped or hold.
+    /// Frames that link faults have stopped or delay.
     #[serde(default)]
     pub faults: FaultCounts,
 }
 
-/// What a member is doing.
+/// The status of a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortStatus {
     /// Its name.
@@ -43,9 +43,9 @@ pub struct PortStatus {
     pub mac: [u8; 6],
     /// Its address.
     pub ip: Ipv4Addr,
-    /// Whether the guest's end of the link is open.
+    /// True if the guest's end of the link is open.
     pub up: bool,
-    /// Whether the guest has been seen to use its address.
+    /// True if the guest has used its address.
     pub configured: bool,
     /// Frames the guest sent. A large TCP packet counts as one.
     pub frames_in: u64,

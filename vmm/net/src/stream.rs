@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes that may wait in each direction between a flow and a stream of this process.
+/// Maximum bytes that wait in each direction between a flow and a stream of this process.
 const BUFFER: usize = 256 << 10;
 
-/// What the two ends of a stream tell each other beside its bytes.
+/// The state that the two ends of a stream share, in addition to its bytes.
 #[derive(Debug, Default)]
 struct Shared {
     /// The guest reset the connection, or it was given up.
@@ -24,8 +24,8 @@ struct Shared {
 
 /// A TCP connection into a guest.
 ///
-/// It works on any runtime. Shutting down the writing half closes it towards the guest, which may
-/// still send; dropping the stream closes both halves. A reset by the guest is an error of kind
+/// It works with any runtime. Shutting down the writing half closes it for the guest, which may
+/// still send. Dropping the stream closes both halves. A reset by the guest is an error of kind
 /// [`io::ErrorKind::ConnectionReset`].
 #[derive(Debug)]
 pub struct GuestStream {
@@ -161,7 +161,7 @@ impl Host {
         }
     }
 
-    /// Whether the other end has been dropped.
+    /// True if the other end has been dropped.
     pub(crate) fn is_orphan(&self) -> bool {
         match self {
             Self::Tcp(_) => false,

@@ -1,6 +1,6 @@
-//! The switch: which frame goes to which member, to the gateway, or nowhere.
+//! The switch: forwards each frame to members, to the gateway, or nowhere.
 //!
-//! Everything here runs on the network's own thread, so its state needs no locks.
+//! Everything here runs on the network's thread, so its state needs no locks.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -25,10 +25,10 @@ use crate::port::{NewPort, Port, RECEIVE_BUFFER, count, is_gone};
 use crate::status::{NetworkStatus, PortStatus};
 use crate::timer::Timer;
 
-/// Packets read from one member before others have their turn, and their bytes.
+/// Maximum packets, and their bytes, read from one member before it is another's turn.
 const TURN: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
-/// Frames that arrive from impaired links before others have their turn.
+/// Maximum frames delivered from links with faults before others have their turn.
 const ARRIVALS: usize = 256;
 
 /// A network, as its thread sees it.
@@ -40,7 +40,7 @@ pub(crate) struct Switch {
     pub(crate) gateway: Gateway,
 }
 
-/// What a frame has for the gateway.
+/// The part of a frame for the gateway.
 #[derive(Debug)]
 enum ForGateway<'a> {
     Arp(Arp),
@@ -59,7 +59,7 @@ impl Switch {
         }
     }
 
-    /// Adds a member and starts to serve its link.
+    /// Adds a member, and starts to serve its link.
     pub(crate) fn attach(
         self: &Rc<Self>,
         new: NewPort,
@@ -83,7 +83,7 @@ impl Switch {
         Ok(ip)
     }
 
-    /// Removes a member: its link closes and its connections are reset.
+    /// Removes a member. Its link closes, and its connections are reset.
     pub(crate) fn detach(&self, name: &str) -> Result<(), NetworkError> {
         let port = self.members.named(name);
         let port = port.ok_or_else(|| NetworkError::NoMember(name.to_owned()))?;
@@ -96,7 +96,7 @@ impl Switch {
         self.members.remove(port);
     }
 
-    /// Ends all that belongs to a member's link.
+    /// Ends everything that belongs to a member's link.
     fn down(&self, port: &Port) {
         port.shut();
         self.faults.leave(port.id);
@@ -113,7 +113,7 @@ impl Switch {
         }
     }
 
-    /// `None` refuses the packet: malformed or forged.
+    /// Returns `None` if the packet is refused because it is malformed or forged.
     fn switch(&self, port: &Rc<Port>, bytes: &[u8]) -> Option<()> {
         let packet = Packet::parse(bytes)?;
         let frame = packet.frame();
@@ -148,8 +148,8 @@ impl Switch {
         Some(())
     }
 
-    /// Checks a frame's content, and says what it has for the gateway, and whether members may have
-    /// it. `None` refuses it.
+    /// Checks a frame's content. Returns the part for the gateway, and whether members may receive
+    /// it; `None` if it is refused.
     fn receivers<'a>(
         &self,
         port: &Port,
@@ -191,7 +191,7 @@ impl Switch {
         Some((for_gateway, for_members))
     }
 
-    /// Hands a packet to the member with an address, or to all others.
+    /// Delivers a packet to the member with an address, or to all others.
     fn to_members(&self, port: &Port, to: Mac, packet: &Packet<'_>) {
         let group = to[0] & 1 != 0;
         match self.members.port_of(to).filter(|_| !group) {
@@ -208,7 +208,7 @@ impl Switch {
         }
     }
 
-    /// Hands a packet over as it is, unless something is set for the link: faults are those of
+    /// Delivers a packet unchanged, or as frames if the link has faults, because these apply to
     /// frames.
     fn to_member(&self, port: &Port, target: &Port, packet: &Packet<'_>) {
         let Some(path) = self.faults.path(port.id, target.id) else {
@@ -228,7 +228,7 @@ impl Switch {
         }
     }
 
-    /// Hands over a frame that an impaired link has delayed.
+    /// Delivers a frame that a link with faults has delayed.
     fn deliver(&self, arrival: &Arrival) {
         let frame = &arrival.frame[..];
         if arrival.to != GATEWAY {
@@ -242,7 +242,7 @@ impl Switch {
         }
     }
 
-    /// Hands the gateway a frame that was checked when it was sent.
+    /// Delivers to the gateway a frame that was checked when it was sent.
     fn frame_to_gateway(&self, port: &Rc<Port>, frame: &[u8]) {
         let Some(from) = frame::mac_at(frame, 6) else {
             return;
@@ -257,7 +257,7 @@ impl Switch {
         }
     }
 
-    /// What the network is doing now.
+    /// The current status of the network.
     pub(crate) fn status(&self) -> NetworkStatus {
         let (tcp, udp, dns) = (&self.gateway.tcp, &self.gateway.udp, &self.gateway.dns);
         let tcp = tcp.table();
@@ -281,7 +281,7 @@ impl Switch {
         }
     }
 
-    /// Sends what the last frames made members wait for.
+    /// Sends the packets that the last frames have queued for members.
     fn flush(&self) {
         for port in self.members.ports().iter() {
             port.flush();
@@ -289,8 +289,8 @@ impl Switch {
     }
 }
 
-/// Hands over what arrives from impaired links, and tells flows when these have room. One task
-/// with one timer for all of them.
+/// Delivers frames from links with faults, and wakes flows when these links have room. One task
+/// with one timer serves all of them.
 pub(crate) async fn pump(switch: Rc<Switch>) {
     use std::task::Poll;
     let mut timer = Timer::new();
@@ -331,7 +331,7 @@ pub(crate) async fn pump(switch: Rc<Switch>) {
     .await;
 }
 
-/// Reads a member's frames and sends what waits for it, until its link ends.
+/// Reads a member's frames and sends those that wait for it, until its link ends.
 async fn serve(switch: Rc<Switch>, port: Rc<Port>) {
     let mut buffer = vec![0; RECEIVE_BUFFER];
     let ended = std::future::poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! Tap devices, by which a network is joined to one of the host.
+//! Tap devices, which join a network to one of the host.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -16,10 +16,9 @@ mod ioctl {
     );
 }
 
-/// Creates the tap device `name` (1 to 15 bytes) in the caller's network namespace, or opens an
-/// existing one that is not in use. Reads and writes are non-blocking and carry one bare Ethernet
-/// frame each, whole and with its checksums. A device that this creates goes away when its descriptor
-/// is closed, however that happens.
+/// Creates the tap device `name` (1 to 15 bytes) in the caller's network namespace, or opens an existing one that is
+/// not in use. Reads and writes are non-blocking, and each carries one bare, complete Ethernet frame with its
+/// checksums. A device that this creates is removed when its descriptor is closed, in any way.
 ///
 /// ```no_run
 /// # fn main() -> std::io::Result<()> {

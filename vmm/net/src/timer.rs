@@ -1,4 +1,4 @@
-//! Time: a timer that moves little, and the clock of smoltcp.
+//! A timer that is rarely moved, and the clock of smoltcp.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
-/// A timer that is moved only when it would come too late: retransmission deadlines move with
-/// every segment and hardly ever come.
+/// A timer that is moved only if it would fire too late, because retransmission deadlines change
+/// with every segment and rarely pass.
 pub(crate) struct Timer {
     sleep: Pin<Box<Sleep>>,
     at: Instant,
@@ -22,7 +22,7 @@ impl Timer {
         }
     }
 
-    /// Wakes the task no later than `at`, and no earlier than in a millisecond.
+    /// Wakes the task no later than `at`, but at least a millisecond from now.
     pub(crate) fn arm(&mut self, cx: &mut Context<'_>, at: Instant) {
         let now = Instant::now();
         if at < self.at || self.at <= now {
@@ -49,7 +49,7 @@ impl Clock {
         }
     }
 
-    /// The time as smoltcp counts it.
+    /// The time on smoltcp's clock.
     pub(crate) fn now(&self) -> smoltcp::time::Instant {
         let micros = self.epoch.elapsed().as_micros();
         smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))

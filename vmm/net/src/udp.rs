@@ -1,8 +1,8 @@
-//! UDP and ICMP echo between guests and the world: one connected host socket a flow, forgotten
-//! when idle.
+//! UDP and ICMP echo between guests and the outside. Each flow has one connected host socket, and
+//! is removed when idle.
 //!
-//! Echo uses the host's unprivileged ICMP sockets where its administrator allows them
-//! (`net.ipv4.ping_group_range` on Linux); elsewhere requests beyond the gateway get no answer.
+//! Echo uses the host's unprivileged ICMP sockets if they are allowed (`net.ipv4.ping_group_range`
+//! on Linux). Otherwise requests beyond the gateway get no answer.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -28,16 +28,16 @@ use crate::port::Port;
 use crate::reach::translate;
 use crate::socket::{any_for, failure};
 
-/// Datagrams taken from the host before other flows have their turn.
+/// Maximum datagrams received from the host before it is another flow's turn.
 const TURN: usize = 32;
-/// The largest payload of a datagram.
+/// Maximum payload of a datagram in bytes.
 const MAX_DATAGRAM: usize = 65535 - IPV4 - UDP;
 
-/// What a flow carries.
+/// The protocol of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Udp,
-    /// ICMP echo; the identifier stands for the port.
+    /// ICMP echo; the identifier is used as the port.
     Echo,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct UdpFlows {
     config: Arc<NetworkConfig>,
     output: Rc<Output>,
     flows: RefCell<HashMap<(Kind, FlowKey), Rc<Flow>>>,
-    /// Where datagrams of the host are received before they go to a guest.
+    /// Buffer for datagrams of the host on their way to a guest.
     scratch: RefCell<Vec<u8>>,
     pub(crate) evicted: Cell<u64>,
 }
@@ -115,7 +115,7 @@ impl UdpFlows {
     }
 }
 
-/// A host socket that talks to `remote` only.
+/// Creates a host socket that only talks to `remote`.
 fn open(kind: Kind, remote: SocketAddr) -> io::Result<UdpSocket> {
     let socket: std::net::UdpSocket = match kind {
         Kind::Udp => std::net::UdpSocket::bind((any_for(remote), 0))?,
@@ -133,7 +133,7 @@ fn open(kind: Kind, remote: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 impl UdpFlows {
-    /// Takes a UDP datagram of a guest.
+    /// Processes a UDP datagram of a guest.
     pub(crate) fn input(
         self: &Rc<Self>,
         port: &Rc<Port>,
@@ -158,7 +158,7 @@ impl UdpFlows {
         self.datagram(port, from, (Kind::Udp, key), remote, packet, udp.payload);
     }
 
-    /// Takes an ICMP message of a guest to the world.
+    /// Processes an ICMP message of a guest to the outside.
     pub(crate) fn input_echo(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
         let message = packet.payload;
         if message.get(..2) != Some(&[8, 0]) || message.len() < 8 {
@@ -224,7 +224,7 @@ impl UdpFlows {
     }
 }
 
-/// Takes what the host receives for a flow until it has been idle too long.
+/// Receives from the host for a flow until it has been idle too long.
 async fn receive(flows: Rc<UdpFlows>, flow: Rc<Flow>) {
     let limit = flows.config.limits.udp_idle;
     loop {
@@ -293,7 +293,7 @@ impl Flow {
         }
     }
 
-    /// Tells the guest of an error that the host met.
+    /// Tells the guest about an error of the host's socket.
     fn failed(&self, output: &Output, error: &io::Error) {
         let code = match error.kind() {
             io::ErrorKind::ConnectionRefused => Unreachable::Port,

@@ -1,14 +1,14 @@
-//! What is on a partition.
+//! The content of a partition.
 
 use super::ext4::Ext4Volume;
 use super::fat::FatVolume;
 use super::fs::{FsError, Volume};
 use super::window::{CachedWindow, Window};
 
-/// What was found on a partition.
+/// The content that was found on a partition.
 pub(super) enum Content {
     Volume(Box<dyn Volume>),
-    /// Recognised, but not readable, and why.
+    /// Recognised, but not readable; with the reason.
     Unreadable {
         what: &'static str,
         why: String,
@@ -16,7 +16,7 @@ pub(super) enum Content {
     Unknown,
 }
 
-/// Recognises what is on `window`. Never fails: what cannot be read is content too.
+/// Recognises the content of `window`. Never fails, because unreadable content is a result too.
 pub(super) fn probe(window: &Window) -> Content {
     let head = CachedWindow::new(window.clone());
     let has = |at: u64, magic: &[u8]| {
@@ -32,7 +32,7 @@ pub(super) fn probe(window: &Window) -> Content {
     };
     let foreign = |what| Content::Unreadable {
         what,
-        why: "this file system is not read".into(),
+        why: "this file system is not supported".into(),
     };
     if has(1024 + 0x38, &[0x53, 0xEF]) {
         return open(

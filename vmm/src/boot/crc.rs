@@ -1,7 +1,7 @@
-//! The two checksums that on-disk structures carry.
+//! The two checksums of on-disk structures.
 
-/// A table-driven CRC, reflected, eight bytes at a time: journals are hashed by the megabyte, in
-/// unoptimised builds too.
+/// A table-driven, reflected CRC that takes eight bytes at a time, because megabytes of journals
+/// are hashed, in unoptimised builds too.
 struct Crc([[u32; 256]; 8]);
 
 impl Crc {
@@ -64,7 +64,8 @@ pub(super) fn crc32(bytes: &[u8]) -> u32 {
     !IEEE.update(!0, bytes)
 }
 
-/// CRC-32C as ext4 and jbd2 use it: continued from `seed` (`!0` to begin), not inverted at the end.
+/// CRC-32C as ext4 and jbd2 use it: it starts from `seed` (`!0` at first), and is not inverted at
+/// the end.
 pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     CASTAGNOLI.update(seed, bytes)
 }

@@ -1,4 +1,4 @@
-//! The disk's partitions as GRUB sees them: `(hd0,gpt1)/boot/vmlinuz`.
+//! The disk's partitions, named as in GRUB: `(hd0,gpt1)/boot/vmlinuz`.
 
 use std::cell::OnceCell;
 
@@ -7,7 +7,7 @@ use super::fs::{FsError, Kind, Volume};
 use super::partition::Partition;
 use super::window::Window;
 
-/// A partition and, once it has been looked at, what is on it.
+/// A partition and, once it has been read, its content.
 pub(super) struct Device {
     /// `hd0,gpt1`; `hd0` for a disk without partitions.
     pub(super) name: String,
@@ -17,13 +17,13 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// What is on it.
+    /// Its content.
     pub(super) fn content(&self) -> &Content {
         self.content
             .get_or_init(|| self.window.as_ref().map_or(Content::Unknown, probe))
     }
 
-    /// Its file system, if that can be read.
+    /// Its file system, if it can be read.
     pub(super) fn volume(&self) -> Option<&dyn Volume> {
         match self.content() {
             Content::Volume(volume) => Some(&**volume),
@@ -32,7 +32,7 @@ impl Device {
     }
 }
 
-/// A file by device and path.
+/// A file, named by device and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     /// Index of the device.
@@ -41,7 +41,7 @@ pub(super) struct Location {
     pub(super) path: String,
 }
 
-/// All of a machine's disk that may be booted from.
+/// All partitions of a machine's disk that may be booted from.
 pub(super) struct Devices(Vec<Device>);
 
 impl Devices {
@@ -78,7 +78,7 @@ impl Devices {
         self.0.get(index)
     }
 
-    /// The device that GRUB calls `name`, with or without parentheses; a partition may be given by
+    /// The device that GRUB calls `name`, with or without parentheses. A partition may be given by
     /// its number alone (`hd0,1`).
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         let name = name
@@ -102,10 +102,10 @@ impl Devices {
         self.0.iter().position(same)
     }
 
-    /// Where `path` is: on the device in parentheses before it, else on `root`.
+    /// Resolves `path`: on the device in parentheses before it, or else on `root`.
     ///
     /// # Errors
-    /// There is no such device, or the path is not absolute; says which.
+    /// There is no such device, or the path is not absolute.
     pub(super) fn locate(&self, path: &str, root: &str) -> Result<Location, String> {
         let (device, rest) = match path.strip_prefix('(') {
             Some(inner) => inner.split_once(')').ok_or("a `(` that is never closed")?,
@@ -151,7 +151,8 @@ impl Devices {
         self.volume(location)?.read(&location.path, limit)
     }
 
-    /// A sentence on the partitions that cannot be read, for an error's end; empty if all can.
+    /// Text about the partitions that cannot be read, for the end of an error; empty if all can be
+    /// read.
     pub(super) fn unreadable(&self) -> String {
         let mut text = String::new();
         for device in &self.0 {
@@ -162,7 +163,7 @@ impl Devices {
         text
     }
 
-    /// The readable partitions' names, for an error.
+    /// The content of all partitions, for an error.
     pub(super) fn summary(&self) -> String {
         let names: Vec<String> = self
             .0

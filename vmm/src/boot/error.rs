@@ -1,18 +1,18 @@
-//! Why a disk cannot be booted by its own configuration.
+//! Why a disk cannot be booted from its own configuration.
 
 use std::io;
 
-/// What to do where a disk cannot be booted by its own configuration.
+/// What to do if a disk cannot be booted from its own configuration.
 const REMEDY: &str = "give the kernel explicitly (--kernel, --initrd, --cmdline)";
 
-/// Why a disk cannot be booted by its own configuration.
+/// Why a disk cannot be booted from its own configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BootError {
     /// The disk has no bytes.
-    #[error("the disk is empty: nothing to boot")]
+    #[error("cannot boot from the disk: it is empty")]
     Empty,
-    /// The disk could not be read, or took too much reading.
+    /// The disk could not be read, or too much of it had to be read.
     #[error("cannot read {what}: {source}")]
     Read {
         /// What was being read.
@@ -34,22 +34,22 @@ pub enum BootError {
     /// No configuration of a known boot loader was found.
     #[error("no GRUB configuration on the disk ({found}): {REMEDY}")]
     NoConfiguration {
-        /// What the disk holds instead.
+        /// What the disk contains instead.
         found: String,
     },
-    /// A line of a configuration is not understood, or does not lead to a kernel.
+    /// A line of a configuration is not supported, or does not lead to a kernel.
     #[error("{file}:{line}: `{construct}`: {problem}; correct it in the guest, or {REMEDY}")]
     Config {
         /// The configuration file.
         file: String,
         /// The line, counted from 1.
         line: u32,
-        /// The command, or what kind of thing it is.
+        /// The command or other construct.
         construct: String,
         /// What is wrong with it.
         problem: String,
     },
-    /// A file that is needed cannot be used.
+    /// A required file cannot be used.
     #[error("{file}: {problem}; correct it in the guest, or {REMEDY}")]
     File {
         /// The file.

@@ -1,9 +1,9 @@
-//! ext4, by the `ext4-view` crate, with the journal replayed by us.
+//! ext4, using the `ext4-view` crate, with our own replay of the journal.
 //!
-//! The crate reads a journal only of one kind, from its start to its end, while a live one wraps
-//! around and revokes blocks across transactions ([`super::journal`]). So it is shown a file system
-//! that needs no recovery: blocks from the journal in place, the flag cleared. Sizes it would
-//! allocate by are checked first.
+//! The crate reads only one kind of journal, from start to end, while a real one wraps around and
+//! revokes blocks across transactions ([`super::journal`]). So the crate sees a file system that
+//! needs no recovery: the journal's blocks are in place and the flag is cleared. Sizes that the
+//! crate allocates by are checked first.
 
 use std::io;
 use std::rc::Rc;
@@ -16,13 +16,13 @@ use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
 use super::journal::{self, Overlay};
 use super::window::{CachedWindow, Window};
 
-/// Symbolic links followed for one path, and the bytes of one, as in Linux.
+/// Maximum number of symbolic links followed for one path, and maximum bytes of one, as in Linux.
 const MAX_LINKS: u32 = 40;
 const MAX_LINK_LEN: u64 = 4096;
-/// Components of a path, symbolic links included.
+/// Maximum number of components of a path, including those of symbolic links.
 const MAX_COMPONENTS: u32 = 400;
 
-/// Shared so that the reader handed to the crate and the volume are of one lifetime.
+/// Shared, so that the crate's reader and the volume have the same lifetime.
 struct Reader(Rc<Source>);
 
 impl Ext4Read for Reader {
@@ -45,10 +45,10 @@ pub(super) struct Ext4Volume {
 }
 
 impl Ext4Volume {
-    /// Opens the file system on `window`, its journal replayed in memory.
+    /// Opens the file system on `window`, with its journal replayed in memory.
     ///
     /// # Errors
-    /// It is damaged, or has features that cannot be read.
+    /// It is damaged, or has unsupported features.
     pub(super) fn open(window: Window) -> Result<Self, FsError> {
         let disk = CachedWindow::new(window);
         let mut superblock = vec![0; SUPERBLOCK_LEN];
@@ -74,7 +74,7 @@ impl Ext4Volume {
             };
             tracing::info!(
                 blocks = source.overlay.len(),
-                "ext4 journal replayed in memory"
+                "replayed an ext4 journal in memory"
             );
         }
         let source = Rc::new(source);
@@ -87,7 +87,7 @@ impl Ext4Volume {
         })
     }
 
-    /// Follows `path` component by component, since the crate would allocate as much as a
+    /// Follows `path` component by component, because the crate would allocate as much memory as a
     /// symbolic link claims to be long.
     fn resolve(&self, path: &str) -> Result<Option<(Vec<u8>, Metadata)>, FsError> {
         let mut pending: Vec<Vec<u8>> = split(path.as_bytes());
@@ -142,7 +142,7 @@ impl Ext4Volume {
         Ok(metadata.map(|metadata| (done, metadata)))
     }
 
-    /// The metadata of `path`, of which only the last component may be a symbolic link.
+    /// The metadata of `path`. Only its last component may be a symbolic link.
     fn metadata(&self, path: &[u8]) -> Result<Option<Metadata>, FsError> {
         let Ok(path) = Path::try_from(path) else {
             return Ok(None);
@@ -203,7 +203,7 @@ impl Volume for Ext4Volume {
         if let Some(data) = extents::read(&self.source, &self.geometry, &path, size, mode)? {
             return Ok(data);
         }
-        tracing::debug!(path = %path.escape_ascii(), "file read block by block");
+        tracing::debug!(path = %path.escape_ascii(), "reading a file block by block");
         guarded(|| {
             let path = Path::try_from(path.as_slice()).map_err(|_| FsError::NotFound)?;
             let mut file = self.fs.open(path).map_err(convert)?;

@@ -1,4 +1,4 @@
-//! Where on a disk ext4 keeps what, as its superblock says.
+//! The layout of an ext4 file system, according to its superblock.
 
 use super::crc::crc32c;
 use super::fs::FsError;
@@ -7,7 +7,7 @@ use super::window::CachedWindow;
 
 pub(super) const SUPERBLOCK: u64 = 1024;
 pub(super) const SUPERBLOCK_LEN: usize = 1024;
-/// Block groups of the largest file system read, 16 TiB in 4 KiB blocks.
+/// Maximum number of block groups, as for 16 TiB in 4 KiB blocks.
 const MAX_GROUPS: u64 = 1 << 17;
 const INCOMPAT_RECOVER: u32 = 0x4;
 const INCOMPAT_META_BG: u32 = 0x10;
@@ -15,7 +15,7 @@ const INCOMPAT_64BIT: u32 = 0x80;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 const COMPAT_HAS_JOURNAL: u32 = 0x4;
 
-/// The file system's bytes, as they are after a recovery.
+/// The file system's bytes after a recovery.
 pub(super) struct Source {
     pub(super) disk: CachedWindow,
     pub(super) overlay: Overlay,
@@ -43,13 +43,13 @@ impl Source {
     }
 }
 
-/// What the superblock says of the layout, checked.
+/// The layout from the superblock, checked.
 pub(super) struct Geometry {
     pub(super) block_size: u64,
     pub(super) needs_recovery: bool,
     inode_size: u64,
     inodes: u64,
-    /// The group descriptors are all behind the superblock.
+    /// True if all group descriptors are behind the superblock.
     pub(super) descriptors_together: bool,
     first_data_block: u64,
     descriptor_is_wide: bool,
@@ -133,8 +133,8 @@ impl Geometry {
             .ok_or_else(corrupt)
     }
 
-    /// Where inode `number` is, in bytes, if there can be such an inode; `read` reads its group's
-    /// descriptor.
+    /// The offset of inode `number` in bytes, if such an inode can exist. `read` reads the
+    /// descriptor of its group.
     pub(super) fn inode_offset(
         &self,
         number: u32,
@@ -165,7 +165,7 @@ impl Geometry {
     }
 }
 
-/// The superblock as it is after a recovery: flag cleared, checksum renewed.
+/// The superblock after a recovery: the flag is cleared, and the checksum updated.
 pub(super) fn recovered(mut superblock: Vec<u8>) -> Vec<u8> {
     let incompat = le(&superblock, 0x60, 4) as u32 & !INCOMPAT_RECOVER;
     if let Some(field) = superblock.get_mut(0x60..0x64) {

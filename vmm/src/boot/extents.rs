@@ -1,11 +1,11 @@
-//! The short way to a file's bytes on ext4: its extents, in large reads.
+//! The fast path to a file's bytes on ext4: its extents, in large reads.
 //!
-//! `ext4-view` reads block by block and copies each several times, which for a kernel and its initrd
-//! took longer than all the rest of a boot's preparation. Here a path whose symbolic links are
-//! resolved is looked up in the directories' blocks, and the file is read extent by extent. Only the
-//! usual is understood: extents in the inode itself, linear or hashed directories. For anything else
-//! there is `None`, and the crate reads the file. The crate has checked path and inode before, with
-//! their checksums; what is found here is compared with what it found.
+//! `ext4-view` reads block by block and copies each block several times. For a kernel and its
+//! initrd this took longer than the rest of a boot's preparation. Here a path without symbolic
+//! links is looked up in the directories' blocks, and the file is read extent by extent. Only
+//! common structures are supported: extents in the inode itself, and linear or hashed directories.
+//! For anything else the result is `None`, and the crate reads the file. The crate has already
+//! checked path and inode with their checksums, and the results here are compared with its results.
 
 use super::ext4_layout::{Geometry, Source, le};
 use super::fs::FsError;
@@ -13,9 +13,9 @@ use super::fs::FsError;
 const ROOT: u32 = 2;
 /// The type of file in an inode's mode.
 const REGULAR: u16 = 0x8000;
-/// Bytes of a directory that are looked at.
+/// Maximum bytes of a directory that are read.
 const MAX_DIRECTORY: u64 = 1 << 20;
-/// Bytes read at once, so that the time is looked at in between.
+/// Maximum bytes read at once, so that the deadline is checked in between.
 const PIECE: usize = 4 << 20;
 
 const EXTENTS_FLAG: u64 = 0x8_0000;
@@ -26,12 +26,13 @@ const MAX_EXTENT: u64 = 0x8000;
 struct Inode {
     mode: u16,
     size: u64,
-    /// First block in the file, first block in the file system, length in blocks; by the first.
+    /// First block in the file, first block in the file system, length in blocks; sorted by the
+    /// first.
     extents: Vec<(u64, u64, u64)>,
 }
 
 impl Inode {
-    /// Inode `number`, or `None` if it is not of the usual kind.
+    /// Inode `number`, or `None` if its kind is not supported.
     fn read(source: &Source, geometry: &Geometry, number: u32) -> Result<Option<Self>, FsError> {
         if !geometry.descriptors_together {
             return Ok(None);
@@ -67,9 +68,9 @@ impl Inode {
         }))
     }
 
-    /// All of its bytes; what no extent covers is zeroes.
+    /// All of its bytes. Parts without an extent are zeros.
     fn bytes(&self, source: &Source, geometry: &Geometry) -> Result<Vec<u8>, FsError> {
-        let corrupt = || FsError::Corrupt("an extent leads beyond what can be addressed".into());
+        let corrupt = || FsError::Corrupt("an extent is beyond the addressable range".into());
         let size = usize::try_from(self.size).map_err(|_| corrupt())?;
         let mut bytes = vec![0; size];
         for (first, start, len) in &self.extents {
@@ -89,11 +90,11 @@ impl Inode {
     }
 }
 
-/// The bytes of the regular file at `path`, which leads through no symbolic link, if it is one of
-/// `size` bytes with the permissions `mode` and can be read the short way.
+/// The bytes of the regular file at `path`, which must have no symbolic links. `None` if the file
+/// does not have `size` bytes and the permissions `mode`, or cannot be read on the fast path.
 ///
 /// # Errors
-/// The disk fails, or the budget is used up.
+/// The disk fails, or the budget is exhausted.
 pub(super) fn read(
     source: &Source,
     geometry: &Geometry,
@@ -124,8 +125,8 @@ pub(super) fn read(
     }
 }
 
-/// The inode that `name` has in a block of a directory. The inner blocks of a hashed directory look
-/// as if they had no entries.
+/// The inode of `name` in a block of a directory. The inner blocks of a hashed directory look like
+/// blocks without entries.
 fn entry(block: &[u8], name: &[u8]) -> Option<u32> {
     let mut rest = block;
     while rest.len() >= 8 {

@@ -1,7 +1,7 @@
-//! FAT, by the `fatfs` crate, for the EFI system partition.
+//! FAT, using the `fatfs` crate, for the EFI system partition.
 //!
-//! The crate trusts what it reads: a cluster chain may lead in circles, which ends when the read
-//! budget does, and an impossible number may make it panic, which is caught.
+//! The crate trusts what it reads. If a cluster chain is circular, the read budget ends the read.
+//! If an invalid number makes the crate panic, the panic is caught.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -126,13 +126,13 @@ impl Volume for FatVolume {
     }
 }
 
-/// The crate says so of a component that is absent, and of one that is a file, the latter only in
-/// words.
+/// True if the crate reports that a component is missing or is a file. It reports the latter only
+/// in the message.
 fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.to_string() == "Not a directory"
 }
 
-/// The volume as the stream that the crate wants.
+/// The volume, as the stream that the crate needs.
 struct Stream {
     disk: CachedWindow,
     position: u64,

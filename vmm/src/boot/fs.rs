@@ -1,11 +1,11 @@
-//! What a file system on a partition is, and how it is read.
+//! The interface for reading a file system on a partition.
 
 use std::io;
 
-/// Names of one directory that are looked at.
+/// Maximum number of names of one directory that are read.
 pub(super) const MAX_NAMES: usize = 4096;
 
-/// Why something on a file system cannot be read.
+/// Why something cannot be read from a file system.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FsError {
     #[error("not found")]
@@ -14,7 +14,7 @@ pub(super) enum FsError {
     Unsupported(String),
     #[error("damaged: {0}")]
     Corrupt(String),
-    #[error("it has {size} bytes; at most {limit} are read")]
+    #[error("it has {size} bytes, but the limit is {limit}")]
     TooLarge { size: u64, limit: u64 },
     #[error("not a regular file")]
     NotAFile,
@@ -22,16 +22,16 @@ pub(super) enum FsError {
     Io(#[from] io::Error),
 }
 
-/// What a path leads to, symbolic links followed.
+/// What is at a path, after following symbolic links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A regular file of this many bytes.
+    /// A regular file with this size in bytes.
     File(u64),
     Directory,
     Other,
 }
 
-/// A file system, read only. Paths are absolute.
+/// A read-only file system. Paths are absolute.
 pub(super) trait Volume {
     /// Its UUID or serial number as GRUB writes it.
     fn uuid(&self) -> Option<String>;
@@ -39,23 +39,22 @@ pub(super) trait Volume {
     fn label(&self) -> Option<String>;
     /// GRUB's name of the type.
     fn kind_name(&self) -> &'static str;
-    /// What `path` leads to, or `None` if there is nothing.
+    /// What is at `path`, or `None` if it does not exist.
     fn kind(&self, path: &str) -> Result<Option<Kind>, FsError>;
     /// The file at `path`, of at most `limit` bytes.
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, FsError>;
-    /// The names in the directory at `path`, `.` and `..` left out.
+    /// The names in the directory at `path`, without `.` and `..`.
     fn list(&self, path: &str) -> Result<Vec<String>, FsError>;
 }
 
-/// Runs `read`, a file system crate's code on bytes it may not have foreseen. Such code is bounded
-/// by what it may read; if it panics all the same, that is damage on the disk and not a reason to
-/// take the process down.
+/// Runs `read`, which is code of a file system crate, on untrusted bytes. The read budget bounds
+/// such code. If it panics, this is reported as damage on the disk, and the process continues.
 pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, FsError>) -> Result<T, FsError> {
     // What `read` borrows is only ever read; a half-done read leaves nothing behind but cached
     // copies of the disk.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
         Err(FsError::Corrupt(
-            "its metadata is damaged in a way that the reader fell over".into(),
+            "its metadata is damaged, and the reader panicked on it".into(),
         ))
     })
 }

@@ -1,9 +1,10 @@
-//! ext4's journal (jbd2), replayed in memory.
+//! Replays ext4's journal (jbd2) in memory.
 //!
-//! The disk of a guest that was killed holds its latest metadata in the journal only. Nothing is
-//! written: committed blocks become an overlay that the file system reader sees in place of the
-//! old ones. The recovery is the kernel's: find the last whole transaction, collect what was
-//! revoked, then map every block that no later transaction revoked. The log is circular and wraps.
+//! If a guest was killed, only the journal on its disk has the latest metadata. Nothing is written:
+//! committed blocks become an overlay, which the file system reader sees instead of the old blocks.
+//! The recovery works as in the kernel: it finds the last complete transaction, collects the
+//! revoked blocks, and then maps every block that no later transaction revoked. The log is circular
+//! and wraps.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,32 +13,34 @@ use super::fs::FsError;
 use super::window::CachedWindow;
 
 const MAGIC: u32 = 0xC03B_3998;
-/// Blocks of a journal that are looked at; 1 GiB of 4 KiB blocks, the largest mke2fs makes.
+/// Maximum number of blocks of a journal: 1 GiB in 4 KiB blocks, the largest that mke2fs makes.
 const MAX_BLOCKS: u32 = 1 << 18;
-/// Revocations kept; a kernel revokes far fewer before it has written the blocks in place.
+/// Maximum number of revocations. A kernel revokes far fewer before it writes the blocks in place.
 const MAX_REVOKED: usize = 1 << 22;
-/// Deepest extent tree (the kernel's limit).
+/// Maximum depth of an extent tree (the kernel's limit).
 const MAX_DEPTH: u16 = 5;
 
 const INCOMPAT_64BIT: u32 = 0x2;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
 const INCOMPAT_CSUM_V3: u32 = 0x10;
 const INCOMPAT_FAST_COMMIT: u32 = 0x20;
-/// Revocations, 64-bit block numbers, asynchronous commits, checksums of version 2 and 3.
+/// Supported features: revocations, 64-bit block numbers, asynchronous commits, checksums of
+/// version 2 and 3.
 const INCOMPAT_KNOWN: u32 = 0x1 | INCOMPAT_64BIT | 0x4 | INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3;
 
 const TAG_ESCAPED: u32 = 1;
 const TAG_SAME_UUID: u32 = 2;
 const TAG_LAST: u32 = 8;
 
-/// Where the newest copy of a block is.
+/// The place of the newest copy of a block.
 #[derive(Clone, Copy)]
 struct Newer {
-    /// Block of the file system that holds it.
+    /// The block of the file system that has it.
     at: u64,
-    /// Its first four bytes were the journal's magic number and were zeroed in the journal.
+    /// True if its first four bytes are the journal's magic number, which the journal stores as
+    /// zeros.
     escaped: bool,
-    /// Sequence number of its transaction, and its checksum if the journal has them.
+    /// Sequence number of its transaction, and its checksum if the journal has checksums.
     sequence: u32,
     checksum: Option<u32>,
 }
@@ -49,7 +52,7 @@ pub(super) struct Overlay {
     block_size: usize,
     /// CRC-32C of the journal's UUID.
     seed: u32,
-    /// Checksums of version 2 keep only the low half.
+    /// True for checksums of version 2, which have only the low half.
     half: bool,
 }
 
@@ -59,7 +62,8 @@ impl Overlay {
         self.blocks.len()
     }
 
-    /// Replaces in `buf`, which holds the file system's bytes from `offset`, what is newer.
+    /// `buf` has the file system's bytes at `offset`. Replaces the parts of which the journal has
+    /// newer blocks.
     ///
     /// # Errors
     /// A journal block cannot be read or does not match its checksum.
@@ -104,17 +108,17 @@ impl Overlay {
     }
 }
 
-/// A descriptor's or revocation's content, in log order.
+/// The content of a descriptor or revocation block, in log order.
 struct Transaction {
     sequence: u32,
     tags: Vec<(u64, Newer)>,
     revoked: Vec<u64>,
 }
 
-/// Reads the journal whose inode has the block map `map` (the 60 bytes of `i_block`).
+/// Reads the journal. `map` is the block map of its inode (the 60 bytes of `i_block`).
 ///
 /// # Errors
-/// It is damaged, or has features that cannot be read.
+/// It is damaged, or has unsupported features.
 pub(super) fn replay(
     disk: &CachedWindow,
     block_size: usize,
@@ -253,7 +257,7 @@ impl<'a> Log<'a> {
         self.features & (INCOMPAT_CSUM_V2 | INCOMPAT_CSUM_V3) != 0
     }
 
-    /// Where the log's block `index` is.
+    /// The place of the log's block `index`.
     fn locate(&self, index: u32) -> Result<u64, FsError> {
         let after = self
             .extents
@@ -281,7 +285,7 @@ impl<'a> Log<'a> {
         self.first + (index - self.first + by % span) % span
     }
 
-    /// True if the block's last four bytes are its checksum, or there are none.
+    /// True if the block's last four bytes are its checksum, or the journal has no checksums.
     fn tail_matches(&self, block: &[u8]) -> bool {
         if !self.checksums() {
             return true;
@@ -304,7 +308,7 @@ impl<'a> Log<'a> {
         crc32c(self.seed, &hashed) == expected
     }
 
-    /// All whole transactions, oldest first.
+    /// All complete transactions, oldest first.
     fn transactions(&self) -> Result<Vec<Transaction>, FsError> {
         let mut whole = Vec::new();
         if self.start == 0 {
@@ -367,7 +371,7 @@ impl<'a> Log<'a> {
         Ok(whole)
     }
 
-    /// Reads a descriptor's tags; the blocks they describe follow it. `None` if it is damaged.
+    /// Reads the tags of a descriptor, which describe the blocks after it. `None` if it is damaged.
     fn tags(
         &self,
         block: &[u8],
@@ -453,7 +457,7 @@ impl<'a> Log<'a> {
         tracing::debug!(
             transactions = transactions.len(),
             blocks = blocks.len(),
-            "journal replayed in memory"
+            "replayed the journal in memory"
         );
         let half = self.features & INCOMPAT_CSUM_V3 == 0;
         Ok(Overlay {

@@ -1,23 +1,23 @@
-//! Bounds on the work that a disk can cause.
+//! Limits on the work that a disk can cause.
 
 use std::time::Duration;
 
-/// How much of a disk is read and interpreted at most.
+/// Limits on how much of a disk is read and interpreted.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Bytes of a kernel.
+    /// Maximum bytes of a kernel.
     pub kernel: u64,
-    /// Bytes of all initrds together.
+    /// Maximum bytes of all initrds together.
     pub initrd: u64,
-    /// Bytes of one configuration file or environment block.
+    /// Maximum bytes of one configuration file or environment block.
     pub config: u64,
-    /// Commands that a configuration runs.
+    /// Maximum number of commands that a configuration runs.
     pub steps: u64,
-    /// Bytes read from the disk, in all.
+    /// Maximum bytes read from the disk in total.
     pub bytes: u64,
-    /// Reads from the disk, in all.
+    /// Maximum number of reads from the disk in total.
     pub reads: u64,
-    /// Time that all of it takes.
+    /// Maximum time for all of it.
     pub time: Duration,
 }
 

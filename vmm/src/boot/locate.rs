@@ -1,25 +1,25 @@
-//! Which configuration file the firmware and the boot loader would come to.
+//! Finds the configuration file that the firmware and the boot loader would use.
 
 use super::devices::{Device, Devices, Location};
 use super::error::BootError;
 use super::fs::{Kind, Volume};
 use super::limits::Limits;
 
-/// Where a distribution keeps GRUB's configuration, on its root or on its `/boot` partition.
+/// The places of GRUB's configuration in distributions, on the root or on the `/boot` partition.
 const WELL_KNOWN: [&str; 4] = [
     "/boot/grub/grub.cfg",
     "/boot/grub2/grub.cfg",
     "/grub/grub.cfg",
     "/grub2/grub.cfg",
 ];
-/// Bytes of a boot loader binary that is searched for its own directory's name.
+/// Maximum bytes of a boot loader binary that is searched for its directory's name.
 const MAX_LOADER: u64 = 8 << 20;
 
-/// The configuration to start with: the stub on the EFI system partition, else the file itself
-/// wherever it usually is.
+/// The configuration to start with: the stub on the EFI system partition, or else the file at one
+/// of its usual places.
 ///
 /// # Errors
-/// The error for a disk without one, which says what the disk holds.
+/// There is no configuration. The error says what the disk contains.
 pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Location, BootError> {
     let typed = devices.iter().any(|(_, device)| device.esp);
     for (index, device) in devices.iter().filter(|(_, device)| device.esp || !typed) {
@@ -51,7 +51,7 @@ pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Locati
     }
     let mut found = devices.summary();
     if devices.iter().any(|(_, device)| has_systemd_boot(device)) {
-        found.push_str("; it boots by systemd-boot, which is not read yet");
+        found.push_str("; it boots with systemd-boot, which is not supported");
     }
     Err(BootError::NoConfiguration { found })
 }

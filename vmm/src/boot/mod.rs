@@ -1,19 +1,19 @@
-//! `auto` boot: which kernel a disk boots, read from the disk itself.
+//! `auto` boot: reads from a disk itself which kernel it boots.
 //!
-//! [`discover`] does on the host what firmware and boot loader would do in the guest: find the
-//! partitions (GPT or MBR), the boot loader's configuration (through the EFI system partition, or
-//! directly on a root or `/boot` partition), interpret it (GRUB) and read the kernel and initrd that
-//! it chooses. It is meant to be called anew at every boot and every reboot, before a vCPU runs, so
-//! that what the guest has installed since is what boots.
+//! [`discover`] does on the host what firmware and boot loader would do in the guest. It finds the
+//! partitions (GPT or MBR) and the boot loader's configuration, through the EFI system partition or
+//! directly on a root or `/boot` partition. It interprets the configuration (GRUB), and reads the
+//! kernel and initrd that it chooses. Call it again at every boot and reboot, before a vCPU runs,
+//! so that the guest boots the kernel that it has installed last.
 //!
-//! Everything on the disk is untrusted: every size is limited ([`Limits`]), the work is bounded in
-//! commands, reads and time, and what cannot be understood is an error that names file, line and
-//! construct. Nothing is written; an ext4 journal that a killed guest left behind is replayed in
-//! memory, and what GRUB's `save_env` would write is only listed ([`BootPlan::saved`]).
+//! Everything on the disk is untrusted. Every size is limited ([`Limits`]), and so are the
+//! commands, reads and time. Anything unsupported is an error that names file, line and construct.
+//! Nothing is written: an ext4 journal that a killed guest left behind is replayed in memory, and
+//! what GRUB's `save_env` would write is only listed ([`BootPlan::saved`]).
 //!
-//! Read are: disks with 512-byte blocks; ext4 (as `mke2fs` makes it by default) and FAT. Not (yet):
-//! btrfs, XFS, LVM, encryption, Boot Loader Specification entries, systemd-boot, unified kernel
-//! images.
+//! Supported are disks with 512-byte blocks, ext4 (as `mke2fs` makes it by default) and FAT. Not
+//! supported yet are btrfs, XFS, LVM, encryption, Boot Loader Specification entries, systemd-boot
+//! and unified kernel images.
 
 mod content;
 mod crc;
@@ -50,9 +50,9 @@ pub use self::error::BootError;
 pub use self::limits::Limits;
 pub use self::plan::{BootOrigin, BootPlan};
 
-/// Finds out what `disk` boots, and reads it.
+/// Finds what `disk` boots, and reads it.
 ///
-/// The disk must not be written meanwhile.
+/// The disk must not be written to meanwhile.
 ///
 /// ```no_run
 /// use fleetbox_devices::block::{OpenOptions, open_disk};
@@ -98,7 +98,7 @@ pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootEr
         entry = source.entry.join(" > "),
         kernel = source.kernel,
         milliseconds = started.elapsed().as_millis() as u64,
-        "boot entry read from the disk"
+        "read the boot entry from the disk"
     );
     Ok(BootPlan {
         kernel,
@@ -118,7 +118,8 @@ fn read(devices: &Devices, location: &Location, limit: u64) -> Result<Vec<u8>, B
         })
 }
 
-/// All initrds, one after the other; `None` for no initrd. They have at most `limit` bytes.
+/// All initrds, one after the other; `None` if there are none. They have at most `limit` bytes in
+/// total.
 fn read_initrds(
     devices: &Devices,
     locations: &[Location],

@@ -4,20 +4,20 @@ use super::crc::crc32;
 use super::error::BootError;
 use super::window::Window;
 
-/// Logical block size of the disks a machine offers, in bytes.
+/// Logical block size of a machine's disks in bytes.
 const BLOCK: u64 = 512;
-/// Entries looked at; a GPT has 128 by default.
+/// Maximum number of entries; a GPT has 128 by default.
 const MAX_ENTRIES: u32 = 1024;
 /// The EFI system partition's type, C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as stored.
 const ESP: [u8; 16] = [
     0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B,
 ];
 
-/// One partition, or the whole disk where it holds a file system directly.
+/// One partition, or the whole disk if it has a file system directly.
 pub(super) struct Partition {
-    /// As GRUB names it after the disk: `gpt1`, `msdos2`; empty for the whole disk.
+    /// Its name in GRUB after the disk's: `gpt1`, `msdos2`; empty for the whole disk.
     pub(super) name: String,
-    /// True if its type says it is the EFI system partition.
+    /// True if its type is EFI system partition.
     pub(super) esp: bool,
     pub(super) window: Window,
 }
@@ -25,7 +25,7 @@ pub(super) struct Partition {
 /// The partitions of `disk`, by number.
 ///
 /// # Errors
-/// The disk cannot be read, or it has a GPT of which neither copy is sound.
+/// The disk cannot be read, or both copies of its GPT are damaged.
 pub(super) fn partitions(disk: &Window) -> Result<Vec<Partition>, BootError> {
     let io = |source| BootError::Read {
         what: "the partition table".into(),
@@ -103,7 +103,7 @@ fn gpt(disk: &Window) -> Result<Vec<Partition>, BootError> {
     let last = disk.len() / BLOCK - 1;
     match gpt_copy(disk, last) {
         Ok(found) => {
-            tracing::warn!(%primary, "the primary GPT is damaged: using the backup");
+            tracing::warn!(%primary, "the primary GPT is damaged; using the backup");
             Ok(found)
         }
         Err(backup) => Err(BootError::PartitionTable { primary, backup }),
@@ -170,7 +170,7 @@ fn gpt_copy(disk: &Window, at: u64) -> Result<Vec<Partition>, String> {
         let Some(window) = range.and_then(|(start, len)| disk.part(start, len)) else {
             tracing::warn!(
                 partition = name,
-                "partition beyond the disk's end: left out"
+                "ignoring a partition beyond the disk's end"
             );
             continue;
         };

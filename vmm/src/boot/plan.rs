@@ -1,15 +1,15 @@
-//! What a disk boots.
+//! The result of reading a disk: what it boots.
 
 use std::fmt::Write as _;
 
-/// What a disk boots.
+/// The result of reading a disk: what it boots.
 #[derive(Clone, Debug)]
 pub struct BootPlan {
     /// The kernel file's bytes.
     pub kernel: Vec<u8>,
-    /// The initrds' bytes, one after the other, each from a multiple of four bytes on.
+    /// The initrds' bytes, one after the other. Each starts at a multiple of four bytes.
     pub initrd: Option<Vec<u8>>,
-    /// The kernel's command line as GRUB would pass it, `BOOT_IMAGE=` included.
+    /// The kernel's command line as GRUB would pass it, including `BOOT_IMAGE=`.
     pub cmdline: String,
     /// Where it comes from.
     pub source: BootOrigin,
@@ -32,7 +32,7 @@ pub struct BootOrigin {
 }
 
 impl BootPlan {
-    /// The plan for a person to read, some lines of text.
+    /// The plan as some lines of text for users.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -46,7 +46,7 @@ impl BootPlan {
         );
         let size = self.initrd.as_ref().map_or(0, Vec::len);
         for initrd in &self.source.initrds {
-            let _ = writeln!(text, "initrd   {initrd} ({size} bytes in all)");
+            let _ = writeln!(text, "initrd   {initrd} ({size} bytes in total)");
         }
         let _ = writeln!(text, "cmdline  {}", self.cmdline);
         for (name, value) in &self.saved {

@@ -1,4 +1,4 @@
-//! Disks for the tests, made by the usual tools.
+//! Disks for tests, made with the usual tools.
 
 use std::io;
 use std::path::Path;

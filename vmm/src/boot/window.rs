@@ -1,4 +1,4 @@
-//! Bounded reads of an untrusted disk.
+//! Limited reads of an untrusted disk.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use fleetbox_devices::block::Disk;
 
-/// Bytes read from the disk at once; small reads are served from what is kept of them.
+/// Bytes of a chunk, which is read from the disk at once and cached for small reads.
 const CHUNK: u64 = 128 * 1024;
-/// Chunks kept for one window.
+/// Maximum number of cached chunks for one window.
 const CHUNKS: usize = 8;
 
-/// What one discovery may still read: the last line against metadata that leads in circles, since
-/// every step of a file system reader reads something.
+/// How much one discovery may still read. This is the last defence against circular metadata,
+/// because every step of a file system reader reads something.
 pub(super) struct Budget {
     bytes: Cell<u64>,
     reads: Cell<u64>,
@@ -41,7 +41,7 @@ impl Budget {
             }
             _ => {
                 return Err(io::Error::other(
-                    "more was read from the disk than a boot needs",
+                    "too much was read from the disk for a boot",
                 ));
             }
         }
@@ -53,14 +53,14 @@ impl Budget {
         if Instant::now() > self.deadline {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                "reading the disk took longer than a boot may",
+                "reading the disk took too long for a boot",
             ));
         }
         Ok(())
     }
 }
 
-/// A range of a disk: a partition, or all of it. Clones share the disk and the budget.
+/// A range of a disk: a partition or the whole disk. Clones share the disk and the budget.
 #[derive(Clone)]
 pub(super) struct Window {
     disk: Arc<dyn Disk>,
@@ -103,7 +103,7 @@ impl Window {
     /// Fills `buf` from `offset`.
     ///
     /// # Errors
-    /// The range is not within the window, the budget is used up, or the disk fails.
+    /// The range is not within the window, the budget is exhausted, or the disk fails.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.budget.charge(buf.len())?;
         let end = offset.checked_add(buf.len() as u64);
@@ -119,7 +119,7 @@ impl Window {
         self.disk.read_at(buf, self.start + offset)
     }
 
-    /// As [`Window::read`], into a new vector.
+    /// Like [`Window::read`], into a new vector.
     pub(super) fn bytes(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         if len as u64 > self.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -130,8 +130,8 @@ impl Window {
     }
 }
 
-/// A window read in chunks, the latest of which are kept: file system readers ask for a few bytes
-/// at a time, and a read of a compressed image costs the same for few as for many.
+/// A window that is read in chunks and caches the latest of them. File system readers ask for a few
+/// bytes at a time, and a small read of a compressed image costs as much as a large one.
 pub(super) struct CachedWindow {
     window: Window,
     chunks: RefCell<Vec<(u64, Rc<Vec<u8>>)>>,
@@ -149,7 +149,7 @@ impl CachedWindow {
         self.window.len()
     }
 
-    /// Fills `buf` from `offset`; as [`Window::read`].
+    /// Fills `buf` from `offset`, like [`Window::read`].
     pub(super) fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
         self.window.budget.charge(0)?;
         if offset

@@ -1,4 +1,4 @@
-//! What the command line says.
+//! The arguments of the command line.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Runs a guest on the fleetbox VMM, in the foreground.
 ///
-/// Diagnostics go to standard error; FLEETBOX_LOG=debug shows more.
+/// Log messages go to standard error. FLEETBOX_LOG=debug shows more.
 #[derive(Debug, Parser)]
 #[command(name = "fleetbox-vmm", version, about)]
 pub(crate) struct Arguments {
@@ -23,7 +23,7 @@ pub(crate) enum Command {
     /// key (Ctrl-]) ended the guest. SIGTERM presses the power button; a second one kills the guest
     /// (exit status 143).
     Run(Box<RunOptions>),
-    /// Say in one sentence whether this host can run a stock kernel (exit status 0) or not (1).
+    /// Print in one sentence whether this host can run a stock kernel (exit status 0) or not (1).
     Probe,
 }
 
@@ -44,17 +44,17 @@ pub(crate) struct RunOptions {
         allow_hyphen_values = true
     )]
     pub(crate) cmdline: String,
-    /// Boot this disk image as its own boot loader configuration says; it becomes the first disk.
+    /// Boot this disk image according to its boot loader configuration. It becomes the first disk.
     /// Writes are discarded at the end unless --persist is given.
     #[arg(long, value_name = "DISK", group = "boot")]
     pub(crate) image: Option<PathBuf>,
-    /// Write to the image itself.
+    /// Write to the image itself instead of discarding writes at the end.
     #[arg(long, requires = "image")]
     pub(crate) persist: bool,
     /// Boot this firmware, an ELF image with a PVH note.
     #[arg(long, value_name = "FILE", group = "boot")]
     pub(crate) firmware: Option<PathBuf>,
-    /// Attach a disk (raw or qcow2); with :ro the guest cannot write to it.
+    /// Attach a disk (raw or qcow2). With :ro the guest cannot write to it.
     #[arg(long = "disk", value_name = "PATH[:ro]")]
     pub(crate) disks: Vec<DiskArgument>,
     /// Number of vCPUs.
@@ -66,10 +66,10 @@ pub(crate) struct RunOptions {
     /// Network: none, or a gateway in user space with DHCP, DNS and NAT.
     #[arg(long, value_name = "MODE", default_value = "none")]
     pub(crate) net: NetMode,
-    /// Serial console: this terminal, or a file that the output goes to.
+    /// Serial console: this terminal, or a file for its output.
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
     pub(crate) serial: SerialArgument,
-    /// Write what happens as JSON lines to a file, or to standard error with "-".
+    /// Write the machine's events as JSON lines to a file, or to standard error with "-".
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
 }

@@ -17,7 +17,7 @@ struct Line {
     event: Event,
 }
 
-/// A file for events. Should it be a pipe whose reader stops reading, whole lines are lost.
+/// A file for events. If it is a pipe whose reader stops reading, complete lines are lost.
 pub(super) fn file(path: &Path) -> io::Result<BoundedWriter> {
     BoundedWriter::start(File::create(path)?, |_| String::new())
 }
@@ -34,7 +34,7 @@ pub(super) fn writer(out: BoundedWriter, start: Instant) -> impl Fn(Event) + Sen
         };
         text.push(b'\n');
         if let Err(error) = (&out).write_all(&text) {
-            tracing::warn!(%error, "events cannot be written");
+            tracing::warn!(%error, "cannot write events");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a running guest gets from outside: keys, and SIGTERM as its power button.
+//! Input for a running guest: keys, and SIGTERM as its power button.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,22 +14,22 @@ use super::signals::Terminations;
 const ESCAPE: u8 = 0x1d;
 /// Exit status when the escape key ended the guest, as if by SIGINT.
 const ESCAPED: u8 = 130;
-/// Exit status when a second SIGTERM ended the guest, as if by that.
+/// Exit status when a second SIGTERM ended the guest, as if by SIGTERM.
 const TERMINATED: u8 = 143;
 
-/// Where the guest's keys come from.
+/// The source of the guest's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keys {
-    /// Nowhere.
+    /// No input.
     None,
-    /// Standard input, which is no terminal: every byte is the guest's.
+    /// Standard input that is not a terminal: every byte goes to the guest.
     Input,
-    /// A terminal, on which the escape key is ours.
+    /// A terminal: the escape key is not passed to the guest.
     Terminal,
 }
 
-/// Serves the guest until `ended` is signalled, on this thread: types standard input into it, presses
-/// the power button at the first SIGTERM and kills the guest at the second, or at the escape key.
+/// Serves the guest on this thread until `ended` is signalled. It types standard input into the guest, and presses the
+/// power button at the first SIGTERM. At the second, or at the escape key, it kills the guest.
 ///
 /// Returns the exit status for a guest that was killed.
 pub(super) fn serve(

@@ -19,7 +19,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 use args::{Arguments, Command, RunOptions};
 use signals::Terminations;
 
-/// Runs the command; `start` is when the process began.
+/// Runs the command. `start` is when the process started.
 pub(crate) fn main(start: Instant) -> ExitCode {
     match Arguments::parse().command {
         Command::Run(options) => run_guest(options, start),
@@ -62,7 +62,7 @@ fn run_guest(options: Box<RunOptions>, start: Instant) -> ExitCode {
     code
 }
 
-/// Has diagnostics written, if they are asked for.
+/// Enables log messages, if they are asked for.
 fn log_to<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) {
     if let Some(filter) = std::env::var_os("FLEETBOX_LOG") {
         tracing_subscriber::fmt()

@@ -29,7 +29,7 @@ use super::{events, terminal};
 /// The guest's hardware address: locally administered, unicast.
 const GUEST_MAC: [u8; 6] = [0x02, 0xfb, 0, 0, 0, 1];
 
-/// Runs the guest until it ends. `stderr` leads to standard error.
+/// Runs the guest until it ends. `stderr` writes to standard error.
 pub(super) fn run(
     options: Box<RunOptions>,
     start: Instant,
@@ -154,7 +154,8 @@ fn attach(network: &Network) -> Result<NicConfig, Box<dyn Error>> {
     })
 }
 
-/// The boot disk: itself, or a layer on it whose file has no name and ends with this process.
+/// The boot disk: the image itself, or a layer over it whose file has no name and is removed with
+/// this process.
 fn open_image(image: &Path, persist: bool) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
     if persist {
         return open_writable(image);
@@ -188,8 +189,9 @@ fn open_argument(argument: &DiskArgument) -> Result<Arc<dyn Disk>, Box<dyn Error
     }
 }
 
-/// The format is looked for in the content: this is a tool for its user's own files. A disk found
-/// to be raw refuses another format's header from its guest, so that it is still raw next time.
+/// The format is detected from the content, because this tool is for the user's own files. A disk
+/// detected as raw refuses the header of another format from its guest, so it is still raw the next
+/// time.
 fn open_writable(path: &Path) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
     Ok(open_disk(
         path,
@@ -214,7 +216,7 @@ fn stdout() -> io::Result<File> {
     Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
 }
 
-/// Writes to standard error. If that fails there is no other place to report it.
+/// Writes to standard error. If that fails, there is nowhere else to report it.
 pub(super) fn tell(mut stderr: &BoundedWriter, text: &str) {
     let _ = stderr.write_all(text.as_bytes());
 }

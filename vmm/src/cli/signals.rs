@@ -1,4 +1,4 @@
-//! SIGTERM, by which service managers and scripts end a program.
+//! SIGTERM, with which service managers and scripts end a program.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// SIGTERM as something to be read.
+/// SIGTERM as a file descriptor.
 pub(super) struct Terminations(SignalFd);
 
 impl Terminations {
-    /// Called while this is the only thread: the others inherit what it holds back.
+    /// Blocks the signal. Call this while there is only one thread, because later threads inherit
+    /// the block.
     pub(super) fn hold() -> io::Result<Self> {
         let mut set = SigSet::empty();
         set.add(Signal::SIGTERM);
@@ -19,7 +20,7 @@ impl Terminations {
         Ok(Self(SignalFd::with_flags(&set, flags)?))
     }
 
-    /// True if one came since the last call.
+    /// True if a signal has arrived since the last call.
     pub(super) fn take(&self) -> bool {
         matches!(self.0.read_signal(), Ok(Some(_)))
     }

@@ -1,9 +1,9 @@
-//! What a hypervisor must offer, and the backends that offer it.
+//! The interface of hypervisors, and its backends.
 //!
-//! Building a machine has two phases. First it is described ([`VmSpec`]) and the backend says what
-//! it can do ([`Capabilities`]); then [`Hypervisor::create_vm`] makes the VM, and each vCPU is
-//! created on the thread that will run it ([`Vm::create_vcpu`]), as Hypervisor.framework demands.
-//! A backend refuses what it lacks; it never ignores it.
+//! A machine is built in two phases. First it is described ([`VmSpec`]), and the backend reports
+//! its [`Capabilities`]. Then [`Hypervisor::create_vm`] creates the VM, and each vCPU is created on
+//! the thread that will run it ([`Vm::create_vcpu`]), as Hypervisor.framework requires. A backend
+//! never ignores a request that it does not support; it returns an error.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,31 +37,32 @@ pub enum Error {
     Failed {
         /// The backend.
         backend: &'static str,
-        /// What was requested.
+        /// The operation.
         operation: String,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }
 
-/// Result of a hypervisor operation.
+/// The result of a hypervisor operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a backend on this host can do.
+/// The capabilities of a backend on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
     /// Maximum number of vCPUs of one VM.
     pub max_vcpus: u32,
-    /// The vCPU's local timer has a TSC-deadline mode.
+    /// True if the vCPU's local timer has a TSC-deadline mode.
     pub tsc_deadline: bool,
-    /// Guest kernels run at speed: the host's virtualisation is hardware's, not an interpreter.
+    /// True if guest kernels run at full speed, because the host has hardware virtualisation and
+    /// does not interpret them.
     pub hardware: bool,
 }
 
 /// The VM to build.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
-    /// Guest physical memory; the VM keeps it alive.
+    /// Guest physical memory. The VM keeps it alive.
     pub memory: GuestMemory,
     /// Number of vCPUs.
     pub vcpus: u8,
@@ -69,21 +70,21 @@ pub struct VmSpec {
 
 /// A hypervisor of the host.
 pub trait Hypervisor: Send + Sync {
-    /// What it can do on this host.
+    /// Its capabilities on this host.
     fn capabilities(&self) -> Capabilities;
 
-    /// A hint: a VM is about to be created. What takes long and does not need the VM can be done
-    /// here, on a thread that has nothing else to do.
+    /// A hint that a VM is about to be created. Slow work that does not need the VM can be done
+    /// here, on a thread that would otherwise be idle.
     fn prepare(&self) {}
 
     /// Creates a VM with its memory mapped and its interrupt controller ready.
     ///
     /// # Errors
-    /// The host refuses, or lacks something in `spec`.
+    /// The host refuses, or lacks something that `spec` needs.
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>>;
 }
 
-/// A virtual machine: memory, interrupts, and the makings of vCPUs.
+/// A virtual machine: memory, interrupts and the creation of vCPUs.
 pub trait Vm: Send + Sync {
     /// Creates vCPU `index` on the calling thread, which is the one that will run it.
     ///
@@ -91,25 +92,25 @@ pub trait Vm: Send + Sync {
     /// The index is out of range or taken, or the host refuses.
     fn create_vcpu(&self, index: u8) -> Result<Box<dyn Vcpu>>;
 
-    /// Message-signalled interrupts into this VM.
+    /// The message-signalled interrupts of this VM.
     fn msi(&self) -> Arc<dyn MsiController>;
 
-    /// Where the IOAPIC announces what its pins send.
+    /// The receiver of the IOAPIC's pin routes.
     fn ioapic_routes(&self) -> Box<dyn IoApicRoutes>;
 
-    /// Guest writes that become events without leaving the kernel.
+    /// Turns guest writes into events in the kernel.
     fn io_events(&self) -> Arc<dyn IoEvents>;
 
-    /// A hint: this range of guest memory (GPA) is about to be filled from end to end.
+    /// A hint that this range of guest memory (GPA) is about to be filled completely.
     fn will_fill(&self, range: Range<u64>) {
         let _ = range;
     }
 }
 
-/// Answers a vCPU's accesses to what is not memory.
+/// Handles a vCPU's accesses that are not to memory.
 ///
-/// Called on the vCPU's thread while it is stopped at the access. Slices are as long as the access:
-/// 1, 2, 4 or 8 bytes.
+/// It is called on the vCPU's thread while the vCPU is stopped at the access. Slices are as long as
+/// the access: 1, 2, 4 or 8 bytes.
 pub trait IoHandler {
     /// The guest reads from a port.
     fn port_read(&self, port: u16, data: &mut [u8]);
@@ -121,60 +122,62 @@ pub trait IoHandler {
     fn mmio_write(&self, gpa: u64, data: &[u8]);
     /// The guest acknowledged a level-triggered interrupt.
     fn end_of_interrupt(&self, vector: u8);
-    /// True once the guest must not run any further: its latest port access powered it off, say. The
-    /// vCPU then returns [`VmExit::Interrupted`].
+    /// True once the guest must not run any further, for example because a port access powered it
+    /// off. The vCPU then returns [`VmExit::Interrupted`].
     fn over(&self) -> bool {
         false
     }
 }
 
-/// Why a vCPU came back from [`Vcpu::run`].
+/// Why [`Vcpu::run`] returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VmExit {
-    /// A kick ([`Vcpu::kicker`]), or the guest must not run any further ([`IoHandler::over`]).
+    /// It was kicked ([`Vcpu::kicker`]), or the guest must not run any further
+    /// ([`IoHandler::over`]).
     Interrupted,
-    /// The vCPU halted and nothing can wake it but the machine.
+    /// The vCPU halted, and only the machine can wake it.
     Halted,
     /// The vCPU shut down: a triple fault.
     TripleFault,
-    /// The hypervisor cannot go on with this guest; the text says why.
+    /// The hypervisor cannot continue to run this guest. The text says why.
     Fault(String),
 }
 
 /// A handle with which any thread interrupts one vCPU's [`Vcpu::run`].
 ///
-/// A kick that comes while the vCPU is between two runs may be lost: repeat it until the vCPU's
-/// thread has answered.
+/// A kick between two runs may be lost, so repeat it until the vCPU's thread has answered.
 pub trait VcpuKicker: Send + Sync {
     /// Makes the vCPU return [`VmExit::Interrupted`] soon.
     fn kick(&self);
 }
 
-/// A virtual CPU. It stays on the thread that created it, and keeps alive what it runs on: the VM in
-/// the kernel and the guest's memory.
+/// A virtual CPU. It stays on the thread that created it, and keeps the VM in the kernel and the
+/// guest's memory alive.
 pub trait Vcpu {
-    /// Runs the guest until something needs the machine; accesses go to `io` and do not end it.
+    /// Runs the guest until it needs the machine. Accesses are passed to `io` and do not end the
+    /// run.
     ///
     /// # Errors
     /// The host refuses to run the vCPU.
     fn run(&mut self, io: &dyn IoHandler) -> Result<VmExit>;
 
-    /// A handle to interrupt [`Vcpu::run`] with.
+    /// A handle that interrupts [`Vcpu::run`].
     fn kicker(&self) -> Arc<dyn VcpuKicker>;
 
-    /// Sets what a boot protocol prescribes for the first vCPU; the rest stays as after reset.
+    /// Sets the registers that a boot protocol prescribes for the first vCPU. The others stay as
+    /// after reset.
     ///
     /// # Errors
     /// The host refuses the state.
     fn boot(&mut self, boot: &BootRegs) -> Result<()>;
 
-    /// The architectural state, complete enough to continue from it elsewhere.
+    /// The complete architectural state, from which another vCPU can continue.
     ///
     /// # Errors
-    /// The host refuses to tell.
+    /// The host refuses.
     fn save(&self) -> Result<VcpuState>;
 
-    /// Takes over a state; parts that are absent stay as they are.
+    /// Restores a state. Missing parts are not changed.
     ///
     /// # Errors
     /// The host refuses the state.

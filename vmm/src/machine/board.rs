@@ -25,12 +25,12 @@ use super::signal::Signal;
 use super::vcpu::{Buses, Vcpus};
 use crate::hypervisor::{Hypervisor, Vm, VmSpec};
 
-/// Console input kept for a guest that does not read it.
+/// Maximum bytes of console input kept for a guest that does not read it.
 const MAX_INPUT: usize = 64 << 10;
 
 /// A machine between power-on and power-off or reset. Dropping it stops everything.
 pub(super) struct Board {
-    /// `None` only while it is dropped.
+    /// `None` only while the board is dropped.
     vcpus: Option<Vcpus>,
     serial: Arc<Serial>,
     ged: Arc<Ged>,
@@ -50,7 +50,7 @@ impl Drop for Board {
 }
 
 impl Board {
-    /// Builds everything, loads `payload` and lets the vCPUs run.
+    /// Builds everything, loads `payload` and starts the vCPUs.
     pub(super) fn start(
         hypervisor: &dyn Hypervisor,
         config: &MachineConfig,
@@ -133,20 +133,20 @@ impl Board {
         self.ged.power_button();
     }
 
-    /// Types at the console; what does not fit into the UART waits for [`Board::feed`].
+    /// Types at the console. Input that does not fit into the UART waits for [`Board::feed`].
     pub(super) fn serial_input(&mut self, bytes: &[u8]) {
         let room = MAX_INPUT.saturating_sub(self.input.len());
         if bytes.len() > room {
             tracing::warn!(
                 lost = bytes.len() - room,
-                "the guest does not read its console: input lost"
+                "lost console input, because the guest does not read it"
             );
         }
         self.input.extend(&bytes[..bytes.len().min(room)]);
         self.feed();
     }
 
-    /// Gives waiting input to the UART.
+    /// Passes waiting input to the UART.
     pub(super) fn feed(&mut self) {
         while !self.input.is_empty() {
             let taken = self.serial.enqueue(self.input.as_slices().0);
@@ -158,7 +158,7 @@ impl Board {
     }
 }
 
-/// A bus with devices: the first address of each, and how many addresses it has.
+/// Creates a bus with devices, given the first address of each and its number of addresses.
 fn build_bus<const N: usize>(
     name: &'static str,
     devices: [(u64, u64, Arc<dyn BusDevice>); N],
@@ -174,7 +174,7 @@ fn build_bus<const N: usize>(
     Ok(bus)
 }
 
-/// The registers by which the guest ends the board, which `over` tells the vCPUs.
+/// The registers with which the guest ends the board. `over` then stops the vCPUs.
 fn build_power(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PowerControl> {
     let (signals, over) = (signals.clone(), over.clone());
     Arc::new(PowerControl::new(move |request| {
@@ -187,7 +187,8 @@ fn build_power(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PowerCon
     }))
 }
 
-/// Anonymous memory without reservation: the host backs a page when the guest first touches it.
+/// Anonymous memory without a reservation. The host provides a page when the guest first touches
+/// it.
 fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
     GuestMemory::from_ranges(&layout::memory_regions(size)).map_err(|e| Error::Resource {
         what: format!("{} MiB of guest memory", size >> 20),
@@ -195,11 +196,11 @@ fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
     })
 }
 
-/// Maximum number of queues of a disk, and of pairs of them of a network interface.
+/// Maximum number of queues of a disk, and of pairs of queues of a network interface.
 const MAX_QUEUES: u16 = 4;
 
-/// Puts the virtio devices on the bus: disks from slot 1 on, network interfaces after them, the
-/// source of random numbers last. A guest names its disks in that order.
+/// Adds the virtio devices to the bus: disks from slot 1 on, then network interfaces, and last the
+/// source of random numbers. A guest names its disks in that order.
 fn build_pci(config: &MachineConfig, memory: &GuestMemory, vm: &dyn Vm) -> Result<PciBus, Error> {
     let pci = PciBus::new(layout::PCI_MMIO_START..layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE);
     let env = VirtioEnv {

@@ -1,4 +1,4 @@
-//! What a machine is made of.
+//! The configuration of a machine.
 
 use std::fmt;
 use std::io::Write;
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::error::Error;
 use super::event::Event;
 
-/// Maximum number of vCPUs of one machine; APIC identifiers beyond 254 would need x2APIC interrupt formats.
+/// Maximum number of vCPUs of one machine. APIC identifiers above 254 would need x2APIC interrupt formats.
 pub const MAX_CPUS: u8 = 128;
 
-/// A machine's description: nothing is created until [`super::Machine::start`].
+/// The description of a machine. Nothing is created until [`super::Machine::start`].
 ///
 /// ```
 /// use fleetbox_vmm::machine::{BootSource, MachineConfig};
@@ -34,7 +34,7 @@ pub const MAX_CPUS: u8 = 128;
 pub struct MachineConfig {
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
-    /// RAM in bytes, a multiple of 4096. It costs the host nothing until the guest touches it.
+    /// RAM in bytes, a multiple of 4096. The host provides it only when the guest touches it.
     pub memory: u64,
     /// What to run.
     pub boot: BootSource,
@@ -42,15 +42,14 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Network interfaces, in the order in which the guest sees them.
     pub nics: Vec<NicConfig>,
-    /// Where the bytes that the guest writes to its serial port go, besides the tail that errors
-    /// carry.
+    /// The sink for the guest's serial output. Errors also include the end of the output.
     pub serial: Option<Box<dyn Write + Send>>,
-    /// Called for every [`Event`], on the thread where it happens: it must not block.
+    /// Called for every [`Event`], on the thread where it happens. It must not block.
     pub events: Option<Box<dyn Fn(Event) + Send + Sync>>,
 }
 
 impl Default for MachineConfig {
-    /// One vCPU, 512 MiB, boots the first disk; no disks and no network yet.
+    /// One vCPU and 512 MiB, booting from the first disk, still without disks and network.
     fn default() -> Self {
         Self {
             cpus: 1,
@@ -79,9 +78,9 @@ impl fmt::Debug for MachineConfig {
 /// What a machine runs when it starts, and again after every reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BootSource {
-    /// What the boot loader configuration on the first disk names, read anew at every boot.
+    /// The kernel in the boot loader configuration on the first disk, which is read again at every boot.
     Auto,
-    /// A kernel given from outside.
+    /// A kernel from the host.
     Kernel {
         /// A bzImage, or an uncompressed ELF image with a PVH note or a 64-bit entry point.
         kernel: PathBuf,
@@ -99,7 +98,7 @@ pub enum BootSource {
 pub struct DiskConfig {
     /// Its contents.
     pub disk: Arc<dyn Disk>,
-    /// What the guest sees as its serial number (at most 20 bytes).
+    /// Its serial number for the guest (at most 20 bytes).
     pub serial: String,
 }
 
@@ -120,17 +119,17 @@ pub struct NicConfig {
     pub mac: [u8; 6],
     /// One end of a SOCK_SEQPACKET pair.
     pub link: OwnedFd,
-    /// What its packets are.
+    /// The format of its packets.
     pub format: LinkFormat,
 }
 
 impl MachineConfig {
-    /// Checks what can be checked without touching the host.
+    /// Checks everything that can be checked without using the host.
     pub(super) fn validate(&self) -> Result<(), Error> {
         let bad = |what: String| Err(Error::Config(what));
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return bad(format!(
-                "{} vCPUs: a machine has 1 to {MAX_CPUS}",
+                "{} vCPUs are not possible: a machine has 1 to {MAX_CPUS}",
                 self.cpus
             ));
         }
@@ -139,23 +138,20 @@ impl MachineConfig {
             || !self.memory.is_multiple_of(4096)
         {
             return bad(format!(
-                "{} bytes of memory: a machine has {} MiB to {} GiB, in whole pages of 4096 bytes",
+                "{} bytes of memory are not possible: a machine has {} MiB to {} GiB, in whole pages of 4096 bytes",
                 self.memory,
                 layout::MIN_RAM >> 20,
                 layout::MAX_RAM >> 30
             ));
         }
         if matches!(self.boot, BootSource::Auto) && self.disks.is_empty() {
-            return bad(
-                "booting from a disk's own configuration needs a disk: add one, or name a kernel"
-                    .into(),
-            );
+            return bad("booting from a disk needs a disk: add one, or give a kernel".into());
         }
         // The PCI bus has 31 slots besides the host bridge, and the random number device takes one.
         let slots = self.disks.len() + self.nics.len();
         if slots > 30 {
             return bad(format!(
-                "{slots} disks and network interfaces: there is room for 30"
+                "{slots} disks and network interfaces are too many: there is room for 30"
             ));
         }
         if let Some(disk) = self.disks.iter().find(|d| d.serial.len() > 20) {

@@ -1,4 +1,4 @@
-//! The host side of the serial console: passes output on, keeps its tail, notices a panic.
+//! The host side of the serial console. It passes output on, keeps its end, and detects a panic.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -6,21 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::sync::lock;
 
-/// Bytes of output kept for error messages.
+/// Maximum bytes of output kept for error messages.
 const TAIL: usize = 16 << 10;
-/// Longest line that is looked at for a panic message; the rest of a longer one is skipped.
+/// Maximum bytes of a line that are searched for a panic message. The rest of a longer line is
+/// skipped.
 const LINE: usize = 512;
 
-/// What the console noticed in the output.
+/// An event that the console has detected in the output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Notice {
     /// The first byte of this boot.
     FirstOutput,
-    /// A line with which the Linux kernel announces that it is about to stop for good.
+    /// A line with which the Linux kernel announces a panic.
     Panic(String),
 }
 
-/// Shared by the serial device, which writes, and the machine, which reads the tail.
+/// The console's state, shared by the serial device, which writes, and the machine, which reads the
+/// end.
 #[derive(Clone)]
 pub(super) struct Console(Arc<Mutex<State>>);
 
@@ -50,7 +52,7 @@ impl Console {
         lock(&self.0)
     }
 
-    /// A new boot begins: the next byte is its first.
+    /// Starts a new boot, whose first byte is the next.
     pub(super) fn begin_boot(&self) {
         let mut state = self.state();
         state.quiet = true;
@@ -73,7 +75,7 @@ impl Console {
     }
 }
 
-/// Removes ANSI escape sequences and control characters.
+/// Removes ANSI escape sequences and control characters from a line.
 fn strip_escapes(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut chars = line.chars().peekable();
@@ -91,8 +93,8 @@ fn strip_escapes(line: &str) -> String {
     out
 }
 
-/// True for the kernel's own announcement: its message at the start of a line, after the time
-/// stamp if there is one. Other programs' mentions of a panic mostly stand in other places.
+/// True for the kernel's own message, which is at the start of a line, after the time stamp if
+/// there is one. Other programs usually mention a panic in other places.
 fn announces_panic(line: &str) -> bool {
     let rest = line.trim_start();
     let rest = match rest.strip_prefix('[') {
@@ -133,7 +135,7 @@ impl Write for Console {
             && let Err(error) = sink.write_all(bytes)
         {
             // A terminal that went away must not stop the guest; the tail goes on.
-            tracing::warn!(%error, "the serial console's output cannot be written any more");
+            tracing::warn!(%error, "can no longer write the serial console's output");
             state.sink = None;
         }
         Ok(bytes.len())

@@ -1,42 +1,42 @@
-//! How building or running a machine fails.
+//! Why building or running a machine fails.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a machine could not be started, or ended other than by its guest's power-off.
+/// Why a machine could not be started, or ended without a power-off of its guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The description of the machine makes no sense.
-    #[error("this machine cannot be built: {0}")]
+    /// The description of the machine is invalid.
+    #[error("invalid machine: {0}")]
     Config(String),
     /// The host cannot run this kind of guest.
     #[error("{what} cannot run here: {reason}")]
     Host {
-        /// What was to run.
+        /// What should run.
         what: String,
         /// Why not, and what to do.
         reason: String,
     },
-    /// The hypervisor fails.
+    /// The hypervisor failed.
     #[error(transparent)]
     Hypervisor(#[from] crate::hypervisor::Error),
-    /// The first disk does not say what to boot, or in a way that is not understood.
-    #[error("boot from disk: {0}")]
+    /// The first disk does not say what to boot, or in an unsupported way.
+    #[error("cannot boot from the disk: {0}")]
     Boot(#[from] crate::boot::BootError),
     /// A file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The kernel, initial RAM disk or command line cannot be loaded.
     #[error("{what}: {reason}")]
     Load {
-        /// Which of them, by its name.
+        /// Which of them.
         what: String,
         /// Why not.
         reason: String,
@@ -46,7 +46,7 @@ pub enum Error {
     Resource {
         /// What was needed.
         what: String,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: io::Error,
     },
     /// A device cannot be built.
@@ -62,7 +62,7 @@ pub enum Error {
     Guest(Box<GuestFailure>),
 }
 
-/// A guest that cannot go on: what happened, the registers, and its last words.
+/// A failed guest: what happened, the registers, and the end of its console's output.
 #[derive(Debug)]
 pub struct GuestFailure {
     /// What happened.

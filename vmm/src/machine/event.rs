@@ -1,34 +1,34 @@
-//! What happens to a machine, as it happens.
+//! The events of a machine.
 
 use serde::{Deserialize, Serialize};
 
-/// Something that happened to a machine. As JSON each is an object with a `kind` field.
+/// An event of a machine. In JSON it is an object with a `kind` field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// What the machine is about to boot is known; at the start and at every reset.
+    /// The machine knows what it is about to boot, at the start and at every reset.
     Booting {
-        /// Which boot this is: 0 at the start, then one more at every reset.
+        /// The number of the boot: 0 at the start, and one more after every reset.
         boot: u64,
-        /// Where kernel and command line come from.
+        /// The source of the kernel and the command line.
         source: String,
-        /// The kernel's command line; empty for a firmware.
+        /// The kernel's command line; empty for firmware.
         cmdline: String,
     },
-    /// The virtual CPUs run.
+    /// The virtual CPUs are running.
     Running {
-        /// Which boot this is.
+        /// The number of the boot.
         boot: u64,
     },
     /// The guest wrote the first byte of this boot to its serial console.
     FirstOutput {
-        /// Which boot this is.
+        /// The number of the boot.
         boot: u64,
     },
     /// The power button was pressed for the guest.
     PowerButton,
-    /// The guest asked for a reset and boots again.
+    /// The guest has asked for a reset, and boots again.
     Reset,
     /// The guest's kernel announced a panic on the serial console.
     Panic {
@@ -47,7 +47,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// True if the machine has ended by this.
+    /// True if this event ends the machine.
     ///
     /// ```
     /// use fleetbox_vmm::machine::Event;

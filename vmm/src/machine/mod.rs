@@ -1,8 +1,8 @@
-//! A machine: what [`MachineConfig`] describes, running.
+//! A running machine, as described by a [`MachineConfig`].
 //!
-//! A machine lives through boots. Each boot builds a new board (memory, VM, devices, vCPUs) from
-//! the same description and tears it down when the guest asks for a reset, so that a reboot starts
-//! from the same state as a start does; the disks, the network links and the console stay.
+//! A machine has one or more boots. Each boot builds a new board (memory, VM, devices, vCPUs) from the same
+//! description, and tears it down when the guest asks for a reset. So a reboot begins in the same state as a start. The
+//! disks, the network links and the console are kept.
 
 mod board;
 mod config;
@@ -28,13 +28,12 @@ use board::Board;
 use console::{Console, Notice};
 use signal::Signal;
 
-/// Lines of the console that an error carries.
+/// Lines of the console in an error.
 const ERROR_LINES: usize = 40;
-/// How long a guest whose kernel panicked has to reset by itself (`panic=` on its command line)
-/// before the machine ends.
+/// How long the machine waits after a kernel panic for the guest to reset itself (`panic=` on its command line).
 const PANIC_GRACE: Duration = Duration::from_secs(2);
 
-/// How a machine ended that did not fail.
+/// How a machine ended without a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// The guest powered off.
@@ -69,14 +68,12 @@ impl Handle {
         let _ = self.signals.send(Signal::PowerButton);
     }
 
-    /// Ends the machine now, as a power cut would. Writes that the guest has not flushed may be
-    /// lost.
+    /// Ends the machine at once, like a power cut. Writes that the guest has not flushed may be lost.
     pub fn kill(&self) {
         let _ = self.signals.send(Signal::Kill);
     }
 
-    /// Types `bytes` at the serial console. Input that the guest does not read is kept, up to 64
-    /// KiB.
+    /// Types `bytes` at the serial console. Up to 64 KiB of input that the guest does not read are kept.
     pub fn serial_input(&self, bytes: &[u8]) {
         let _ = self.signals.send(Signal::Input(bytes.to_vec()));
     }
@@ -116,8 +113,8 @@ impl Machine {
     /// Builds the machine and starts its first boot.
     ///
     /// # Errors
-    /// The description is invalid, there is nothing to boot or it is not understood, or the host
-    /// refuses what is needed. Nothing runs then.
+    /// The description is invalid, there is nothing to boot or it is unsupported, or the host refuses. Then nothing is
+    /// running.
     pub fn start(
         hypervisor: &Arc<dyn Hypervisor>,
         mut config: MachineConfig,
@@ -175,7 +172,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A handle to press the power button or kill the machine with.
+    /// A handle to press the power button or to kill the machine.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
@@ -193,7 +190,7 @@ impl Machine {
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => Err(Error::Resource {
                 what: "the machine's thread".into(),
-                source: std::io::Error::other("it panicked: this is a bug in the VMM"),
+                source: std::io::Error::other("it panicked, which is a bug in the VMM"),
             }),
             None => Ok(Exit::Killed),
         }
@@ -209,7 +206,7 @@ impl Drop for Machine {
     }
 }
 
-/// What stays from one boot to the next.
+/// The state that is kept from one boot to the next.
 struct Life {
     hypervisor: Arc<dyn Hypervisor>,
     config: MachineConfig,
@@ -233,7 +230,7 @@ impl Life {
         }
     }
 
-    /// Builds a board and lets it run.
+    /// Builds a board and runs it.
     fn boot(&mut self) -> Result<Board, Error> {
         self.console.begin_boot();
         let payload = payload::read(&self.config, self.hypervisor.capabilities().hardware)?;

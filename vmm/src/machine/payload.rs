@@ -1,4 +1,4 @@
-//! What one boot of a machine loads: read anew every time.
+//! What one boot of a machine loads. It is read again for every boot.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(super) struct Payload {
     kernel: Part,
     initrd: Option<Part>,
     pub(super) cmdline: String,
-    /// Where they come from, for people.
+    /// Their source, as text for users.
     pub(super) source: String,
 }
 
@@ -50,8 +50,8 @@ impl Part {
     }
 }
 
-/// Finds out what to boot. `stock_kernels` says whether the host can run a distribution's kernel:
-/// if it cannot, an image or a bzImage is refused here, before anything is loaded.
+/// Finds what to boot. `stock_kernels` says whether the host can run a distribution's kernel. If
+/// not, an image or a bzImage is refused here, before anything is loaded.
 pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payload, Error> {
     let refuse = |what: String| Error::Host {
         what,
@@ -65,7 +65,7 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
             let disk = config
                 .disks
                 .first()
-                .ok_or_else(|| Error::Config("there is no disk to boot from".into()))?;
+                .ok_or_else(|| Error::Config("it has no disk to boot from".into()))?;
             let plan = boot::discover(disk.disk.clone(), &boot::Limits::default())?;
             Ok(Payload {
                 source: format!("{} ({})", plan.source.entry.join(" > "), plan.source.kernel),
@@ -103,7 +103,7 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
 }
 
 impl Payload {
-    /// Puts everything into guest memory with the tables of its boot protocol.
+    /// Loads everything into guest memory, with the tables of its boot protocol.
     pub(super) fn load(self, memory: &GuestMemory, vm: &dyn Vm) -> Result<LoadedKernel, Error> {
         let initrd = self.initrd.as_ref().map(Part::source);
         kernel::load_with(

@@ -1,8 +1,8 @@
-//! What the parts of a machine tell its thread.
+//! A message from a part of a machine to its thread.
 
 use super::console::Notice;
 
-/// What the parts of a machine tell its thread.
+/// A message from a part of a machine to its thread.
 #[derive(Debug)]
 pub(super) enum Signal {
     PowerOff,
@@ -15,7 +15,7 @@ pub(super) enum Signal {
     Failure(VcpuFailure),
 }
 
-/// A vCPU that cannot go on, as it tells the machine.
+/// The report of a vCPU that cannot continue.
 #[derive(Debug)]
 pub(super) struct VcpuFailure {
     pub(super) vcpu: u8,

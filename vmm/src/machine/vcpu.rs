@@ -16,15 +16,15 @@ use super::error::Error;
 use super::signal::{Signal, VcpuFailure};
 use crate::hypervisor::{self, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
 
-/// After what time a vCPU that was told to stop is told again: a kick between two runs gets lost.
+/// How often a vCPU is told to stop, because a kick between two runs is lost.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What all vCPUs of a machine share.
+/// The state that all vCPUs of a machine share.
 pub(super) struct Buses {
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) ioapic: Arc<IoApic>,
-    /// The guest has powered off or reset: none of it may run any more.
+    /// The guest has powered off or reset, so it must not run any further.
     pub(super) over: Arc<AtomicBool>,
 }
 
@@ -60,20 +60,20 @@ struct RunningVcpu {
     ended: Receiver<()>,
 }
 
-/// A thread that was told to create its vCPU.
+/// A thread that is creating its vCPU.
 struct PendingVcpu {
     thread: JoinHandle<()>,
     creation: Receiver<hypervisor::Result<Arc<dyn VcpuKicker>>>,
     ended: Receiver<()>,
 }
 
-/// What the vCPUs wait for once they exist.
+/// The start signal that the vCPUs wait for once they exist.
 struct Go {
     boot: BootRegs,
     buses: Arc<Buses>,
 }
 
-/// The gate before the guest: `None` behind it means that there will be no guest.
+/// The gate before the guest's start. `None` means that the guest will not be started.
 type Gate = OnceLock<Option<Go>>;
 
 /// The vCPUs of a machine. Dropping it stops them.
@@ -85,7 +85,7 @@ pub(super) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Begins to create every vCPU, on a thread of its own, so that the caller can load the guest
+    /// Starts to create all vCPUs, each on a separate thread, so that the caller can load the guest
     /// meanwhile.
     pub(super) fn create(
         vm: &Arc<dyn Vm>,
@@ -122,7 +122,7 @@ impl Vcpus {
         Ok(vcpus)
     }
 
-    /// Lets the guest run, its first vCPU from `boot` on; none runs before all exist.
+    /// Starts the guest. Its first vCPU begins at `boot`. No vCPU runs before all exist.
     pub(super) fn run(&mut self, boot: BootRegs, buses: Arc<Buses>) -> Result<(), Error> {
         // One after the other, so that those behind a failure are still there to be joined.
         while let Some(vcpu) = self.creating.front() {
@@ -130,7 +130,10 @@ impl Vcpus {
             let kicker = match vcpu.creation.recv() {
                 Ok(kicker) => kicker?,
                 Err(_) => {
-                    return Err(thread_error(index, io::Error::other("it ended at once")));
+                    return Err(thread_error(
+                        index,
+                        io::Error::other("it ended immediately"),
+                    ));
                 }
             };
             if let Some(PendingVcpu { thread, ended, .. }) = self.creating.pop_front() {
@@ -180,7 +183,7 @@ struct VcpuThread {
     signals: Sender<Signal>,
     stop: Arc<AtomicBool>,
     gate: Arc<Gate>,
-    /// Its other end learns that this thread is done.
+    /// The other end of this channel learns that the thread has ended.
     _alive: Sender<()>,
 }
 
@@ -220,7 +223,7 @@ impl VcpuThread {
         }
     }
 
-    /// Runs until told to stop; returns what went wrong if that is why it ends.
+    /// Runs until it is told to stop. Returns what went wrong, if anything did.
     fn run(&self, vcpu: &mut dyn Vcpu, go: &Go) -> Option<String> {
         if self.index == 0
             && let Err(e) = vcpu.boot(&go.boot)
@@ -232,7 +235,9 @@ impl VcpuThread {
                 Ok(VmExit::Interrupted) => {}
                 // The LAPIC is in the hypervisor, so that a halted vCPU waits there; one that
                 // comes out will never be woken.
-                Ok(VmExit::Halted) => return Some("the vCPU halted for good".into()),
+                Ok(VmExit::Halted) => {
+                    return Some("the vCPU halted, and nothing can wake it".into());
+                }
                 Ok(VmExit::TripleFault) => return Some("triple fault".into()),
                 Ok(VmExit::Fault(what)) => return Some(what),
                 Err(e) => return Some(e.to_string()),
@@ -242,7 +247,7 @@ impl VcpuThread {
     }
 }
 
-/// The registers as a person debugging a guest wants to see them.
+/// The registers as text, for debugging a guest.
 pub(super) fn format_registers(state: &VcpuState) -> String {
     let (r, s) = (&state.regs, &state.sregs);
     format!(

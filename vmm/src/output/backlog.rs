@@ -1,8 +1,8 @@
-//! Output that waits for its reader.
+//! Output that waits for its reader, in bounded memory.
 
 use std::collections::VecDeque;
 
-/// Output that waits for its reader: the newest [`Self::CAPACITY`] bytes.
+/// Output that waits for its reader: its newest bytes, at most [`Self::CAPACITY`].
 ///
 /// ```
 /// use fleetbox_vmm::output::Backlog;
@@ -23,13 +23,14 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Bytes that are kept.
+    /// Maximum bytes that are kept.
     pub const CAPACITY: usize = 1 << 20;
-    /// How far the end of a line is looked for, so that what is left begins with a whole one.
+    /// How far to search for the end of a line, so that the remaining output begins with a complete
+    /// one.
     const LINE: usize = 64 << 10;
 
-    /// Adds output. If it does not fit, the older half of all goes, and the rest of a line of
-    /// which a part went.
+    /// Adds output. If it does not fit, the older half of all output is dropped, and the rest of a
+    /// line that was partly dropped.
     pub fn push(&mut self, bytes: &[u8]) {
         let len = self.bytes.len() + bytes.len();
         let Some(excess) = len.checked_sub(Self::CAPACITY).filter(|excess| *excess > 0) else {
@@ -52,19 +53,19 @@ impl Backlog {
         self.lost
     }
 
-    /// How many bytes wait.
+    /// The number of waiting bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether none waits.
+    /// True if no bytes are waiting.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The oldest bytes that wait, at most `most` of them, and how many were lost before them since
-    /// the last call. What is left begins with a line where it can, so that losing it leaves no
-    /// half line with the reader.
+    /// Takes the oldest waiting bytes, at most `most`, and returns how many were lost before them
+    /// since the last call. If possible, the remaining output begins with a new line, so that
+    /// losing it does not leave half a line with the reader.
     pub fn take(&mut self, most: usize) -> (u64, Vec<u8>) {
         let mut len = most.min(self.bytes.len());
         if len < self.bytes.len() {

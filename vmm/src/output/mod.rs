@@ -1,4 +1,4 @@
-//! What a guest says, for readers that may not keep up: output waits in bounded memory, and neither
+//! The output of a guest, for readers that may be slow. Output waits in bounded memory, and neither
 //! a vCPU nor the end of a machine waits for a reader that has stopped reading.
 
 mod backlog;

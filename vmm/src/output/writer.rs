@@ -1,4 +1,4 @@
-//! A writer in front of a reader that may be slow.
+//! A writer for a sink that may be slow.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,30 +7,30 @@ use std::time::Duration;
 use super::backlog::Backlog;
 use crate::sync::lock;
 
-/// After this long without a byte taken, a reader counts as one that does not read.
+/// A sink that has accepted nothing for this long counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes written at once: as many as a pipe takes whole or not at all.
+/// Maximum bytes written at once: a pipe accepts this many completely or not at all.
 const CHUNK: usize = 4096;
-/// How long until a sink that cannot take bytes now is asked again.
+/// How long to wait before trying again to write to a sink that is full.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What stands where bytes were lost.
+/// The note that replaces lost bytes.
 type Note = fn(u64) -> String;
 
 #[derive(Debug, Default)]
 struct State {
     backlog: Backlog,
-    /// Bytes that the thread has taken from the backlog and the sink has not.
+    /// Bytes that the thread has taken from the backlog, and the sink has not accepted yet.
     pending: usize,
-    /// Bytes of output that were dropped.
+    /// Number of dropped bytes.
     lost: u64,
-    /// Times that the sink has taken something.
+    /// How often the sink has accepted something.
     progress: u64,
-    /// The sink takes nothing: no writer waits for it until it does.
+    /// The sink is stuck: no writer waits for it until it accepts bytes again.
     stuck: bool,
-    /// Nothing is written any more.
+    /// No more output will be written.
     finished: bool,
-    /// The thread has ended; with the error if that is why.
+    /// The thread has ended, with the error if there was one.
     over: bool,
     failed: Option<io::ErrorKind>,
 }
@@ -43,16 +43,15 @@ struct Shared {
     note: Note,
 }
 
-/// A writer in front of one that may block: a thread hands over what is written.
+/// A writer for a sink that may block. A thread passes the output on.
 ///
-/// While the sink takes bytes, none is lost: a full [`Backlog`] makes writers wait. A sink that
-/// takes nothing for a second is left to itself until it takes bytes again; it then gets what the
-/// backlog has, after a note about what it has not. So no write waits longer than that second for
-/// room. A pipe takes bytes when 4 KiB of it have been read: a reader slower than that each second
-/// counts as one that does not read.
+/// While the sink accepts bytes, none is lost, because a full [`Backlog`] makes writers wait. If the sink accepts
+/// nothing for a second, writers stop waiting for it. Once it accepts bytes again, it gets a note about lost bytes and
+/// then the backlog. So no write waits longer than a second for room. A pipe accepts bytes only after 4 KiB have been
+/// read from it, so a reader that needs more than a second for these counts as stuck.
 ///
-/// Clones write to the same sink. The thread ends when all of them are gone, or after
-/// [`Self::finish`], and the sink has everything.
+/// Clones write to the same sink. The thread ends once all of them are gone, or after [`Self::finish`], and the sink
+/// has everything.
 ///
 /// ```no_run
 /// use fleetbox_vmm::machine::{Machine, MachineConfig};
@@ -73,11 +72,10 @@ struct Shared {
 pub struct BoundedWriter(Arc<Front>);
 
 impl BoundedWriter {
-    /// Starts the thread. `note` is what the sink gets in place of so many lost bytes; it may be
-    /// empty.
+    /// Starts the thread. `note` makes the text that replaces this many lost bytes; it may be empty.
     ///
     /// # Errors
-    /// The host has no thread left.
+    /// The host is out of threads.
     pub fn start(sink: impl Write + Send + 'static, note: fn(u64) -> String) -> io::Result<Self> {
         Self::with_patience(sink, note, PATIENCE)
     }
@@ -100,9 +98,9 @@ impl BoundedWriter {
         Ok(Self(Arc::new(Front(shared))))
     }
 
-    /// Waits until the sink has everything, or has taken nothing for a second. Returns how many
-    /// bytes it had not taken in time; what is written from now on is lost, too. A sink that failed
-    /// has told the writers so and counts for nothing here.
+    /// Waits until the sink has everything, or has accepted nothing for a second. Returns how many bytes it had not
+    /// accepted by then. Later writes are lost, too. The error of a failed sink was already returned to the writers,
+    /// and is ignored here.
     pub fn finish(&self) -> u64 {
         let shared = &*self.0.0;
         let mut state = shared.lock();
@@ -153,13 +151,13 @@ impl Write for &BoundedWriter {
         Ok(bytes.len())
     }
 
-    /// Does nothing: the sink is flushed whenever it got bytes. See [`BoundedWriter::finish`].
+    /// Does nothing, because the sink is flushed after every write. See [`BoundedWriter::finish`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// The writers' side: when it is gone, nothing comes any more.
+/// The writers' side. When it is dropped, no more output comes.
 #[derive(Debug)]
 struct Front(Arc<Shared>);
 
@@ -171,7 +169,7 @@ impl Drop for Front {
 }
 
 impl State {
-    /// Whether a writer of `len` bytes need not wait for the sink.
+    /// True if a writer of `len` bytes need not wait for the sink.
     fn takes(&self, len: usize) -> bool {
         let room = Backlog::CAPACITY.saturating_sub(self.backlog.len());
         // However much it is, nothing waits in front of it then.
@@ -184,8 +182,7 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Waits until the sink has taken something or the thread has ended; false if neither happened
-    /// in time.
+    /// Waits until the sink has accepted something or the thread has ended. Returns false if neither happened in time.
     fn wait_for_progress<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
@@ -231,7 +228,7 @@ impl Shared {
         }
     }
 
-    /// Writes `bytes`, behind which `pending` others wait.
+    /// Writes `bytes`. Another `pending` bytes are waiting behind them.
     fn hand_over(&self, sink: &mut impl Write, bytes: &[u8], pending: usize) -> io::Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {

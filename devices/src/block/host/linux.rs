@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::unistd::{Whence, lseek};
 
-/// Takes a lock on the whole file that lasts until the last descriptor of this open file is
-/// closed, by a kill too. False if another open file's lock excludes it.
+/// Locks the whole file until the last descriptor of this open file is closed, which a kill does
+/// too. Returns false if the lock of another open file excludes it.
 pub(super) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
     match set_lock(
         file,
@@ -24,7 +24,7 @@ pub(super) fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
     }
 }
 
-/// Gives up the lock, for all descriptors of this open file.
+/// Releases the lock, for all descriptors of this open file.
 pub(super) fn unlock(file: &File) -> io::Result<()> {
     Ok(set_lock(file, libc::F_UNLCK)?)
 }
@@ -40,13 +40,13 @@ fn set_lock(file: &File, kind: libc::c_int) -> nix::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
-/// Gives the range's blocks back. False if the file system has no holes.
+/// Frees the range's blocks. Returns false if the file system does not support holes.
 pub(super) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     allocate(file, mode, offset, len)
 }
 
-/// Zeroes the range and keeps blocks for it. False if the file system cannot.
+/// Zeroes the range and keeps its blocks. Returns false if the file system does not support this.
 pub(super) fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     allocate(file, FallocateFlags::FALLOC_FL_ZERO_RANGE, offset, len)
 }
@@ -80,7 +80,7 @@ pub(super) fn end(file: &File) -> io::Result<u64> {
     Ok(lseek(file, 0, Whence::SeekEnd)?.unsigned_abs())
 }
 
-/// Identity of this boot of the host. `None` where it cannot be read.
+/// The identity of this boot of the host, or `None` if it cannot be read.
 pub(in crate::block) fn boot_id() -> Option<[u8; 16]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();

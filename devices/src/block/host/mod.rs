@@ -1,4 +1,4 @@
-//! A file of the host that holds a disk image: opened once, locked for as long as it is open.
+//! A file of the host with a disk image. It is opened once, and locked for as long as it is open.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -15,10 +15,10 @@ use super::error::DiskError;
 
 pub(super) use os::boot_id;
 
-/// Zeroes to write where the host cannot zero a range by itself.
+/// Zeros to write if the host cannot zero a range by itself.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// What tells a file from one that was put in its place.
+/// The identity of a file, which distinguishes it from a replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
     /// Length in bytes.
@@ -31,25 +31,24 @@ pub struct FileIdentity {
     pub inode: u64,
 }
 
-/// An open, locked image file. Positions are absolute, so threads can share it.
+/// An open, locked image file. All positions are absolute, so threads can share it.
 #[derive(Debug)]
 pub(super) struct HostFile {
     file: File,
     path: PathBuf,
     len: u64,
     identity: FileIdentity,
-    /// A sync has failed: what it should have made durable may be gone, and a second sync would
-    /// claim success.
+    /// A sync has failed. Its data may be lost, but a second sync would report success.
     sync_failed: AtomicBool,
 }
 
 impl HostFile {
-    /// Opens and locks `path`: shared to read it, exclusively to write to it.
+    /// Opens and locks `path`: shared for reading, exclusively for writing.
     pub(super) fn open(path: &Path, write: bool) -> Result<Self, DiskError> {
         Self::open_with(path, write, true)
     }
 
-    /// Opens `path` to look at it, even while it is written to.
+    /// Opens `path` without a lock, to inspect it even while it is written to.
     pub(super) fn peek(path: &Path) -> Result<Self, DiskError> {
         Self::open_with(path, false, false)
     }
@@ -113,7 +112,7 @@ impl HostFile {
         &self.identity
     }
 
-    /// Fills `buf`; the end of the file within it is an error.
+    /// Fills `buf`. It is an error if the file ends before.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset).map_err(|e| {
             if e.kind() == io::ErrorKind::UnexpectedEof {
@@ -128,7 +127,7 @@ impl HostFile {
         })
     }
 
-    /// Fills `buf`, with zeroes from the end of the file on. Returns how much there was.
+    /// Fills `buf`, with zeros past the end of the file. Returns the number of bytes from the file.
     pub(super) fn read_up_to_end(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {
@@ -148,7 +147,7 @@ impl HostFile {
         self.file.write_all_at(buf, offset)
     }
 
-    /// Makes the range, within the file, read as zeroes and gives its blocks back.
+    /// Makes the range, which is within the file, read as zeros, and frees its blocks.
     pub(super) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 || os::punch_hole(&self.file, offset, len)? {
             return Ok(());
@@ -156,7 +155,7 @@ impl HostFile {
         self.write_zeroes(offset, len)
     }
 
-    /// Makes the range, within the file, read as zeroes and keeps blocks for it.
+    /// Makes the range, which is within the file, read as zeros, and keeps its blocks.
     pub(super) fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 || os::zero_range(&self.file, offset, len)? {
             return Ok(());
@@ -174,13 +173,13 @@ impl HostFile {
         Ok(())
     }
 
-    /// Start of the first data at or after `offset`, which may be earlier than that on file
-    /// systems that do not tell; `None` if there are only holes.
+    /// Start of the first data at or after `offset`, or `None` if there are only holes. On file
+    /// systems that do not report holes, the result may be too early.
     pub(super) fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
         os::next_data(&self.file, offset)
     }
 
-    /// Makes all writes so far durable. Once this has failed it fails for ever.
+    /// Makes all writes so far durable. Once this has failed, it always fails.
     pub(super) fn sync(&self) -> io::Result<()> {
         if !self.sync_failed.load(Ordering::Acquire) {
             match self.file.sync_data() {
@@ -192,7 +191,7 @@ impl HostFile {
             }
         }
         Err(io::Error::other(format!(
-            "an earlier attempt to make {} durable has failed, writes may be lost",
+            "an earlier attempt to make {} durable has failed; writes may be lost",
             self.path.display()
         )))
     }
@@ -203,7 +202,7 @@ impl Drop for HostFile {
         // Closing is not enough: a process that another thread is just starting has a copy of the
         // descriptor until it executes its program.
         if let Err(error) = os::unlock(&self.file) {
-            tracing::debug!(path = %self.path.display(), %error, "unlocking failed");
+            tracing::debug!(path = %self.path.display(), %error, "cannot unlock a disk image");
         }
     }
 }

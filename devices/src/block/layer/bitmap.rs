@@ -1,11 +1,11 @@
-//! Which blocks of a disk are in the layer: one bit each, in pages that exist only where a bit is
-//! set.
+//! The bitmap of a layer: one bit for each block of the disk says whether the layer has it. Pages without a set bit do
+//! not exist.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// log2 of the block size: the block size of most guests' file systems, so that their writes never
-/// need bytes of the base.
+/// log2 of the block size. Most guests' file systems use the same block size, so their writes never need bytes of the
+/// base.
 pub(super) const BLOCK_BITS: u32 = 12;
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
@@ -13,12 +13,12 @@ pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
 pub(super) const PAGE: usize = 4096;
 
 const WORDS: usize = PAGE / 8;
-/// Blocks that a page tells of.
+/// Blocks per page.
 const PAGE_BLOCKS: u64 = PAGE as u64 * 8;
 
 struct Page {
     words: [AtomicU64; WORDS],
-    /// Has bits that are not in the durable bitmap.
+    /// The page has bits that are not in the durable bitmap.
     dirty: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Bitmap {
     pages: Vec<OnceLock<Box<Page>>>,
 }
 
-/// A piece of the bitmap as the file will hold it.
+/// A piece of the bitmap, as it will be in the file.
 pub(super) struct Patch {
     /// Offset within the bitmap, in bytes.
     pub(super) offset: u64,
@@ -43,7 +43,7 @@ impl Bitmap {
         }
     }
 
-    /// Takes over page `index` as it is in the file.
+    /// Loads page `index` from the file.
     pub(super) fn load(&mut self, index: usize, bytes: &[u8; PAGE]) {
         if bytes.iter().all(|b| *b == 0) {
             return;
@@ -57,8 +57,7 @@ impl Bitmap {
         }
     }
 
-    /// Whether `block` is in the layer, and the first block after it, at most `end`, of which the
-    /// opposite is true.
+    /// Returns whether `block` is in the layer, and the end of the run of blocks with the same answer, at most `end`.
     pub(super) fn run(&self, block: u64, end: u64) -> (bool, u64) {
         let first = self.word(block / 64);
         let set = first.is_some_and(|w| w >> (block % 64) & 1 != 0);
@@ -88,12 +87,12 @@ impl Bitmap {
         (set, at.min(end))
     }
 
-    /// Whether all blocks of the range are in the layer.
+    /// True if all blocks of the range are in the layer.
     pub(super) fn all(&self, first: u64, end: u64) -> bool {
         first >= end || self.run(first, end) == (true, end)
     }
 
-    /// How many blocks are in the layer.
+    /// The number of blocks in the layer.
     pub(super) fn count(&self) -> u64 {
         let pages = self.pages.iter().filter_map(OnceLock::get);
         let words = pages.flat_map(|p| &p.words);
@@ -102,9 +101,8 @@ impl Bitmap {
             .sum()
     }
 
-    /// What the file must hold once the blocks `first..end` are in the layer. The caller
-    /// and then [`Bitmap::set`] keeps others from doing so for blocks in the same aligned group of
-    /// 64.
+    /// What the file must contain once the blocks `first..end` are in the layer. Until it has called [`Bitmap::set`],
+    /// the caller must keep others from calling this for blocks in the same aligned group of 64.
     pub(super) fn patches(&self, first: u64, end: u64) -> Vec<Patch> {
         let mut patches: Vec<Patch> = Vec::new();
         for_words(first, end, |index, mask| {
@@ -123,8 +121,7 @@ impl Bitmap {
         patches
     }
 
-    /// Puts the blocks `first..end` into the layer. All that was done before is seen by any thread that
-    /// sees the bits.
+    /// Marks the blocks `first..end` as in the layer. A thread that sees the bits also sees everything done before.
     pub(super) fn set(&self, first: u64, end: u64) {
         for_words(first, end, |index, mask| {
             let (page, word) = (index as usize / WORDS, index as usize % WORDS);
@@ -138,7 +135,7 @@ impl Bitmap {
         });
     }
 
-    /// The pages with bits that were set since the last call.
+    /// The pages with bits set since the last call.
     pub(super) fn take_dirty(&self) -> Vec<Patch> {
         let dirty = self
             .pages
@@ -162,7 +159,7 @@ impl Bitmap {
         pages.for_each(|p| p.dirty.store(true, Ordering::Release));
     }
 
-    /// All pages that have a bit set.
+    /// All pages with a set bit.
     pub(super) fn pages(&self) -> impl Iterator<Item = Patch> {
         let pages = self
             .pages
@@ -202,7 +199,7 @@ impl Page {
     }
 }
 
-/// Calls `f` with each word that the blocks `first..end` have bits in, and these bits.
+/// Calls `f` with each word that has bits of the blocks `first..end`, and these bits.
 fn for_words(first: u64, end: u64, mut f: impl FnMut(u64, u64)) {
     let mut at = first;
     while at < end {

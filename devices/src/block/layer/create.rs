@@ -1,4 +1,4 @@
-//! Creating layers.
+//! Creates layers.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,7 +31,7 @@ pub(in crate::block) fn create(
         return Err(DiskError::BadSize {
             path: path.to_path_buf(),
             size,
-            why: format!("its base has {base_size}, and a layer can only be larger"),
+            why: format!("its base has {base_size} bytes, and a layer cannot be smaller"),
         });
     }
     let header = Header { size, base };
@@ -48,8 +48,8 @@ pub(in crate::block) fn create(
     })
 }
 
-/// Reads what there is to know of the layer at `path`. Its base is not looked at,
-/// nor are locks: the layer may be in use.
+/// Reads the properties of the layer at `path`. It ignores locks, because the layer may be in use,
+/// and does not open the base.
 ///
 /// # Errors
 /// See [`DiskError`].
@@ -69,7 +69,7 @@ pub fn layer_info(path: &Path) -> Result<LayerInfo, DiskError> {
     })
 }
 
-/// Opens the base as the layer will, and notes what it is.
+/// Opens the base as the layer will, and records its properties.
 fn look_at_base(base: &Base, chain: &mut Chain) -> Result<BaseInfo, DiskError> {
     let path = fs::canonicalize(&base.path).map_err(DiskError::io("find", &base.path))?;
     let format = match base.format {
@@ -93,7 +93,7 @@ fn look_at_base(base: &Base, chain: &mut Chain) -> Result<BaseInfo, DiskError> {
     })
 }
 
-/// Writes the header to a file of `len` bytes, which then gets its name.
+/// Writes the header to a file of `len` bytes, and then renames the file to its final name.
 fn write_file(path: &Path, header: &[u8], len: u64, durable: bool) -> io::Result<()> {
     let directory = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
@@ -125,7 +125,7 @@ fn write_file(path: &Path, header: &[u8], len: u64, durable: bool) -> io::Result
     }
 }
 
-/// Creates a file beside `path` under a name that nothing else uses.
+/// Creates a file next to `path` with an unused name.
 fn temporary_file(path: &Path) -> io::Result<(File, PathBuf)> {
     let name = path
         .file_name()
@@ -143,7 +143,7 @@ fn temporary_file(path: &Path) -> io::Result<(File, PathBuf)> {
     }
     Err(io::Error::new(
         io::ErrorKind::AlreadyExists,
-        "too many unfinished layers lie beside it",
+        "there are too many unfinished layers next to it",
     ))
 }
 

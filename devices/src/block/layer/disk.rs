@@ -1,4 +1,4 @@
-//! A layer that is open.
+//! An open layer.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +14,7 @@ use crate::block::format::OpenOptions;
 use crate::block::host::{HostFile, boot_id};
 use crate::sync::lock;
 
-/// log2 of the bytes whose first writes one lock serialises: a multiple of 64 blocks.
+/// log2 of the bytes of a region, whose first writes one lock serialises: a multiple of 64 blocks.
 const REGION_BITS: u32 = 20;
 const LOCKS: usize = 64;
 const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
@@ -28,7 +28,7 @@ pub(in crate::block) struct LayerDisk {
     base: Option<Arc<dyn Disk>>,
     read_only: bool,
     durable: bool,
-    /// Held while blocks get into the layer, by region.
+    /// One lock for each region, held while blocks are added to the layer.
     regions: [Mutex<()>; LOCKS],
     flushing: Mutex<()>,
 }
@@ -73,8 +73,8 @@ impl LayerDisk {
         Ok(disk)
     }
 
-    /// Makes the live bitmap equal to the durable one that was loaded, and this boot's. It is this
-    /// boot's only once it is whole.
+    /// Makes the live bitmap equal to the durable one that was loaded, and then marks it as this
+    /// boot's. The order matters: the mark must come only when the live bitmap is complete.
     fn adopt(&self, boot: [u8; 16]) -> io::Result<()> {
         self.file.punch(self.layout.live, self.layout.bitmap_len)?;
         for page in self.bitmap.pages() {
@@ -97,7 +97,7 @@ impl LayerDisk {
         self.file.sync()
     }
 
-    /// Locks the regions of the range, in an order that is the same for all.
+    /// Locks the regions of the range, always in the same order.
     fn lock_regions(&self, offset: u64, end: u64) -> Vec<MutexGuard<'_, ()>> {
         let (first, last) = (offset >> REGION_BITS, end.saturating_sub(1) >> REGION_BITS);
         let held = |i: usize| {
@@ -108,7 +108,7 @@ impl LayerDisk {
         regions.map(|(_, region)| lock(region)).collect()
     }
 
-    /// Puts the blocks into the layer, whose data is in the file; their regions are locked.
+    /// Marks the blocks as in the layer. Their data must be in the file, and their regions locked.
     fn own(&self, first: u64, end: u64) -> io::Result<()> {
         for patch in self.bitmap.patches(first, end) {
             self.file
@@ -118,7 +118,7 @@ impl LayerDisk {
         Ok(())
     }
 
-    /// Fills `buf` from what lies under the layer.
+    /// Fills `buf` from the base.
     fn read_below(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let base = self.base.as_deref();
         let below = base.map_or(0, |b| b.len().saturating_sub(offset));
@@ -131,7 +131,7 @@ impl LayerDisk {
         }
     }
 
-    /// Copies a part of a block up from what lies under the layer.
+    /// Copies a part of a block from the base into the layer.
     fn copy_up(&self, start: u64, end: u64) -> io::Result<()> {
         let mut block = ZEROES;
         let Some(part) = block.get_mut(..end.saturating_sub(start) as usize) else {
@@ -265,7 +265,7 @@ impl Disk for LayerDisk {
     }
 }
 
-/// Opens the base of the layer in `file`, if it still is what it was.
+/// Opens the base of the layer in `file`, if it has not changed.
 fn open_base(
     file: &HostFile,
     info: &BaseInfo,

@@ -1,7 +1,7 @@
 //! The header of a layer file.
 //!
 //! All numbers are little-endian. Everything up to the checksum is written once, before the file
-//! gets its name; the boot identity lies in a sector of its own.
+//! gets its name. The boot identity is in a separate sector.
 //!
 //! | offset | size | field |
 //! |---|---|---|
@@ -20,10 +20,10 @@
 //! | 80 | 4 | base's modification time, nanoseconds |
 //! | 84 | 4 | length of the base's digest |
 //! | 88 | 8 | base's inode |
-//! | 96 | 160 | base's digest, as given by what created the layer |
+//! | 96 | 160 | base's digest, as given when the layer was created |
 //! | 256 | 4096 | base's path |
 //! | 4352 | 8 | FNV-1a of all before |
-//! | 4608 | 16 | identity of the boot that the live bitmap is of |
+//! | 4608 | 16 | identity of the boot of the live bitmap |
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -36,9 +36,9 @@ use crate::block::error::DiskError;
 use crate::block::format::{Format, LAYER_MAGIC as MAGIC};
 use crate::block::host::FileIdentity;
 
-/// Bytes that the header takes of the file.
+/// Bytes of the header in the file.
 pub(super) const LEN: usize = 8192;
-/// Where the boot identity lies.
+/// Offset of the boot identity.
 pub(super) const BOOT_ID: u64 = 4608;
 
 const VERSION: u32 = 1;
@@ -51,19 +51,19 @@ const CHECKSUM: usize = PATH + PATH_MAX;
 /// punched.
 const DATA_ALIGN: u64 = 64 * 1024;
 
-/// What never changes in a layer.
+/// The fields of a layer that never change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) size: u64,
     pub(super) base: Option<BaseInfo>,
 }
 
-/// Where things lie in a layer file; follows from the disk's size.
+/// The offsets in a layer file, which follow from the disk's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Number of blocks.
     pub(super) blocks: u64,
-    /// Bytes of either bitmap, whole pages.
+    /// Bytes of each bitmap, in whole pages.
     pub(super) bitmap_len: u64,
     pub(super) live: u64,
     pub(super) durable: u64,
@@ -92,7 +92,7 @@ impl Layout {
 }
 
 impl Header {
-    /// The header's bytes, or why they cannot be.
+    /// Encodes the header, or says why that is impossible.
     pub(super) fn encode(&self) -> Result<Vec<u8>, String> {
         let layout = Layout::new(self.size);
         let mut out = vec![0; LEN];
@@ -114,14 +114,14 @@ impl Header {
             let digest = base.digest.as_deref().unwrap_or("").as_bytes();
             if path.len() > PATH_MAX || digest.len() > DIGEST_MAX {
                 return Err(format!(
-                    "a base's path can have {PATH_MAX} bytes and its digest {DIGEST_MAX}"
+                    "a base's path can have at most {PATH_MAX} bytes, and its digest {DIGEST_MAX}"
                 ));
             }
             let format: u32 = match base.format {
                 Some(Format::Raw) => 1,
                 Some(Format::Qcow2) => 2,
                 Some(Format::Layer) => 3,
-                None => return Err("the base's format is not known".into()),
+                None => return Err("the base's format is unknown".into()),
             };
             put(48, &format.to_le_bytes());
             put(52, &(path.len() as u32).to_le_bytes());
@@ -145,14 +145,16 @@ impl Header {
         let u32_at = |at: usize| u32::from_le_bytes(array(bytes, at));
         let u64_at = |at: usize| u64::from_le_bytes(array(bytes, at));
         if bytes[..8] != MAGIC {
-            return Err(corrupt("it does not start as a layer does"));
+            return Err(corrupt(
+                "it does not start with the magic number of a layer",
+            ));
         }
         let (version, block_bits) = (u32_at(8), u32_at(12));
         if version != VERSION || block_bits != BLOCK_BITS {
             return Err(DiskError::Unsupported {
                 path: path.to_path_buf(),
                 format: Format::Layer,
-                what: format!("it is of version {version} with blocks of 2^{block_bits} bytes"),
+                what: format!("it has version {version} with blocks of 2^{block_bits} bytes"),
                 remedy: "use the fleetbox release that created it, or a newer one".into(),
             });
         }
@@ -180,11 +182,11 @@ impl Header {
         let text = |at: usize, len: usize, max: usize| {
             bytes[at..at + max]
                 .get(..len)
-                .ok_or_else(|| corrupt("its header has too long a name"))
+                .ok_or_else(|| corrupt("a name in its header is too long"))
         };
         let path_bytes = text(PATH, u32_at(52) as usize, PATH_MAX)?;
         let digest = std::str::from_utf8(text(DIGEST, u32_at(84) as usize, DIGEST_MAX)?)
-            .map_err(|_| corrupt("the digest of its base is no text"))?;
+            .map_err(|_| corrupt("the digest of its base is not UTF-8"))?;
         Ok(Self {
             size,
             base: Some(BaseInfo {
@@ -212,7 +214,7 @@ fn array<const N: usize>(bytes: &[u8; LEN], at: usize) -> [u8; N] {
     out
 }
 
-/// FNV-1a: against damage, not against intent.
+/// FNV-1a, which detects damage, but no attack.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, b| {
         (sum ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)

@@ -1,23 +1,23 @@
-//! What a layer is made of, and what there is to know of one.
+//! The properties of a layer and of its base.
 
 use std::path::{Path, PathBuf};
 
 use crate::block::format::Format;
 use crate::block::host::FileIdentity;
 
-/// An image for layers to lie on.
+/// A base: an image under layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Its format; `None` looks for it in the content, see [`OpenOptions::format`](super::super::OpenOptions::format).
+    /// Its format; `None` detects it from the content, see [`OpenOptions::format`](super::super::OpenOptions::format).
     pub format: Option<Format>,
-    /// Digest of the file by whatever algorithm the caller uses, at most 160 bytes of text.
+    /// Digest of the file, with any algorithm the caller chooses; at most 160 bytes of text.
     pub digest: Option<String>,
 }
 
 impl Base {
-    /// A base of which no digest is known.
+    /// A base without a known digest.
     pub fn new(path: &Path, format: Option<Format>) -> Self {
         Self {
             path: path.to_path_buf(),
@@ -27,26 +27,26 @@ impl Base {
     }
 }
 
-/// What a layer knows of its base.
+/// What a layer records about its base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseInfo {
-    /// Where and what the base is; its path is absolute and its format known.
+    /// The base, with an absolute path and a known format.
     pub base: Base,
     /// Size of the base's disk in bytes.
     pub size: u64,
-    /// The base's file when the layer was created.
+    /// The identity of the base's file when the layer was created.
     pub identity: FileIdentity,
 }
 
 /// How to create a layer.
 #[derive(Clone, Debug)]
 pub struct LayerOptions {
-    /// What it lies on; without a base, all of it reads as zeroes at first.
+    /// The base. Without one, the layer reads as zeros at first.
     pub base: Option<Base>,
-    /// Size of the disk in bytes, a multiple of 512, at least that of the base, and the base's if
-    /// not given. What is beyond the base reads as zeroes.
+    /// Size of the disk in bytes: a multiple of 512, and at least the size of the base, which is also the default. The
+    /// part beyond the base reads as zeros.
     pub size: Option<u64>,
-    /// The layer survives a crash of the host from its creation on.
+    /// Whether the new layer survives a crash of the host.
     pub durable: bool,
 }
 
@@ -60,15 +60,15 @@ impl Default for LayerOptions {
     }
 }
 
-/// What there is to know of a layer.
+/// The properties of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerInfo {
     /// The layer's file.
     pub path: PathBuf,
     /// Size of the disk in bytes.
     pub size: u64,
-    /// What it lies on.
+    /// The base.
     pub base: Option<BaseInfo>,
-    /// Bytes of the disk that the base is not looked at for, discarded ones included.
+    /// Bytes of the disk that are in the layer, including discarded ones.
     pub own: u64,
 }

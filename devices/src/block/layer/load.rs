@@ -1,4 +1,4 @@
-//! Reading what a layer's file says about itself.
+//! Reads the header and the bitmaps of a layer.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use super::header::{self, Header, Layout};
 use crate::block::error::DiskError;
 use crate::block::host::HostFile;
 
-/// Reads the header, and the boot that the live bitmap is of.
+/// Reads the header, and the boot of the live bitmap.
 pub(super) fn read_header(file: &HostFile) -> Result<(Header, [u8; 16]), DiskError> {
     let mut bytes = [0; header::LEN];
     file.read_up_to_end(&mut bytes, 0)
@@ -18,7 +18,7 @@ pub(super) fn read_header(file: &HostFile) -> Result<(Header, [u8; 16]), DiskErr
     Ok((header, boot))
 }
 
-/// Reads the bitmap at `start` of the file.
+/// Reads the bitmap at offset `start` of the file.
 pub(super) fn read_bitmap(file: &HostFile, layout: &Layout, start: u64) -> io::Result<Bitmap> {
     let mut bitmap = Bitmap::new(layout.blocks);
     let end = start + layout.bitmap_len;

@@ -1,5 +1,5 @@
-//! Waiting for imago's futures. They do their I/O in the polling thread and wait only for each
-//! other's locks, so no runtime is needed, and callers may be within one.
+//! Waits for imago's futures. They do their I/O in the polling thread and wait only for each
+//! other's locks. So no runtime is needed, and callers may be inside one.
 
 use std::pin::pin;
 use std::sync::Arc;

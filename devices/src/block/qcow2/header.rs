@@ -1,4 +1,4 @@
-//! What a qcow2 header claims, checked before anything believes it.
+//! The header of a qcow2 image, checked before any of it is used.
 //!
 //! Field offsets are those of QEMU's `docs/interop/qcow2.txt`, section "Header".
 
@@ -11,19 +11,19 @@ use crate::block::error::DiskError;
 use crate::block::format::Format;
 use crate::block::host::HostFile;
 
-/// The longest L1 table: QEMU's limit.
+/// Maximum bytes of the L1 table, as in QEMU.
 const MAX_L1: u64 = 32 << 20;
-/// The longest refcount table: QEMU's limit.
+/// Maximum bytes of the refcount table, as in QEMU.
 const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
-/// The longest backing file name: the format's limit.
+/// Maximum bytes of the backing file's name, set by the format.
 const MAX_NAME: u32 = 1023;
-/// More header extensions than any image has.
+/// Maximum number of header extensions, more than any image has.
 const MAX_EXTENSIONS: usize = 64;
 
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
-/// What a checked header says.
+/// A checked header.
 #[derive(Clone, Debug)]
 pub(super) struct Header {
     /// Version of the format, 2 or 3.
@@ -34,9 +34,9 @@ pub(super) struct Header {
     pub(super) cluster_bits: u32,
     /// Bytes of a cluster.
     pub(super) cluster: u64,
-    /// How compressed clusters are compressed.
+    /// The compression of compressed clusters.
     pub(super) compression: Compression,
-    /// Where the L1 table is, within the file.
+    /// Offset of the L1 table, which is within the file.
     pub(super) l1_offset: u64,
     /// Bytes of the L1 table.
     pub(super) l1_len: u64,
@@ -44,7 +44,7 @@ pub(super) struct Header {
     pub(super) backing: Option<Backing>,
 }
 
-/// How clusters are compressed.
+/// The compression of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compression {
     /// RFC 1951.
@@ -53,14 +53,15 @@ pub(super) enum Compression {
     Zstd,
 }
 
-/// The image under another.
+/// The backing file of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Backing {
     pub(super) path: PathBuf,
     pub(super) format: Format,
 }
 
-/// Reads and checks the header; for an image to be written to, also what only writers need.
+/// Reads and checks the header. If the image will be written to, this includes the fields that only
+/// writers need.
 pub(super) fn read(file: &HostFile, write: bool) -> Result<Header, DiskError> {
     Checker { file, write }.read()
 }
@@ -102,8 +103,8 @@ impl Checker<'_> {
         let version = fields.u32_at(4);
         if version != 2 && version != 3 {
             return Err(self.unsupported(
-                format!("it is of version {version}"),
-                "convert it with the QEMU that made it: qemu-img convert -O qcow2 IN OUT",
+                format!("it has version {version}"),
+                "convert it with the version of QEMU that made it: qemu-img convert -O qcow2 IN OUT",
             ));
         }
         let cluster_bits = fields.u32_at(20);
@@ -156,12 +157,12 @@ impl Checker<'_> {
             .read_up_to_end(&mut start, 0)
             .map_err(DiskError::io("read", self.file.path()))?;
         if !start.starts_with(b"QFI\xfb") {
-            return Err(self.corrupt("it does not start as a qcow2 image does"));
+            return Err(self.corrupt("it does not start with the magic number of qcow2"));
         }
         Ok(Fields(start))
     }
 
-    /// What version 3 added: the compression, and the length of the header.
+    /// The fields that version 3 added: the compression, and the length of the header.
     fn check_version_3(
         &self,
         fields: &Fields,
@@ -213,7 +214,7 @@ impl Checker<'_> {
         Ok(len)
     }
 
-    /// The refcount table, and what else only a writer must know.
+    /// Checks the refcount table and the other fields that only writers need.
     fn check_refcounts(&self, fields: &Fields, cluster: u64) -> Result<(), DiskError> {
         let at = fields.u64_at(48);
         if !self.write {
@@ -229,21 +230,21 @@ impl Checker<'_> {
         self.check_table("refcount table", at, len, cluster)?;
         if fields.u32_at(60) != 0 {
             return Err(self.unsupported(
-                "it has internal snapshots, so it can be opened for reading only",
+                "it has internal snapshots, so it can only be opened for reading",
                 "create a layer over it, or convert it: qemu-img convert -O qcow2 IN OUT",
             ));
         }
         Ok(())
     }
 
-    /// Refuses incompatible features, all of which change how the image must be read, except
-    /// zstd in images that are only read.
+    /// Refuses incompatible features, because they change how the image must be read. Only zstd is
+    /// allowed, in images that are only read.
     fn check_features(&self, bits: u64, compression: u8) -> Result<Compression, DiskError> {
         const COMPRESSION_TYPE: u64 = 1 << 3;
         let zstd = bits & COMPRESSION_TYPE != 0 && compression == 1;
         if zstd && self.write {
             return Err(self.unsupported(
-                "its clusters are compressed with zstd, so it can be opened for reading only",
+                "its clusters are compressed with zstd, so it can only be opened for reading",
                 "create a layer over it, or convert it: \
                  qemu-img convert -O qcow2 -c -o compression_type=zlib IN OUT",
             ));
@@ -270,7 +271,7 @@ impl Checker<'_> {
                 "it has extended L2 entries",
                 "convert it: qemu-img convert -O qcow2 -o extended_l2=off IN OUT",
             ),
-            _ => ("it has features that are not known here", convert),
+            _ => ("it has unknown features", convert),
         };
         Err(self.unsupported(what, remedy))
     }
@@ -287,7 +288,7 @@ impl Checker<'_> {
         if offset == 0 || !offset.is_multiple_of(cluster) || end.is_none_or(|e| e > self.file.len())
         {
             return Err(self.corrupt(format!(
-                "its {what} of {len} bytes at {offset} is not within it"
+                "its {what} of {len} bytes at {offset} is outside the file"
             )));
         }
         Ok(())
@@ -301,7 +302,7 @@ impl Checker<'_> {
         Ok(area)
     }
 
-    /// Goes through the header extensions.
+    /// Reads the header extensions.
     fn find_backing_format<'b>(
         &self,
         area: &'b [u8],
@@ -342,7 +343,7 @@ impl Checker<'_> {
             .and_then(|r| r.get(..len as usize))
             .filter(|n| len <= MAX_NAME && !n.is_empty() && !n.contains(&0))
             .ok_or_else(|| {
-                self.corrupt("the name of its backing file is not within its first cluster")
+                self.corrupt("the name of its backing file is outside its first cluster")
             })?;
         // "nbd://…", "json:{…}": anything with a colon before the first slash.
         let colon = name.iter().position(|b| *b == b':');
@@ -350,7 +351,7 @@ impl Checker<'_> {
         if colon.is_some_and(|c| c < slash) {
             return Err(self.unsupported(
                 format!(
-                    "its backing file {:?} is not given as a local path",
+                    "its backing file {:?} is not a local path",
                     String::from_utf8_lossy(name)
                 ),
                 "flatten it: qemu-img convert -O qcow2 IN OUT",
@@ -374,7 +375,7 @@ impl Checker<'_> {
     }
 }
 
-/// The big-endian number at an offset within the bytes, or 0 beyond.
+/// The big-endian number at an offset, or 0 if it is outside the bytes.
 fn be32(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..)

@@ -1,11 +1,11 @@
 //! QEMU's qcow2 images, versions 2 and 3.
 //!
-//! Images that are only read, as all bases are, have a [reader] of our own: it is small enough
-//! to withstand any metadata with bounded memory, it decompresses with libraries that are quick
-//! whatever the optimisation level of the user's build, and it reads uncompressed data straight
-//! from the file. Images that are written go through imago ([writer]).
+//! Images that are only read, such as bases, use our own [reader]. It handles any metadata with
+//! bounded memory, its decompression is fast at every optimisation level of the user's build, and
+//! it reads uncompressed data directly from the file. Images that are written to use imago
+//! ([writer]).
 //!
-//! Backing files are opened like any other base: locked, read-only, in bounded number.
+//! Backing files are opened like any other base: locked, read-only, and up to a limited number.
 
 mod block_on;
 mod header;

@@ -1,4 +1,4 @@
-//! What imago reads and writes: the image's file, and the disk under it.
+//! The storage for imago: the image's file, and the disk under it.
 
 use std::fmt;
 use std::io;
@@ -12,20 +12,20 @@ use imago::storage::drivers::CommonStorageHelper;
 use crate::block::disk::{Disk, refuse_write};
 use crate::block::host::HostFile;
 
-/// A storage of imago's.
+/// A storage for imago.
 pub(super) struct Node {
     kind: Kind,
     helper: CommonStorageHelper,
 }
 
 enum Kind {
-    /// The image that is written to.
+    /// The image's file.
     File {
         file: HostFile,
-        /// Length in bytes: what is written beyond the end moves it.
+        /// Length in bytes, which grows with writes beyond the end.
         len: AtomicU64,
     },
-    /// What lies under it.
+    /// The disk under it.
     Backing(Arc<dyn Disk>),
 }
 use Kind::{Backing, File};
@@ -46,7 +46,7 @@ impl Node {
         }
     }
 
-    /// Fills `buf`, with zeroes from the end on.
+    /// Fills `buf`, with zeros past the end.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         match &self.kind {
             File { file, .. } => file.read_up_to_end(buf, offset).map(drop),
@@ -63,7 +63,7 @@ impl Node {
         }
     }
 
-    /// Makes the range read as zeroes and gives its blocks back.
+    /// Makes the range read as zeros, and frees its blocks.
     pub(super) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         match &self.kind {
             File { file, .. } => file.punch(offset, len),
@@ -71,7 +71,7 @@ impl Node {
         }
     }
 
-    /// Does a write that ends at `end`.
+    /// Runs a write that ends at `end`.
     fn write(&self, end: u64, f: impl FnOnce(&HostFile) -> io::Result<()>) -> io::Result<()> {
         let File { file, len } = &self.kind else {
             return refuse_write(true);

@@ -277,7 +277,7 @@ fn images_that_cannot_be_used_say_why() {
         (79, &[4], "another file"),
         (79, &[8], "unknown method"),
         (79, &[16], "extended L2"),
-        (72, &[1], "not known"),
+        (72, &[1], "unknown features"),
         (99, &[7], "refcounts"),
         (100, &[0, 0, 0, 8], "8 bytes"),
         (100, &[0xff, 0xff, 0xff, 0xf8], "header claims to have"),
@@ -294,7 +294,7 @@ fn images_that_cannot_be_used_say_why() {
         (16, &[0, 0, 4, 0], "backing file"),
         (8, &[0xff; 8], "backing file"),
         (120, b"vmdk", "rebase -u"),
-        (136, b"n:/x", "not given as a local path"),
+        (136, b"n:/x", "is not a local path"),
         (0, b"QFI\xfb", "none"),
     ] {
         let error = with(at, bytes);

@@ -1,4 +1,4 @@
-//! Reading qcow2 images that are not written to.
+//! Reads qcow2 images that are not written to.
 //!
 //! Entries are those of QEMU's `docs/interop/qcow2.txt`, section "Cluster mapping".
 
@@ -14,11 +14,11 @@ use crate::block::error::DiskError;
 use crate::block::host::HostFile;
 use crate::sync::lock;
 
-/// Bytes of decompressed clusters that are kept.
+/// Maximum bytes of decompressed clusters in the cache.
 const CLUSTER_CACHE: usize = 8 << 20;
-/// Bytes of L2 tables that are kept.
+/// Maximum bytes of L2 tables in the cache.
 const TABLE_CACHE: usize = 4 << 20;
-/// The bits of an L1 or L2 entry that are an offset in the file.
+/// The bits of an L1 or L2 entry that hold an offset in the file.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// L2 entry: the cluster is compressed.
 const COMPRESSED: u64 = 1 << 62;
@@ -31,9 +31,9 @@ pub(super) struct Reader {
     header: Header,
     /// The active L1 table as it is in the file.
     l1: Vec<u8>,
-    /// By offset in the file.
+    /// Keyed by offset in the file.
     tables: Mutex<Cache>,
-    /// By number of the cluster on the disk.
+    /// Keyed by number of the cluster on the disk.
     clusters: Mutex<Cache>,
     backing: Option<Arc<dyn Disk>>,
 }
@@ -43,12 +43,11 @@ pub(super) struct Reader {
 enum Place {
     /// In the backing image.
     Below,
-    /// Nowhere: it reads as zeroes.
+    /// Nowhere: the range reads as zeros.
     Zero,
-    /// In the file, from this offset on.
+    /// In the file, at this offset.
     Data(u64),
-    /// In the cluster whose compressed data is at most this many bytes from this offset of the
-    /// file.
+    /// In a compressed cluster, whose data is at this offset of the file and at most this long.
     Compressed { offset: u64, len: u64 },
 }
 
@@ -82,7 +81,7 @@ impl Reader {
         )
     }
 
-    /// Where the `max` bytes from `at` are, or as many of them as are in one place.
+    /// Where the `max` bytes at `at` are, or the first of them that are in one place.
     fn find(&self, at: u64, max: u64) -> io::Result<(Place, u64)> {
         let cluster = self.header.cluster;
         let (index, within) = (at / cluster, at % cluster);
@@ -117,7 +116,7 @@ impl Reader {
         Ok((place, len.min(max)))
     }
 
-    /// The L2 table that an entry of the L1 table leads to.
+    /// The L2 table of an entry of the L1 table.
     fn table(&self, index: u64) -> io::Result<Option<Arc<[u8]>>> {
         let offset = be64(&self.l1, index * 8) & OFFSET;
         if offset == 0 {
@@ -136,7 +135,7 @@ impl Reader {
         Ok(Some(table))
     }
 
-    /// What an entry of an L2 table says.
+    /// Decodes an entry of an L2 table.
     fn decode(&self, entry: u64) -> io::Result<Place> {
         if entry & COMPRESSED != 0 {
             let offset_bits = 62 - (self.header.cluster_bits - 8);
@@ -149,7 +148,9 @@ impl Reader {
         }
         if entry & ZERO != 0 {
             if self.header.version < 3 {
-                return Err(self.invalid("it has a zero cluster, which its version does not know"));
+                return Err(
+                    self.invalid("it has a zero cluster, which its version does not support")
+                );
             }
             return Ok(Place::Zero);
         }
@@ -160,13 +161,14 @@ impl Reader {
         }
     }
 
-    /// Reads from the file. Writers cut its last cluster short; beyond that it is truncated.
+    /// Reads from the file. The last cluster may be incomplete, because writers leave it so; a read
+    /// beyond it means that the file is truncated.
     fn read_file(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let end = self.file.len().next_multiple_of(self.header.cluster);
         if offset.checked_add(buf.len() as u64).is_none_or(|e| e > end) {
             let have = self.file.len();
             return Err(self.invalid(format_args!(
-                "it has {have} bytes and refers to {} at {offset}, so it is truncated",
+                "it is truncated: it has {have} bytes and refers to {} at {offset}",
                 buf.len()
             )));
         }
@@ -261,7 +263,7 @@ impl Disk for Reader {
     }
 }
 
-/// Fills `out` from compressed data, which unrelated bytes may follow.
+/// Fills `out` from compressed data. Unrelated bytes may follow the data.
 fn decompress(method: Compression, packed: &[u8], out: &mut [u8]) -> Option<()> {
     let written = match method {
         Compression::Deflate => libdeflater::Decompressor::new()
@@ -286,19 +288,19 @@ fn decompress(method: Compression, packed: &[u8], out: &mut [u8]) -> Option<()> 
     (written == out.len()).then_some(())
 }
 
-/// The big-endian number at an offset within the bytes, or 0 beyond.
+/// The big-endian number at an offset, or 0 if it is outside the bytes.
 fn be64(bytes: &[u8], at: u64) -> u64 {
     let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..));
     rest.and_then(|b| b.first_chunk())
         .map_or(0, |b| u64::from_be_bytes(*b))
 }
 
-/// What was used last of things that are costly to get.
+/// A cache of the most recently used values.
 struct Cache {
     capacity: usize,
     /// Counts uses.
     clock: u64,
-    /// When each was last used, and its bytes.
+    /// When each was last used, and its value.
     entries: HashMap<u64, (u64, Arc<[u8]>)>,
 }
 

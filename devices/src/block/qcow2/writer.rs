@@ -1,7 +1,7 @@
-//! qcow2 images that are written, through imago.
+//! Reads and writes qcow2 images through imago.
 //!
-//! What imago leaves open is done here: its code on what may be hostile metadata cannot take the
-//! process down, data is read straight from the file, and a discard gives the host's blocks back.
+//! This adds what imago lacks: a panic in its code for hostile metadata does not end the process,
+//! data is read directly from the file, and a discard frees the host's blocks.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,7 +30,7 @@ pub(super) struct Writer {
     /// Size of the disk.
     len: u64,
     durable: bool,
-    /// imago has panicked: its state can no longer be trusted.
+    /// True if imago has panicked, so that its state can no longer be trusted.
     broken: AtomicBool,
 }
 
@@ -86,7 +86,7 @@ impl Writer {
     }
 }
 
-/// Reads what is within the disk.
+/// Reads a range that is within the disk.
 fn read(access: &Access, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
     while !buf.is_empty() {
         let (mapping, len) = block_on(access.get_mapping(at, buf.len() as u64))?;
@@ -106,8 +106,7 @@ fn read(access: &Access, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives back the blocks of what is stored in the image itself, and puts zero clusters over
-/// everything else.
+/// Frees the blocks of data in the image itself, and writes zero clusters over everything else.
 fn unmap(access: &Access, mut at: u64, end: u64) -> io::Result<()> {
     while at < end {
         let (mapping, len) = block_on(access.get_mapping(at, end - at))?;
@@ -127,7 +126,7 @@ fn unmap(access: &Access, mut at: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Mappings within the disk are of something.
+/// Mappings within the disk are never empty.
 fn not_empty(len: u64) -> io::Result<u64> {
     if len == 0 {
         return Err(io::Error::new(
@@ -186,7 +185,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         // Metadata that imago still holds would be lost.
         if let Err(error) = self.run(|access| block_on(access.flush())) {
-            tracing::error!(path = %self.path.display(), %error, "closing a qcow2 image failed");
+            tracing::error!(path = %self.path.display(), %error, "cannot close a qcow2 image");
         }
     }
 }

@@ -17,8 +17,8 @@ pub(super) struct DateTime {
     pub(super) weekday: u8,
 }
 
-/// Days from 1970-01-01 to the first of March of `year`: years that begin in March have their leap
-/// day at the end.
+/// Days from 1970-01-01 to the first of March of `year`. If years begin in March, their leap day is
+/// at the end.
 fn days_to_march(year: i64) -> i64 {
     365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) - 719_468
 }
@@ -55,8 +55,8 @@ impl DateTime {
         }
     }
 
-    /// Seconds from 1970-01-01 00:00 UTC. The day of the week does not count; a value beyond its
-    /// unit's range carries into the next.
+    /// Seconds since 1970-01-01 00:00 UTC. The day of the week is ignored. A value beyond its
+    /// unit's range carries into the next unit.
     pub(super) fn to_unix(self) -> i64 {
         let months = self.year * 12 + i64::from(self.month) - 3;
         let (year, since_march) = (months.div_euclid(12), months.rem_euclid(12));
@@ -68,8 +68,8 @@ impl DateTime {
     }
 }
 
-/// The first second after `after` whose time of day has the hour, minute and second given; `None`
-/// matches all. `None` if a value is out of range.
+/// The first second after `after` whose time of day matches the given hour, minute and second;
+/// `None` matches any value. Returns `None` if a value is out of range.
 pub(super) fn next_match(
     after: i64,
     hour: Option<i64>,

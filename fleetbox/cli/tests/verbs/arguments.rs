@@ -37,7 +37,7 @@ fn wrong_arguments_leave_nothing_behind() {
 #[test]
 fn wrong_user_data_is_a_wrong_argument() {
     let host = Host::new();
-    for (text, why) in [("- a\n", "no mapping"), ("hostname: x\n", "hostname")] {
+    for (text, why) in [("- a\n", "not a mapping"), ("hostname: x\n", "hostname")] {
         let file = host.dir.path().join("setup.yaml");
         fs::write(&file, text).expect("a file");
         let file = file.to_str().expect("UTF-8");

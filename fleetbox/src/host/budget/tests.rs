@@ -634,7 +634,7 @@ async fn a_cluster_that_is_started_again_waits_as_one_and_says_so() {
     clusters[1].0.vm("cb-1").unwrap().stop().await.unwrap();
     let large = fixture.vm("large", 600).start().await.unwrap();
     let alone = tokio::spawn(async move { member.start().await });
-    fixture.queued(1).await;
+    clusters[0].1.waiting(&alone).await;
     large.stop().await.unwrap();
     alone.await.unwrap().unwrap();
     let heard = clusters[0].1.0.lock().unwrap().clone();

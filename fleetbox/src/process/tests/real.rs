@@ -81,7 +81,7 @@ fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
     match runtime.block_on(attached.client.start(spec)) {
         // It may have come to its end before anybody looked.
         Ok(_) => {}
-        Err(ProcessError::Failed(message)) if message.contains("powered off at once") => {}
+        Err(ProcessError::Failed(message)) if message.contains("powered off immediately") => {}
         Err(error) => panic!("{error}"),
     }
     let report = runtime.block_on(attached.client.wait(name)).unwrap();

@@ -1,4 +1,4 @@
-//! DNS messages (RFC 1035): only the header and the question are read.
+//! DNS messages (RFC 1035). Only the header and the question are read.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,8 @@ use crate::frame::{be16, put};
 pub(crate) const DNS_PORT: u16 = 53;
 /// Bytes of a message's header.
 pub(crate) const HEADER: usize = 12;
-/// How long an answer about a member may be kept, in seconds: members come and go.
+/// How long an answer about a member may be cached, in seconds. It is short because members come
+/// and go.
 const TTL: u32 = 5;
 
 pub(crate) const TYPE_A: u16 = 1;
@@ -27,16 +28,16 @@ pub(crate) type Record = (u16, Vec<u8>);
 /// The question of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Question {
-    /// In lower case, labels joined by dots, without the final one.
+    /// In lower case, with labels joined by dots, and without the final dot.
     pub(crate) name: String,
     pub(crate) kind: u16,
     pub(crate) class: u16,
-    /// Where the question section ends in the message.
+    /// The end of the question section in the message.
     pub(crate) end: usize,
 }
 
 impl Question {
-    /// Reads a query with exactly one question; names are not compressed there.
+    /// Parses a query with exactly one question. Names are not compressed there.
     pub(crate) fn parse(message: &[u8]) -> Option<Self> {
         // Neither a response nor an operation other than a standard query is a question.
         if message.get(2)? & 0xf8 != 0 || be16(message, 4)? != 1 {
@@ -71,7 +72,8 @@ impl Question {
     }
 }
 
-/// An answer to `query` with the given code and, in `records`, owner-less resource records.
+/// Builds an answer to `query` with the given code, and the resource records in `records`, without
+/// their owners.
 pub(crate) fn answer(query: &[u8], end: usize, code: u8, records: &[Record]) -> Vec<u8> {
     let mut message = query.get(..end).unwrap_or(query).to_vec();
     if message.len() < HEADER {
@@ -99,7 +101,7 @@ pub(crate) fn answer(query: &[u8], end: usize, code: u8, records: &[Record]) -> 
     message
 }
 
-/// The query with a new identifier, which an attacker who does not see it cannot guess.
+/// The query with a new, random identifier, which an attacker cannot guess.
 pub(crate) fn disguise(query: &[u8]) -> ([u8; 2], Vec<u8>) {
     let id = rand::random::<u16>().to_be_bytes();
     let mut message = query.to_vec();
@@ -107,7 +109,7 @@ pub(crate) fn disguise(query: &[u8]) -> ([u8; 2], Vec<u8>) {
     (id, message)
 }
 
-/// Whether `message` answers what was asked; gives it the guest's identifier.
+/// Checks that `message` answers this query, and sets the guest's identifier in it.
 pub(crate) fn restore(query: &[u8], id: [u8; 2], question: &Question, message: &mut [u8]) -> bool {
     let is_response = message.get(2).is_some_and(|flags| flags & 0x80 != 0);
     if message.get(..2) != Some(&id) || !is_response {
@@ -125,7 +127,7 @@ pub(crate) fn restore(query: &[u8], id: [u8; 2], question: &Question, message: &
     true
 }
 
-/// The address that a name of the reverse tree stands for.
+/// The address of a name in the reverse tree.
 pub(crate) fn reverse(name: &str) -> Option<Ipv4Addr> {
     let digits = name.strip_suffix(".in-addr.arpa")?;
     let address: Ipv4Addr = digits.parse().ok()?;

@@ -1,6 +1,6 @@
-//! DNS on the gateway (RFC 1035): names of members and registered names are answered here, all
-//! others by the host's resolvers. Nothing about the network's own domain or its addresses is ever
-//! asked of these.
+//! DNS on the gateway (RFC 1035). It answers names of members and registered names itself, and
+//! forwards all others to the host's resolvers. Queries about the network's own domain or addresses
+//! are never forwarded.
 
 mod message;
 mod resolvers;
@@ -29,7 +29,7 @@ use crate::stream::GuestStream;
 
 pub(crate) use self::message::DNS_PORT;
 
-/// A guest's TCP connection without a question for so long is closed (RFC 7766, 6.2.3).
+/// A guest's TCP connection is closed after this time without a query (RFC 7766, 6.2.3).
 const STREAM_IDLE: Duration = Duration::from_secs(30);
 
 /// The name service of a network.
@@ -39,14 +39,14 @@ pub(crate) struct Dns {
     members: Rc<Members>,
     output: Rc<Output>,
     resolvers: Resolvers,
-    /// Questions of each port that wait for a resolver.
+    /// Queries of each port that wait for a resolver.
     waiting: RefCell<HashMap<u32, usize>>,
     pub(crate) local: Cell<u64>,
     pub(crate) forwarded: Cell<u64>,
     pub(crate) failed: Cell<u64>,
 }
 
-/// The right to wait for a resolver.
+/// A slot in the number of queries that may wait for a resolver.
 struct QuestionSlot {
     dns: Rc<Dns>,
     port: u32,
@@ -95,7 +95,7 @@ impl Dns {
         })
     }
 
-    /// Takes a query that came by UDP.
+    /// Handles a query that came over UDP.
     pub(crate) fn datagram(
         self: &Rc<Self>,
         port: &Rc<Port>,
@@ -166,7 +166,7 @@ impl Dns {
         }
     }
 
-    /// The answer to a query about a member, or to one that cannot be forwarded.
+    /// Answers a query about a member, or one that cannot be forwarded.
     fn answer_local(&self, query: &[u8]) -> Option<Vec<u8>> {
         let Some(question) = Question::parse(query) else {
             return Some(answer(query, HEADER, NOT_IMPLEMENTED, &[]));
@@ -176,7 +176,7 @@ impl Dns {
         Some(answer(query, question.end, code, &records))
     }
 
-    /// The code and the records for a name that is known here; `None` for all other names.
+    /// The code and the records for a name that the gateway knows; `None` for all other names.
     fn records(&self, question: &Question) -> Option<(u8, Vec<Record>)> {
         let asks = |kind| {
             question.class == CLASS_IN && (question.kind == kind || question.kind == TYPE_ANY)
@@ -217,7 +217,7 @@ impl Dns {
         }
     }
 
-    /// Asks the host's resolvers in turn; the answer is SERVFAIL if none answers.
+    /// Asks the host's resolvers in turn. If none answers, the answer is SERVFAIL.
     async fn forward(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let question = Question::parse(query)?;
         for resolver in self.resolvers.current() {

@@ -1,4 +1,4 @@
-//! The host's resolvers: which they are, and asking them.
+//! Finds and asks the host's resolvers.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,15 +13,15 @@ use super::message::{DNS_PORT, Question, disguise, restore};
 use crate::config::NetworkConfig;
 use crate::socket::{any_for, failure};
 
-/// The largest answer by UDP that is taken from a resolver.
+/// Maximum bytes of a resolver's answer over UDP.
 const MAX_ANSWER: usize = 64 << 10;
-/// The largest configuration file that is read.
+/// Maximum bytes of the configuration file.
 const MAX_RESOLV_CONF: u64 = 64 << 10;
-/// Resolvers that are tried, as many as the C library does.
+/// Maximum number of resolvers that are tried, as in the C library.
 const MAX_RESOLVERS: usize = 3;
-/// How long one resolver may take by UDP before the next is asked.
+/// How long one resolver may take over UDP before the next is asked.
 const UDP_TIMEOUT: Duration = Duration::from_millis(2500);
-/// How long one resolver may take by TCP.
+/// How long one resolver may take over TCP.
 const TCP_TIMEOUT: Duration = Duration::from_secs(8);
 /// The resolvers of a resolv.conf(5), in order.
 fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
@@ -43,7 +43,7 @@ fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// What tells one version of a file from another.
+/// The identity of a version of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     modified: SystemTime,
@@ -68,7 +68,7 @@ impl Resolvers {
         }
     }
 
-    /// The resolvers to ask, as the host's configuration is now.
+    /// The resolvers in the host's current configuration.
     pub(crate) fn current(&self) -> Vec<SocketAddr> {
         use std::os::unix::fs::MetadataExt;
         if let Some(fixed) = &self.fixed {

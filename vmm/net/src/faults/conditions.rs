@@ -1,4 +1,4 @@
-//! What is set for links: their ends, and what happens to frames between them.
+//! The ends of links, and the conditions of frames between them.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::NetworkError;
 
-/// The longest latency of a link.
+/// Maximum latency of a link.
 const MAX_LATENCY: Duration = Duration::from_secs(60);
 
 /// An end of a link.
@@ -22,14 +22,14 @@ const MAX_LATENCY: Duration = Duration::from_secs(60);
 pub enum LinkEnd {
     /// A member, by its name.
     Member(String),
-    /// The gateway, and behind it the host and the world. Connections by
+    /// The gateway, with the host and the outside behind it. Connections through
     /// [`Network::connect`](crate::Network::connect) and
     /// [`Network::forward`](crate::Network::forward) come from here.
     Gateway,
 }
 
 impl LinkEnd {
-    /// Names are compared as DNS compares them.
+    /// Names are compared as in DNS.
     pub(crate) fn normal(self) -> Self {
         match self {
             Self::Member(name) => Self::Member(name.to_ascii_lowercase()),
@@ -37,7 +37,7 @@ impl LinkEnd {
         }
     }
 
-    /// For the dice; no member's name is empty.
+    /// The name for the random numbers. It is empty for the gateway, because no member's name is.
     pub(crate) fn text(&self) -> &str {
         match self {
             Self::Member(name) => name,
@@ -58,7 +58,7 @@ impl From<String> for LinkEnd {
     }
 }
 
-/// What a link does to frames, each direction by itself. The default is a link without faults.
+/// The conditions of a link, for each direction separately. The default is a link without faults.
 ///
 /// ```
 /// use std::time::Duration;
@@ -81,7 +81,7 @@ pub struct LinkConditions {
     pub loss: f64,
     /// Bits per second, counted over whole Ethernet frames; `None` for no limit.
     pub bandwidth: Option<u64>,
-    /// Maximum bytes that wait where `bandwidth` is limited. More are lost, as in any router.
+    /// Maximum bytes that wait if `bandwidth` is limited. More are lost, as in any router.
     pub queue: usize,
 }
 
@@ -97,7 +97,7 @@ impl Default for LinkConditions {
 }
 
 impl LinkConditions {
-    /// Whether the link has no faults.
+    /// True if the link has no faults.
     pub fn is_default(&self) -> bool {
         self.latency.is_zero() && self.loss == 0.0 && self.bandwidth.is_none()
     }
@@ -109,7 +109,7 @@ impl LinkConditions {
             return refuse("latency", value, "it must be at most 60 s");
         }
         if !(0.0..=1.0).contains(&self.loss) {
-            let why = "it must be from 0 to 1";
+            let why = "it must be between 0 and 1";
             return refuse("loss", self.loss.to_string(), why);
         }
         if self.bandwidth == Some(0) {
@@ -120,7 +120,7 @@ impl LinkConditions {
     }
 }
 
-/// What faults of links did to frames since the network started.
+/// The effects of link faults on frames since the network started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultCounts {
     /// Frames that a partition stopped.

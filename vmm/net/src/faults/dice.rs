@@ -1,4 +1,4 @@
-//! Losses by chance, the same in each run.
+//! Random losses that are the same in each run.
 
 use std::cell::Cell;
 

@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 
 use super::conditions::LinkConditions;
 
-/// One direction of a link that is slow: a clock that says when it is free again.
+/// One direction of a slow link: a clock that says when it is free again.
 #[derive(Debug)]
 pub(crate) struct Line {
     latency: Duration,
     /// In bits per second.
     bandwidth: Option<u64>,
-    /// Bytes that may wait for the line.
+    /// Maximum bytes that wait for the line.
     queue: u64,
-    /// When the line has sent all that it was given.
+    /// When the line will have sent everything.
     free: Cell<Option<Instant>>,
 }
 
 impl Line {
-    /// `None` where frames pass unhindered.
+    /// `None` if frames pass without delay.
     pub(crate) fn new(conditions: &LinkConditions) -> Option<Rc<Self>> {
         let hinders = conditions.bandwidth.is_some() || !conditions.latency.is_zero();
         hinders.then(|| {
@@ -41,8 +41,7 @@ impl Line {
         u64::try_from(nanos * u128::from(bits) / 8_000_000_000).unwrap_or(u64::MAX)
     }
 
-    /// When a frame of `len` bytes that comes at `now` has passed; `None` if it finds the queue
-    /// full.
+    /// When a frame of `len` bytes that comes at `now` has passed; `None` if the queue is full.
     pub(crate) fn pass(&self, len: usize, now: Instant) -> Option<Instant> {
         let Some(bits) = self.bandwidth else {
             return Some(now + self.latency);
@@ -57,7 +56,7 @@ impl Line {
         Some(end + self.latency)
     }
 
-    /// When half of the queue is free; `None` if it is.
+    /// When half of the queue will be free; `None` if it already is.
     pub(crate) fn room_at(&self, now: Instant) -> Option<Instant> {
         let bits = self.bandwidth?;
         let half = self.queue / 2;

@@ -1,8 +1,7 @@
 //! Faults of links: partitions, latency, loss and bandwidth.
 //!
-//! Faults are kept by name, so they outlive a member that leaves and joins again. Which of them apply
-//! between two ends is worked out once and kept until something changes. Where nothing is set, a
-//! frame costs one flag.
+//! Faults are stored by name, so they stay when a member leaves and joins again. The faults between two ends are
+//! computed once and cached until something changes. Without faults a frame costs the check of one flag.
 
 mod conditions;
 mod dice;
@@ -22,11 +21,11 @@ use self::transit::Transit;
 pub use self::conditions::{FaultCounts, LinkConditions, LinkEnd};
 pub(crate) use self::transit::{Arrival, Fate, GATEWAY, Path};
 
-/// What is set for one link, or for all links of one end.
+/// The faults of one link, or of all links of one end.
 #[derive(Debug)]
 struct Setting {
     conditions: LinkConditions,
-    /// From the lesser to the greater end, or out of the one end.
+    /// From the lesser to the greater end, or out of the end.
     there: Option<Rc<Line>>,
     back: Option<Rc<Line>>,
 }
@@ -41,27 +40,27 @@ impl Setting {
     }
 }
 
-/// Paths that have been worked out, by sender and receiver; `None` for one without faults.
+/// Computed paths, by sender and receiver; `None` for a path without faults.
 type Paths = HashMap<(u32, u32), Option<Rc<Path>>>;
 
 /// The faults of all links.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
-    /// Whether anything is set.
+    /// True if there are any faults.
     active: Cell<bool>,
     seed: Cell<u64>,
     partitions: RefCell<Vec<[BTreeSet<LinkEnd>; 2]>>,
-    /// By both ends, the lesser first.
+    /// Keyed by both ends, the lesser first.
     pairs: RefCell<HashMap<(LinkEnd, LinkEnd), Setting>>,
     ends: RefCell<HashMap<LinkEnd, Setting>>,
     dice: RefCell<HashMap<(LinkEnd, LinkEnd), Rc<Dice>>>,
-    /// What is attached: members by their names, an uplink as the gateway.
+    /// The ends that are attached: members by their names, and an uplink as the gateway.
     names: RefCell<HashMap<u32, LinkEnd>>,
     paths: RefCell<Paths>,
     transit: RefCell<Transit>,
     cut: Cell<u64>,
     lost: Cell<u64>,
-    /// The task that hands over what arrives.
+    /// The task that delivers frames when they arrive.
     pump: RefCell<Option<Waker>>,
 }
 
@@ -70,14 +69,14 @@ fn ordered(a: LinkEnd, b: LinkEnd) -> (LinkEnd, LinkEnd) {
 }
 
 impl Faults {
-    /// Notes what end of links a new port is.
+    /// Records the link end of a new port.
     pub(crate) fn join(&self, id: u32, end: LinkEnd) {
         let mut names = self.names.borrow_mut();
         names.insert(id, end.normal());
         self.transit.borrow_mut().members = names.len();
     }
 
-    /// Forgets a member and what is under way from and to it.
+    /// Removes a member, and drops frames under way from and to it.
     pub(crate) fn leave(&self, id: u32) {
         let mut names = self.names.borrow_mut();
         names.remove(&id);
@@ -101,7 +100,7 @@ impl Faults {
         self.changed();
     }
 
-    /// Sets the conditions of one link and starts its losses from the beginning.
+    /// Sets the conditions of one link, and restarts its sequence of losses.
     pub(crate) fn set_pair(&self, a: LinkEnd, b: LinkEnd, conditions: LinkConditions) {
         let key = ordered(a, b);
         {
@@ -119,7 +118,7 @@ impl Faults {
         self.changed();
     }
 
-    /// Sets the conditions of all that one end sends and receives.
+    /// Sets the conditions of everything that one end sends and receives.
     pub(crate) fn set_end(&self, end: LinkEnd, conditions: LinkConditions) {
         let mut dice = self.dice.borrow_mut();
         dice.retain(|(from, to), _| *from != end && *to != end);
@@ -154,7 +153,7 @@ impl Faults {
         self.changed();
     }
 
-    /// Starts all losses from the beginning.
+    /// Restarts all sequences of losses.
     pub(crate) fn reseed(&self, seed: u64) {
         self.seed.set(seed);
         self.dice.borrow_mut().clear();
@@ -174,7 +173,7 @@ impl Faults {
         self.wake();
     }
 
-    /// What frames from one end to another meet; `None` if nothing.
+    /// The path of frames from one end to another; `None` without faults.
     pub(crate) fn path(&self, from: u32, to: u32) -> Option<Rc<Path>> {
         if !self.active.get() {
             return None;
@@ -250,7 +249,7 @@ impl Faults {
         fate
     }
 
-    /// The next frame that has arrived. Frames that a partition has overtaken on their way are lost.
+    /// The next frame that has arrived. Frames are lost if a partition has begun while they were under way.
     pub(crate) fn arrived(&self, now: Instant) -> Option<Arrival> {
         loop {
             let arrival = self.transit.borrow_mut().arrived(now)?;
@@ -269,14 +268,14 @@ impl Faults {
         self.transit.borrow().next()
     }
 
-    /// When bulk data of the gateway for a member has room; `None` if it has.
+    /// When there will be room for bulk data from the gateway to a member; `None` if there is room now.
     pub(crate) fn room_at(&self, id: u32) -> Option<Instant> {
         let path = self.path(GATEWAY, id)?;
         let under_way = self.transit.borrow().room_at(&path);
         path.room_at(Instant::now()).max(under_way)
     }
 
-    /// Makes the pump look for work.
+    /// Wakes the pump.
     pub(crate) fn wake(&self) {
         if let Some(pump) = &*self.pump.borrow() {
             pump.wake_by_ref();

@@ -1,8 +1,8 @@
-//! Frames on impaired links: which are lost, and when the others arrive.
+//! Frames on links with faults: which are lost, and when the others arrive.
 //!
-//! A frame passes up to three lines: that of all its sender sends, that of the link between the two,
-//! and that of all its receiver receives. Each line knows when it is free again, so a frame costs one
-//! entry in a heap, and no task or timer of its own. The caller gives the time, so tests need not wait.
+//! A frame passes up to three lines: one for everything its sender sends, one for the link between the two, and one for
+//! everything its receiver receives. Each line knows when it is free again. So a frame costs one entry in a heap, and
+//! needs no task or timer. The caller passes the time, so tests need not wait.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
@@ -15,27 +15,27 @@ use super::line::Line;
 
 /// The gateway's identifier; those of members begin above.
 pub(crate) const GATEWAY: u32 = 0;
-/// Bytes that may be under way from one end to another.
+/// Maximum bytes under way from one end to another.
 const MAX_OF_PATH: usize = 16 << 20;
-/// Bytes that may be under way from one member.
+/// Maximum bytes under way from one member.
 const MAX_OF_MEMBER: usize = 32 << 20;
-/// Bytes that may be under way from all members, and from the gateway; divided by their number.
+/// Maximum bytes under way from all members together, and from the gateway; divided by their number.
 const MEMBERS: usize = 128 << 20;
 const GATEWAYS: usize = 64 << 20;
-/// Bytes that may be under way in all.
+/// Maximum bytes under way in total.
 const MAX_HELD: usize = MEMBERS + GATEWAYS;
-/// What a frame under way costs beside its bytes.
+/// The cost of a frame under way, in addition to its bytes.
 const OVERHEAD: usize = 128;
-/// Timers are no finer than a millisecond. Frames go up to this much early rather than all of
-/// them late; the pipes' clocks see to it that rates hold all the same.
+/// Timers have a resolution of a millisecond. Frames may leave early by up to this much, instead of all being late. The
+/// lines' clocks still keep the rates right.
 const SLACK: Duration = Duration::from_micros(500);
 
-/// What frames from one end to another meet.
+/// The path of frames from one end to another.
 #[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) from: u32,
     pub(crate) to: u32,
-    /// What is sent comes from the gateway, or from what is behind the uplink.
+    /// Frames come from the gateway, or from behind the uplink.
     pub(crate) of_gateway: bool,
     /// A partition separates the ends.
     pub(crate) cut: bool,
@@ -46,20 +46,20 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// What its frames under way are counted by. All that comes for a member from the gateway, and
-    /// from behind the uplink, is counted together.
+    /// The account for its frames under way. Frames for a member from the gateway and from behind the uplink share one
+    /// account.
     fn account(&self) -> (u32, u32) {
         let from = if self.of_gateway { GATEWAY } else { self.from };
         (from, self.to)
     }
 
-    /// When all lines have room; `None` if they have.
+    /// When all lines will have room; `None` if they have room now.
     pub(crate) fn room_at(&self, now: Instant) -> Option<Instant> {
         self.lines.iter().filter_map(|line| line.room_at(now)).max()
     }
 }
 
-/// What becomes of a frame.
+/// The fate of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It arrives at once.
@@ -82,7 +82,7 @@ pub(crate) struct Arrival {
     pub(crate) frame: Box<[u8]>,
 }
 
-/// Takes `cost` off the count of `key`, and removes the count when nothing is left of it.
+/// Subtracts `cost` from the count of `key`, and removes the count when it reaches zero.
 fn take_off<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, cost: usize) {
     if let Entry::Occupied(mut count) = counts.entry(key) {
         let left = count.get().saturating_sub(cost);
@@ -97,9 +97,9 @@ fn take_off<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, cost: usize) {
 #[derive(Debug)]
 struct HeldFrame {
     due: Instant,
-    /// Tells which of the frames that are due together was sent first.
+    /// The order in which frames were sent, for frames that are due together.
     order: u64,
-    /// How many lines of the path are behind it.
+    /// How many lines of the path it has passed.
     passed: usize,
     path: Rc<Path>,
     frame: Box<[u8]>,
@@ -126,7 +126,7 @@ impl PartialOrd for HeldFrame {
 }
 
 impl Ord for HeldFrame {
-    /// The heap has its greatest on top: the one that is due first.
+    /// A heap has its greatest entry on top, so the frame that is due first is the greatest.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (other.due, other.order).cmp(&(self.due, self.order))
     }
@@ -138,12 +138,12 @@ pub(crate) struct Transit {
     held: BinaryHeap<HeldFrame>,
     order: u64,
     bytes: usize,
-    /// How many are attached.
+    /// How many members are attached.
     pub(crate) members: usize,
     of_sender: HashMap<u32, usize>,
-    /// By [`Path::account`].
+    /// Keyed by [`Path::account`].
     of_path: HashMap<(u32, u32), usize>,
-    /// Frames that found a queue full on their way.
+    /// Frames lost because a queue was full.
     pub(crate) overflowed: u64,
 }
 
@@ -184,10 +184,9 @@ impl Transit {
 
     /// Bytes that may still be sent on a path.
     ///
-    /// A slow path must not cost another its frames. All paths of the gateway share one sender, so
-    /// each has a share of its own. A member has one share for all its paths, and one path may use as
-    /// much of it as it leaves to the others. The shares add up to [`MAX_HELD`] at most, unless
-    /// members have joined since.
+    /// A slow path must not cause losses on another. All paths of the gateway have the same sender, so each path has a
+    /// separate share. A member has one share for all its paths, and one path may use only as much as it leaves free. The
+    /// shares add up to at most [`MAX_HELD`], unless members have joined since.
     fn allowance(&self, path: &Path) -> usize {
         let members = self.members.max(1);
         let most = if path.of_gateway {
@@ -201,7 +200,7 @@ impl Transit {
         most.min(MAX_HELD.saturating_sub(self.bytes))
     }
 
-    /// Bytes that may be under way from the gateway to one member.
+    /// Maximum bytes under way from the gateway to one member.
     fn of_gateway(&self) -> usize {
         MAX_OF_PATH.min(GATEWAYS / self.members.max(1))
     }
@@ -211,7 +210,7 @@ impl Transit {
         self.of_path.get(&path.account()).copied().unwrap_or(0)
     }
 
-    /// When there may be room again for bulk data of the gateway; `None` if half of its share is free.
+    /// When there may be room again for bulk data of the gateway; `None` if half of its share is free now.
     pub(crate) fn room_at(&self, path: &Path) -> Option<Instant> {
         if self.under_way(path) <= self.of_gateway() / 2 {
             return None;
@@ -219,7 +218,7 @@ impl Transit {
         self.next()
     }
 
-    /// Moves a frame into its next line; gives back one that has passed all of them.
+    /// Moves a frame into its next line, or returns it if it has passed all of them.
     fn advance(&mut self, mut held: HeldFrame) -> Result<(), Option<HeldFrame>> {
         let Some(line) = held.path.lines.get(held.passed).cloned() else {
             self.release(&held);
@@ -270,7 +269,7 @@ impl Transit {
         self.held.peek().map(|held| held.due)
     }
 
-    /// Drops what is under way from and to a member.
+    /// Drops the frames under way from and to a member.
     pub(crate) fn forget(&mut self, id: u32) {
         let all = std::mem::take(&mut self.held);
         for held in all {

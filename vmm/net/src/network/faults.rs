@@ -7,10 +7,9 @@ use crate::error::NetworkError;
 use crate::faults::{LinkConditions, LinkEnd};
 
 impl Network {
-    /// Separates two groups: from now on no frame passes between an end of `a` and an end of `b`, not
-    /// even one that is under way. Inside each group, and to all other members, everything works as
-    /// before. So does the gateway, and with it DNS and the host's connections, unless
-    /// [`LinkEnd::Gateway`] is in a group. Several partitions add up.
+    /// Separates two groups. From now on no frame passes between an end of `a` and an end of `b`, not even one that is
+    /// under way. Links inside each group and to all other members still work. So does the gateway, with DNS and the
+    /// host's connections, unless [`LinkEnd::Gateway`] is in a group. Several partitions add up.
     ///
     /// ```no_run
     /// # use fleetbox_net::{LinkEnd, Network, NetworkError};
@@ -50,16 +49,15 @@ impl Network {
         self.call(|switch| switch.faults.heal())
     }
 
-    /// Sets the conditions of the link between two ends, in place of earlier ones.
-    /// [`LinkConditions::default`] removes them. Frames under way arrive when they would have.
+    /// Sets the conditions of the link between two ends, replacing earlier ones. [`LinkConditions::default`] removes
+    /// them. Frames that are already under way are not affected.
     ///
-    /// Whether a frame is lost depends on the seed ([`Self::seed_links`]), on the names of sender and
-    /// receiver, and on how many frames have gone this way since this call: the n-th frame from one
-    /// end to the other has the same fate in each run. Which frame is the n-th is up to the guests.
-    /// Frames that a partition stops do not count.
+    /// Whether a frame is lost depends on the seed ([`Self::seed_links`]), on the names of sender and receiver, and on
+    /// how many frames have gone this way since this call: the n-th frame from one end to the other has the same fate
+    /// in each run. The guests determine which frame is the n-th. Frames that a partition stops do not count.
     ///
-    /// A frame meets the conditions of all links of its sender, then those of the link, then those of
-    /// all links of its receiver ([`Self::set_links_of`]).
+    /// A frame is subject to the conditions of all links of its sender, then those of the link, then those of all links
+    /// of its receiver ([`Self::set_links_of`]).
     ///
     /// ```no_run
     /// # use fleetbox_net::{LinkConditions, LinkEnd, Network, NetworkError};
@@ -73,8 +71,7 @@ impl Network {
     /// ```
     ///
     /// # Errors
-    /// [`NetworkError::Condition`] for impossible conditions, [`NetworkError::NoMember`] as for
-    /// [`Self::partition`].
+    /// [`NetworkError::Condition`] for invalid conditions, [`NetworkError::NoMember`] as for [`Self::partition`].
     pub fn set_link(
         &self,
         a: impl Into<LinkEnd>,
@@ -144,7 +141,7 @@ impl Network {
         self.call(|switch| switch.faults.clear())
     }
 
-    /// Sets the seed of all losses (0 at the start) and counts frames from the beginning.
+    /// Sets the seed of all losses, which is 0 at the start, and restarts the counting of frames.
     ///
     /// # Errors
     /// The network has ended.

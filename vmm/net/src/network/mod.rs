@@ -1,4 +1,4 @@
-//! The handle on a network, and its thread.
+//! The handle of a network, and its thread.
 
 mod faults;
 
@@ -25,12 +25,12 @@ use crate::tcp::TcpFlows;
 /// A new member of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// The name other members find it by: a single DNS label.
+    /// The name by which other members find it: a single DNS label.
     pub name: String,
     /// The hardware address of its NIC.
     pub mac: [u8; 6],
-    /// Its address; `None` to let the network choose. A member that joins again under the same name
-    /// gets the same address.
+    /// Its address, or `None` to let the network choose. A member that joins again under the same name gets the same
+    /// address.
     pub ip: Option<Ipv4Addr>,
 }
 
@@ -46,8 +46,8 @@ pub struct Attachment {
     pub ip: Ipv4Addr,
 }
 
-/// An address on the host's loopback that leads to a port of a guest, until this is dropped.
-/// Connections that were made through it stay open.
+/// An address on the host's loopback that is forwarded to a port of a guest, until this is dropped. Existing
+/// connections stay open.
 #[derive(Debug)]
 pub struct Forward {
     address: SocketAddr,
@@ -133,8 +133,8 @@ impl Network {
     /// ```
     ///
     /// # Errors
-    /// The name is not a DNS label, a guest cannot have the addresses or another member has them, or
-    /// the network is full.
+    /// The name is not a DNS label, the addresses are invalid for a guest or belong to another member, or the network
+    /// is full.
     pub fn attach(&self, member: Member) -> Result<Attachment, NetworkError> {
         let Member { name, mac, ip } = member;
         if !is_label(&name) {
@@ -155,19 +155,18 @@ impl Network {
         Ok(Attachment { link, ip })
     }
 
-    /// Joins the switch to a network of the host by a tap device. Broadcasts, and frames for addresses
-    /// that no member has, go there too; what comes from there goes to members. A network has one
-    /// uplink at most. Faults of links count it as [`LinkEnd::Gateway`](crate::LinkEnd::Gateway).
+    /// Joins the switch to a network of the host through a tap device. The tap also gets broadcasts, and frames for
+    /// addresses that no member has. Frames from the tap go to members. A network has at most one uplink. For link
+    /// faults it counts as [`LinkEnd::Gateway`](crate::LinkEnd::Gateway).
     ///
-    /// `tap` is an open, non-blocking tap of bare frames (`IFF_TAP` and `IFF_NO_PI`, without
-    /// `IFF_VNET_HDR`) of at most 1518 bytes; [`open_tap`](crate::open_tap) opens one. `mac` and `ip`
-    /// belong to the router behind it, and no member can take them. [`NetworkConfig::router`] tells
-    /// guests of the router. Other machines may be behind the tap as well. The gateway answers their
-    /// DNS questions, but gives addresses to members only.
+    /// `tap` is an open, non-blocking tap of bare frames (`IFF_TAP` and `IFF_NO_PI`, without `IFF_VNET_HDR`) of at most
+    /// 1518 bytes; [`open_tap`](crate::open_tap) opens one. `mac` and `ip` belong to the router behind it, and no
+    /// member can take them. [`NetworkConfig::router`] announces the router to guests. Other machines may be behind the
+    /// tap as well. The gateway answers their DNS questions, but gives addresses to members only.
     ///
     /// # Errors
-    /// A router in this network cannot have the addresses, a member has them, there is an uplink
-    /// already, or the host has no descriptors left.
+    /// The addresses are invalid for a router in this network or belong to a member, there is already an uplink, or the
+    /// host has no descriptors left.
     pub fn uplink(&self, tap: OwnedFd, mac: [u8; 6], ip: Ipv4Addr) -> Result<(), NetworkError> {
         self.check_addresses(mac, Some(ip))?;
         let new = NewPort {
@@ -180,7 +179,7 @@ impl Network {
         Ok(())
     }
 
-    /// Refuses addresses that only the gateway can have, or nothing.
+    /// Refuses addresses that are reserved for the gateway or invalid.
     fn check_addresses(&self, mac: [u8; 6], ip: Option<Ipv4Addr>) -> Result<(), NetworkError> {
         let subnet = self.config.subnet;
         let refuse = |what, value| NetworkError::Address {
@@ -197,7 +196,7 @@ impl Network {
         }
     }
 
-    /// Removes a member: its link closes and its connections are reset.
+    /// Removes a member. Its link closes, and its connections are reset.
     ///
     /// # Errors
     /// The network has no such member.
@@ -208,11 +207,9 @@ impl Network {
 
     /// Makes the gateway's DNS answer `name` and `NAME.DOMAIN` with `ip`, in any letter case, whether or
     /// not a member of that name is attached. It replaces an earlier address of the name. The names of
-    /// attached members come first. The network does not choose this address for a member of another
-    /// name.
+    /// attached members come first. The network does not assign this address to a member with another name.
     ///
-    /// Attached members have their names without this. It is for members that are stopped, and for
-    /// further names of a member.
+    /// Attached members do not need this. It is for stopped members, and for additional names of a member.
     ///
     /// ```
     /// # use fleetbox_net::{Network, NetworkConfig, NetworkError};
@@ -253,7 +250,7 @@ impl Network {
     /// for a guest that is still booting. Drop the future to give up.
     ///
     /// # Errors
-    /// [`ConnectError`] tells a closed port from a guest that does not answer.
+    /// [`ConnectError`] distinguishes a closed port from a guest that does not answer.
     pub async fn connect(&self, ip: IpAddr, port: u16) -> Result<GuestStream, ConnectError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.send(move |switch| {
@@ -276,8 +273,8 @@ impl Network {
         answer.await.unwrap_or(Err(ConnectError::Closed { ip }))
     }
 
-    /// Opens a port on the host's loopback that leads to a port of a guest. The guest need not be up
-    /// yet. A connection that the guest refuses is reset.
+    /// Forwards a port on the host's loopback to a port of a guest. The guest need not be up yet. A connection that the
+    /// guest refuses is reset.
     ///
     /// # Errors
     /// No member has the address, or the host has no port or file descriptors left.
@@ -285,10 +282,10 @@ impl Network {
         self.forward_from(0, ip, guest_port)
     }
 
-    /// Like [`Self::forward`], from a port that the caller chooses; 0 is any free port.
+    /// Like [`Self::forward`], but the caller chooses the port; 0 means any free port.
     ///
     /// # Errors
-    /// Those of [`Self::forward`]; also, the port is in use, or this user may not use it.
+    /// See [`Self::forward`]; or the port is in use, or this user may not use it.
     pub fn forward_from(
         &self,
         host_port: u16,
@@ -325,7 +322,7 @@ impl Network {
         })
     }
 
-    /// What the network is doing now.
+    /// The current status of the network.
     ///
     /// # Errors
     /// The network has ended.
@@ -365,7 +362,7 @@ impl Drop for Network {
     }
 }
 
-/// Leads the connections of a listener into a guest.
+/// Forwards the connections of a listener to a guest.
 async fn accept(tcp: Rc<TcpFlows>, listener: tokio::net::TcpListener, ip: IpAddr, port: u16) {
     loop {
         match listener.accept().await {

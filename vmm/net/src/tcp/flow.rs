@@ -19,7 +19,7 @@ use crate::port::Port;
 use crate::stack::{FlowDevice, Stack};
 use crate::timer::{Clock, Timer};
 
-/// What all flows of a network share.
+/// The state shared by all flows of a network.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) config: Arc<NetworkConfig>,
@@ -29,18 +29,18 @@ pub(crate) struct Context {
 
 #[derive(Debug)]
 pub(crate) enum Stage {
-    /// The host connects; this is the guest's SYN, an IP packet.
+    /// The host is connecting. Has the guest's SYN, an IP packet.
     Waiting(Vec<u8>),
-    /// The guest's side stands, or comes to stand.
+    /// The guest's side is connected or connecting.
     Open(Box<Stack>),
-    /// Nothing is left.
+    /// The flow has ended.
     Over,
 }
 
 /// One TCP connection between a guest and the host.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    /// A number that no other flow of the network has.
+    /// A number that is unique in the network.
     pub(crate) id: u64,
     pub(crate) key: FlowKey,
     pub(crate) port: Rc<Port>,
@@ -48,7 +48,7 @@ pub(crate) struct Flow {
     pub(crate) stage: RefCell<Stage>,
     /// The flow's task.
     waker: RefCell<Option<Waker>>,
-    /// The flow must be reset on both sides.
+    /// True if the flow must be reset on both sides.
     pub(crate) ended: Cell<bool>,
     /// The guest has closed its half.
     pub(crate) guest_closed: Cell<bool>,
@@ -100,7 +100,7 @@ impl Flow {
         }
     }
 
-    /// Notes what the guest's segments did to the connection.
+    /// Updates the flow after segments of the guest.
     pub(crate) fn note(&self, stack: &mut Stack) -> State {
         let state = stack.socket().state();
         if matches!(
@@ -112,7 +112,7 @@ impl Flow {
         state
     }
 
-    /// Takes a segment of the guest; false if it opens a connection anew.
+    /// Processes a segment of the guest. Returns false if it opens a new connection.
     pub(crate) fn input(&self, context: &Context, packet: &Ipv4<'_>, segment: &Tcp) -> bool {
         match &mut *self.stage.borrow_mut() {
             Stage::Waiting(syn) => {
@@ -247,8 +247,8 @@ impl Flow {
     }
 }
 
-/// Bytes to buffer in each direction: less the more connections the guest has, so that all of
-/// them together stay below 150 MiB.
+/// Bytes of buffer in each direction. The more connections the guest has, the less each gets, so
+/// that all of them together stay below 150 MiB.
 pub(crate) fn buffer_size(flows: usize) -> usize {
     match flows {
         0..128 => 256 << 10,

@@ -1,9 +1,9 @@
 //! TCP flows between guests and the host.
 //!
-//! A guest's SYN waits until the host's own connection stands, so what the guest sees is what the
-//! host met. Each flow is a task of its own with bounded buffers; it reads from the host only
-//! what the guest has room for and takes from the guest only what the host has taken, so a flow
-//! whose peer is stuck stops by itself and holds up no other.
+//! A guest's SYN waits until the host's own connection is established, so the guest sees the same
+//! result as the host. Each flow is a separate task with bounded buffers. It reads from the host
+//! only what the guest has room for, and accepts from the guest only what the host has accepted. So
+//! a flow whose peer is stuck stops by itself, and does not delay others.
 
 mod flow;
 mod relay;
@@ -34,10 +34,10 @@ use crate::stack::Stack;
 use crate::stream::{GuestStream, Host};
 use crate::timer::Clock;
 
-/// How fresh a sign of the guest must be for a connection to be tried without asking first.
+/// How recently the guest must have been seen to try a connection without asking it first.
 const SEEN: Duration = Duration::from_secs(5);
 
-/// What a guest's SYN leads to.
+/// The destination of a guest's SYN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Host(SocketAddr),
@@ -72,12 +72,12 @@ impl TcpFlows {
         }
     }
 
-    /// All flows, and how many there have been.
+    /// All flows, and the number of flows so far.
     pub(crate) fn table(&self) -> &TcpTable {
         &self.table
     }
 
-    /// Takes a TCP segment of a guest.
+    /// Processes a TCP segment of a guest.
     pub(crate) fn input(self: &Rc<Self>, port: &Rc<Port>, from: Mac, packet: &Ipv4<'_>) {
         let Some(segment) = Tcp::parse(packet.payload) else {
             return;
@@ -121,10 +121,10 @@ impl TcpFlows {
         tokio::task::spawn_local(self.clone().dial(flow, target));
     }
 
-    /// Waits until the guest shows that it uses its address.
+    /// Waits until the guest uses its address.
     ///
-    /// Most connections are tried while the guest boots. A SYN that gets no answer is repeated ever
-    /// more slowly; asking for the hardware address first finds the guest as soon as it is there.
+    /// Most connections are tried while the guest boots. A SYN without an answer is repeated more
+    /// and more slowly. Asking for the hardware address first finds the guest as soon as it is up.
     async fn until_present(&self, port: &Port, deadline: Instant) -> Result<(), ConnectError> {
         let ip = IpAddr::V4(port.ip);
         let mut pause = Duration::from_millis(1);
@@ -215,7 +215,7 @@ impl TcpFlows {
         match self.open(ip, guest_port).await {
             Ok(flow) => self.relay(flow, host).await,
             Err(error) => {
-                tracing::debug!(%error, "a forwarded connection is reset");
+                tracing::debug!(%error, "resetting a forwarded connection");
                 host.reset();
             }
         }

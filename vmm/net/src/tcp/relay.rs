@@ -1,4 +1,4 @@
-//! Moving the data of a connection between the guest and the host.
+//! Moves the data of a connection between the guest and the host.
 
 use std::future::poll_fn;
 use std::task::{self, Poll};
@@ -11,15 +11,15 @@ use crate::stack::Stack;
 use crate::stream::Host;
 use crate::timer::Timer;
 
-/// How long a connection stays after both sides have closed, to acknowledge a repeated FIN. The
-/// link loses next to nothing, so this is far below the two segment lifetimes of RFC 9293.
+/// How long a connection is kept after both sides have closed, to acknowledge a repeated FIN. The
+/// link loses almost nothing, so this is far shorter than the two segment lifetimes of RFC 9293.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long the guest's half of a connection may stay open once the host has dropped the stream.
 const ORPHAN: Duration = Duration::from_secs(30);
-/// Rounds of moving data before other flows have their turn.
+/// Maximum rounds of moving data before it is another flow's turn.
 const ROUNDS: usize = 4;
 
-/// Moves a flow's data until both sides have closed or one has failed. Then nothing is left of it.
+/// Moves a flow's data until both sides have closed or one has failed. Then the flow has ended.
 pub(crate) async fn relay(context: &Context, flow: &Flow, mut host: Host) {
     let mut progress = Progress::new();
     let clean = poll_fn(|cx| flow.poll(context, cx, &mut host, &mut progress)).await;
@@ -30,15 +30,15 @@ pub(crate) async fn relay(context: &Context, flow: &Flow, mut host: Host) {
     *flow.stage.borrow_mut() = Stage::Over;
 }
 
-/// How far a flow's task has come.
+/// The progress of a flow's task.
 struct Progress {
     /// The host has closed its half.
     host_closed: bool,
     /// The host knows that the guest has closed its half.
     shut: bool,
-    /// The host does not take data any more.
+    /// The host no longer accepts data.
     deaf: bool,
-    /// The host's connection has failed. What it sent before is the guest's all the same.
+    /// The host's connection has failed. Data that it sent before is still delivered to the guest.
     failed: bool,
     /// When both sides had closed.
     finished: Option<Instant>,
@@ -59,7 +59,7 @@ impl Progress {
 }
 
 impl Flow {
-    /// Moves data as far as it goes. Ready with whether the connection ended in order.
+    /// Moves as much data as possible. When ready, says whether the connection ended in order.
     fn poll(
         &self,
         context: &Context,
@@ -133,7 +133,7 @@ impl Flow {
         Poll::Pending
     }
 
-    /// Arranges to be woken when there may be more to do.
+    /// Registers to be woken when there may be more to do.
     fn wait(
         &self,
         context: &Context,
@@ -159,8 +159,8 @@ impl Flow {
         progress.timer.arm(cx, at);
     }
 
-    /// Moves data between the connection's buffers and the host; true if there was any. When the
-    /// host's side has failed, what it sent before is still read.
+    /// Moves data between the connection's buffers and the host. Returns true if there was any. If
+    /// the host's side has failed, data that it sent before is still read.
     fn shift(
         &self,
         cx: &mut task::Context<'_>,

@@ -1,4 +1,4 @@
-//! All TCP flows, and how many there may be.
+//! The table of all TCP flows, with their limit.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use super::flow::Flow;
 use crate::key::FlowKey;
 use crate::port::Port;
 
-/// A flow this long without data may make room for a new one.
+/// A flow that has been idle for this long may be replaced by a new one.
 const EVICTABLE_AFTER: Duration = Duration::from_secs(10);
 /// All TCP flows.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ impl TcpTable {
         self.flows.borrow_mut().insert(flow.key, flow.clone());
     }
 
-    /// Forgets a flow; the second time does nothing.
+    /// Removes a flow. Does nothing if it was already removed.
     pub(crate) fn remove(&self, flow: &Rc<Flow>) {
         let mut flows = self.flows.borrow_mut();
         if flows
@@ -57,8 +57,8 @@ impl TcpTable {
         }
     }
 
-    /// Whether the port may have one more flow at `now`. If it has as many as it may, the one that
-    /// has been idle longest makes room, provided that it has been idle for long enough.
+    /// True if the port may have one more flow at `now`. At the limit, the flow that has been idle
+    /// longest makes room, if it has been idle for long enough.
     pub(crate) fn admit(&self, port: &Port, limit: usize, now: Instant) -> bool {
         if port.flows.get() < limit {
             return true;
@@ -75,7 +75,7 @@ impl TcpTable {
         };
         match oldest {
             Some(flow) if now.duration_since(flow.active.get()) >= EVICTABLE_AFTER => {
-                tracing::debug!(key = ?flow.key, "an idle connection makes room for a new one");
+                tracing::debug!(key = ?flow.key, "replacing an idle connection by a new one");
                 self.evicted.set(self.evicted.get() + 1);
                 flow.end();
                 self.remove(&flow);

@@ -1,8 +1,8 @@
-//! GRUB's variables, and the block that keeps some of them on disk.
+//! GRUB's variables, and the environment block that stores some of them on disk.
 
 use std::collections::HashMap;
 
-/// Bytes that all variables together may have.
+/// Maximum bytes of all variables together.
 const MAX_BYTES: usize = 1 << 20;
 /// First line of an environment block.
 const SIGNATURE: &str = "# GRUB Environment Block\n";
@@ -13,8 +13,8 @@ struct Variable {
     exported: bool,
 }
 
-/// Variables, in nested contexts: a submenu or another configuration file starts with what was
-/// exported, and its changes end with it.
+/// Variables, in nested contexts. A submenu or another configuration file starts with the exported
+/// variables, and its changes end with it.
 pub(super) struct Environment {
     contexts: Vec<HashMap<String, Variable>>,
     bytes: usize,
@@ -35,7 +35,8 @@ impl Environment {
             .map(|variable| variable.value.as_str())
     }
 
-    /// Sets `name`; false if there is no room. `root` loses the parentheses of a device's name.
+    /// Sets `name`. Returns false if there is no room. For `root` the parentheses of a device's
+    /// name are removed.
     #[must_use]
     pub(super) fn set(&mut self, name: &str, value: &str) -> bool {
         let value = match value
@@ -70,7 +71,7 @@ impl Environment {
         }
     }
 
-    /// Makes `name` visible in contexts opened later; false if there is no room.
+    /// Makes `name` visible in contexts opened later. Returns false if there is no room.
     #[must_use]
     pub(super) fn export(&mut self, name: &str) -> bool {
         if self.bytes + name.len() > MAX_BYTES {

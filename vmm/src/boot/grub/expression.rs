@@ -2,10 +2,11 @@
 
 use crate::boot::fs::Kind;
 
-/// Evaluates the arguments of `test`, a closing `]` left out. `kind` says what a path leads to.
+/// Evaluates the arguments of `test`, without a closing `]`. `kind` returns what is at a path.
 ///
-/// GRUB reads from left to right: three words with an operator between, else a flag and its
-/// operand, else a modifier, else a word that is true if not empty. `-a` binds tighter than `-o`.
+/// GRUB reads from left to right: three words with an operator in the middle, or else a flag and
+/// its operand, or else a modifier, or else a word, which is true if not empty. `-a` binds tighter
+/// than `-o`.
 pub(super) fn evaluate(arguments: &[String], kind: &mut dyn FnMut(&str) -> Option<Kind>) -> bool {
     if arguments.is_empty() {
         return false;

@@ -449,7 +449,7 @@ fn a_stub_leads_to_the_configuration() {
     // The root file system is of another kind.
     let btrfs = Content::Unreadable {
         what: "btrfs",
-        why: "this file system is not read".into(),
+        why: "this file system is not supported".into(),
     };
     let error = run_stub(&stub, btrfs).unwrap_err().to_string();
     assert!(

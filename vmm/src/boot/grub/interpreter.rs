@@ -1,4 +1,4 @@
-//! Running a configuration.
+//! Runs a configuration.
 
 mod commands;
 mod load;
@@ -14,17 +14,17 @@ use crate::boot::devices::{Devices, Location};
 use crate::boot::error::BootError;
 use crate::boot::limits::Limits;
 
-/// Nesting of blocks, calls and files while running.
+/// Maximum nesting of blocks, calls and files while running.
 const MAX_DEPTH: u32 = 100;
-/// Bytes of one command's expanded words.
+/// Maximum bytes of one command's expanded words.
 const MAX_WORDS: usize = 256 * 1024;
-/// Bytes that all commands together may be expanded to.
+/// Maximum bytes of all commands together after expansion.
 const MAX_EXPANDED: usize = 8 << 20;
-/// What a word takes besides its bytes.
+/// The cost of a word, in addition to its bytes.
 const WORD: usize = size_of::<String>();
-/// Menu entries of one menu.
+/// Maximum number of entries in one menu.
 const MAX_ENTRIES: usize = 4096;
-/// Problems remembered.
+/// Maximum number of problems that are recorded.
 const MAX_PROBLEMS: usize = 64;
 
 /// What GRUB would boot.
@@ -45,15 +45,15 @@ pub(in crate::boot) struct Choice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     Next,
-    /// Leave that many loops, or begin the next round of the outermost of them.
+    /// Leave this many loops, or begin the next round of the outermost of them.
     Break(u32),
     Continue(u32),
     Return,
-    /// Start what is loaded.
+    /// Start the loaded kernel.
     Boot,
 }
 
-/// What `linux` and `initrd` have loaded.
+/// The files loaded by `linux` and `initrd`.
 #[derive(Clone)]
 struct LoadedLinux {
     kernel: Location,
@@ -62,7 +62,7 @@ struct LoadedLinux {
     config: Rc<str>,
 }
 
-/// Something that GRUB would print an error about and go on.
+/// A problem that GRUB would print before it continues.
 struct Problem {
     file: Rc<str>,
     line: u32,
@@ -75,7 +75,7 @@ struct Problem {
 struct Entry {
     title: String,
     id: String,
-    /// The title and what follows it, `$1` and on in the body.
+    /// The title and the arguments after it: `$1` and so on in the body.
     arguments: Vec<String>,
     body: Block,
     submenu: bool,
@@ -104,7 +104,7 @@ pub(super) struct Interpreter<'a> {
     line: u32,
     status: i32,
     steps: u64,
-    /// Bytes that commands have been expanded to: a bound on what menus hold, and on work.
+    /// Bytes of commands after expansion, to limit the size of menus and the work.
     expanded: usize,
     depth: u32,
     conditions: u32,
@@ -139,7 +139,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// The result, once everything has run.
+    /// The result, after everything has run.
     pub(super) fn finish(self, booted: bool, config: &str) -> Result<Choice, BootError> {
         if let Some(loaded) = self.loaded.filter(|_| booted) {
             return Ok(Choice {
@@ -166,7 +166,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// An error about the running command.
+    /// An error in the running command.
     fn error(&self, construct: impl Into<String>, problem: impl Into<String>) -> BootError {
         BootError::Config {
             file: self.current.to_string(),
@@ -176,7 +176,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// Notes what GRUB would print.
+    /// Records an error that GRUB would print.
     fn note(&mut self, construct: &str, problem: &str) {
         tracing::debug!(file = %self.current, line = self.line, construct, problem, "GRUB error");
         if self.problems.len() < MAX_PROBLEMS {
@@ -219,7 +219,7 @@ impl<'a> Interpreter<'a> {
         self.devices.locate(path, &self.root())
     }
 
-    /// Reads and runs the file at `path` in the current context.
+    /// Runs the file at `path` in the current context.
     pub(super) fn file(&mut self, path: &str) -> Result<Flow, BootError> {
         let construct = format!("configfile {path}");
         let location = match self.locate(path) {
@@ -352,7 +352,7 @@ impl<'a> Interpreter<'a> {
         Ok(())
     }
 
-    /// One round of a loop; `Some` if the loop ends with it.
+    /// Runs one round of a loop. Returns `Some` if it ends the loop.
     fn round(&mut self, body: &Block) -> Result<Option<Flow>, BootError> {
         Ok(match self.block(body)? {
             Flow::Next | Flow::Continue(1) => None,
@@ -363,7 +363,8 @@ impl<'a> Interpreter<'a> {
         })
     }
 
-    /// Whether `condition` succeeds; the inner error is a flow that ends the command around it.
+    /// Runs `condition` and returns whether it succeeds. The inner error is a flow that ends the
+    /// enclosing command.
     fn condition(&mut self, condition: &Block) -> Result<Result<bool, Flow>, BootError> {
         self.conditions += 1;
         let flow = self.block(condition)?;
@@ -405,7 +406,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// Expands variables and splits unquoted ones at white space.
+    /// Expands variables, and splits unquoted ones at white space.
     fn expand(&mut self, words: &[Word]) -> Result<Vec<String>, BootError> {
         let mut done = Vec::new();
         let mut bytes = 0;

@@ -1,9 +1,9 @@
-//! GRUB's configuration, interpreted: which entry boots by default, and what it loads.
+//! Interprets GRUB's configuration to find which entry boots by default, and what it loads.
 //!
-//! Written after the GRUB manual (2.12) and what `grub-mkconfig` of Debian and Ubuntu emits. It
-//! behaves as GRUB does when no key is pressed: the menu's default is booted, whatever
-//! `timeout` says. What it does not do: write (`save_env` is noted, not carried out), expand
-//! wildcards, evaluate `regexp`, load anything but Linux.
+//! It follows the GRUB manual (2.12) and the output of `grub-mkconfig` on Debian and Ubuntu. It
+//! behaves like GRUB when no key is pressed: the menu's default is booted, whatever `timeout` says.
+//! It does not write (`save_env` is only recorded), expand wildcards, evaluate `regexp`, or load
+//! anything except Linux.
 
 mod environment;
 mod expression;
@@ -15,11 +15,11 @@ use super::error::BootError;
 use super::limits::Limits;
 use interpreter::{Choice, Flow, Interpreter};
 
-/// Runs the configuration at `config` as GRUB does after its start, with `prefix` set to its
+/// Runs the configuration at `config` as GRUB does when it starts, with `prefix` set to its
 /// directory.
 ///
 /// # Errors
-/// It ends without a kernel, or does something that is not understood.
+/// It ends without a kernel, or does something unsupported.
 pub(super) fn run(
     devices: &Devices,
     config: &Location,

@@ -1,4 +1,4 @@
-//! A VM of the kernel, and the memory of its guest.
+//! A VM in the kernel, and the memory of its guest.
 
 use fleetbox_devices::GuestMemory;
 use kvm_bindings::kvm_userspace_memory_region;
@@ -18,10 +18,10 @@ pub(super) fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Er
     }
 }
 
-/// A VM's descriptor and the memory that the kernel has mapped into the guest.
+/// A VM's descriptor, and the memory that the kernel has mapped into the guest.
 ///
-/// A vCPU's descriptor alone keeps the kernel's VM alive, but not the memory: whatever can run the
-/// VM or change it holds this.
+/// A vCPU's descriptor keeps the kernel's VM alive, but not the memory. So everything that can run
+/// or change the VM holds this.
 pub(super) struct Guest {
     // Dropped before the memory.
     pub(super) fd: VmFd,

@@ -1,7 +1,7 @@
-//! Interrupt routes: the IOAPIC's pins and the devices' MSI vectors share KVM's one route table.
+//! Interrupt routes. The IOAPIC's pins and the devices' MSI vectors share KVM's only route table.
 //!
-//! The pins' routes exist so that KVM knows which vectors are level-triggered and exits at their
-//! EOI; the IOAPIC itself sends its messages directly.
+//! The pins' routes tell KVM which vectors are level-triggered, so that it exits at their EOI. The
+//! IOAPIC itself sends its messages directly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,7 +33,7 @@ pub(super) struct Interrupts {
 #[derive(Default)]
 struct Table {
     routes: BTreeMap<u32, MsiMessage>,
-    /// GSIs that belong to vectors, routed or not.
+    /// GSIs that are allocated to vectors, with or without a route.
     taken: BTreeSet<u32>,
 }
 
@@ -49,8 +49,8 @@ impl Interrupts {
         lock(&self.table)
     }
 
-    /// Changes one route; the kernel is told only if that changes anything, since replacing the
-    /// table waits for every vCPU to notice.
+    /// Changes one route. The kernel's table is replaced only if this changes anything, because
+    /// that waits for every vCPU.
     fn set_route(&self, gsi: u32, message: Option<MsiMessage>) -> io::Result<()> {
         let mut table = self.table();
         let before = match message {
@@ -81,18 +81,18 @@ impl Interrupts {
     }
 }
 
-/// Where the IOAPIC announces its pins' routes: a shared [`Interrupts`].
+/// A shared [`Interrupts`], to which the IOAPIC reports its pins' routes.
 pub(super) struct PinRoutes(pub(super) Arc<Interrupts>);
 
 impl IoApicRoutes for PinRoutes {
     fn update(&self, pin: u8, message: Option<MsiMessage>) {
         if let Err(error) = self.0.set_route(u32::from(pin), message) {
-            tracing::error!(pin, %error, "the IOAPIC pin's route cannot be set");
+            tracing::error!(pin, %error, "cannot set the route of an IOAPIC pin");
         }
     }
 }
 
-/// What devices allocate their vectors from: a shared [`Interrupts`].
+/// A shared [`Interrupts`], from which devices allocate their vectors.
 pub(super) struct Controller(pub(super) Arc<Interrupts>);
 
 impl MsiController for Controller {
@@ -114,7 +114,7 @@ impl MsiController for Controller {
     }
 }
 
-/// One MSI vector: an irqfd whose route is what the guest programmed last.
+/// One MSI vector: an irqfd with the route that the guest has programmed last.
 struct Vector {
     interrupts: Arc<Interrupts>,
     gsi: u32,
@@ -131,7 +131,7 @@ impl Vector {
             let mut table = interrupts.table();
             let gsi = (first..MAX_ROUTES as u32)
                 .find(|gsi| !table.taken.contains(gsi))
-                .ok_or_else(|| io::Error::other("no interrupt route is left"))?;
+                .ok_or_else(|| io::Error::other("no interrupt route is free"))?;
             table.taken.insert(gsi);
             gsi
         };
@@ -183,7 +183,7 @@ impl Drop for Vector {
                 .fd
                 .unregister_irqfd(&self.event, self.gsi)
         {
-            tracing::warn!(gsi = self.gsi, %error, "the irqfd cannot be detached");
+            tracing::warn!(gsi = self.gsi, %error, "cannot detach an irqfd");
         }
         let mut table = self.interrupts.table();
         table.routes.remove(&self.gsi);

@@ -1,7 +1,7 @@
 //! The KVM backend (Linux).
 //!
-//! x86_64 uses the split irqchip: each vCPU's LAPIC is in the kernel, the IOAPIC is ours, and there
-//! is no PIT, since creating one makes every later memory slot slow and tear-down slower still.
+//! x86_64 uses the split irqchip: each vCPU's LAPIC is in the kernel, and the IOAPIC is ours. There
+//! is no PIT, because creating one makes every later memory slot slow, and tear-down even slower.
 
 mod guest;
 mod interrupts;
@@ -46,11 +46,11 @@ pub struct KvmHypervisor {
     capabilities: Capabilities,
 }
 
-/// What VMs ask of the host.
+/// The state of the host's KVM that VMs share.
 struct Host {
     kvm: Kvm,
-    /// The supported CPUID, once it was needed. The kernel executes CPUID for every leaf, which
-    /// is slow where this host is itself a VM.
+    /// The supported CPUID, cached when it is first needed. The kernel executes CPUID for every
+    /// leaf, which is slow if this host is itself a VM.
     supported: Mutex<Option<Arc<[cpuid::CpuidEntry]>>>,
 }
 
@@ -74,8 +74,8 @@ impl KvmHypervisor {
     /// Opens /dev/kvm.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with the remedy where KVM is missing or not openable,
-    /// [`Error::Lacks`] where it is too old.
+    /// [`Error::Unavailable`] with the remedy if KVM is missing or cannot be opened,
+    /// [`Error::Lacks`] if it is too old.
     pub fn open() -> Result<Self> {
         let (file, hardware) =
             preflight::open_kvm().map_err(|refusal| Error::Unavailable(refusal.to_string()))?;
@@ -94,7 +94,7 @@ impl KvmHypervisor {
                 return Err(Error::Lacks {
                     backend: NAME,
                     what: format!("{cap:?}"),
-                    remedy: "a host kernel of 4.10 or newer has it",
+                    remedy: "use a host kernel of version 4.10 or newer",
                 });
             }
         }
@@ -200,8 +200,8 @@ impl Vm for KvmVm {
         Arc::new(KvmIoEvents(self.guest.clone()))
     }
 
-    /// Asks for huge pages. Filling page by page spends more time in page faults than in copying,
-    /// here and later in the guest; memory that is filled anyway does not grow by it.
+    /// Asks for huge pages. With small pages, page faults take more time than the copying, here and
+    /// later in the guest. The range is filled anyway, so this does not use more memory.
     fn will_fill(&self, range: Range<u64>) {
         for region in self.guest.memory.iter() {
             let start = region.start_addr().raw_value();
@@ -219,7 +219,7 @@ impl Vm for KvmVm {
                 unsafe { libc::madvise(host.cast(), (to - from) as usize, libc::MADV_HUGEPAGE) };
             if advised != 0 {
                 let error = std::io::Error::last_os_error();
-                tracing::debug!(from, to, %error, "no huge pages for the guest's kernel");
+                tracing::debug!(from, to, %error, "cannot get huge pages for the guest's kernel");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Between the processor's state as [`fleetbox_arch`] describes it and KVM's structures.
+//! Converts between the processor's state in [`fleetbox_arch`] and KVM's structures.
 
 use fleetbox_arch::x86_64::cpuid::CpuidEntry;
 use fleetbox_arch::x86_64::regs::{
@@ -57,7 +57,7 @@ pub(super) fn cpuid_to_kvm(leaves: &[CpuidEntry]) -> Option<CpuId> {
     CpuId::from_entries(&entries).ok()
 }
 
-/// Sets what a boot protocol prescribes and leaves the rest as KVM made it.
+/// Sets the registers that a boot protocol prescribes. The others keep the values of KVM.
 pub(super) fn boot(fd: &VcpuFd, index: u8, boot: &BootRegs) -> Result<()> {
     let what = |what: &str| failed(format!("setting the initial {what} of vCPU {index}"));
     let current = fd.get_sregs().map_err(what("segments"))?;
@@ -73,8 +73,8 @@ pub(super) fn boot(fd: &VcpuFd, index: u8, boot: &BootRegs) -> Result<()> {
     set_msrs(fd, index, &boot.msrs)
 }
 
-/// Model-specific registers that make up a guest's state, besides those that other calls carry.
-/// Those that a host lacks are left out when saving.
+/// Model-specific registers of a guest's state, except those that other calls transfer. Registers
+/// that a host lacks are not saved.
 const SAVED_MSRS: [u32; 27] = [
     0x10,        // TSC
     0x3a,        // IA32_FEATURE_CONTROL
@@ -269,7 +269,7 @@ fn set_msrs(fd: &VcpuFd, index: u8, msrs: &[Msr]) -> Result<()> {
             .set_msrs(&batch)
             .map_err(failed(format!("setting the MSRs of vCPU {index}")))?;
         if let Some(refused) = rest.get(set) {
-            tracing::debug!(vcpu = index, msr = refused.index, "KVM refuses an MSR");
+            tracing::debug!(vcpu = index, msr = refused.index, "KVM refused an MSR");
         }
         rest = rest.get(set + 1..).unwrap_or_default();
     }

@@ -29,8 +29,8 @@ impl KvmVcpu {
         })
     }
 
-    /// What an I/O exit says about itself; `VcpuExit` leaves the size of each element out, and
-    /// string instructions transfer several.
+    /// The details of an I/O exit. `VcpuExit` lacks the size of an element, and string instructions
+    /// transfer several.
     fn port_access(&mut self) -> PortAccess {
         let run = self.fd.get_kvm_run();
         // SAFETY: only called after an exit whose reason is KVM_EXIT_IO, for which KVM fills in
@@ -45,11 +45,11 @@ impl KvmVcpu {
 
 struct PortAccess {
     port: u16,
-    /// Bytes of one element; at least 1.
+    /// Bytes of one element, at least 1.
     size: usize,
 }
 
-/// Outcome of one KVM_RUN that does not borrow the vCPU.
+/// The result of one KVM_RUN, without a borrow of the vCPU.
 enum Step {
     Again,
     PortRead(*mut [u8]),
@@ -148,7 +148,7 @@ impl Vcpu for KvmVcpu {
     }
 }
 
-/// The text of KVM_EXIT_INTERNAL_ERROR, with the instruction bytes where KVM tells them.
+/// The text of KVM_EXIT_INTERNAL_ERROR, with the instruction bytes if KVM reports them.
 fn internal_error(run: &kvm_run) -> String {
     // SAFETY: only called after an exit whose reason is KVM_EXIT_INTERNAL_ERROR, for which KVM
     // fills in this member of the union; it is plain data.
@@ -192,7 +192,8 @@ impl VcpuKicker for Kicker {
 
 extern "C" fn on_kick(_: c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// A handler that does nothing makes the signal interrupt KVM_RUN instead of the process.
+/// Installs a handler that does nothing, so that the signal interrupts KVM_RUN instead of ending
+/// the process.
 fn install_kick_handler() -> Result<()> {
     static INSTALLED: Once = Once::new();
     let mut result = Ok(());

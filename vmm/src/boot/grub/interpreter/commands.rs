@@ -5,7 +5,7 @@ use crate::boot::error::BootError;
 use crate::boot::grub::syntax::Block;
 use crate::boot::grub::{environment, expression};
 
-/// Commands that have nothing to do here: modules are there, and no one looks at a screen or types.
+/// Commands without an effect here: all modules are present, and there is no screen or keyboard.
 const NOTHING_TO_DO: &[&str] = &[
     "authenticate",
     "background_color",
@@ -48,31 +48,31 @@ const NOTHING_TO_DO: &[&str] = &[
     "verify_detached",
 ];
 
-/// Commands that answer no here.
+/// Commands that fail here.
 const ALWAYS_FALSE: &[&str] = &["cmostest", "false", "keystatus"];
 
-/// Commands that start, or are part of starting, something that cannot be started here.
+/// Commands that start something unsupported, or are part of that.
 const CANNOT: &[(&str, &str)] = &[
     (
         "chainloader",
-        "it starts another boot loader, which needs a firmware",
+        "it starts another boot loader, which needs firmware",
     ),
     (
         "blscfg",
-        "Boot Loader Specification entries are not read yet",
+        "Boot Loader Specification entries are not supported",
     ),
-    ("multiboot", "multiboot kernels are not started"),
-    ("multiboot2", "multiboot kernels are not started"),
-    ("module", "multiboot kernels are not started"),
-    ("module2", "multiboot kernels are not started"),
-    ("xen_hypervisor", "Xen is not started"),
-    ("kfreebsd", "only Linux is started"),
-    ("knetbsd", "only Linux is started"),
-    ("kopenbsd", "only Linux is started"),
-    ("ntldr", "only Linux is started"),
+    ("multiboot", "multiboot kernels are not supported"),
+    ("multiboot2", "multiboot kernels are not supported"),
+    ("module", "multiboot kernels are not supported"),
+    ("module2", "multiboot kernels are not supported"),
+    ("xen_hypervisor", "Xen is not supported"),
+    ("kfreebsd", "only Linux is supported"),
+    ("knetbsd", "only Linux is supported"),
+    ("kopenbsd", "only Linux is supported"),
+    ("ntldr", "only Linux is supported"),
     (
         "fwsetup",
-        "it enters a firmware's settings, and there is no firmware",
+        "it enters the firmware's settings, but there is no firmware",
     ),
     (
         "halt",
@@ -84,13 +84,13 @@ const CANNOT: &[(&str, &str)] = &[
     ),
     (
         "exit",
-        "it leaves GRUB for the firmware, and there is no firmware",
+        "it leaves GRUB for the firmware, but there is no firmware",
     ),
-    ("loopback", "images within files are not opened"),
-    ("cryptomount", "encrypted partitions are not opened"),
+    ("loopback", "images in files are not supported"),
+    ("cryptomount", "encrypted partitions are not supported"),
     (
         "devicetree",
-        "a device tree is not passed to a kernel on this architecture",
+        "device trees are not supported on this architecture",
     ),
     ("acpi", "replacing ACPI tables is not supported"),
 ];
@@ -123,7 +123,7 @@ impl Interpreter<'_> {
         Ok(Flow::Next)
     }
 
-    /// Sets the status by `outcome`, whose error is one that GRUB prints before it goes on.
+    /// Sets the status from `outcome`. Its error is one that GRUB prints before it continues.
     fn conclude(&mut self, name: &str, words: &[String], outcome: Result<(), String>) {
         self.status = i32::from(outcome.is_err());
         if let Err(problem) = outcome {
@@ -131,7 +131,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// The commands that decide what runs next, or that are asked a question; `None` for others.
+    /// Runs a command that controls the flow or is a condition; `None` for others.
     fn control(&mut self, name: &str, words: &[String]) -> Result<Option<Flow>, BootError> {
         let number = |word: &String| word.parse::<u32>().ok();
         let count = words.first().and_then(number).filter(|n| *n > 0);
@@ -159,7 +159,7 @@ impl Interpreter<'_> {
         Ok(Some(flow))
     }
 
-    /// The commands that change variables, menus and what is loaded; `None` for others.
+    /// Runs a command that changes variables, menus or the loaded files; `None` for others.
     fn builtin(
         &mut self,
         name: &str,
@@ -210,7 +210,7 @@ impl Interpreter<'_> {
         done
     }
 
-    /// An assignment, a command with nothing to do, or what is not understood.
+    /// Runs an assignment or a command without an effect, or refuses an unknown command.
     fn other(&mut self, name: &str, words: &[String]) -> Result<Result<(), String>, BootError> {
         if NOTHING_TO_DO.contains(&name) {
             return Ok(Ok(()));
@@ -218,7 +218,7 @@ impl Interpreter<'_> {
         if let Some((name, value)) = name.split_once('=') {
             return self.set(name, value).map(Ok);
         }
-        let problem = format!("`{name}` is not understood");
+        let problem = format!("unknown command `{name}`");
         if self.in_entry && self.conditions == 0 {
             return Err(self.error(construct(name, words), problem));
         }
@@ -339,7 +339,7 @@ impl Interpreter<'_> {
         }
     }
 
-    /// Runs another file in a context of its own, then its menu.
+    /// Runs another file in a separate context, and then its menu.
     fn configfile(&mut self, words: &[String]) -> Result<Flow, BootError> {
         let Some(path) = words.first() else {
             return Ok(Flow::Next);

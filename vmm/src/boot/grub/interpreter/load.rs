@@ -1,4 +1,4 @@
-//! `linux` and `initrd`: what is loaded.
+//! `linux` and `initrd`, which load files.
 
 use super::{Interpreter, LoadedLinux};
 use crate::boot::devices::Location;
@@ -50,7 +50,7 @@ impl Interpreter<'_> {
         let mut initrds = Vec::new();
         for path in words {
             if path.starts_with("newc:") {
-                return Err("archives made of single files (`newc:`) are not supported".into());
+                return Err("archives of single files (`newc:`) are not supported".into());
             }
             initrds.push(self.regular(path)?);
         }
@@ -61,7 +61,7 @@ impl Interpreter<'_> {
     }
 }
 
-/// Words as GRUB joins them to a command line: one with a space is put in double quotes; quotes
+/// Joins words to a command line as GRUB does. A word with a space is put in double quotes. Quotes
 /// and backslashes are escaped, except in `\xHH`.
 fn loader_words(words: &[String]) -> String {
     let mut line = String::new();

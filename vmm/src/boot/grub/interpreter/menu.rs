@@ -1,14 +1,14 @@
-//! Menus: which entry is the default, and running it.
+//! Menus: finds the default entry and runs it.
 
 use super::{Entry, Flow, Interpreter};
 use crate::boot::error::BootError;
 
 impl Interpreter<'_> {
-    /// Boots the current context's menu: its default, then what `fallback` names. True if that
-    /// loaded a kernel.
+    /// Boots the current context's menu: its default entry, then those in `fallback`. Returns true
+    /// if a kernel was loaded.
     ///
     /// # Errors
-    /// An entry on the way does something that is not understood.
+    /// An entry does something unsupported.
     pub(in crate::boot::grub) fn menu(&mut self) -> Result<bool, BootError> {
         let entries = self.menus.last().cloned().unwrap_or_default();
         if entries.is_empty() {
@@ -84,8 +84,8 @@ impl Interpreter<'_> {
     }
 }
 
-/// The entry that `spec` names by its index, title or identifier; only up to the first single `>`,
-/// after which a submenu's entry is named.
+/// The entry that `spec` names by its index, title or identifier. Only the part before the first
+/// single `>` is used; the rest names an entry of the submenu.
 fn find(entries: &[Entry], spec: &str) -> Option<usize> {
     let name = head(spec);
     let named = || {
@@ -105,7 +105,7 @@ fn find(entries: &[Entry], spec: &str) -> Option<usize> {
     }
 }
 
-/// Where the first single `>` is; a double one stands for itself.
+/// The position of the first single `>`. A double `>>` stands for the character itself.
 fn separator(spec: &str) -> Option<usize> {
     let bytes = spec.as_bytes();
     let mut at = 0;

@@ -1,11 +1,11 @@
-//! `search` and `probe`: which partition has what.
+//! `search` and `probe`, which find partitions.
 
 use super::Interpreter;
 use crate::boot::devices::Device;
 use crate::boot::error::BootError;
 
 impl Interpreter<'_> {
-    /// `search` and its forms with one letter less to type; hints only decide between equals.
+    /// `search` and its short forms. Hints only decide between several matches.
     pub(super) fn search(
         &mut self,
         name: &str,
@@ -122,7 +122,7 @@ impl Interpreter<'_> {
         match (value, variable) {
             (Some(value), Some(name)) => self.set(&name, &value).map(Ok),
             (Some(_), None) => Ok(Ok(())),
-            (None, _) => Ok(Err("this is not known of it".into())),
+            (None, _) => Ok(Err("this property is unknown".into())),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Text to words.
+//! Splits text into words.
 
 use super::tree::{Piece, SyntaxError, Word};
 
-/// Words and commands of one file.
+/// Maximum number of words and commands in one file.
 const MAX_TOKENS: usize = 200_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(super) enum Token {
     Word(Word),
 }
 
-/// The tokens of `text`, each with the line it starts in.
+/// The tokens of `text`, each with its first line.
 pub(super) fn tokens(text: &str) -> Result<Vec<(Token, u32)>, SyntaxError> {
     let lexer = Lexer {
         text: text.as_bytes(),
@@ -89,7 +89,7 @@ impl Lexer<'_> {
                 None => Token::Word(self.word()?),
             };
             if tokens.len() >= MAX_TOKENS {
-                return self.error(line, "too long a script");
+                return self.error(line, "the script is too long");
             }
             tokens.push((token, line));
         }
@@ -109,7 +109,7 @@ impl Lexer<'_> {
                     match self.next() {
                         Some(b'\n') => {}
                         Some(byte) => pieces.text(&[byte], true),
-                        None => return self.error(line, "a `\\` at the end"),
+                        None => return self.error(line, "a `\\` at the end of the file"),
                     }
                 }
                 b'\'' => {
@@ -171,7 +171,7 @@ impl Lexer<'_> {
         }
     }
 
-    /// `$name`, `${name}`, `$1`, `$?`, `$#`, `$*`, `$@`; any other `$` is itself.
+    /// Reads `$name`, `${name}`, `$1`, `$?`, `$#`, `$*` or `$@`. Any other `$` stands for itself.
     fn variable(&mut self, pieces: &mut Pieces, quoted: bool) -> Result<(), SyntaxError> {
         let line = self.line;
         self.next();
@@ -212,7 +212,7 @@ impl Lexer<'_> {
     }
 }
 
-/// Collects the pieces of one word; text of one kind runs together.
+/// Collects the pieces of one word. Adjacent text of the same kind is merged.
 #[derive(Default)]
 struct Pieces {
     done: Vec<Piece>,

@@ -1,7 +1,7 @@
-//! GRUB's script language: text to commands.
+//! Parses GRUB's script language into commands.
 //!
-//! Words are kept with their quotes resolved and their variables named, to be expanded when they
-//! run. What the grammar of GRUB has no use for (`|`, `&`, `<`, `>`) is an error.
+//! The quotes of words are resolved. Their variables are expanded when the command runs. Characters
+//! without a meaning in GRUB's grammar (`|`, `&`, `<`, `>`) are errors.
 
 mod lexer;
 mod parser;
@@ -14,7 +14,7 @@ pub(super) use tree::{Block, Command, Piece, SyntaxError, Word};
 /// Parses `text`.
 ///
 /// # Errors
-/// It is not a script, or nests too deeply.
+/// It is not a valid script, or nests too deeply.
 pub(super) fn parse(text: &str) -> Result<Block, SyntaxError> {
     Parser::new(tokens(text)?).commands(&[])
 }

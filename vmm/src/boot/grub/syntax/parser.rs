@@ -1,9 +1,9 @@
-//! Words to commands.
+//! Combines words into commands.
 
 use super::lexer::Token;
 use super::tree::{Block, Command, SyntaxError, Word};
 
-/// Nesting of blocks and conditions.
+/// Maximum nesting of blocks and conditions.
 const MAX_DEPTH: usize = 64;
 pub(super) struct Parser {
     tokens: Vec<(Token, u32)>,
@@ -36,7 +36,7 @@ impl Parser {
         })
     }
 
-    /// The keyword or plain word that comes next.
+    /// The next token, if it is a keyword or plain word.
     fn plain(&self) -> Option<&str> {
         match self.peek()? {
             Token::Word(word) => word.plain(),
@@ -56,8 +56,8 @@ impl Parser {
         }
     }
 
-    /// Commands up to one of `ends` (a keyword, or `}`), which is left; to the end of the text if
-    /// there are none.
+    /// Reads commands up to one of `ends` (a keyword, or `}`), which is not consumed. Without
+    /// `ends`, reads to the end of the text.
     pub(super) fn commands(&mut self, ends: &[&str]) -> Result<Block, SyntaxError> {
         let opened = self.line();
         self.depth += 1;

@@ -1,17 +1,17 @@
-//! What a script consists of.
+//! The syntax tree of a script.
 
 use std::rc::Rc;
 
 /// A piece of a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::boot::grub) enum Piece {
-    /// Literal text. Quoted text makes a word even if it is empty, and is no keyword.
+    /// Literal text. Quoted text makes a word even if it is empty, and is never a keyword.
     Text { text: String, quoted: bool },
-    /// A variable's value; unquoted, it is split at white space.
+    /// A variable's value. If it is not quoted, it is split at white space.
     Variable { name: String, quoted: bool },
 }
 
-/// A word, and the line it starts in.
+/// A word, and its first line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::boot::grub) struct Word {
     pub(in crate::boot::grub) pieces: Vec<Piece>,
@@ -19,7 +19,7 @@ pub(in crate::boot::grub) struct Word {
 }
 
 impl Word {
-    /// The text of a word that is one plain piece.
+    /// The text of a word, if it is one plain piece.
     pub(super) fn plain(&self) -> Option<&str> {
         match self.pieces.as_slice() {
             [
@@ -65,7 +65,7 @@ pub(in crate::boot::grub) enum Command {
     },
 }
 
-/// Why a text is not a script.
+/// Why a text is not a valid script.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::boot::grub) struct SyntaxError {
     pub(in crate::boot::grub) line: u32,
