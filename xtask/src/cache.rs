@@ -1,4 +1,4 @@
-//! Artefacts outside the source tree, each under a key that is a hash of everything it is made from.
+//! Artefacts outside the source tree. Each has a key, which is a hash of all its inputs.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,10 +10,10 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::bail;
 use crate::error::{Context, Result};
 
-/// `$FLEETBOX_CACHE`, or `fleetbox` in the user's cache directory; created when it is not there.
+/// The cache directory: `$FLEETBOX_CACHE`, or `fleetbox` in the user's cache directory. It is created if it is missing.
 ///
 /// # Errors
-/// Neither it nor a home directory is known, or it cannot be created.
+/// Neither `FLEETBOX_CACHE` nor a home directory is set, or it cannot be created.
 pub fn dir() -> Result<PathBuf> {
     let path = match (
         std::env::var_os("FLEETBOX_CACHE"),
@@ -23,7 +23,7 @@ pub fn dir() -> Result<PathBuf> {
         (Some(dir), _, _) => PathBuf::from(dir),
         (None, Some(cache), _) => PathBuf::from(cache).join("fleetbox"),
         (None, None, Some(home)) => PathBuf::from(home).join(".cache/fleetbox"),
-        _ => bail!("no place for the cache: set FLEETBOX_CACHE to a directory"),
+        _ => bail!("no directory for the cache: set FLEETBOX_CACHE"),
     };
     fs::create_dir_all(&path)
         .context(|| format!("cannot create the cache directory {}", path.display()))?;
@@ -31,7 +31,7 @@ pub fn dir() -> Result<PathBuf> {
         .context(|| format!("cannot resolve the cache directory {}", path.display()))
 }
 
-/// Collects what an artefact is made from.
+/// Collects the inputs of an artefact.
 pub struct Key(ring::digest::Context);
 
 impl Key {
@@ -40,7 +40,7 @@ impl Key {
         Self(ring::digest::Context::new(&ring::digest::SHA256)).with(kind)
     }
 
-    /// Adds one input. Inputs are length-prefixed, so that no two lists of inputs run together.
+    /// Adds one input. Inputs have a length prefix, so that different lists of inputs have different keys.
     pub fn with(mut self, input: impl AsRef<[u8]>) -> Self {
         let input = input.as_ref();
         self.0.update(&(input.len() as u64).to_le_bytes());
@@ -48,10 +48,10 @@ impl Key {
         self
     }
 
-    /// Adds a file by path, size and time of modification, for files that are too large to read each time.
+    /// Adds a file by path, size and modification time, for files that are too large to read each time.
     ///
     /// # Errors
-    /// The file is not there.
+    /// The file does not exist.
     pub fn with_file_identity(self, path: &Path) -> Result<Self> {
         let meta = fs::metadata(path).context(|| format!("cannot read {}", path.display()))?;
         Ok(self.with(path.as_os_str().as_encoded_bytes()).with(format!(
@@ -93,9 +93,9 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     }
 }
 
-/// Returns the directory `kind-key` of the cache. Where it does not exist yet, `build` fills it under a temporary
-/// name first, with a lock against others who want the same one, so it is either complete or not there. Only
-/// the most recent artefacts of a kind stay.
+/// Returns the directory `kind-key` of the cache. If it does not exist yet, `build` fills it under a temporary name,
+/// with a lock against other processes that need the same one. So it is either complete or missing. Only the most
+/// recent artefacts of a kind are kept.
 ///
 /// # Errors
 /// What `build` returns, or the cache cannot be written.
@@ -137,7 +137,7 @@ fn lock(root: &Path, name: &str) -> Result<Flock<File>> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-            eprintln!("  waiting for another process that makes {name}");
+            eprintln!("  waiting for another process that is building {name}");
             Flock::lock(file, FlockArg::LockExclusive)
                 .map_err(|(_, e)| e)
                 .context(|| "cannot lock")
@@ -146,7 +146,7 @@ fn lock(root: &Path, name: &str) -> Result<Flock<File>> {
     }
 }
 
-/// Marks an artefact as used now, which is what [`sweep`] goes by.
+/// Marks an artefact as used now, for [`sweep`].
 fn touch(path: &Path) {
     if let Ok(file) = File::open(path) {
         let _ = file.set_modified(std::time::SystemTime::now());
@@ -173,7 +173,7 @@ fn artefacts(root: &Path, kind: &str) -> Vec<(std::time::SystemTime, PathBuf)> {
     found
 }
 
-/// How many artefacts of one kind stay; one run may use several of the same kind.
+/// How many artefacts of one kind are kept. One run may use several of the same kind.
 const KEEP: usize = 8;
 
 fn sweep(root: &Path, kind: &str, fresh: &Path) {

@@ -1,4 +1,4 @@
-//! Cargo as this repository's tasks run it, and what it knows of the workspace.
+//! Runs cargo for this repository's tasks, and reads the workspace's metadata.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::error::{Context, Result};
 use crate::run::Cmd;
 use crate::workspace;
 
-/// A package of this workspace, as `cargo metadata` has it.
+/// A package of this workspace, from `cargo metadata`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
@@ -21,7 +21,7 @@ pub(crate) struct Package {
     pub(crate) features: BTreeMap<String, Vec<String>>,
     targets: Vec<Target>,
     dependencies: Vec<Dependency>,
-    /// Registries that it may be published to; none at all where it is not to be published.
+    /// Registries that it may be published to; empty if it must not be published.
     publish: Option<Vec<String>>,
 }
 
@@ -37,7 +37,7 @@ struct Dependency {
 }
 
 impl Package {
-    /// Whether it may be published.
+    /// True if it may be published.
     pub(crate) fn is_published(&self) -> bool {
         self.publish
             .as_ref()
@@ -49,7 +49,7 @@ impl Package {
         self.manifest_path.with_file_name("src")
     }
 
-    /// Whether it has a library that other crates link.
+    /// True if it has a library that other crates link.
     pub(crate) fn is_library(&self) -> bool {
         self.targets
             .iter()
@@ -64,7 +64,7 @@ impl Package {
             .filter(|name| *name != "default")
     }
 
-    /// Whether it depends on `name`, in its tests too.
+    /// True if it depends on `name`, including its tests.
     pub(crate) fn depends_on(&self, name: &str) -> bool {
         self.dependencies.iter().any(|d| d.name == name)
     }
@@ -124,7 +124,7 @@ fn parse_executables(messages: &[u8], kind: &str) -> Result<Vec<(String, PathBuf
         .filter(|l| l.starts_with(b"{"))
     {
         let message: serde_json::Value =
-            serde_json::from_slice(line).context(|| "cannot read what cargo says")?;
+            serde_json::from_slice(line).context(|| "cannot read cargo's output")?;
         let target = &message["target"];
         let is_kind = target["kind"]
             .as_array()

@@ -1,4 +1,4 @@
-//! What this machine's apt knows: its release, its mirrors, and packages fetched through it.
+//! Uses this machine's apt: its release, its mirrors, and packages fetched through it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::run::Cmd;
 /// The code name of this machine's Debian.
 ///
 /// # Errors
-/// It is no Debian.
+/// This machine does not run Debian.
 pub fn codename() -> Result<String> {
     let release =
         fs::read_to_string("/etc/os-release").context(|| "cannot read /etc/os-release")?;
@@ -24,13 +24,13 @@ pub fn codename() -> Result<String> {
     match (field("ID").as_deref(), field("VERSION_CODENAME")) {
         (Some("debian"), Some(codename)) => Ok(codename),
         (id, _) => bail!(
-            "this is done with Debian's packages, and this machine runs {}",
+            "this needs Debian's packages, but this machine runs {}",
             id.unwrap_or("an unknown system")
         ),
     }
 }
 
-/// One archive of Debian as apt's own sources name it.
+/// One archive of Debian, as in apt's own sources.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Source {
     /// Address of the archive.
@@ -39,10 +39,10 @@ pub struct Source {
     pub suite: String,
 }
 
-/// The archives that apt is set up to use for `codename`, the main one first; only the component `main`.
+/// The archives that apt uses for `codename`, starting with the main one; only the component `main`.
 ///
 /// # Errors
-/// apt names none.
+/// apt has none.
 pub fn sources(codename: &str) -> Result<Vec<Source>> {
     let listing = ask(
         "apt-get",
@@ -56,20 +56,20 @@ pub fn sources(codename: &str) -> Result<Vec<Source>> {
     let sources = parse_sources(&listing, codename);
     if sources.is_empty() {
         bail!(
-            "apt's sources name no archive of Debian {codename}: add one to /etc/apt/sources.list.d"
+            "apt's sources have no archive of Debian {codename}; add one to /etc/apt/sources.list.d"
         );
     }
     Ok(sources)
 }
 
-/// Another suite of the archive that apt uses for `codename` itself.
+/// Another suite of the archive that apt uses for `codename`.
 ///
 /// # Errors
-/// apt names no archive.
+/// apt has no such archive.
 pub fn suite_beside(codename: &str, suite: &str) -> Result<Source> {
     let sources = sources(codename)?;
     let Some(main) = sources.into_iter().find(|s| s.suite == codename) else {
-        bail!("apt's sources name no archive of Debian {codename}");
+        bail!("apt's sources have no archive of Debian {codename}");
     };
     Ok(Source {
         uri: main.uri,
@@ -77,11 +77,11 @@ pub fn suite_beside(codename: &str, suite: &str) -> Result<Source> {
     })
 }
 
-/// Unpacks packages and what they depend on, without configuring them, as the root directory `root`. `options` are
-/// mmdebstrap's.
+/// Unpacks packages and their dependencies into the root directory `root`, without configuring them. `options` are
+/// passed to mmdebstrap.
 ///
 /// # Errors
-/// A package cannot be had.
+/// A package cannot be obtained.
 pub fn extract(
     root: &Path,
     suite: &str,
@@ -131,8 +131,8 @@ fn parse_sources(listing: &str, codename: &str) -> Vec<Source> {
     found
 }
 
-/// What apt answers. An answer takes a second and changes only with apt's lists, its configuration and what is
-/// installed, so it is kept in the cache under their times of modification.
+/// Returns apt's answer. An answer takes a second, and changes only with apt's lists, its configuration and the
+/// installed packages. So it is cached under their modification times.
 fn ask(program: &str, args: &[&str]) -> Result<String> {
     let mut state = cache::Key::new("apt");
     for path in [
@@ -173,7 +173,7 @@ pub fn sources_list(sources: &[Source]) -> String {
         .collect()
 }
 
-/// Fetches apt's lists where this machine has none, as fresh installations have.
+/// Fetches apt's lists if this machine has none, like a fresh installation.
 fn refresh() -> Result<()> {
     if ask("apt-cache", &["show", "linux-image-cloud-amd64"]).is_ok() {
         return Ok(());
@@ -189,7 +189,7 @@ fn refresh() -> Result<()> {
 /// The package with the newest stock cloud kernel and its version, as `("linux-image-6.1.0-1-cloud-amd64", "6.1.1-1")`.
 ///
 /// # Errors
-/// apt does not know one.
+/// apt knows no such package.
 pub fn cloud_kernel() -> Result<(String, String)> {
     refresh()?;
     let depends = ask(
@@ -203,7 +203,9 @@ pub fn cloud_kernel() -> Result<(String, String)> {
                 .strip_prefix("Depends: ")
                 .filter(|p| p.starts_with("linux-image-"))
         })
-        .ok_or_else(|| Error::new("apt knows no linux-image-cloud-amd64: run apt-get update"))?;
+        .ok_or_else(|| {
+            Error::new("apt knows no package linux-image-cloud-amd64; run apt-get update")
+        })?;
     let policy = ask("apt-cache", &["policy", package])?;
     let version = policy
         .lines()
@@ -211,7 +213,7 @@ pub fn cloud_kernel() -> Result<(String, String)> {
         .filter(|v| *v != "(none)")
         .ok_or_else(|| {
             Error::new(format!(
-                "apt has no version of {package} to offer: run apt-get update"
+                "apt has no version of {package}; run apt-get update"
             ))
         })?;
     Ok((package.to_owned(), version.to_owned()))

@@ -1,4 +1,4 @@
-//! The first command of the README: gets an image, boots it on the best KVM there is, and shows that it answers.
+//! The first command of the README: gets an image, boots it on the best available KVM, and shows that it answers.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use crate::kvm::Kvm;
 use crate::run::Cmd;
 use crate::{bail, target_dir};
 
-/// Seconds that the download of the image may take.
+/// Time limit for the download of the image, in seconds.
 const DOWNLOAD_LIMIT: u64 = 1800;
 
-/// Seconds that the guest may take to answer: an emulated host needs minutes.
+/// Time limit for the guest's answer, in seconds. An emulated host needs minutes.
 const BOOT_LIMIT: u64 = 900;
 
-/// What the demo does once there is an image.
+/// The script of the demo, once there is an image.
 const SCRIPT: &str = "\
 FLEETBOX up demo --image IMAGE --memory 1G --timeout LIMIT || exit 1\n\
 echo '$ fleetbox ssh demo -- uname -a'\n\
@@ -28,10 +28,10 @@ status=$?\n\
 FLEETBOX rm demo || exit 1\n\
 exit $status\n";
 
-/// Runs it; prints how long each step took.
+/// Runs the demo, and prints how long each step took.
 ///
 /// # Errors
-/// The machine lacks something that cannot be installed here, or a step fails.
+/// The machine lacks something that cannot be installed automatically, or a step fails.
 pub fn run() -> Result<()> {
     let start = Instant::now();
     let kvm = Kvm::here();
@@ -40,7 +40,7 @@ pub fn run() -> Result<()> {
     let mut steps = Steps::default();
     if emulated {
         eprintln!(
-            "  it cannot run a distribution's kernel: the demo runs in an emulated host, which takes minutes"
+            "  it cannot run a distribution's kernel; the demo runs in an emulated host, which takes minutes"
         );
         steps.time("check and install programs", || {
             deps::ensure(&[Need::Emulator])
@@ -70,7 +70,7 @@ pub fn run() -> Result<()> {
     for (step, took) in steps.0 {
         eprintln!("{:>8.1} s  {step}", took.as_secs_f64());
     }
-    eprintln!("{:>8.1} s  in all", start.elapsed().as_secs_f64());
+    eprintln!("{:>8.1} s  in total", start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -97,7 +97,7 @@ fn script(fleetbox: &str, image: &Path) -> String {
         .replace("LIMIT", &BOOT_LIMIT.to_string())
 }
 
-/// The image from the catalogue or, where its server cannot be reached, built from Debian's packages.
+/// The image from the catalogue or, if its server cannot be reached, built from Debian's packages.
 fn image(fleetbox: &Path) -> Result<PathBuf> {
     let pull = || {
         Cmd::new(fleetbox)
@@ -107,9 +107,9 @@ fn image(fleetbox: &Path) -> Result<PathBuf> {
     // The first shows its progress; the second finds the image and says where it is.
     match pull().passthrough().and_then(|()| pull().text()) {
         Ok(path) if !path.trim().is_empty() => Ok(path.trim().into()),
-        Ok(_) => bail!("`fleetbox images pull` did not say where the image is"),
+        Ok(_) => bail!("`fleetbox images pull` did not print the path of the image"),
         Err(error) => {
-            eprintln!("  the catalogue's image cannot be had: {error}");
+            eprintln!("  cannot get the catalogue's image: {error}");
             eprintln!("  building one from Debian's packages instead");
             Image::Debian12.build(Format::Raw)
         }

@@ -1,4 +1,4 @@
-//! Programs this repository's tasks need, found or installed.
+//! Finds or installs the programs that this repository's tasks need.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +60,7 @@ const UNIT: &[(&str, &str)] = &[
 /// The target of the bare-metal payloads.
 const BARE_METAL: &str = "x86_64-unknown-none";
 
-/// Where a program is: `PATH`, then the directories of administration programs, which a user's `PATH` may lack.
+/// Finds a program in `PATH`, or in the directories of administration programs, which a user's `PATH` may lack.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -69,10 +69,10 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|p| fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
 }
 
-/// Checks for what `needs` takes and, as root on Debian, installs what is missing.
+/// Checks for the programs of `needs` and, as root on Debian, installs missing ones.
 ///
 /// # Errors
-/// Something is missing that is not installed here: the error holds the command that installs it.
+/// Something is missing and cannot be installed automatically. The error has the command that installs it.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let mut missing: Vec<&str> = Vec::new();
     for (need, programs) in [
@@ -151,7 +151,7 @@ fn apt_install(options: &[&str], packages: &[&str]) -> Result<()> {
         .run()
 }
 
-/// Whether the release's own packages conflict with what is installed already.
+/// True if the release's own packages conflict with those already installed.
 fn needs_backports(packages: &[&str]) -> Result<bool> {
     let simulation = Cmd::new("apt-get")
         .args(["install", "-s", "--no-install-recommends"])
@@ -161,7 +161,7 @@ fn needs_backports(packages: &[&str]) -> Result<bool> {
     Ok(!status.success() || conflicts(&said))
 }
 
-/// Whether a simulated installation tells of a conflict: apt settles some by removing what is there.
+/// True if a simulated installation reports a conflict. apt resolves some of them by removing installed packages.
 fn conflicts(simulation: &str) -> bool {
     simulation
         .lines()
@@ -217,7 +217,7 @@ fn ensure_target() -> Result<()> {
     }
     if find("rustup").is_none() {
         bail!(
-            "Rust's target {BARE_METAL} is missing, and there is no rustup to add it: install that target's core"
+            "Rust's target {BARE_METAL} is missing, and there is no rustup to add it; install that target"
         );
     }
     step(&format!("rustup target add {BARE_METAL}"), || {
@@ -228,13 +228,13 @@ fn ensure_target() -> Result<()> {
     })
 }
 
-/// Checks for the Rust toolchain `version`, and has rustup install it if it is missing.
+/// Checks for the Rust toolchain `version`, and installs it with rustup if it is missing.
 ///
 /// # Errors
 /// There is no rustup, or it cannot download the toolchain.
 pub(crate) fn ensure_toolchain(version: &str) -> Result<()> {
     if find("rustup").is_none() {
-        bail!("there is no rustup");
+        bail!("rustup is missing");
     }
     let rustc = ["run", version, "rustc", "--version"];
     if Cmd::new("rustup").args(rustc).succeeds() {

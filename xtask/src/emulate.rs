@@ -1,8 +1,8 @@
 //! An emulated KVM host: a Debian kernel under QEMU's TCG with AMD-V and nested paging, for machines whose own KVM
 //! cannot run a stock kernel.
 //!
-//! The host's root is a small Debian of this machine's release on a disk that is never written (every run gets a
-//! copy-on-write layer). The command's files come on further disks and appear at the paths they have outside.
+//! The host's root is a small Debian of this machine's release. Its disk is never written to; every run gets a
+//! copy-on-write layer. The command's files are on other disks, and appear at the same paths as outside.
 
 mod disks;
 mod emulator;
@@ -25,13 +25,13 @@ pub use qemu::Outcome;
 pub(crate) use host::kernel_parts;
 pub(crate) use initrd::{decompress, load_order};
 
-/// How often a command is started when the emulated host's kernel panics.
+/// How often a command is started if the emulated host's kernel panics.
 ///
-/// Versions of QEMU before [`emulator`]'s delivered an interrupt to the host between VMRUN's exit and STGI now and then,
-/// on which Linux cannot but panic. That says nothing about the command; a command that fails is never tried again.
+/// Versions of QEMU before [`emulator`]'s sometimes delivered an interrupt to the host between VMRUN's exit and STGI,
+/// which makes Linux panic. This is not the command's fault. A command that fails is never tried again.
 const ATTEMPTS: u32 = 3;
 
-/// A file to be put at hand in the emulated host.
+/// A file to make available in the emulated host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestFile {
     /// Path on this machine.
@@ -63,7 +63,7 @@ impl GuestFile {
             Some((host, guest)) if !Path::new(spec).exists() => {
                 let mut file = Self::same(Path::new(host))?;
                 if !guest.starts_with('/') {
-                    bail!("--file {spec}: {guest} is no absolute path");
+                    bail!("--file {spec}: {guest} is not an absolute path");
                 }
                 file.guest = guest.into();
                 Ok(file)
@@ -73,16 +73,16 @@ impl GuestFile {
     }
 }
 
-/// What to run in an emulated host, and how large a host it is.
+/// A command to run in an emulated host, and the size of the host.
 #[derive(Debug, Clone)]
 pub struct Emulation {
     /// Number of CPUs.
     pub cpus: u8,
     /// Memory in MiB.
     pub memory: u32,
-    /// Files at hand.
+    /// Available files.
     pub files: Vec<GuestFile>,
-    /// Environment of the command, besides `PATH`, `HOME` and `LANG`.
+    /// Environment variables of the command, besides `PATH`, `HOME` and `LANG`.
     pub env: Vec<(String, String)>,
     /// Working directory; it is created.
     pub dir: PathBuf,
@@ -90,15 +90,15 @@ pub struct Emulation {
     pub command: Vec<OsString>,
     /// Time after which host and command are killed.
     pub timeout: Duration,
-    /// Whether the host's console is copied to standard error.
+    /// Copy the host's console to standard error.
     pub console: bool,
 }
 
 impl Emulation {
     /// `command` in a host with 2 CPUs and 3 GiB, in the working directory of this process.
     ///
-    /// Arguments that name existing files are put at hand. So are the programs of this workspace's debug build
-    /// (in `PATH`) and the images built so far (in `/images`, under the names `NAME.raw` and `NAME.qcow2`).
+    /// Files that are named as arguments are made available. So are the programs of this workspace's debug build, in
+    /// `PATH`, and the images built so far, as `NAME.raw` and `NAME.qcow2` in `/images`.
     ///
     /// # Errors
     /// The command is empty, or the working directory is gone.
@@ -148,14 +148,14 @@ impl Emulation {
         })
     }
 
-    /// Boots a host, runs the command in it with its output on this process's standard output and error, and
-    /// returns what became of it.
+    /// Boots a host, runs the command in it with its output on this process's standard output and error, and returns
+    /// the result.
     ///
-    /// The host dies with the calling thread, so this is called from a thread that lives as long as its process.
+    /// The host is killed when the calling thread ends, so call this from a thread that lives as long as its process.
     ///
     /// # Errors
-    /// Something is missing, the host did not boot, the command left no status, or the time was over: the error
-    /// quotes the end of the host's console.
+    /// Something is missing, the host did not boot, the command left no status, or it exceeded its time limit. The
+    /// error quotes the end of the host's console.
     pub fn run(&self) -> Result<Outcome> {
         deps::ensure(&[deps::Need::Emulator])?;
         let emulator = Emulator::prepare()?;
@@ -181,10 +181,10 @@ impl Emulation {
         }
     }
 
-    /// [`Emulation::run`] for a command that must succeed.
+    /// Like [`Emulation::run`], for a command that must succeed.
     ///
     /// # Errors
-    /// As [`Emulation::run`], or the command failed.
+    /// See [`Emulation::run`]; or the command failed.
     pub fn succeed(&self) -> Result<()> {
         match self.run()?.status {
             0 => Ok(()),
@@ -192,7 +192,7 @@ impl Emulation {
         }
     }
 
-    /// The part of the host's init that is different in every run.
+    /// The part of the host's init script that differs between runs.
     fn script(&self, disks: &disks::Disks) -> Result<String> {
         let text = |s: &std::ffi::OsStr| -> Result<String> {
             let s = s

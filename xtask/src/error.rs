@@ -1,4 +1,4 @@
-//! The one error of this crate: a sentence for whoever ran the command.
+//! The only error of this crate: a sentence for the user of the command.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error that says `message`.
+    /// An error with the text `message`.
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -28,7 +28,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Puts what was being done in front of an error.
+/// Adds the failed action in front of an error.
 pub trait Context<T> {
     /// Prefixes the error with `what()`.
     fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;

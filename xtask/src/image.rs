@@ -1,5 +1,5 @@
-//! Disk images for tests, made from Debian's packages: one like Debian's own generic cloud image, and a tiny one
-//! that boots in seconds even where every instruction is emulated.
+//! Disk images for tests, made from Debian's packages: one like Debian's own generic cloud image, and a tiny one that
+//! boots in seconds even if every instruction is emulated.
 
 mod debian12;
 mod disk;
@@ -18,7 +18,7 @@ use crate::run::{Cmd, step};
 /// An image that can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Image {
-    /// Equal in layout and content to Debian 12's generic cloud image.
+    /// An image with the layout and content of Debian 12's generic cloud image.
     Debian12,
     /// A stock kernel, GRUB and a small userland with sshd, which reads the same seed.
     Tiny,
@@ -27,7 +27,7 @@ pub enum Image {
 /// Format of an image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// A raw disk; holes where there is nothing.
+    /// A raw disk, with holes where it is empty.
     Raw,
     /// qcow2 with clusters compressed by deflate, as distributions publish it.
     Qcow2,
@@ -53,7 +53,7 @@ impl Image {
     /// Builds it, or finds it in the cache, and returns its path.
     ///
     /// # Errors
-    /// A program is missing, this is not root, a package cannot be had, or the cache cannot be written.
+    /// A program is missing, the user is not root, a package cannot be obtained, or the cache cannot be written.
     pub fn build(self, format: Format) -> Result<PathBuf> {
         deps::ensure(&[Need::Images])?;
         let key = match self {
@@ -65,7 +65,7 @@ impl Image {
         let dir = cache::artefact(&kind, &key, |dir| {
             if !nix::unistd::geteuid().is_root() {
                 bail!(
-                    "building the image {name} sets owners of files and changes root: run it as root"
+                    "cannot build the image {name}: it sets owners of files and calls chroot; run this as root"
                 );
             }
             step(&format!("building the image {name}"), || {
@@ -86,10 +86,11 @@ impl Image {
     }
 }
 
-/// Extension of the file beside an image that has its SHA-256 sum: computing it takes long in an emulated host.
+/// Extension of the file next to an image that has its SHA-256 sum, because computing the sum takes long in an emulated
+/// host.
 const SUM: &str = "sha256";
 
-/// Writes an image's sum beside it, unless that was done before.
+/// Writes an image's sum next to it, unless that was done before.
 fn write_sum(image: &Path) -> Result<()> {
     let mut name = image.as_os_str().to_owned();
     name.push(format!(".{SUM}"));

@@ -1,18 +1,18 @@
-//! Cuts the uncompressed kernel out of a bzImage, which saves the emulated host its decompression.
+//! Extracts the uncompressed kernel from a bzImage, so that the emulated host need not decompress it.
 
 use std::io::Read;
 
 use crate::bail;
 use crate::error::{Context, Error, Result};
 
-/// Larger than any kernel; bounds what a broken payload can make us allocate.
+/// Maximum bytes of a kernel, larger than any real one, to limit the memory for a damaged payload.
 const LIMIT: u64 = 512 << 20;
 
 /// The ELF image inside the bzImage `image` (Linux `Documentation/arch/x86/boot.rst`: `setup_sects`,
 /// `payload_offset`, `payload_length`). Reads LZ4 (legacy frames) and zstd payloads, which are Debian's.
 ///
 /// # Errors
-/// It is no bzImage, or its payload is compressed in another way or damaged.
+/// It is not a bzImage, or its payload is damaged or has another compression.
 pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>> {
     let u32_at = |at: usize| -> Result<usize> {
         let bytes = image
@@ -21,7 +21,7 @@ pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>> {
         Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
     };
     if image.get(0x202..0x206) != Some(b"HdrS") {
-        bail!("the kernel image is no bzImage");
+        bail!("the kernel image is not a bzImage");
     }
     let sectors = match image[0x1f1] {
         0 => 4,
@@ -49,13 +49,13 @@ pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>> {
         }
     };
     if !kernel.starts_with(b"\x7fELF") {
-        bail!("the kernel's payload is no ELF file");
+        bail!("the kernel's payload is not an ELF file");
     }
     Ok(kernel)
 }
 
-/// LZ4's legacy frame: blocks of at most 8 MiB uncompressed, each after its compressed length. The kernel's build
-/// appends the uncompressed size, which here looks like a block longer than what is left.
+/// Decompresses LZ4's legacy frame: blocks of at most 8 MiB uncompressed, each after its compressed length. The
+/// kernel's build appends the uncompressed size, which looks like a block that is longer than the rest.
 fn legacy_lz4(mut payload: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     while let Some((length, rest)) = payload.split_first_chunk::<4>() {

@@ -1,4 +1,4 @@
-//! Which KVM this machine has, and what it is good for.
+//! Finds this machine's KVM, and what it can run.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -7,16 +7,16 @@ use std::path::Path;
 /// This machine's KVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kvm {
-    /// The processor's virtualization extensions: runs everything.
+    /// It uses the processor's virtualisation extensions and runs everything.
     Hardware(&'static str),
-    /// Interprets guest kernels: runs bare-metal payloads only.
+    /// It interprets guest kernels and runs only bare-metal payloads.
     Software,
-    /// `/dev/kvm` cannot be opened; the reason.
+    /// `/dev/kvm` cannot be opened, for this reason.
     None(String),
 }
 
 impl Kvm {
-    /// Looks for it.
+    /// Finds this machine's KVM.
     pub fn here() -> Self {
         let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
         if let Err(error) = device {
@@ -40,12 +40,12 @@ impl Kvm {
         }
     }
 
-    /// Whether it runs a distribution's kernel.
+    /// True if it runs a distribution's kernel.
     pub fn runs_stock_kernels(&self) -> bool {
         matches!(self, Self::Hardware(_))
     }
 
-    /// Whether it runs bare-metal payloads.
+    /// True if it runs bare-metal payloads.
     pub fn runs_payloads(&self) -> bool {
         !matches!(self, Self::None(_))
     }

@@ -1,5 +1,5 @@
-//! Everything this repository does besides compiling: an emulated host with KVM, disk images for tests, a small HTTP
-//! server, and the test command itself.
+//! The tasks of this repository besides compiling: an emulated host with KVM, disk images for tests, a small HTTP
+//! server, and the test command.
 
 use std::path::PathBuf;
 
@@ -21,8 +21,8 @@ pub mod run;
 pub mod serve;
 pub mod test;
 
-/// The root of this workspace: the checkout that cargo runs this in, which is not the one it was built
-/// in where several share a target directory.
+/// The root of this workspace: the checkout in which cargo runs this. If several checkouts share a target directory,
+/// this may not be the one it was built in.
 pub fn workspace() -> PathBuf {
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
@@ -31,7 +31,7 @@ pub fn workspace() -> PathBuf {
         .map_or_else(|| manifest.clone(), PathBuf::from)
 }
 
-/// Where cargo puts what it builds: `CARGO_TARGET_DIR`, else `target` in the workspace.
+/// Cargo's target directory: `CARGO_TARGET_DIR`, or else `target` in the workspace.
 pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
         .filter(|dir| !dir.is_empty())

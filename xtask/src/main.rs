@@ -13,7 +13,7 @@ use xtask::image::{Format, Image};
 use xtask::serve::Server;
 use xtask::test::Step;
 
-/// Everything this repository does besides compiling.
+/// The tasks of this repository besides compiling.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Check for the programs that the other tasks need and, as root on Debian, install what is missing.
+    /// Check for the programs that the other tasks need and, as root on Debian, install missing ones.
     Setup,
     /// Build a disk image for tests, or find it in the cache, and print its path.
     Image {
@@ -34,33 +34,34 @@ enum Task {
         #[arg(long, default_value = "raw", value_parser = ["raw", "qcow2"])]
         format: String,
     },
-    /// Run the tests: all of them, or the steps that are named.
+    /// Run all tests, or only the named steps.
     Test(TestArgs),
     /// Write the listings of the public API in docs/api.
     Api,
-    /// Record a session of the `fleetbox` program on the best KVM there is, and draw it as docs/session.svg.
+    /// Record a session of the `fleetbox` program on the best available KVM, and draw it as docs/session.svg.
     Picture(PictureArgs),
-    /// Serve a directory over HTTP on loopback, with ranges, until killed.
+    /// Serve a directory over HTTP on loopback, with range requests, until killed.
     Serve {
         /// The directory.
         dir: PathBuf,
-        /// Port; 0 takes a free one.
+        /// Port; 0 chooses a free one.
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
-    /// Show it: get an image, boot it on the best KVM there is, print the guest's `uname -a` and what each step took.
+    /// Show a demo: get an image, boot it on the best available KVM, and print the guest's `uname -a` and the time of
+    /// each step.
     Demo,
-    /// Measure boot latency, throughput, or what a user's tests cost to build.
+    /// Measure boot latency, throughput, or the build time of a user's tests.
     Bench {
-        /// `start`: process start to the first guest instruction, on this machine's KVM; `stock`: to the kernel's first
-        /// line, on a KVM that runs stock kernels; `net`: TCP between guests and host, there too; `user`: building and
-        /// starting a new crate with one `#[fleetbox::test]`.
+        /// `start`: process start to the first guest instruction, on this machine's KVM. `stock`: process start to the
+        /// kernel's first line, on a KVM that runs stock kernels. `net`: TCP between guests and host, on such a KVM.
+        /// `user`: building and starting a new crate with one `#[fleetbox::test]`.
         #[arg(value_parser = ["start", "stock", "net", "user"])]
         name: String,
-        /// `user` only: measure this checkout too, in turn with the one at hand.
+        /// `user` only: also measure this other checkout, alternating with the current one.
         #[arg(long, value_name = "DIR")]
         baseline: Option<PathBuf>,
-        /// `user` only: how often each is measured.
+        /// `user` only: number of measurements of each checkout.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
         runs: u8,
     },
@@ -72,35 +73,36 @@ enum Task {
 struct TestArgs {
     /// Steps to run.
     steps: Vec<Step>,
-    /// Only the end-to-end cases whose names contain this; with `--full`, only such cases of the full run.
+    /// Run only the end-to-end cases whose names contain this. With `--full`, run only such cases of the full run.
     #[arg(long = "case", value_name = "PART")]
     cases: Vec<String>,
-    /// Run every step, and what takes too long for them. A run that was interrupted goes on where it stopped.
+    /// Run every step, and the cases that take too long for everyday use. An interrupted run continues where it
+    /// stopped.
     #[arg(long, conflicts_with = "steps")]
     full: bool,
-    /// Forget what has passed already at this commit.
+    /// Start over: forget the cases that have already passed at this commit.
     #[arg(long, requires = "full")]
     restart: bool,
-    /// Write the run into docs/testing.md when it is complete.
+    /// Record the run in docs/testing.md once it is complete.
     #[arg(long, requires = "full")]
     record: bool,
-    /// Only show the names of the full run's cases.
+    /// Only list the names of the full run's cases.
     #[arg(long, requires = "full")]
     list: bool,
 }
 
 #[derive(Debug, Args)]
 struct PictureArgs {
-    /// Draw a session that was recorded before, by `--save`, instead of recording one.
+    /// Draw a session that was recorded with `--save`, instead of recording one.
     #[arg(long, value_name = "FILE", conflicts_with = "save")]
     from: Option<PathBuf>,
-    /// Keep the recording.
+    /// Save the recording to this file.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Where the picture goes.
+    /// Output file of the picture.
     #[arg(long, value_name = "FILE", default_value = "docs/session.svg")]
     to: PathBuf,
-    /// Run the session here and print the recording: what this program does in an emulated host.
+    /// Run the session on this machine and print the recording. The emulated host uses this.
     #[arg(long, hide = true, value_name = "IMAGE")]
     session: Option<PathBuf>,
 }
@@ -113,13 +115,13 @@ struct EmulateArgs {
     /// Memory of the host in MiB.
     #[arg(long, default_value_t = 3072, value_parser = clap::value_parser!(u32).range(256..=65536))]
     memory: u32,
-    /// Put a file at hand, at the same path or at GUEST. Arguments that name files are at hand anyhow.
+    /// Make a file available at the same path or at GUEST. Files named as arguments are always available.
     #[arg(long = "file", value_name = "HOST[:GUEST]")]
     files: Vec<String>,
     /// Set an environment variable of the command.
     #[arg(long = "env", value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Kill host and command after this many seconds.
+    /// Kill the host and the command after this many seconds.
     #[arg(long, default_value_t = 900)]
     timeout: u64,
     /// Show the host's console on standard error.
@@ -151,7 +153,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup => {
             deps::ensure(&[Need::Images, Need::Emulator, Need::Guests])?;
-            eprintln!("  everything is there");
+            eprintln!("  nothing is missing");
             Ok(ExitCode::SUCCESS)
         }
         Task::Image { name, format } => image(&name, &format),
@@ -215,7 +217,7 @@ fn picture(args: PictureArgs) -> Result<()> {
 fn image(name: &str, format: &str) -> Result<ExitCode> {
     let start = Instant::now();
     let image =
-        Image::from_name(name).ok_or_else(|| Error::new(format!("there is no image {name}")))?;
+        Image::from_name(name).ok_or_else(|| Error::new(format!("unknown image {name}")))?;
     let path = image.build(if format == "qcow2" {
         Format::Qcow2
     } else {
@@ -239,7 +241,7 @@ fn emulate(args: EmulateArgs) -> Result<ExitCode> {
     for pair in &args.env {
         let pair = pair
             .split_once('=')
-            .ok_or_else(|| Error::new(format!("--env {pair}: not NAME=VALUE")))?;
+            .ok_or_else(|| Error::new(format!("--env {pair}: write NAME=VALUE")))?;
         emulation.env.push((pair.0.to_owned(), pair.1.to_owned()));
     }
     let outcome = emulation.run()?;

@@ -1,4 +1,4 @@
-//! External commands with a time limit, and steps that say how long they took.
+//! Runs external commands with a time limit, and steps that print how long they took.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use nix::unistd::Pid;
 use crate::bail;
 use crate::error::{Context, Error, Result};
 
-/// How many bytes of a failed command's output an error quotes.
+/// Maximum bytes of a failed command's output that an error quotes.
 const TAIL: usize = 4000;
 
-/// An external command. It runs in a process group of its own, and the whole group is killed at the time limit.
+/// An external command. It runs in a separate process group, and the whole group is killed at the time limit.
 #[derive(Debug, Clone)]
 pub struct Cmd {
     program: OsString,
@@ -87,7 +87,7 @@ impl Cmd {
         self
     }
 
-    /// The command as one could type it.
+    /// The command as text for a shell.
     pub fn display(&self) -> String {
         let mut line = self.program.to_string_lossy().into_owned();
         for arg in &self.args {
@@ -117,10 +117,10 @@ impl Cmd {
         command
     }
 
-    /// Runs it quietly and returns its standard output.
+    /// Runs it without printing its output, and returns its standard output.
     ///
     /// # Errors
-    /// It could not be started, ran over its limit or failed; the error quotes the end of its standard error.
+    /// It could not be started, exceeded its limit or failed. The error quotes the end of its standard error.
     pub fn output(self) -> Result<Vec<u8>> {
         let (status, out, err) = self.capture()?;
         if !status.success() {
@@ -139,7 +139,7 @@ impl Cmd {
         Ok(out)
     }
 
-    /// [`Cmd::output`] as text without surrounding white space.
+    /// Like [`Cmd::output`], but returns text without surrounding white space.
     ///
     /// # Errors
     /// As [`Cmd::output`].
@@ -147,7 +147,7 @@ impl Cmd {
         Ok(String::from_utf8_lossy(&self.output()?).trim().to_owned())
     }
 
-    /// Runs it quietly.
+    /// Runs it without printing its output.
     ///
     /// # Errors
     /// As [`Cmd::output`].
@@ -155,15 +155,15 @@ impl Cmd {
         self.output().map(drop)
     }
 
-    /// Whether it can be started and succeeds.
+    /// True if it can be started and succeeds.
     pub fn succeeds(self) -> bool {
         self.output().is_ok()
     }
 
-    /// Runs it with our own standard output and error, for commands whose progress is of interest.
+    /// Runs it with this process's standard output and error, for commands whose progress is of interest.
     ///
     /// # Errors
-    /// It could not be started, ran over its limit or failed.
+    /// It could not be started, exceeded its limit or failed.
     pub fn passthrough(self) -> Result<()> {
         let mut child = self
             .command()
@@ -178,8 +178,8 @@ impl Cmd {
         Ok(())
     }
 
-    /// [`Cmd::passthrough`] whose error quotes the end of what the command printed, for long outputs of which the
-    /// reason of a failure should stand at the end. All of it goes to our standard error.
+    /// Like [`Cmd::passthrough`], but the error quotes the end of the output, for commands with long output. All output
+    /// goes to this process's standard error.
     ///
     /// # Errors
     /// As [`Cmd::passthrough`].
@@ -213,10 +213,10 @@ impl Cmd {
         }
     }
 
-    /// Runs it quietly and returns its status, standard output and standard error, whatever the status is.
+    /// Runs it without printing its output, and returns its status, standard output and standard error, for any status.
     ///
     /// # Errors
-    /// It could not be started or ran over its limit.
+    /// It could not be started, or exceeded its limit.
     pub fn capture(&self) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
         let mut child = self
             .command()
@@ -249,8 +249,8 @@ impl Cmd {
     }
 }
 
-/// Has a child killed when the thread that starts it ends, so that an interrupted run leaves nothing behind. That
-/// thread must therefore wait for it.
+/// Makes the kernel kill a child when the thread that starts it ends, so that an interrupted run leaves nothing behind.
+/// So that thread must wait for the child.
 pub(crate) fn die_with_us(command: &mut Command) {
     let parent = nix::unistd::getpid();
     let before_exec = move || {
@@ -276,7 +276,7 @@ fn drain(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u
     })
 }
 
-/// Copies a stream to our standard error as it comes, and at least its last [`TAIL`] bytes to `end`.
+/// Copies a stream to this process's standard error, and at least its last [`TAIL`] bytes to `end`.
 fn echo(
     mut stream: impl Read + Send + 'static,
     end: Arc<Mutex<Vec<u8>>>,
@@ -285,7 +285,7 @@ fn echo(
         let mut buffer = [0; 8192];
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
             let read = buffer.get(..count).unwrap_or_default();
-            // Nobody may be there to see it; the command goes on all the same.
+            // The reader may be gone; the command continues anyway.
             let _ = std::io::stderr().write_all(read);
             let mut end = end.lock().unwrap_or_else(PoisonError::into_inner);
             end.extend_from_slice(read);
@@ -297,7 +297,7 @@ fn echo(
     })
 }
 
-/// Waits for a child that leads its own process group and kills the group at the limit.
+/// Waits for a child that leads its own process group, and kills the group at the limit.
 pub(crate) fn wait_limit(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -335,7 +335,7 @@ fn quote_tail(bytes: &[u8]) -> String {
     }
 }
 
-/// The last `limit` bytes as text, from the start of a line where there is one.
+/// The last `limit` bytes as text, from the start of a line if possible.
 pub fn tail(bytes: &[u8], limit: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text = text.trim_end();
@@ -348,7 +348,7 @@ pub fn tail(bytes: &[u8], limit: usize) -> String {
         .to_owned()
 }
 
-/// Quotes a word for a POSIX shell, only where it needs quoting.
+/// Quotes a word for a POSIX shell, if it needs quoting.
 pub fn shell_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-+=./:,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -357,10 +357,10 @@ pub fn shell_quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Runs `work` and prints how long it took.
+/// Runs `work`, and prints how long it took.
 ///
 /// # Errors
-/// What `work` returns, with the step's name in front.
+/// The error of `work`, with the step's name in front.
 pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     eprintln!("  {name} ...");

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use crate::error::{Context, Result};
 
-/// Bytes of a request's head, at most.
+/// Maximum bytes of a request's head.
 const HEAD: u64 = 16 << 10;
 
-/// A client that is silent for as long is given up.
+/// How long a client may be silent before its connection is closed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One request that was answered.
@@ -43,23 +43,21 @@ pub struct Server {
 struct Shared {
     root: PathBuf,
     stop: AtomicBool,
-    /// How many bytes the next body has before its connection breaks; `u64::MAX` for all.
+    /// How many bytes of the next body are sent before its connection breaks; `u64::MAX` for all.
     cut: AtomicU64,
     requests: Mutex<Vec<Request>>,
 }
 
 impl Server {
-    /// Serves the files below `root` on 127.0.0.1; a `port` of 0 takes a free one.
+    /// Serves the files below `root` on 127.0.0.1. A `port` of 0 chooses a free one.
     ///
     /// # Errors
-    /// `root` is no directory, or the port is taken.
+    /// `root` is not a directory, or the port is taken.
     pub fn start(root: &Path, port: u16) -> Result<Self> {
         let root = fs::canonicalize(root).context(|| format!("cannot serve {}", root.display()))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .context(|| format!("cannot listen on port {port}"))?;
-        let address = listener
-            .local_addr()
-            .context(|| "cannot tell the address")?;
+        let address = listener.local_addr().context(|| "cannot get the address")?;
         let shared = Arc::new(Shared {
             root,
             stop: AtomicBool::new(false),
@@ -80,7 +78,7 @@ impl Server {
         Ok(Self { address, shared })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -113,14 +111,14 @@ impl Drop for Server {
     }
 }
 
-/// What a `Range` header asks of a file.
+/// The part of a file that a `Range` header requests.
 #[derive(Debug, PartialEq, Eq)]
 enum Range {
-    /// All of it: there is no header, or one that may be ignored.
+    /// The whole file: there is no header, or one that may be ignored.
     All,
     /// From the first byte to the last, inclusive.
     Part(u64, u64),
-    /// Nothing that the file has.
+    /// A part that the file does not have.
     Outside,
 }
 

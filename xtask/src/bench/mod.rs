@@ -30,11 +30,11 @@ pub fn run(name: &str) -> Result<()> {
         }
         "stock" => stock(),
         "net" => net(),
-        _ => bail!("there is no bench {name}: `start`, `stock` or `net`"),
+        _ => bail!("unknown bench {name}; use `start`, `stock` or `net`"),
     }
 }
 
-/// The crates that do the work are optimised in every profile, so this takes the one that the tests have built.
+/// The crates that do the work are optimised in every profile, so this uses the build of the tests.
 fn net() -> Result<()> {
     let image = Image::Tiny.build(Format::Raw)?;
     let benches = executables(
@@ -87,7 +87,7 @@ fn stock() -> Result<()> {
     on_stock_kvm(&bench, &env, &[&image, &vmm])
 }
 
-/// Runs a bench here, or in an emulated host if this one's KVM does not run stock kernels.
+/// Runs a bench on this machine, or in an emulated host if this machine's KVM cannot run stock kernels.
 fn on_stock_kvm(bench: &Path, env: &[(&str, String)], files: &[&Path]) -> Result<()> {
     let kvm = Kvm::here();
     if kvm.runs_stock_kernels() {

@@ -1,4 +1,4 @@
-//! What a dev-dependency on this library costs: a new crate with one `#[fleetbox::test]` is built and started.
+//! Measures the cost of a dev-dependency on this library: builds and starts a new crate with one `#[fleetbox::test]`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +25,7 @@ async fn a_real_kernel(vm: fleetbox::Vm) -> fleetbox::Result<()> {
 /// A test program without the library, for comparison.
 const EMPTY: &str = "#[test]\nfn nothing() {}\n";
 
-/// What one round gave.
+/// The results of one round.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Round {
     packages: usize,
@@ -36,7 +36,7 @@ struct Round {
     empty_start: f64,
 }
 
-/// Measures this checkout, and `baseline` in turn with it; prints medians.
+/// Measures this checkout and, alternating with it, `baseline`. Prints medians.
 ///
 /// # Errors
 /// The crate does not build.
@@ -80,7 +80,7 @@ fn measure(checkout: &Path) -> Result<Round> {
     })
 }
 
-/// A crate like a user's, with the versions of dependencies that the checkout has.
+/// Writes a crate like a user's, with the checkout's versions of dependencies.
 fn write_crate(dir: &Path, checkout: &Path) -> Result<()> {
     let library = checkout.join("fleetbox");
     let manifest = format!(
@@ -105,7 +105,7 @@ fn write_crate(dir: &Path, checkout: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Cargo as a user runs it: with no setting of this run's environment that changes what is built.
+/// Cargo as a user runs it, without the settings in this run's environment that change the build.
 fn cargo(dir: &Path) -> Cmd {
     let mut command = crate::cargo::cargo(&[])
         .dir(dir)
@@ -122,7 +122,7 @@ fn cargo(dir: &Path) -> Cmd {
 
 struct Build {
     seconds: f64,
-    /// How many packages were compiled.
+    /// The number of compiled packages.
     packages: usize,
     /// The test programs, by their targets.
     programs: Vec<(String, PathBuf)>,
@@ -175,8 +175,8 @@ fn read_messages(messages: &[u8], took: Duration) -> Result<Build> {
     })
 }
 
-/// The median time in milliseconds from the start of a test program to the end of `--list`, which it does first thing
-/// in `main`: what runs before `main` is in it, and so is the harness.
+/// The median time in milliseconds from the start of a test program to the end of `--list`, which is the first thing in
+/// `main`. It includes everything before `main`, and the harness.
 fn start(program: &Path) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..STARTS {

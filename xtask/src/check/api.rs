@@ -1,8 +1,8 @@
-//! The public API of the libraries that a user may depend on, against the listings in docs/api.
+//! Compares the public API of the published libraries with the listings in docs/api.
 //!
-//! rustdoc describes a crate as JSON in an unstable format, which changes every few releases: the listing is made with
-//! one toolchain, whose format the crate `public-api` reads. rustdoc alone is allowed unstable options, by a script in
-//! its place, so that nothing is built again for it.
+//! rustdoc describes a crate as JSON in an unstable format, which changes every few releases. So the listing is made
+//! with one toolchain, whose format the crate `public-api` reads. A script in place of rustdoc allows unstable options
+//! for rustdoc only, so that nothing is built twice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::run::{Cmd, shell_quote};
 use crate::test::unit::write_script;
 use crate::{bail, deps, target_dir, workspace};
 
-/// The toolchain whose rustdoc writes what `public-api` reads: change both together.
+/// The toolchain whose rustdoc writes the format that `public-api` reads. Change both together.
 const TOOLCHAIN: &str = "1.95.0";
 
 const DIR: &str = "docs/api";
@@ -21,7 +21,7 @@ const DIR: &str = "docs/api";
 /// Compares the listings with the code, or writes them.
 ///
 /// # Errors
-/// They differ (the difference is printed), or they cannot be made.
+/// They differ, which is printed, or they cannot be made.
 pub fn run(write: bool) -> Result<String> {
     if !is_current()?
         && let Err(reason) = deps::ensure_toolchain(TOOLCHAIN)
@@ -53,7 +53,7 @@ pub fn run(write: bool) -> Result<String> {
         if !difference.is_empty() {
             eprintln!("  {name}:\n{}", difference.join("\n"));
             complaints.push(format!(
-                "the public API of {} is not what {name} lists: `cargo xtask api` writes it anew",
+                "the public API of {} differs from {name}; run `cargo xtask api` to update it",
                 package.name
             ));
         }
@@ -62,7 +62,7 @@ pub fn run(write: bool) -> Result<String> {
     Ok(format!("{items} items of {} packages", packages.len()))
 }
 
-/// Listings of packages that are no more; they are removed when listings are written.
+/// Listings of packages that no longer exist. They are removed when listings are written.
 fn stale(dir: &Path, packages: &[Package], write: bool) -> Result<Vec<String>> {
     let mut complaints = Vec::new();
     let entries = fs::read_dir(dir).context(|| format!("cannot list {DIR}"))?;
@@ -75,21 +75,21 @@ fn stale(dir: &Path, packages: &[Package], write: bool) -> Result<Vec<String>> {
             fs::remove_file(&path).context(|| format!("cannot remove {}", path.display()))?;
         } else {
             complaints.push(format!(
-                "{DIR}/{name}.txt lists no package that is published"
+                "{DIR}/{name}.txt belongs to no published package; run `cargo xtask api` to remove it"
             ));
         }
     }
     Ok(complaints)
 }
 
-/// Whether the toolchain in use is the one that is needed.
+/// True if the current toolchain is the one that is needed.
 fn is_current() -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = Cmd::new(rustc).arg("--version").text()?;
     Ok(version.split(' ').nth(1) == Some(TOOLCHAIN))
 }
 
-/// The public items of a package's library, with all its features, sorted by where they are.
+/// The public items of a package's library with all its features, sorted by path.
 fn list(package: &Package) -> Result<String> {
     let script = target_dir().join("xtask/rustdoc-json");
     let args = ["rustdoc", "-p", &package.name, "--lib", "--all-features"];
@@ -134,7 +134,7 @@ fn read(json: &PathBuf) -> Result<String> {
     Ok(lines.concat())
 }
 
-/// The lines that are in one listing only, `-` before those that are gone and `+` before those that are new.
+/// The lines that are in only one listing, with `-` before removed and `+` before new ones.
 fn difference(old: &str, new: &str) -> Vec<String> {
     let (old, new): (Vec<_>, Vec<_>) = (old.lines().collect(), new.lines().collect());
     let gone = old.iter().filter(|line| !new.contains(line));

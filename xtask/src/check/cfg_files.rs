@@ -1,5 +1,5 @@
-//! Which files may ask for a system or an architecture: those that docs/ARCHITECTURE.md lists in a block `cfg-files`,
-//! one a line, `*` for any part of a name.
+//! Checks which files test for an operating system or architecture. docs/ARCHITECTURE.md lists the allowed files in a
+//! block `cfg-files`, one per line; `*` matches any part of a name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,10 +11,10 @@ use proc_macro2::{TokenStream, TokenTree};
 use super::rooms::Block;
 use crate::error::{Context, Error, Result};
 
-/// What a file that asks for a system or an architecture says, in `cfg`, `cfg!` or `cfg_attr`.
+/// The words that test for an operating system or architecture in `cfg`, `cfg!` or `cfg_attr`.
 const ASKS: &[&str] = &["target_os", "target_arch", "target_family", "target_env"];
 
-/// Complains about files that are not listed and ask, and about entries of the list that match none.
+/// Reports files that test and are not listed, and entries of the list that match no such file.
 pub(super) fn check(
     workspace: &Path,
     blocks: &[Block<'_>],
@@ -41,19 +41,19 @@ pub(super) fn check(
         let listed: Vec<_> = listed.collect();
         if listed.is_empty() {
             complaints.push(format!(
-                "{name}:{line}: says `{word}` and is not among the cfg-files of docs/ARCHITECTURE.md"
+                "{name}:{line}: uses `{word}`, but is not in the list cfg-files of docs/ARCHITECTURE.md"
             ));
         }
         used.extend(listed);
     }
     let unused = patterns.iter().filter(|pattern| !used.contains(**pattern));
     complaints.extend(unused.map(|pattern| {
-        format!("docs/ARCHITECTURE.md lists `{pattern}` among the cfg-files, and no such file says cfg(target_…)")
+        format!("the list cfg-files of docs/ARCHITECTURE.md has `{pattern}`, but no such file uses cfg(target_…)")
     }));
     Ok(complaints)
 }
 
-/// The first place where code names what is asked, with the word.
+/// The first place where code uses one of the words, with the word.
 fn asks(tokens: TokenStream) -> Option<(usize, &'static str)> {
     tokens.into_iter().find_map(|token| match token {
         TokenTree::Ident(ident) => ASKS
@@ -65,7 +65,7 @@ fn asks(tokens: TokenStream) -> Option<(usize, &'static str)> {
     })
 }
 
-/// Whether a name matches a pattern, in which `*` stands for any text, `/` included.
+/// True if a name matches a pattern, in which `*` stands for any text, including `/`.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
@@ -103,7 +103,7 @@ mod tests {
             "fn f() -> bool { cfg!(all(unix, target_arch = \"x86_64\")) }",
         ] {
             let found = complaints(&[("a.rs", text)], &[]);
-            assert!(found[0].starts_with("a.rs:1: says `target_"), "{found:?}");
+            assert!(found[0].starts_with("a.rs:1: uses `target_"), "{found:?}");
             assert_eq!(
                 complaints(&[("a.rs", text)], &["a.rs"]),
                 Vec::<String>::new()

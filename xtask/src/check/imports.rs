@@ -1,4 +1,4 @@
-//! What the code of a module names of other modules: paths and `use` trees, and paths within macros' arguments.
+//! Finds the imports of a module: paths, `use` trees, and paths in the arguments of macros.
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::spanned::Spanned;
@@ -11,15 +11,15 @@ use super::tree::{Tree, is_test, join};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Import {
     pub(super) line: usize,
-    /// As it is written, such as `super::store::Lock`.
+    /// The path in the source, such as `super::store::Lock`.
     pub(super) path: String,
     /// The module that it leads to.
     pub(super) module: Vec<String>,
-    /// It names something of the crate's root that is no module.
+    /// True if it names an item of the crate's root that is not a module.
     pub(super) of_root: bool,
 }
 
-/// The imports of the module at `path`, inline modules included and test code left out.
+/// The imports of the module at `path`, including inline modules, without test code.
 pub(super) fn of(tree: &Tree, path: &[String], items: &[Item]) -> Vec<Import> {
     let mut visitor = Visitor {
         tree,
@@ -88,7 +88,7 @@ impl Visitor<'_> {
         }
     }
 
-    /// Finds paths of at least two parts in what a macro is given.
+    /// Finds paths of at least two parts in a macro's arguments.
     fn add_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut line = 0;
@@ -181,7 +181,7 @@ impl<'ast> Visit<'ast> for Visitor<'_> {
         self.add_tokens(call.tokens.clone());
     }
 
-    /// `pub(in crate::vm)` is no import.
+    /// Skips `pub(in crate::vm)`, which is not an import.
     fn visit_visibility(&mut self, _: &'ast Visibility) {}
 }
 

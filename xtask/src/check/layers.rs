@@ -1,4 +1,4 @@
-//! Whether each import of a package goes down the rooms' order.
+//! Checks that every import of a package follows the order of the rooms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use super::tree::Tree;
 use crate::bail;
 use crate::error::{Error, Result};
 
-/// What came of a look at one package.
+/// The result of checking one package.
 #[derive(Debug)]
 pub(super) struct Checked {
-    /// How many imports lead from one room to another.
+    /// The number of imports from one room to another.
     pub(super) imports: usize,
     pub(super) complaints: Vec<String>,
 }
 
-/// Checks the package whose sources are in `rooms.dir` below `workspace`.
+/// Checks the package with sources in `rooms.dir`, below `workspace`.
 pub(super) fn check(workspace: &Path, rooms: &Rooms) -> Result<Checked> {
     let dir = workspace.join(&rooms.dir);
     let roots: Vec<_> = ["lib.rs", "main.rs"]
@@ -45,12 +45,12 @@ pub(super) fn check(workspace: &Path, rooms: &Rooms) -> Result<Checked> {
 }
 
 impl Checked {
-    /// Looks at the imports of one crate.
+    /// Checks the imports of one crate.
     fn look(&mut self, workspace: &Path, dir: &Path, rooms: &Rooms, tree: &Tree) {
         for (path, module) in tree.modules.iter().filter(|(_, module)| !module.test) {
             let Some(items) = &module.items else { continue };
             let shown = module.file.strip_prefix(workspace).unwrap_or(&module.file);
-            // A file in no room is complained about once, with the files.
+            // A file in no room is reported once, with the files.
             let Ok(from) = key(dir, &module.file).and_then(|key| rooms.of(&key)) else {
                 continue;
             };
@@ -69,7 +69,7 @@ impl Checked {
                 let at = format!("{}:{}: `{}`", shown.display(), import.line, import.path);
                 if import.of_root {
                     self.complaints.push(format!(
-                        "{at} in the room `{}` names the crate's root: name the module that defines it",
+                        "{at} in the room `{}` imports from the crate's root; name the module that defines it",
                         from.name
                     ));
                 } else if to.line <= from.line {
@@ -79,7 +79,7 @@ impl Checked {
                         "above"
                     };
                     self.complaints.push(format!(
-                        "{at} is an import of the room `{}` by the room `{}`, and it stands {place} it in docs/ARCHITECTURE.md",
+                        "{at} imports the room `{}` into the room `{}`, but it is {place} it in docs/ARCHITECTURE.md",
                         to.name, from.name
                     ));
                 }
@@ -87,7 +87,7 @@ impl Checked {
         }
     }
 
-    /// Looks whether each file is in a room, and each room has a file.
+    /// Checks that each file is in a room, and each room has a file.
     fn look_at_files(
         &mut self,
         workspace: &Path,
@@ -108,7 +108,7 @@ impl Checked {
         for room in rooms.iter() {
             if !keys.iter().any(|key| room.holds(key)) {
                 self.complaints.push(format!(
-                    "docs/ARCHITECTURE.md names the room `{}` of {}, which has no file",
+                    "docs/ARCHITECTURE.md lists the room `{}` of {}, which has no files",
                     room.name, rooms.dir
                 ));
             }
@@ -116,7 +116,7 @@ impl Checked {
         let known: BTreeSet<_> = files.keys().collect();
         for file in Tree::unknown(&known, dir)? {
             self.complaints.push(format!(
-                "{} is a module of no crate",
+                "{} belongs to no crate",
                 file.strip_prefix(workspace).unwrap_or(&file).display()
             ));
         }
@@ -124,7 +124,7 @@ impl Checked {
     }
 }
 
-/// The path of a file below `dir`, as rooms are named: without `.rs` and `/mod.rs`.
+/// The path of a file below `dir` in the form of room names: without `.rs` and `/mod.rs`.
 fn key(dir: &Path, file: &Path) -> Result<String> {
     let path = file
         .strip_prefix(dir)
@@ -216,7 +216,7 @@ mod tests {
         ] {
             let found = complaint("low", text);
             assert!(
-                found.contains("room `high` by the room `low`"),
+                found.contains("room `high` into the room `low`"),
                 "{text}: {found}"
             );
         }
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn rooms_on_one_line_do_not_import_each_other() {
         let found = complaint("left", "use crate::right;");
-        assert!(found.contains("stands beside it"), "{found}");
+        assert!(found.contains("is beside it"), "{found}");
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
         ] {
             let found = complaint("high", text);
             assert!(
-                found.contains("names the crate's root: name the module that defines it"),
+                found.contains("imports from the crate's root; name the module that defines it"),
                 "{text}: {found}"
             );
         }
@@ -300,13 +300,13 @@ mod tests {
             complaints(&files, &["lib", "one", "three"]),
             [
                 "src/two.rs belongs to no room of docs/ARCHITECTURE.md",
-                "docs/ARCHITECTURE.md names the room `three` of src, which has no file"
+                "docs/ARCHITECTURE.md lists the room `three` of src, which has no files"
             ]
         );
         let files = [("lib.rs", "mod one;"), ("one.rs", ""), ("lost.rs", "")];
         assert_eq!(
             complaints(&files, &["lib", "one"]),
-            ["src/lost.rs is a module of no crate"]
+            ["src/lost.rs belongs to no crate"]
         );
     }
 

@@ -1,5 +1,5 @@
-//! What holds the structure of this repository: the order of the rooms, the files that know a system or an
-//! architecture, the number of packages, the public API, the packages to be published, and the words.
+//! Checks the structure of this repository: the order of the rooms, the files that depend on an operating system or
+//! architecture, the number of packages, the public API, the published packages, and the words.
 
 mod api;
 mod cfg_files;
@@ -22,7 +22,7 @@ pub(crate) use packages::run as packages;
 pub(crate) use publish::{build as package_and_build, list as package};
 pub(crate) use words::run as words;
 
-/// The documentation that names the rooms, and the files that may ask for a system.
+/// The document with the rooms, and the files that may test for an operating system.
 const ARCHITECTURE: &str = "docs/ARCHITECTURE.md";
 
 /// The step `layers`.
@@ -68,7 +68,7 @@ pub(crate) fn layers() -> Result<String> {
     ))
 }
 
-/// Prints complaints, and fails if there are any.
+/// Prints problems, and fails if there are any.
 fn report(complaints: &[String]) -> Result<()> {
     for complaint in complaints {
         eprintln!("  {complaint}");
@@ -80,7 +80,7 @@ fn report(complaints: &[String]) -> Result<()> {
     }
 }
 
-/// The files that git knows, or would add, whose names match; relative to the workspace.
+/// The files whose names match and that git tracks or would add, relative to the workspace.
 fn tracked(patterns: &[&str]) -> Result<Vec<PathBuf>> {
     let list = Cmd::new("git")
         .args([

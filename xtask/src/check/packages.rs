@@ -1,4 +1,4 @@
-//! How many packages a user of the library compiles, for each choice of features, against the numbers that are held.
+//! Compares the number of packages that a user of the library compiles, for each choice of features, with the limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,7 +7,7 @@ use crate::cargo::{cargo, packages};
 use crate::error::{Context, Error, Result};
 use crate::workspace;
 
-/// The held numbers. They are not a part of the prose, so that a change of one is a line of its own in a review.
+/// The file of the limits. They are in a separate file, so that a review shows each change as a line.
 const FILE: &str = "docs/packages.txt";
 
 const LIBRARY: &str = "fleetbox";
@@ -40,7 +40,7 @@ pub(crate) fn run() -> Result<String> {
     Ok(shown.collect::<Vec<_>>().join(", "))
 }
 
-/// The unique packages of a normal build on Linux, the library itself among them.
+/// The number of unique packages in a normal build on Linux, including the library.
 fn count(features: &[&str]) -> Result<usize> {
     let tree = cargo(&["tree", "-p", LIBRARY, "-e", "normal", "--locked"])
         .args(["--target", "x86_64-unknown-linux-gnu"])
@@ -80,13 +80,12 @@ fn compare(held: &BTreeMap<String, usize>, counted: &BTreeMap<String, usize>) ->
     let mut complaints = Vec::new();
     for (name, count) in counted {
         match held.get(name) {
-            None => complaints.push(format!("{FILE} has no number for `{name}`: add `{count} {name}`")),
+            None => complaints.push(format!("{FILE} has no limit for `{name}`; add `{count} {name}`")),
             Some(held) if held < count => complaints.push(format!(
-                "`{name}` has {count} packages, and {FILE} holds {held}: use fewer, make them a feature, or raise the \
-                 number with an ADR that says why"
+                "`{name}` has {count} packages, but the limit in {FILE} is {held}; use fewer, put them behind a feature, or raise the limit with an ADR that says why"
             )),
             Some(held) if held > count => complaints.push(format!(
-                "`{name}` has {count} packages, fewer than the {held} of {FILE}: lower the held number"
+                "`{name}` has only {count} packages, and the limit in {FILE} is {held}; lower the limit"
             )),
             Some(_) => {}
         }
@@ -94,7 +93,7 @@ fn compare(held: &BTreeMap<String, usize>, counted: &BTreeMap<String, usize>) ->
     let gone = held.keys().filter(|name| !counted.contains_key(*name));
     complaints.extend(
         gone.map(|name| {
-            format!("{FILE} holds a number for `{name}`, which is no choice of features")
+            format!("{FILE} has a limit for `{name}`, which is not a choice of features")
         }),
     );
     complaints
@@ -122,7 +121,7 @@ mod tests {
         assert_eq!(compare(&held, &counted(10, 5)), Vec::<String>::new());
         let found = compare(&held, &counted(11, 4));
         assert!(found[0].contains("with an ADR"), "{found:?}");
-        assert!(found[1].contains("lower the held number"), "{found:?}");
+        assert!(found[1].contains("lower the limit"), "{found:?}");
         let found = compare(&held, &BTreeMap::from([("new".to_owned(), 1)]));
         assert_eq!(found.len(), 4, "{found:?}");
         assert!(parse("many default").is_err());

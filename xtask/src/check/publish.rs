@@ -1,12 +1,12 @@
-//! The packages as they would be published: what a registry asks for, what is in them, and that cargo packs them.
+//! Checks the packages as they would be published: their manifests, their content, and that cargo can pack them.
 
 use crate::cargo::{Package, cargo, packages};
 use crate::error::Result;
 
-/// What each package has in it.
+/// Files that each package must have.
 const FILES: &[&str] = &["Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md"];
 
-/// Files that a package may have in it besides: its sources and tests, what cargo adds, and the manifest as it was written.
+/// Other files that a package may have: its sources and tests, the files that cargo adds, and the original manifest.
 fn belongs(file: &str) -> bool {
     let added = ["Cargo.lock", "Cargo.toml.orig", ".cargo_vcs_info.json"];
     FILES.contains(&file)
@@ -16,7 +16,7 @@ fn belongs(file: &str) -> bool {
             .any(|dir| file.starts_with(dir))
 }
 
-/// The step `package`: looks at the packages and packs them, without building what was packed.
+/// The step `package`: checks the packages and packs them, without building the result.
 pub(crate) fn list() -> Result<String> {
     let packages = published()?;
     let mut complaints = Vec::new();
@@ -30,7 +30,7 @@ pub(crate) fn list() -> Result<String> {
     pack(&packages, &["--no-verify"])
 }
 
-/// Packs them and builds each from what was packed.
+/// Packs them, and builds each from the packed files.
 pub(crate) fn build() -> Result<String> {
     pack(&published()?, &[])
 }
@@ -42,7 +42,7 @@ fn published() -> Result<Vec<Package>> {
         .collect())
 }
 
-/// cargo finds the order itself, and takes those that depend on each other from what it has just packed.
+/// Cargo finds the order itself, and uses the packages that it has just packed as dependencies.
 fn pack(packages: &[Package], args: &[&str]) -> Result<String> {
     let mut command = cargo(&["package", "--allow-dirty", "--locked"]).args(args);
     for package in packages {
@@ -53,7 +53,7 @@ fn pack(packages: &[Package], args: &[&str]) -> Result<String> {
     Ok(names.join(", "))
 }
 
-/// What a registry, or its readers, would miss in a manifest.
+/// Fields of a manifest that a registry needs, or its readers.
 fn lacking(package: &Package) -> Vec<String> {
     let fields = [
         ("description", package.description.is_some()),
@@ -76,7 +76,7 @@ fn wrong_files(package: &str, files: &[&str]) -> Vec<String> {
     let others = files
         .iter()
         .filter(|file| !belongs(file))
-        .map(|file| format!("the package {package} has {file} in it: see its `include`"));
+        .map(|file| format!("the package {package} must not have {file}; see its `include`"));
     missing.chain(others).collect()
 }
 

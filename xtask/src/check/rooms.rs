@@ -1,6 +1,7 @@
-//! The rooms of a package and their order, as docs/ARCHITECTURE.md has them: a fenced block whose first line says
-//! `rooms DIR`, and whose lines name rooms from the top down. A room is the path of a module below DIR, without `.rs`;
-//! what is in it belongs to it, except for what a longer name claims. A room may import those on lines below its own.
+//! The rooms of a package and their order, from docs/ARCHITECTURE.md: a fenced block whose first line is `rooms DIR`,
+//! and whose other lines list rooms from the top down. A room is the path of a module below DIR, without `.rs`. It
+//! includes everything below that path, except modules that belong to a longer room name. A room may import rooms on
+//! lines below its own.
 
 use crate::bail;
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::error::{Error, Result};
 /// A fenced block of a document.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Block<'a> {
-    /// What follows the block's kind on its first line.
+    /// The text after the block's kind on its first line.
     pub(super) argument: &'a str,
     pub(super) lines: Vec<&'a str>,
 }
@@ -26,7 +27,7 @@ pub(super) fn blocks<'a>(text: &'a str, kind: &str) -> Result<Vec<Block<'a>>> {
             match lines.next() {
                 Some("```") => break,
                 Some(line) => inside.push(line),
-                None => bail!("the block `{line}` does not end"),
+                None => bail!("the block `{line}` is not closed"),
             }
         }
         let (word, argument) = info.split_once(' ').unwrap_or((info, ""));
@@ -45,7 +46,7 @@ pub(super) fn blocks<'a>(text: &'a str, kind: &str) -> Result<Vec<Block<'a>>> {
 pub(super) struct Rooms {
     /// The directory of the sources, relative to the workspace.
     pub(super) dir: String,
-    /// Each room with its line, counted from the top.
+    /// Each room with its line, counted from the top of the block.
     rooms: Vec<Room>,
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Rooms {
 pub(super) struct Room {
     /// Such as `x86_64/kernel`.
     pub(super) name: String,
-    /// Its line, counted from the top.
+    /// Its line, counted from the top of the block.
     pub(super) line: usize,
 }
 
@@ -67,7 +68,7 @@ impl Rooms {
         for (line, names) in block.lines.iter().enumerate() {
             for name in names.split_whitespace() {
                 if rooms.iter().any(|room| room.name == name) {
-                    bail!("the rooms of {} name `{name}` twice", block.argument);
+                    bail!("the rooms of {} list `{name}` twice", block.argument);
                 }
                 rooms.push(Room {
                     name: name.to_owned(),
@@ -89,7 +90,7 @@ impl Rooms {
         self.rooms.iter()
     }
 
-    /// The room with the longest name that holds the module whose file is at `key`.
+    /// The room with the longest name that contains the module whose file is at `key`.
     pub(super) fn of(&self, key: &str) -> Result<&Room> {
         self.rooms
             .iter()

@@ -1,4 +1,4 @@
-//! The modules of a crate, read from its sources as the compiler would find them.
+//! Finds the modules of a crate in its sources, as the compiler does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,23 +13,23 @@ use crate::error::{Context, Result};
 #[derive(Default)]
 pub(super) struct Tree {
     pub(super) modules: BTreeMap<Vec<String>, Module>,
-    /// Every file that a module was read from, and whether it is for tests only.
+    /// Every file of a module, and whether it is for tests only.
     pub(super) files: BTreeMap<PathBuf, bool>,
 }
 
 /// The file of a module.
 struct Found {
     file: PathBuf,
-    /// The modules that it declares are beside it, not in a directory with its name.
+    /// True if the modules that it declares are next to it, not in a directory with its name.
     owns_dir: bool,
 }
 
 /// One module.
 pub(super) struct Module {
     pub(super) file: PathBuf,
-    /// It is compiled for tests only.
+    /// True if it is compiled for tests only.
     pub(super) test: bool,
-    /// What is in its file, if the file is its own.
+    /// The content of its file, if it has a separate file.
     pub(super) items: Option<Vec<Item>>,
 }
 
@@ -66,7 +66,7 @@ impl Tree {
         Ok(())
     }
 
-    /// `inline` are the modules within the file that `items` are in.
+    /// `inline` lists the inline modules around `items` in the file.
     fn read_items(
         &mut self,
         file: &Found,
@@ -93,7 +93,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The files below `dir` that no module was read from.
+    /// The files below `dir` that belong to no module.
     pub(super) fn unknown(files: &BTreeSet<&PathBuf>, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut unknown = Vec::new();
         let mut dirs = vec![dir.to_owned()];
@@ -125,7 +125,7 @@ fn find(file: &Found, inline: &[String], module: &ItemMod) -> Result<Found> {
     if let Some(path) = path_attribute(&module.attrs) {
         if !inline.is_empty() {
             bail!(
-                "{}: `#[path]` of {name} is within an inline module, which this check does not follow",
+                "{}: `#[path]` of {name} is in an inline module, which this check does not support",
                 file.display()
             );
         }
@@ -167,7 +167,7 @@ fn path_attribute(attrs: &[Attribute]) -> Option<String> {
     })
 }
 
-/// Whether attributes say `cfg(test)`, alone or as a part of `all`.
+/// True if attributes have `cfg(test)`, alone or as a part of `all`.
 pub(super) fn is_test(attrs: &[Attribute]) -> bool {
     attrs.iter().any(|attr| match &attr.meta {
         Meta::List(list) if list.path.is_ident("cfg") => list

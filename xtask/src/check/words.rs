@@ -1,6 +1,7 @@
-//! Words that make a text hard to read, listed in docs/words.txt with what to say instead, and spelling by `typos`.
+//! Finds words that make a text hard to read, which docs/words.txt lists with better ones, and checks the spelling with
+//! `typos`.
 //!
-//! Looked at is what users and readers meet: Markdown, documentation comments and texts in code, tests left out.
+//! It reads everything that users see: Markdown, documentation comments and strings in code, except tests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +18,7 @@ use crate::{bail, deps, workspace};
 
 const FILE: &str = "docs/words.txt";
 
-/// The version of `typos`, by PyPI, which has it as a program, or crates.io, which has its source.
+/// The version of `typos`, on PyPI, which has the program, and crates.io, which has the source.
 const TYPOS: &str = "1.52.0";
 
 /// The step `words`.
@@ -50,7 +51,7 @@ pub(crate) fn run() -> Result<String> {
         eprintln!("  {:4} of {:4}  {}", places.len(), rule.most, rule.words);
         if places.len() > rule.most {
             complaints.push(format!(
-                "`{}` is there {} times, at most {} are allowed (better: {}): {}",
+                "`{}` occurs {} times, and at most {} are allowed (better: {}): {}",
                 rule.words,
                 places.len(),
                 rule.most,
@@ -70,7 +71,7 @@ pub(crate) fn run() -> Result<String> {
 
 /// A line of the list.
 struct Rule {
-    /// How many places may have it.
+    /// How often it may occur.
     most: usize,
     words: String,
     pattern: Regex,
@@ -115,7 +116,7 @@ fn parse(text: &str) -> Result<Vec<Rule>> {
     Ok(rules)
 }
 
-/// A text in which line breaks are spaces, so that words are found across them.
+/// A text with its line breaks replaced by spaces, so that words are found across them.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Text {
     text: String,
@@ -160,7 +161,7 @@ fn is_test(file: &Path) -> bool {
         || file.components().any(|part| part.as_os_str() == "tests")
 }
 
-/// The documentation comments and string literals of code, but for what is compiled for tests only.
+/// The documentation comments and string literals of code, except code that is compiled for tests only.
 fn texts(code: &str) -> Result<Vec<Text>> {
     let tokens = TokenStream::from_str(code).map_err(|error| Error::new(error.to_string()))?;
     let mut texts = Vec::new();
@@ -207,7 +208,7 @@ fn collect(tokens: TokenStream, texts: &mut Vec<Text>) {
     }
 }
 
-/// Goes past an item: up to its block or semicolon.
+/// Skips an item, up to its block or semicolon.
 fn skip_item(tokens: &mut impl Iterator<Item = TokenTree>) {
     for token in tokens {
         match token {
@@ -247,11 +248,11 @@ fn spelling() -> Result<String> {
         .dir(workspace())
         .limit(120)
         .run()
-        .context(|| "spelling (typos.toml lists words that are right)")?;
+        .context(|| "spelling (add correct words to typos.toml)")?;
     Ok("spelling is right".to_owned())
 }
 
-/// From PyPI within seconds where there is pip, else built by cargo within minutes.
+/// Installs it from PyPI within seconds if there is pip, or else builds it with cargo within minutes.
 fn install_typos() -> Result<std::path::PathBuf> {
     let key = Key::new("typos").with(TYPOS).finish();
     let dir = cache::artefact("typos", &key, |dir| {

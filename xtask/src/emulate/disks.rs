@@ -1,5 +1,5 @@
-//! Files on disks. Small ones share a disk made for the run; a large one, such as an image, is put on a disk of its
-//! own once, and that disk is kept in the cache.
+//! Puts files on disks. Small files share a disk made for the run. A large file, such as an image, is put on a separate
+//! disk once, and that disk is kept in the cache.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use crate::cache::{self, Key};
 use crate::error::{Context, Error, Result};
 use crate::run::{Cmd, shell_quote, step};
 
-/// From this size in bytes a file gets a disk of its own, in the cache.
+/// From this size in bytes a file gets a separate disk in the cache.
 const LARGE: u64 = 300 << 20;
 
 /// As many disks as `/dev/vdb` to `/dev/vdz` name.
@@ -22,7 +22,7 @@ const MAX_DISKS: usize = 25;
 /// The disks that hold the files of one run.
 #[derive(Debug)]
 pub(super) struct Disks {
-    /// The ext4 file system of the small files: `/dev/vdb`. It has no name any more, so nothing is left behind.
+    /// The ext4 file system of the small files: `/dev/vdb`. The file is already deleted, so nothing is left behind.
     pub(super) small: File,
     /// ext4 file systems in the cache: `/dev/vdc` and so on.
     pub(super) large: Vec<PathBuf>,
@@ -66,7 +66,7 @@ pub(super) fn prepare(files: &[GuestFile]) -> Result<Disks> {
     }
     if large.len() >= MAX_DISKS {
         bail!(
-            "{} large files are more than the emulated host has disks for",
+            "{} large files are too many for the disks of the emulated host",
             large.len()
         );
     }
@@ -102,7 +102,7 @@ fn own_disk(path: &Path, size: u64) -> Result<PathBuf> {
     Ok(dir.join("disk.ext4"))
 }
 
-/// An ext4 file system with the content of `source`, which holds `bytes`. Holes stay holes.
+/// Makes an ext4 file system with the content of `source`, which has `bytes`. Holes stay holes.
 fn make_ext4(source: &Path, target: &Path, bytes: u64) -> Result<()> {
     let mke2fs = crate::deps::find("mke2fs").ok_or_else(|| Error::new("mke2fs is missing"))?;
     let mebibytes = (bytes >> 20) + (bytes >> 26) + 16;
@@ -126,8 +126,8 @@ fn make_ext4(source: &Path, target: &Path, bytes: u64) -> Result<()> {
 }
 
 impl Disks {
-    /// Commands that mount the disks and put every file where it belongs. A bind mount rather than a symbolic link:
-    /// a program then sees its own path as the one it was started by.
+    /// Commands that mount the disks and put every file at its path. They use bind mounts instead of symbolic links, so
+    /// that a program sees the path that it was started with.
     pub(super) fn mount_script(&self) -> String {
         let mut script = String::new();
         for index in 0..=self.large.len() {

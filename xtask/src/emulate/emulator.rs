@@ -1,9 +1,9 @@
-//! Which QEMU emulates the host.
+//! Finds or installs the QEMU that emulates the host.
 //!
-//! QEMU's emulation of AMD-V got reliable late: with 10.0 a guest that is busy on two vCPUs loses interrupts or ends in
-//! a triple fault within minutes, and now and then the emulated host's own kernel panics. So where the installed QEMU
-//! is older than [`OLDEST`], a newer one is unpacked from Debian's testing release, with the libraries it was built for,
-//! and run from the cache. Nothing of it is installed.
+//! QEMU's emulation of AMD-V became reliable only recently. With 10.0 a guest that is busy on two vCPUs loses
+//! interrupts or ends in a triple fault within minutes, and sometimes the emulated host's own kernel panics. So if the
+//! installed QEMU is older than [`OLDEST`], a newer one is unpacked from Debian's testing release, with its libraries,
+//! and run from the cache. Nothing is installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +24,7 @@ const SUITE: &str = "forky";
 /// Its packages. Their dependencies come with them.
 const PACKAGES: &str = "qemu-system-x86,libc6";
 
-/// What the program is called.
+/// The name of the program.
 const PROGRAM: &str = "qemu-system-x86_64";
 
 /// A QEMU that can be started.
@@ -37,7 +37,7 @@ pub(super) enum Emulator {
 }
 
 impl Emulator {
-    /// Finds one, or unpacks it into the cache.
+    /// Finds QEMU, or unpacks it into the cache.
     pub(super) fn prepare() -> Result<Self> {
         let installed = deps::find(PROGRAM);
         if let Some(path) = &installed {
@@ -48,13 +48,13 @@ impl Emulator {
         }
         let Ok(codename) = debian::codename() else {
             bail!(
-                "the emulated host needs {PROGRAM} {}.{} or newer, and {}: install it, and run this again",
+                "the emulated host needs {PROGRAM} {}.{} or newer, but {}; install it, and run this again",
                 OLDEST.0,
                 OLDEST.1,
                 if installed.is_some() {
                     "the installed one is older"
                 } else {
-                    "there is none"
+                    "it is missing"
                 }
             );
         };
@@ -72,7 +72,7 @@ impl Emulator {
         Ok(Self::Unpacked(dir.join("root")))
     }
 
-    /// The start of its command line.
+    /// A command that starts it.
     pub(super) fn command(&self) -> Command {
         match self {
             Self::Installed(path) => Command::new(path),
@@ -105,7 +105,7 @@ fn unpack(dir: &Path, archive: &str) -> Result<()> {
     match version(&said) {
         Some(version) if version >= OLDEST => Ok(()),
         _ => Err(Error::new(format!(
-            "Debian {SUITE} has QEMU {}, and {}.{} or newer is needed",
+            "Debian {SUITE} has QEMU {}, but {}.{} or newer is needed",
             said.lines().next().unwrap_or("of unknown version"),
             OLDEST.0,
             OLDEST.1
@@ -113,7 +113,7 @@ fn unpack(dir: &Path, archive: &str) -> Result<()> {
     }
 }
 
-/// Major and minor version in what `--version` prints.
+/// Major and minor version in the output of `--version`.
 fn version(said: &str) -> Option<(u32, u32)> {
     let mut numbers = said
         .split_once("version ")?

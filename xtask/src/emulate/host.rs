@@ -10,7 +10,7 @@ use crate::error::{Context, Result};
 use crate::kernel;
 use crate::run::{Cmd, step};
 
-/// Where the host's parts are.
+/// The paths of the host's parts.
 #[derive(Debug)]
 pub(super) struct Host {
     /// The uncompressed kernel.
@@ -21,11 +21,11 @@ pub(super) struct Host {
     pub(super) modules: PathBuf,
 }
 
-/// What the root holds besides the kernel's modules. Packages are unpacked, not configured.
+/// The packages of the root, besides the kernel's modules. They are unpacked, but not configured.
 const PACKAGES: &str = "base-files,base-passwd,libc6,libgcc-s1,bash,coreutils,grep,sed,busybox-static,iproute2,\
                         iputils-ping,procps,util-linux,openssh-client,curl,git,netbase,strace";
 
-/// Size of the root: what a command can write at most, beside its files.
+/// Size of the root, which limits what a command can write besides its files.
 const ROOT_SIZE: &str = "24G";
 
 /// Makes the host's parts, or finds them in the cache.
@@ -146,10 +146,7 @@ pub(crate) fn kernel_parts(package: &Path) -> Result<(PathBuf, PathBuf)> {
             .find(|e| e.file_name().to_string_lossy().starts_with(prefix));
         match found {
             Some(entry) => Ok(entry.path()),
-            None => bail!(
-                "the kernel package has nothing like {}/{prefix}*",
-                dir.display()
-            ),
+            None => bail!("the kernel package has no {}/{prefix}*", dir.display()),
         }
     };
     let lib = if package.join("usr/lib/modules").is_dir() {

@@ -9,7 +9,7 @@ use crate::bail;
 use crate::cpio::Archive;
 use crate::error::{Context, Error, Result};
 
-/// Modules loaded before the root is there; what they depend on comes along. ext4 is built in.
+/// Modules that are loaded before the root is mounted, together with their dependencies. ext4 is built in.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
@@ -52,7 +52,7 @@ pub(super) fn build(host: &Host, script: &str) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// A module as the kernel takes it.
+/// A module in the form that the kernel accepts.
 pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
     if path.extension().is_some_and(|e| e == "xz") {
         return crate::run::Cmd::new("xz").arg("-dc").input(bytes).output();
@@ -60,8 +60,8 @@ pub(crate) fn decompress(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The modules `wanted` and all they depend on, as names and files, in an order in which they can be loaded.
-/// Modules that are built in, or that the kernel does not have, are left out.
+/// The modules `wanted` and all their dependencies, as names and files, in an order in which they can be loaded.
+/// Modules that are built in or missing in the kernel are left out.
 pub(crate) fn load_order(modules: &Path, wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let files = module_files(modules)?;
     let mut order = Vec::new();
@@ -72,7 +72,7 @@ pub(crate) fn load_order(modules: &Path, wanted: &[&str]) -> Result<Vec<(String,
     Ok(order)
 }
 
-/// File names of modules use `-` and `_` at will; the kernel takes them as the same.
+/// File names of modules use either `-` or `_`. The kernel treats them as the same.
 fn normalise(name: &str) -> String {
     name.replace('-', "_")
 }

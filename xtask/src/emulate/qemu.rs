@@ -1,4 +1,4 @@
-//! Runs QEMU, relays what the host's ports send, and takes care that no QEMU is left behind.
+//! Runs QEMU, relays the output of the host's ports, and makes sure that no QEMU is left behind.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -32,19 +32,20 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// What became of an emulated host.
+/// The result of an emulated host.
 pub(super) enum Ended {
     /// The command in it ended.
     Command(Outcome),
-    /// Its own kernel panicked or reset the host; the end of its console.
+    /// Its own kernel panicked or reset the host. Has the end of its console.
     Panicked(String),
 }
 
-/// The fastest CPU model with SVM (`max` takes ten times longer to boot), without what TCG lacks and would warn of.
+/// The fastest CPU model with SVM (`max` takes ten times longer to boot), without features that TCG lacks and would
+/// warn about.
 const CPU: &str =
     "EPYC,+svm,+npt,fxsr-opt=off,misalignsse=off,osvw=off,topoext=off,nrip-save=off,xsavec=off";
 
-/// Bytes of the console that are kept for an error.
+/// Maximum bytes of the console that are kept for an error.
 const CONSOLE: usize = 8 << 10;
 
 /// Ends QEMU when dropped, whatever the reason.
@@ -143,7 +144,7 @@ pub(super) fn run(
             .unwrap_or_default();
         let text = tail(&log, CONSOLE);
         if text.is_empty() {
-            "its console shows nothing".to_owned()
+            "its console is empty".to_owned()
         } else {
             format!("the end of its console:\n{text}")
         }
@@ -226,7 +227,7 @@ fn command_line(emulation: &Emulation, emulator: &Emulator, host: &Host, disks: 
     command
 }
 
-/// A disk whose file is never written: what the host writes goes to a temporary file without a name.
+/// A disk whose file is never written to. Writes of the host go to a temporary file without a name.
 fn drive(path: &Path) -> String {
     // QEMU splits options at commas; a doubled one is literal.
     let path = path.to_string_lossy().replace(',', ",,");
@@ -239,7 +240,7 @@ fn channel() -> Result<(UnixStream, OwnedFd)> {
     Ok((ours, theirs.into()))
 }
 
-/// A file in memory, without a name, that holds `content`.
+/// A file in memory, without a name, that contains `content`.
 fn memory_file(content: &[u8]) -> Result<OwnedFd> {
     let fd = memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC)
         .context(|| "cannot make a file in memory")?;
@@ -273,7 +274,7 @@ fn spawn(mut command: Command, inherited: &[i32; 6]) -> Result<Child> {
     command.spawn().context(|| "cannot start QEMU")
 }
 
-/// Copies a channel to a stream as it comes.
+/// Copies a channel to a stream as data arrives.
 fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = [0; 64 << 10];
@@ -284,7 +285,7 @@ fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> thread::Jo
     })
 }
 
-/// Keeps the end of the console, and shows it where that is asked for.
+/// Keeps the end of the console, and shows it if requested.
 fn relay(
     mut from: UnixStream,
     log: Arc<Mutex<VecDeque<u8>>>,

@@ -1,7 +1,7 @@
 //! An image like Debian 12's generic cloud image.
 //!
-//! Known differences from the published one: it is assembled without running the installers of boot loaders (their
-//! files are put where they would be), and it carries the package versions of the day it was built.
+//! Known differences from the published one: the installers of boot loaders are not run (their files are copied
+//! instead), and the package versions are those of the day of the build.
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::debian;
 use crate::error::{Context, Result};
 use crate::run::{Cmd, step};
 
-/// Packages besides Debian's priority "important". Without ifupdown, cloud-init configures the network by netplan.
-/// isc-dhcp-client is there because cloud-init depends on it.
+/// Packages besides Debian's priority "important". Without ifupdown, cloud-init configures the network with netplan.
+/// isc-dhcp-client is listed because cloud-init depends on it.
 const PACKAGES: &str = "linux-image-cloud-amd64,grub-cloud-amd64,shim-signed,grub-efi-amd64-signed,cloud-init,\
     cloud-guest-utils,cloud-initramfs-growroot,openssh-server,sudo,netplan.io,systemd-timesyncd,libpam-systemd,dbus,\
     curl,ca-certificates,iputils-ping,apparmor,libnss-resolve,systemd-resolved,ethtool,pciutils,iproute2,nftables,\
@@ -65,7 +65,7 @@ system_info:
     groups: [adm, audio, cdrom, dialout, dip, floppy, netdev, plugdev, sudo, video]
 ";
 
-/// Stands in for grub-probe while the configuration is made, because the disk is not there yet.
+/// Replaces grub-probe while the configuration is made, because the disk does not exist yet.
 const PROBE: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
     case $1 in
@@ -176,7 +176,7 @@ fn configure(root: &Path, ids: &Ids) -> Result<()> {
     fs::create_dir_all(root.join("boot/efi")).context(|| "cannot create /boot/efi")
 }
 
-/// Makes `/boot/grub` by the image's own `update-grub`.
+/// Makes `/boot/grub` with the image's own `update-grub`.
 fn grub_config(root: &Path, ids: &Ids) -> Result<()> {
     for platform in ["x86_64-efi", "i386-pc"] {
         let target = root.join("boot/grub").join(platform);

@@ -1,5 +1,5 @@
-//! A GPT disk laid out like Debian's generic cloud image: ext4 root (1), BIOS boot (14), ESP (15). Made without
-//! mounting anything and without loop devices.
+//! Makes a GPT disk with the layout of Debian's generic cloud image: ext4 root (1), BIOS boot (14), ESP (15). It mounts
+//! nothing and uses no loop devices.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ const SECTOR: u64 = 512;
 const BIOS: (u64, u64) = (2048, 6144);
 /// First sector and length of the ESP.
 const ESP: (u64, u64) = (8192, 253_952);
-/// First sector of the root, which fills the rest but for the second GPT.
+/// First sector of the root, which fills the rest except the second GPT.
 const ROOT: u64 = 262_144;
 /// Sectors after the last partition.
 const TAIL: u64 = 2048;
@@ -44,7 +44,7 @@ impl Ids {
         }
     }
 
-    /// `/etc/fstab` as Debian's images have it.
+    /// `/etc/fstab` as in Debian's images.
     pub(super) fn fstab(&self) -> String {
         format!(
             "PARTUUID={} / ext4 rw,discard,errors=remount-ro,x-systemd.growfs 0 1\n\
@@ -54,7 +54,7 @@ impl Ids {
     }
 }
 
-/// What GRUB's ESP holds, by its place in the ESP and its place in the root directory.
+/// The files of GRUB's ESP: their paths in the ESP and in the root directory.
 const LOADERS: &[(&str, &str)] = &[
     ("EFI/BOOT/BOOTX64.EFI", "usr/lib/shim/shimx64.efi.signed"),
     (
@@ -71,8 +71,8 @@ const LOADERS: &[(&str, &str)] = &[
     ("EFI/debian/mmx64.efi", "usr/lib/shim/mmx64.efi.signed"),
 ];
 
-/// Boot loaders of a disk, taken from a root directory with Debian's signed GRUB and shim in it, and `grub-mkimage`
-/// for the BIOS.
+/// Boot loaders of a disk, from a root directory with Debian's signed GRUB and shim, and from `grub-mkimage` for the
+/// BIOS.
 #[derive(Debug)]
 pub(super) struct Loaders {
     /// Files of the ESP.
@@ -143,7 +143,7 @@ pub(super) fn assemble(
 ) -> Result<()> {
     let sectors = mebibytes * 2048;
     let Some(root_sectors) = sectors.checked_sub(ROOT + TAIL) else {
-        bail!("{mebibytes} MiB are too few")
+        bail!("a disk of {mebibytes} MiB is too small")
     };
     let disk = create(target, sectors * SECTOR)?;
     let table = format!(
@@ -222,7 +222,7 @@ fn make_esp(loaders: &Loaders, scratch: &Path, target: &Path) -> Result<()> {
     fs::remove_file(&file).context(|| format!("cannot remove {}", file.display()))
 }
 
-/// Copies a file into a disk; zeroes are not written, so they stay holes.
+/// Copies a file into a disk. Zeros are not written, so they stay holes.
 fn copy_sparse(from: &Path, disk: &File, mut offset: u64) -> Result<()> {
     const BLOCK: usize = 64 << 10;
     let zeroes = vec![0; BLOCK];
@@ -269,8 +269,8 @@ fn copy_sparse(from: &Path, disk: &File, mut offset: u64) -> Result<()> {
     }
 }
 
-/// Puts GRUB for the BIOS into the first sector and the BIOS boot partition, as `grub-bios-setup` does: the first
-/// sector learns where the second is (8 bytes at 0x5c), and the second where the rest is (8 bytes at 0x1f4).
+/// Writes GRUB for the BIOS to the first sector and the BIOS boot partition, as `grub-bios-setup` does. The first
+/// sector gets the position of the second (8 bytes at 0x5c), and the second that of the rest (8 bytes at 0x1f4).
 fn install_bios(loaders: &Loaders, disk: &File) -> Result<()> {
     let (boot, core) = &loaders.bios;
     let (mut boot, mut core) = (boot.clone(), core.clone());
@@ -292,7 +292,7 @@ fn install_bios(loaders: &Loaders, disk: &File) -> Result<()> {
         .context(|| "cannot write GRUB")
 }
 
-/// Writes a file of a root directory, with its parents.
+/// Writes a file in a root directory, with its parents.
 pub(super) fn put(root: &Path, path: &str, mode: u32, content: impl AsRef<[u8]>) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let target = root.join(path);

@@ -1,6 +1,6 @@
-//! A tiny image: a stock cloud kernel, GRUB's configuration as Debian writes it, and a userland of busybox, OpenSSH
-//! and sudo that reads the same seed as cloud-init (JSON only, and of it users, keys, hostname, mounts, files, commands
-//! and DHCP).
+//! A tiny image: a stock cloud kernel, GRUB's configuration as Debian writes it, and a userland of busybox, OpenSSH and
+//! sudo. It reads the same seed as cloud-init, but only JSON, and only users, keys, hostname, mounts, files, commands
+//! and DHCP.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,11 +14,11 @@ use crate::emulate::{decompress, kernel_parts, load_order};
 use crate::error::{Context, Error, Result};
 use crate::run::{Cmd, step};
 
-/// Unpacked, not configured: what configuration they need is written below.
+/// Packages that are unpacked, but not configured. The configuration that they need is written below.
 const PACKAGES: &str = "base-files,base-passwd,libc6,busybox-static,openssh-server,openssh-client,sudo,jq,\
     libpam-modules,netbase,grub-common,grub-pc-bin,grub-efi-amd64-signed,shim-signed";
 
-/// Removed afterwards: documentation, and what the packages bring for other uses.
+/// Removed afterwards: documentation, and files for other uses of the packages.
 const USELESS: &[&str] = &[
     "usr/share/doc",
     "usr/share/man",
@@ -45,7 +45,7 @@ const USELESS: &[&str] = &[
 /// Modules that the initial ramdisk loads.
 const EARLY: &[&str] = &["virtio_pci", "virtio_blk", "crc32c_intel"];
 
-/// Modules that the image has besides.
+/// Other modules of the image.
 const LATE: &[&str] = &[
     "virtio_net",
     "virtio_rng",
@@ -61,7 +61,7 @@ const LATE: &[&str] = &[
 /// Size of the disk in MiB.
 const SIZE: u64 = 1024;
 
-/// Whoever may log in may use sudo, without a password.
+/// Every user who can log in may use sudo without a password.
 const PERMIT: &str =
     "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n";
 
@@ -234,7 +234,7 @@ fn boot(root: &Path, kernel: &Path, ids: &Ids) -> Result<()> {
     for (name, path) in load_order(&modules, &wanted)? {
         let within = path
             .strip_prefix(&modules)
-            .context(|| format!("the module {name} is in an odd place"))?;
+            .context(|| format!("the module {name} is in an unexpected directory"))?;
         let copy = target.join(within);
         fs::create_dir_all(copy.parent().unwrap_or(&target))
             .context(|| "cannot create a modules' directory")?;
@@ -261,7 +261,7 @@ fn boot(root: &Path, kernel: &Path, ids: &Ids) -> Result<()> {
         .run()
 }
 
-/// Uncompressed: unpacking takes longer than reading where every instruction is emulated.
+/// Writes it uncompressed, because decompression takes longer than reading if every instruction is emulated.
 fn initrd(modules: &Path) -> Result<Vec<u8>> {
     let busybox = crate::deps::find("busybox").ok_or_else(|| Error::new("busybox is missing"))?;
     let read = |path: &Path| fs::read(path).context(|| format!("cannot read {}", path.display()));

@@ -1,5 +1,5 @@
-//! The picture of a session in the README: the `fleetbox` program is run on a terminal of its own, what it prints is
-//! recorded, and the recording is drawn.
+//! Makes the picture of a session in the README: runs the `fleetbox` program on a separate terminal, records its
+//! output, and draws the recording.
 
 mod svg;
 mod terminal;
@@ -24,10 +24,10 @@ use crate::{bail, target_dir};
 /// Columns and rows of the terminal.
 const SIZE: (u16, u16) = (100, 40);
 
-/// Seconds that one command may take: an emulated host needs minutes to boot a cluster.
+/// Time limit of one command in seconds. An emulated host needs minutes to boot a cluster.
 const COMMAND_LIMIT: u64 = 1200;
 
-/// What is typed. `IMAGE` is the name of an image in the working directory.
+/// The commands. `IMAGE` is the name of an image in the working directory.
 const SESSION: &[&str] = &[
     "fleetbox doctor",
     "fleetbox up web --image IMAGE --memory 1G",
@@ -38,7 +38,7 @@ const SESSION: &[&str] = &[
     "fleetbox rm web node",
 ];
 
-/// Commands with what they printed.
+/// Commands with their output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Recording {
     commands: Vec<Recorded>,
@@ -47,12 +47,12 @@ struct Recording {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Recorded {
     line: String,
-    /// What came out of the terminal, escape sequences included.
+    /// The output of the terminal, including escape sequences.
     output: String,
     seconds: f64,
 }
 
-/// Draws a session: one that is recorded now, or that in the file `from`. Keeps the recording in `save`.
+/// Draws a session, which is recorded now or read from the file `from`. Saves the recording in `save`.
 ///
 /// # Errors
 /// A command of the session fails, or a file cannot be written.
@@ -77,7 +77,7 @@ pub fn run(from: Option<&Path>, save: Option<&Path>, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has the session run on the best KVM there is; returns the recording as JSON.
+/// Runs the session on the best available KVM, and returns the recording as JSON.
 fn record() -> Result<Vec<u8>> {
     let image = Image::Debian12.build(Format::Raw)?;
     let programs = executables(&["build", "-p", "fleetbox-cli", "--bin", "fleetbox"], "bin")?;
@@ -90,7 +90,7 @@ fn record() -> Result<Vec<u8>> {
         eprintln!("  on {kvm}");
         return to_json(&play(&image)?);
     }
-    eprintln!("  in an emulated host, as this machine has {kvm}: this takes many minutes");
+    eprintln!("  in an emulated host, as this machine has {kvm}; this takes many minutes");
     Cmd::new(&own)
         .args(["emulate", "--memory", "6144", "--timeout", "3600", "--"])
         .arg(&own)
@@ -99,7 +99,7 @@ fn record() -> Result<Vec<u8>> {
         .output()
 }
 
-/// Runs the session here and prints the recording.
+/// Runs the session on this machine, and prints the recording.
 ///
 /// # Errors
 /// A command of the session fails.

@@ -8,7 +8,7 @@ const HEIGHT: f64 = 19.0;
 const TITLE: f64 = 36.0;
 const MARGIN: f64 = 16.0;
 
-/// The sixteen colours on a light and on a dark ground, black and white as what stands out on it.
+/// The sixteen colours for a light and for a dark background. Black and white are chosen to stand out on it.
 const COLORS: [(&str, &str); 16] = [
     ("#24292f", "#e6edf3"),
     ("#cf222e", "#ff7b72"),
@@ -28,7 +28,7 @@ const COLORS: [(&str, &str); 16] = [
     ("#24292f", "#ffffff"),
 ];
 
-/// A command, what it left on the screen, and how long it took.
+/// A command, its output on the screen, and how long it took.
 pub(super) struct Entry {
     pub(super) line: String,
     pub(super) screen: Vec<Vec<Span>>,

@@ -1,6 +1,6 @@
-//! A small terminal: enough of one to know what stands on it when a command has ended.
+//! A small terminal emulator, which computes the content of the screen when a command has ended.
 
-/// How a character looks.
+/// The style of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Style {
     pub(super) bold: bool,
@@ -9,7 +9,7 @@ pub(super) struct Style {
     pub(super) color: Option<u8>,
 }
 
-/// Characters of one look.
+/// Characters of the same style.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Span {
     /// The column of the first.
@@ -29,7 +29,7 @@ struct Terminal {
     style: Style,
 }
 
-/// What stands on a terminal of so many columns after `output`, row by row; empty rows at the end are left out.
+/// The rows of a terminal with `columns` columns after `output`, without empty rows at the end.
 pub(super) fn rows(output: &str, columns: usize) -> Vec<Vec<Span>> {
     let mut terminal = Terminal {
         columns,
@@ -101,7 +101,7 @@ impl Terminal {
         &mut self.rows[self.row]
     }
 
-    /// A control sequence: ESC `[`, arguments, and the letter that tells what it does. Others do nothing.
+    /// Runs a control sequence: ESC `[`, arguments, and a letter for the action. Other sequences do nothing.
     fn control(&mut self, arguments: &str, end: char) {
         let numbers: Vec<usize> = arguments
             .split(';')
@@ -163,8 +163,8 @@ impl Terminal {
     }
 }
 
-/// A row as spans: words of one look with one blank between them. A column of a table is a span of its own, since what
-/// draws it may not keep several blanks.
+/// Splits a row into spans: words of one style with single blanks between them. A column of a table is a separate span,
+/// because a renderer may merge several blanks.
 fn spans(row: &[Cell]) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     let end = row.iter().rposition(|(char, _)| *char != ' ');

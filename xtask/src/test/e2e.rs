@@ -1,5 +1,5 @@
-//! The step `e2e`: the end-to-end suite on a KVM that runs stock kernels, which is an emulated one where this machine's
-//! own cannot.
+//! The step `e2e`: runs the end-to-end suite on a KVM that runs stock kernels. If this machine's cannot, an emulated
+//! host is used.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,19 +17,19 @@ use crate::kvm::Kvm;
 use crate::run::Cmd;
 use crate::{bail, target_dir};
 
-/// The test target of that crate whose tests its cases run, and what they call its executable.
+/// The test target of that crate whose tests its cases run, and the name of its executable for them.
 const E2E_TESTS: (&str, &str) = ("attribute", "fleetbox-e2e-attribute");
 
-/// Seconds that the end-to-end suite may take.
+/// Time limit of the end-to-end suite in seconds.
 const E2E_LIMIT: u64 = 2700;
 
 /// Memory in MiB of each emulated host of the end-to-end suite.
 const E2E_MEMORY: u32 = 4096;
 
-/// Runs the end-to-end suite: the binary `fleetbox-e2e`, which lists its cases with `--list`, one first in each
-/// line with what it needs after it, and runs those it is given. It finds the images in the directory
-/// `FLEETBOX_E2E_IMAGES` (as `tiny.raw`, `tiny.qcow2` and `debian-12.raw`) and the programs of this workspace in
-/// `PATH`. Where stock kernels need an emulated host, the cases that need none run here. Returns where it ran.
+/// Runs the end-to-end suite, which is the binary `fleetbox-e2e`. With `--list` it prints its cases, one per line,
+/// followed by what the case needs. It runs the cases that are given as arguments. It finds the images in the directory
+/// `FLEETBOX_E2E_IMAGES` (as `tiny.raw`, `tiny.qcow2` and `debian-12.raw`), and the programs of this workspace in
+/// `PATH`. If stock kernels need an emulated host, the cases without them run on this machine. Returns where it ran.
 pub(super) fn run(wanted: &[String]) -> Result<String> {
     deps::ensure(&[Need::Images])?;
     let binaries = executables(
@@ -108,7 +108,8 @@ pub(super) fn run(wanted: &[String]) -> Result<String> {
     Ok(place)
 }
 
-/// Builds the tests that cases run, and returns their executable, which is in `bins` by a name without a sum.
+/// Builds the tests that cases run, and returns their executable, which is linked in `bins` under a name without a
+/// hash.
 fn e2e_tests(bins: &Path) -> Result<PathBuf> {
     let (target, name) = E2E_TESTS;
     let built = executables(&["test", "--no-run", "-p", E2E, "--test", target], "test")?;
@@ -121,11 +122,11 @@ fn e2e_tests(bins: &Path) -> Result<PathBuf> {
     Ok(built)
 }
 
-/// Runs cases in emulated hosts, those of Debian's image beside the others.
+/// Runs cases in emulated hosts: those of Debian's image in parallel to the others.
 ///
-/// These hosts have one CPU: QEMU's emulation of AMD-V loses its way, host kernel included, mostly when CPUs of the host
-/// interrupt each other. Two hosts side by side keep two cores as busy as one host with two CPUs would. Cases that need
-/// two CPUs have a host of their own afterwards.
+/// These hosts have one CPU, because QEMU's emulation of AMD-V fails mostly when CPUs of the host interrupt each other,
+/// which can also crash the host's kernel. Two hosts in parallel keep two cores as busy as one host with two CPUs.
+/// Cases that need two CPUs run in a separate host afterwards.
 fn emulated_lanes(suite: &Path, attribute: &Path, cases: &[E2eCase<'_>]) -> Result<()> {
     let (two_cpus, cases): (Vec<E2eCase<'_>>, Vec<_>) =
         cases.iter().partition(|case| case.two_cpus);
@@ -166,13 +167,13 @@ fn emulated_lanes(suite: &Path, attribute: &Path, cases: &[E2eCase<'_>]) -> Resu
     .and_then(|()| lane(&two_cpus, 2))
 }
 
-/// A case of the end-to-end suite, as its list has it.
+/// A case of the end-to-end suite, from its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct E2eCase<'a> {
     name: &'a str,
-    /// It needs a KVM that runs stock kernels.
+    /// True if it needs a KVM that runs stock kernels.
     stock_kernel: bool,
-    /// It needs two CPUs.
+    /// True if it needs two CPUs.
     two_cpus: bool,
 }
 
@@ -188,7 +189,7 @@ impl<'a> E2eCase<'a> {
     }
 }
 
-/// A directory with links to the images, as an emulated host has them in `/images`.
+/// A directory with links to the images, like `/images` in an emulated host.
 fn image_directory() -> Result<PathBuf> {
     let directory = target_dir().join("images");
     let _ = fs::remove_dir_all(&directory);

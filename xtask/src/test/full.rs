@@ -1,4 +1,5 @@
-//! `--full`: every step, and what takes too long for them. A run that was interrupted goes on where it stopped.
+//! `--full`: runs every step, and the cases that take too long for everyday use. An interrupted run continues where it
+//! stopped.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -19,22 +20,22 @@ use crate::{bail, check, target_dir, workspace};
 /// How often the coordination test runs.
 const COORDINATION_RUNS: u32 = 10;
 
-/// How often the randomised tests run, with [`PROPTEST_CASES`] cases each where the test does not name a number: twenty
-/// times the 256 cases of the step `unit`.
+/// How often the randomised tests run, with [`PROPTEST_CASES`] cases each if the test sets no number. In total these
+/// are twenty times the 256 cases of the step `unit`.
 const PROPTEST_RUNS: u32 = 5;
 const PROPTEST_CASES: &str = "1024";
 
 /// The library whose features are tested.
 const LIBRARY: &str = "fleetbox";
 
-/// What to do with the full run.
+/// The options of the full run.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Only the cases whose names contain one of these.
     pub cases: Vec<String>,
-    /// Forget what has passed already.
+    /// Forget the cases that have already passed.
     pub restart: bool,
-    /// Write the run into docs/testing.md when it is complete.
+    /// Record the run in docs/testing.md once it is complete.
     pub record: bool,
     /// Only print the names.
     pub list: bool,
@@ -65,7 +66,7 @@ impl Case {
 /// Runs the cases that have not passed yet at this commit.
 ///
 /// # Errors
-/// Cases failed; later ones run all the same. Or the run is to be recorded and is not complete.
+/// A case failed, after which later ones still run; or the run should be recorded and is not complete.
 pub fn run(options: &Options) -> Result<()> {
     let cases = cases()?;
     if options.list {
@@ -76,18 +77,18 @@ pub fn run(options: &Options) -> Result<()> {
         options.cases.is_empty() || options.cases.iter().any(|w| case.name.contains(w.as_str()))
     };
     if !cases.iter().any(|case| wanted(&case)) {
-        bail!("no case has such a name: `cargo xtask test --full --list` shows them");
+        bail!("no case has such a name; run `cargo xtask test --full --list` to list them");
     }
     let state = State::here()?;
     if options.record && state.dirty {
-        bail!("a run is recorded by its commit, and there are changes that are not committed");
+        bail!("cannot record the run: there are uncommitted changes; commit them first");
     }
     let progress = Progress::open(&state, options.restart)?;
     let passed = progress.read()?;
     let mut lines = Vec::new();
     for case in cases.iter().filter(wanted) {
         if passed.iter().any(|done| done.name == case.name) {
-            eprintln!("== {}: passed already", case.name);
+            eprintln!("== {}: already passed", case.name);
             continue;
         }
         let line = time(&case.name, None, || (case.work)());
@@ -109,7 +110,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// All cases, in their order.
+/// All cases, in order.
 fn cases() -> Result<Vec<Case>> {
     let steps = Step::value_variants().iter();
     let mut cases: Vec<_> = steps
@@ -153,7 +154,7 @@ fn proptest(package: &str) -> Result<Option<String>> {
     Ok(Some(format!("{PROPTEST_RUNS} runs")))
 }
 
-/// Builds what users get with the oldest Rust that is promised, where it can be had.
+/// Builds the published packages with the oldest supported Rust, if it is available.
 fn msrv() -> Result<Option<String>> {
     let manifest = fs::read_to_string(workspace().join("Cargo.toml"))
         .context(|| "cannot read the workspace's Cargo.toml")?;
@@ -188,12 +189,12 @@ fn host() -> String {
     format!("{cores} cores, {}", Kvm::here())
 }
 
-/// What is tested.
+/// The tested state of the repository.
 struct State {
     commit: String,
-    /// There are changes that are not committed.
+    /// True if there are uncommitted changes.
     dirty: bool,
-    /// A name for commit and changes.
+    /// A name for the commit and the changes.
     key: String,
 }
 

@@ -1,4 +1,4 @@
-//! The step `guests`: bare-metal payloads on the best local KVM.
+//! The step `guests`: runs bare-metal payloads on the best local KVM.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,8 +33,8 @@ pub fn payloads() -> Result<PathBuf> {
     Ok(target_dir().join(BARE_METAL).join("release"))
 }
 
-/// Runs the payloads by the tests of their crate, which find them through `FLEETBOX_GUESTS` and `fleetbox-vmm`
-/// through `FLEETBOX_VMM`. Returns where they ran.
+/// Runs the payloads with the tests of their crate. The tests find the payloads through `FLEETBOX_GUESTS`, and
+/// `fleetbox-vmm` through `FLEETBOX_VMM`. Returns where they ran.
 pub(super) fn run() -> Result<String> {
     let directory = payloads()?;
     let program = executables(
@@ -60,7 +60,7 @@ pub(super) fn run() -> Result<String> {
         }
         return Ok(format!("on {kvm}"));
     }
-    eprintln!("  {kvm}: the payloads run in an emulated host");
+    eprintln!("  {kvm}; the payloads run in an emulated host");
     for (_, test) in &tests {
         let mut emulation = Emulation::new(&[test.clone().into()])?;
         for entry in fs::read_dir(&directory)

@@ -1,4 +1,4 @@
-//! The steps that look at the code without running it: `fmt`, `clippy`, `features`, `doc`.
+//! The steps that check the code without running it: `fmt`, `clippy`, `features`, `doc`.
 
 use super::{BARE_METAL, GUESTS, VMM_CLI};
 use crate::cargo::{cargo, packages};
@@ -49,8 +49,8 @@ pub(super) fn doc() -> Result<()> {
     .passthrough()
 }
 
-/// The feature sets of a package that nobody else builds: without any, and each alone. The default is what clippy
-/// has seen.
+/// The feature sets of a package that no other step builds: without features, and with each alone. The step `clippy`
+/// checks the default features.
 pub(crate) fn feature_sets(package: &str) -> Result<Vec<Option<String>>> {
     let packages = packages()?;
     let package = packages.iter().find(|p| p.name == package);
@@ -67,7 +67,7 @@ pub(crate) fn feature_args(set: Option<&str>) -> Vec<&str> {
     args
 }
 
-/// Checks the packages with features without them, and with each alone, warnings denied.
+/// Checks packages that have features without any, and with each alone. Warnings are errors.
 pub(super) fn features() -> Result<String> {
     let mut checked = Vec::new();
     for package in packages()?.iter().filter(|p| p.is_published()) {

@@ -1,4 +1,4 @@
-//! The whole test run, in steps. Each step has a budget, which is printed beside the time that it took.
+//! The whole test run, in steps. Each step has a budget, which is printed next to its time.
 
 mod e2e;
 pub mod full;
@@ -18,12 +18,12 @@ use crate::error::{Error, Result};
 pub use guests::payloads;
 use report::{Line, Outcome};
 
-/// A part of the test run. They run in this order: what is quick comes first.
+/// A step of the test run. Steps run in this order: quick ones come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Step {
     /// `cargo fmt --check`.
     Fmt,
-    /// Imports between the rooms of each package, and the files that may ask for a system or an architecture.
+    /// Imports between the rooms of each package, and the files that may test for an operating system or architecture.
     Layers,
     /// Words that are hard to read, and spelling.
     Words,
@@ -31,15 +31,15 @@ pub enum Step {
     Packages,
     /// Packages as they would be published.
     Package,
-    /// clippy, warnings denied.
+    /// clippy, with warnings as errors.
     Clippy,
-    /// The library with each feature alone and with none, warnings denied.
+    /// The library with each feature alone and without features, with warnings as errors.
     Features,
-    /// Documentation, warnings denied.
+    /// Documentation, with warnings as errors.
     Doc,
-    /// The public API against its committed listing.
+    /// The public API, compared with its committed listing.
     Api,
-    /// Unit and integration tests that need no guest, and documentation's examples.
+    /// Unit and integration tests that need no guest, and the examples of the documentation.
     Unit,
     /// Bare-metal payloads on a KVM.
     Guests,
@@ -56,7 +56,7 @@ const BARE_METAL: &str = "x86_64-unknown-none";
 /// The crate and binary of the end-to-end suite.
 const E2E: &str = "fleetbox-e2e";
 
-/// The feature that the program `fleetbox-vmm` is behind.
+/// The feature that enables the program `fleetbox-vmm`.
 const VMM_CLI: &str = "fleetbox-vmm/cli";
 
 impl Step {
@@ -67,7 +67,7 @@ impl Step {
             .unwrap_or_default()
     }
 
-    /// What it should take at most with warm caches on two cores.
+    /// The time that it should take at most, with warm caches on two cores.
     fn budget(self) -> Duration {
         Duration::from_secs(match self {
             Self::Fmt | Self::Layers => 10,
@@ -83,8 +83,8 @@ impl Step {
         })
     }
 
-    /// Runs it; `cases` restricts the end-to-end suite to cases whose names contain one of them. Returns what is worth
-    /// a note in the summary, such as where it ran.
+    /// Runs the step. `cases` restricts the end-to-end suite to cases whose names contain one of them. Returns a note
+    /// for the summary, such as where it ran.
     fn run(self, cases: &[String]) -> Result<Option<String>> {
         match self {
             Self::Fmt => lint::fmt().map(|()| None),
@@ -103,11 +103,11 @@ impl Step {
     }
 }
 
-/// Runs `steps`, or all when there are none; `cases` restricts the end-to-end suite to cases whose names contain one
-/// of them. Prints what each step took beside its budget, and what ran where.
+/// Runs `steps`, or all if it is empty. `cases` restricts the end-to-end suite to cases whose names contain one of
+/// them. Prints the time of each step with its budget, and where it ran.
 ///
 /// # Errors
-/// Steps failed, or one could not be run. Later steps run all the same.
+/// A step failed or could not be run. Later steps still run.
 pub fn run(steps: &[Step], cases: &[String]) -> Result<()> {
     let all = Step::value_variants();
     let steps = if steps.is_empty() { all } else { steps };
@@ -122,7 +122,7 @@ pub fn run(steps: &[Step], cases: &[String]) -> Result<()> {
     fail(&lines)
 }
 
-/// Runs one part of a run, and prints its name, its time and its failure.
+/// Runs one part, and prints its name, its time and its failure.
 fn time(
     name: &str,
     budget: Option<Duration>,
@@ -147,7 +147,7 @@ fn time(
     line
 }
 
-/// An error with the names of those that failed.
+/// An error with the names of the failed parts.
 fn fail(lines: &[Line]) -> Result<()> {
     let failed: Vec<_> = lines
         .iter()

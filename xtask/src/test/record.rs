@@ -1,4 +1,4 @@
-//! The last complete full run, as docs/testing.md tells of it.
+//! Records the last complete full run in docs/testing.md.
 
 use std::fs;
 
@@ -24,7 +24,7 @@ fn replace(text: &str, section: &str) -> Result<String> {
         Some((before, after))
     });
     let (before, after) = parts
-        .ok_or_else(|| Error::new(format!("{FILE}: the marks of the full run are missing")))?;
+        .ok_or_else(|| Error::new(format!("{FILE}: the markers of the full run are missing")))?;
     Ok(format!("{before}{BEGIN}\n{section}{END}{after}"))
 }
 

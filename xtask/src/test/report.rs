@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-/// What became of one part of a run.
+/// Maximum characters of a note in the table.
+const NOTE: usize = 100;
+
+/// The result of one part of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It passed, with something worth a note.
+    /// It passed, with a note.
     Passed(Option<String>),
-    /// It failed; the reason.
+    /// It failed, for this reason.
     Failed(String),
 }
 
@@ -38,15 +41,15 @@ pub(super) fn time(line: &Line) -> String {
     )
 }
 
-/// The table, and below it what was over its budget.
+/// The table, and below it the parts that exceeded their budgets.
 pub(super) fn summary(lines: &[Line]) -> String {
     let width = lines.iter().map(|l| l.name.len()).max().unwrap_or(0).max(5);
     let mut table = format!("== summary\n{:width$}  result      time   budget\n", "step");
     for line in lines {
         let (result, note) = match &line.outcome {
-            Outcome::Passed(note) => ("ok", note.as_deref().unwrap_or_default()),
-            // The whole reason is above.
-            Outcome::Failed(reason) => ("FAILED", reason.lines().next().unwrap_or_default()),
+            Outcome::Passed(note) => ("ok", short(note.as_deref().unwrap_or_default())),
+            // The complete reason is printed above.
+            Outcome::Failed(reason) => ("FAILED", short(reason)),
         };
         let over = if line.is_over() { "OVER" } else { "" };
         let row = format!(
@@ -72,6 +75,17 @@ pub(super) fn summary(lines: &[Line]) -> String {
         table.push_str(&format!("WARNING: over budget:{}\n", time(line)));
     }
     table
+}
+
+/// The first line of a note, with at most [`NOTE`] characters.
+fn short(note: &str) -> String {
+    let line = note.lines().next().unwrap_or_default();
+    if line.chars().count() <= NOTE {
+        return line.to_owned();
+    }
+    let mut short: String = line.chars().take(NOTE - 1).collect();
+    short.push('…');
+    short
 }
 
 fn seconds(budget: Option<Duration>) -> String {
@@ -123,5 +137,19 @@ mod tests {
         let table = summary(&[line("doc", 1, 10, Outcome::Failed("why\nmore".into()))]);
         assert!(table.contains("FAILED") && table.contains("why"), "{table}");
         assert!(!table.contains("more"), "{table}");
+    }
+
+    #[test]
+    fn a_long_note_is_cut_to_one_line() {
+        let note = |text: &str| {
+            let table = summary(&[line("doc", 1, 10, Outcome::Failed(text.into()))]);
+            let row = table.lines().find(|row| row.starts_with("doc")).unwrap();
+            row.split_once("10 s").unwrap().1.trim().to_owned()
+        };
+        assert_eq!(note(&"ä".repeat(NOTE)), "ä".repeat(NOTE));
+        assert_eq!(
+            note(&format!("{}\nmore", "ä".repeat(NOTE + 1))),
+            format!("{}…", "ä".repeat(NOTE - 1))
+        );
     }
 }

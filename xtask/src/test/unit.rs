@@ -1,4 +1,4 @@
-//! The step `unit`: unit and integration tests that need no guest, and the examples of the documentation.
+//! The step `unit`: runs unit and integration tests that need no guest, and the examples of the documentation.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use crate::kvm::Kvm;
 use crate::run::Cmd;
 use crate::{bail, deps, target_dir};
 
-/// Seconds that each part may take.
+/// Time limit of each part in seconds.
 const LIMIT: u64 = 2400;
 
-/// The test target that lets a script take the VMM's place.
+/// The test target in which a script takes the VMM's place.
 const COORDINATION: &str = "coordination";
 
-/// The packages whose tests run. The coordination test is built with the same ones: cargo then chooses the same features
-/// of dependencies, which need not be built again.
+/// The packages whose tests run. The coordination test is built together with the same packages, so that cargo chooses
+/// the same features of dependencies and does not build them again.
 const CHOSEN: [&str; 8] = [
     "--workspace",
     "--features",
@@ -59,8 +59,8 @@ pub(super) fn run() -> Result<()> {
     bail!("{}", failed.join("\n"))
 }
 
-/// Whether this machine can run every test, so that one that is skipped has to fail: some are for root, some need a
-/// KVM, some compare with other programs, which are installed here.
+/// True if this machine can run every test, so that a skipped one must fail. Some tests need root, some need a KVM, and
+/// some compare with other programs, which are installed here.
 fn nothing_may_be_skipped() -> Result<bool> {
     let possible = nix::unistd::geteuid().is_root() && Kvm::here().runs_payloads();
     if possible {
@@ -69,17 +69,17 @@ fn nothing_may_be_skipped() -> Result<bool> {
     Ok(possible)
 }
 
-/// The coordination test, built with `--cfg fleetbox_fake`, which the other tests do without.
+/// The coordination test, built with `--cfg fleetbox_fake`, which the other tests do not have.
 ///
-/// The flag is given by a wrapper of the compiler for this workspace's packages. RUSTFLAGS would have every dependency
-/// built a second time.
+/// A wrapper of the compiler passes the flag for this workspace's packages only. RUSTFLAGS would build every dependency
+/// a second time.
 pub(super) fn coordination() -> Result<Cmd> {
     Ok(cargo(&["test", "--test", COORDINATION])
         .args(CHOSEN)
         .env("RUSTC_WORKSPACE_WRAPPER", fake_compiler()?))
 }
 
-/// A script that runs the compiler that it is given with the flag.
+/// Writes a script that runs the given compiler with the flag.
 fn fake_compiler() -> Result<PathBuf> {
     let path = target_dir().join("xtask/rustc-fleetbox-fake");
     write_script(&path, "#!/bin/sh\nexec \"$@\" --cfg fleetbox_fake\n")
@@ -87,7 +87,7 @@ fn fake_compiler() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes an executable script, unless it is there: cargo builds anew when its time changes.
+/// Writes an executable script, unless it already exists, because cargo rebuilds everything when its time changes.
 pub(crate) fn write_script(path: &std::path::Path, text: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
