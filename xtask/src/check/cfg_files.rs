@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn an_entry_that_matches_no_such_file_is_named() {
         let found = complaints(&[("a.rs", "fn f() {}")], &["a.rs"]);
-        assert!(found[0].contains("lists `a.rs`"), "{found:?}");
+        assert!(found[0].contains("has `a.rs`"), "{found:?}");
     }
 
     #[test]

@@ -79,8 +79,8 @@ impl Checked {
                         "above"
                     };
                     self.complaints.push(format!(
-                        "{at} imports the room `{}` into the room `{}`, but it is {place} it in docs/ARCHITECTURE.md",
-                        to.name, from.name
+                        "{at} in the room `{}` imports from the room `{}`, which is {place} it in docs/ARCHITECTURE.md",
+                        from.name, to.name
                     ));
                 }
             }
@@ -193,7 +193,7 @@ mod tests {
     fn an_import_of_a_room_above_is_named_with_its_place() {
         assert_eq!(
             complaint("low", "\nuse crate::high::H;"),
-            "src/low.rs:2: `crate::high::H` is an import of the room `high` by the room `low`, and it stands above it in \
+            "src/low.rs:2: `crate::high::H` in the room `low` imports from the room `high`, which is above it in \
              docs/ARCHITECTURE.md"
         );
     }
@@ -216,7 +216,7 @@ mod tests {
         ] {
             let found = complaint("low", text);
             assert!(
-                found.contains("room `high` into the room `low`"),
+                found.contains("room `low` imports from the room `high`"),
                 "{text}: {found}"
             );
         }

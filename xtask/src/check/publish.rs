@@ -100,6 +100,6 @@ mod tests {
         );
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("lacks LICENSE-APACHE"), "{found:?}");
-        assert!(found[1].contains("has docs/a.md"), "{found:?}");
+        assert!(found[1].contains("must not have docs/a.md"), "{found:?}");
     }
 }
