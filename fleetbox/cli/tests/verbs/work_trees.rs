@@ -95,7 +95,7 @@ fn a_run_that_cannot_be_leaves_nothing_behind() {
     host.vm("web", "web", Path::new("/none"));
     let output = host.run(&["run", "--name", "web", "--rm", "--", "true"]);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("VM web exists already"), "{error}");
+    assert!(error.contains("VM web already exists"), "{error}");
     assert_eq!(host.names(), ["web"]);
     let output = host.run(&["pull-diff", "web"]);
     let error = String::from_utf8_lossy(&output.stderr);
