@@ -267,6 +267,9 @@ mod tests {
         let both_directions = |flows| 2 * buffer_size(flows);
         let held: usize = (0..Limits::default().tcp_flows).map(both_directions).sum();
         assert!(held < 150 << 20, "{held}");
-        assert!(held > 100 << 20, "buffers this small slow connections down: {held}");
+        assert!(
+            held > 100 << 20,
+            "buffers this small slow connections down: {held}"
+        );
     }
 }
