@@ -15,6 +15,7 @@ use nix::pty::{Winsize, openpty};
 use serde::{Deserialize, Serialize};
 
 use crate::cargo::executables;
+use crate::deps::find;
 use crate::error::{Context, Error, Result};
 use crate::image::{Format, Image};
 use crate::kvm::Kvm;
@@ -155,8 +156,14 @@ fn on_terminal(line: &str, dir: &Path) -> Result<Recorded> {
             .context(|| "cannot share the terminal")?;
         Ok(Stdio::from(slave))
     };
-    let mut command = Command::new("sh");
+    // The emulated host has busybox only.
+    let (shell, applet) = match find("sh") {
+        Some(shell) => (shell, None),
+        None => (PathBuf::from("busybox"), Some("sh")),
+    };
+    let mut command = Command::new(shell);
     command
+        .args(applet)
         .args(["-c", line])
         .current_dir(dir)
         .env("PATH", path()?)
