@@ -1,5 +1,12 @@
 use fleetbox_packet::testing::{check, large};
+pub(super) use std::os::fd::AsRawFd;
+
+pub(super) use fleetbox_packet::{MIN_FRAME, Packet};
+pub(super) use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+pub(super) use nix::sys::socket::{MsgFlags, recv, send};
+
+pub(super) use super::worker::TX;
 
 use super::super::F_EVENT_IDX;
 use super::super::testing::{Driver, WRITE, eventually};
