@@ -78,7 +78,7 @@ struct Rule {
     better: String,
 }
 
-/// Reads lines such as `3 | in vain | without success`.
+/// Reads lines such as `3 | x | y`.
 fn parse(text: &str) -> Result<Vec<Rule>> {
     let mut rules = Vec::new();
     for (at, line) in text.lines().enumerate() {

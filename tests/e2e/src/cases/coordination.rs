@@ -1,4 +1,4 @@
-//! Programs that use the same VM at once, and what they find in each other's way: the cases of the library's
+//! Programs that use the same VM at once and interfere with each other: the cases of the library's
 //! `tests/coordination.rs`, once with a guest. What a killed owner, worker or machine leaves is among the kills.
 
 use std::fs;
