@@ -36,7 +36,7 @@ const SESSION: &[&str] = &[
     "fleetbox up node -n 2 --image IMAGE --memory 512M",
     "fleetbox ssh node-1 -- ping -c 1 -q node-2",
     "fleetbox ls",
-    "fleetbox rm web node",
+    "fleetbox rm --force web node",
 ];
 
 /// Commands with their output.
