@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use fleetbox::{Cluster, Result, Size, Vm, blocking, testing};
+use fleetbox::{Cluster, Ready, Result, Size, Vm, blocking, testing};
 
 /// What the guests of these tests are; they boot slowly in an emulated host.
 const BOOT: Duration = Duration::from_secs(240);
@@ -62,6 +62,8 @@ fn fails(vm: blocking::Vm) -> Result<()> {
          echo this-is-on-the-console | sudo tee /dev/console",
     )?;
     assert!(output.success(), "{}", output.stderr_text());
+    // What a guest prints arrives a moment later.
+    vm.wait_for(Ready::Console("this-is-on-the-console".into()), BOOT)?;
     panic!("this test fails on purpose");
 }
 

@@ -197,7 +197,7 @@ pub(crate) fn failing(suite: &Suite) {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     let name = text
-        .split(" is kept: `")
+        .split(" is kept: log in with `")
         .next()
         .and_then(|before| before.rsplit("--- ").next())
         .unwrap_or_default()
