@@ -36,9 +36,9 @@ pub enum LinkFormat {
     /// driver leaves to it.
     #[default]
     Frames,
-    /// [`Packet`]s: a header of 12 bytes in front of a frame, or of a TCP packet of up to 65549 bytes. The work named
-    /// in the header is left to the other end. Large packets pass uncut in both directions. The device only cuts those
-    /// that its driver does not accept uncut.
+    /// [`fleetbox_packet::Packet`]s: a header of 12 bytes in front of a frame, or of a TCP packet of up to 65549 bytes.
+    /// The work named in the header is left to the other end. Large packets pass uncut in both directions. The device
+    /// only cuts those that its driver does not accept uncut.
     Packets,
 }
 
