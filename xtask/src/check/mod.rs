@@ -8,6 +8,7 @@ mod layers;
 mod packages;
 mod publish;
 mod rooms;
+mod stops;
 mod tree;
 mod words;
 
@@ -55,6 +56,11 @@ pub(crate) fn layers() -> Result<String> {
             ));
         }
     }
+    let (missing, stops) = stops::check(&workspace(), &text)?;
+    if stops == 0 {
+        return Err(Error::new(format!("{ARCHITECTURE} names no stops")));
+    }
+    complaints.extend(missing);
     let files = tracked(&["*.rs"])?;
     complaints.extend(cfg_files::check(
         &workspace(),
@@ -63,7 +69,7 @@ pub(crate) fn layers() -> Result<String> {
     )?);
     report(&complaints)?;
     Ok(format!(
-        "{imports} imports between {rooms} rooms of {} packages",
+        "{imports} imports between {rooms} rooms of {} packages, {stops} stops",
         blocks.len()
     ))
 }
