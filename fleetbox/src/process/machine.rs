@@ -116,9 +116,10 @@ fn run(
         #[cfg(any(test, fleetbox_fake))]
         Backend::Fake(script) => super::fake::start(script, console, &reporter.events())?,
     };
-    reporter.event(MachineEvent::Started);
     {
+        // Held while the start is reported: a client that reads of it may type at once.
         let mut button = lock(button);
+        reporter.event(MachineEvent::Started);
         if matches!(*button, Button::Pressed) {
             (running.controls.power_button)();
         }
