@@ -171,6 +171,7 @@ impl Launch {
         let budget = check::budget_of(&members)?;
         let store = self.fleet.store().await?;
         let (cluster, _share) = self.locate(&store, &members).await?;
+        let host = HostResources::of_host(store.home());
         let mut vms = Vec::new();
         let mut wants = Vec::new();
         for Member { plan, builder, .. } in &members {
@@ -178,7 +179,7 @@ impl Launch {
             let vm = store.cluster(&cluster).vm(name);
             let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
             let record = vm.record()?;
-            HostResources::of_host(store.home()).check(&Request::of(&record))?;
+            host.check(&Request::of(&record))?;
             wants.push(Want::new(cluster.clone(), name.clone(), record.memory));
             vms.push(Vm::found(&store, vm)?.with_progress(Arc::clone(&builder.progress)));
         }
