@@ -236,6 +236,12 @@ fn a_flood_of_questions_is_bounded() {
     for id in 0..100 {
         web.send_to(socket, gateway(&network, 53), &query(id, "example.org", 1));
     }
+    // The allowance arrives whole, however long the network's thread takes to pass it on.
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut buffer = [0; 512];
+    for question in 1..=8 {
+        silent.recv(&mut buffer).unwrap_or_else(|error| panic!("question {question} of 8: {error}"));
+    }
     // Members' names are answered all the same, and after what was asked before. A question is
     // passed on in the turn after it was read, so one more answer is waited for.
     for id in [200, 201] {
@@ -245,7 +251,6 @@ fn a_flood_of_questions_is_bounded() {
         assert!(answer.ends_with(&web.ip.octets()));
     }
     silent.set_nonblocking(true).unwrap();
-    let mut buffer = [0; 512];
-    let asked = std::iter::from_fn(|| silent.recv(&mut buffer).ok()).count();
-    assert_eq!(asked, 8);
+    let more = std::iter::from_fn(|| silent.recv(&mut buffer).ok()).count();
+    assert_eq!(more, 0);
 }
