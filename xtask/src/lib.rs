@@ -13,6 +13,7 @@ pub mod demo;
 pub mod deps;
 pub mod emulate;
 pub mod error;
+pub mod fuzz;
 pub mod image;
 pub mod kernel;
 pub mod kvm;

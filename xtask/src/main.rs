@@ -65,6 +65,14 @@ enum Task {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
         runs: u8,
     },
+    /// Look for inputs that break parsers, with libFuzzer. Needs cargo-fuzz and a nightly compiler.
+    Fuzz {
+        /// The target; without it all of them, one after another.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+    },
     /// Run a command in an emulated host that has KVM.
     Emulate(EmulateArgs),
 }
@@ -189,6 +197,10 @@ fn run(task: Task) -> Result<ExitCode> {
                 "user" => xtask::bench::user::run(baseline.as_deref(), runs)?,
                 _ => xtask::bench::run(&name)?,
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Fuzz { target, seconds } => {
+            xtask::fuzz::run(target.as_deref(), seconds)?;
             Ok(ExitCode::SUCCESS)
         }
         Task::Emulate(args) => emulate(args),
