@@ -3,7 +3,7 @@
 use super::ext4::Ext4Volume;
 use super::fat::FatVolume;
 use super::fs::{FsError, Volume};
-use super::window::{CachedWindow, Window};
+use super::window::Window;
 
 /// The content that was found on a partition.
 pub(super) enum Content {
@@ -18,10 +18,9 @@ pub(super) enum Content {
 
 /// Recognises the content of `window`. Never fails, because unreadable content is a result too.
 pub(super) fn probe(window: &Window) -> Content {
-    let head = CachedWindow::new(window.clone());
     let has = |at: u64, magic: &[u8]| {
         let mut bytes = vec![0; magic.len()];
-        head.read(at, &mut bytes).is_ok() && bytes == magic
+        window.read(at, &mut bytes).is_ok() && bytes == magic
     };
     let open = |what, volume: Result<Box<dyn Volume>, FsError>| match volume {
         Ok(volume) => Content::Volume(volume),

@@ -1,7 +1,9 @@
 //! The disk's partitions, named as in GRUB: `(hd0,gpt1)/boot/vmlinuz`.
 
 use std::cell::OnceCell;
+use std::rc::Rc;
 
+use super::budget::Budget;
 use super::content::{Content, probe};
 use super::fs::{FsError, Kind, Volume};
 use super::partition::Partition;
@@ -42,10 +44,13 @@ pub(super) struct Location {
 }
 
 /// All partitions of a machine's disk that may be booted from.
-pub(super) struct Devices(Vec<Device>);
+pub(super) struct Devices {
+    all: Vec<Device>,
+    budget: Rc<Budget>,
+}
 
 impl Devices {
-    pub(super) fn new(partitions: Vec<Partition>) -> Self {
+    pub(super) fn new(partitions: Vec<Partition>, budget: Rc<Budget>) -> Self {
         let device = |partition: Partition| Device {
             name: match partition.name.as_str() {
                 "" => "hd0".into(),
@@ -55,7 +60,10 @@ impl Devices {
             window: Some(partition.window),
             content: OnceCell::new(),
         };
-        Self(partitions.into_iter().map(device).collect())
+        Self {
+            all: partitions.into_iter().map(device).collect(),
+            budget,
+        }
     }
 
     /// Devices with the given content.
@@ -67,15 +75,23 @@ impl Devices {
             window: None,
             content: OnceCell::from(content),
         };
-        Self(contents.into_iter().map(device).collect())
+        Self {
+            all: contents.into_iter().map(device).collect(),
+            budget: Budget::ample(),
+        }
+    }
+
+    /// What all work is charged to.
+    pub(super) fn budget(&self) -> &Rc<Budget> {
+        &self.budget
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Device)> {
-        self.0.iter().enumerate()
+        self.all.iter().enumerate()
     }
 
     pub(super) fn get(&self, index: usize) -> Option<&Device> {
-        self.0.get(index)
+        self.all.get(index)
     }
 
     /// The device that GRUB calls `name`, with or without parentheses. A partition may be given by
@@ -99,7 +115,7 @@ impl Devices {
                         })
                 })
         };
-        self.0.iter().position(same)
+        self.all.iter().position(same)
     }
 
     /// Resolves `path`: on the device in parentheses before it, or else on `root`.
@@ -148,14 +164,26 @@ impl Devices {
     }
 
     pub(super) fn read(&self, location: &Location, limit: u64) -> Result<Vec<u8>, FsError> {
-        self.volume(location)?.read(&location.path, limit)
+        let mut bytes = Vec::new();
+        self.append(location, limit, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Appends the file at `location`, of at most `limit` bytes, to `bytes`.
+    pub(super) fn append(
+        &self,
+        location: &Location,
+        limit: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), FsError> {
+        self.volume(location)?.read(&location.path, limit, bytes)
     }
 
     /// Text about the partitions that cannot be read, for the end of an error; empty if all can be
     /// read.
     pub(super) fn unreadable(&self) -> String {
         let mut text = String::new();
-        for device in &self.0 {
+        for device in &self.all {
             if let Content::Unreadable { what, why } = device.content() {
                 text.push_str(&format!("; ({}) holds {what}: {why}", device.name));
             }
@@ -166,7 +194,7 @@ impl Devices {
     /// The content of all partitions, for an error.
     pub(super) fn summary(&self) -> String {
         let names: Vec<String> = self
-            .0
+            .all
             .iter()
             .map(|device| {
                 let what = match device.content() {

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::budget::Exceeded;
+
 /// What to do if a disk cannot be booted from its own configuration.
 const REMEDY: &str = "give the kernel explicitly (--kernel, --initrd, --cmdline)";
 
@@ -12,7 +14,14 @@ pub enum BootError {
     /// The disk has no bytes.
     #[error("cannot boot from the disk: it is empty")]
     Empty,
-    /// The disk could not be read, or too much of it had to be read.
+    /// Reading the boot entry would take more than [`Limits`](super::Limits) allow. What they count
+    /// comes from the disk, which is not trusted.
+    #[error("cannot read the boot entry from the disk: {exceeded}: {REMEDY}")]
+    Limit {
+        /// Which limit, and its value.
+        exceeded: String,
+    },
+    /// The disk could not be read.
     #[error("cannot read {what}: {source}")]
     Read {
         /// What was being read.
@@ -57,4 +66,12 @@ pub enum BootError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl From<Exceeded> for BootError {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::Limit {
+            exceeded: exceeded.to_string(),
+        }
+    }
 }

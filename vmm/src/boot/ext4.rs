@@ -14,7 +14,7 @@ use super::ext4_layout::{Geometry, SUPERBLOCK, SUPERBLOCK_LEN, Source, recovered
 use super::extents;
 use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
 use super::journal::{self, Overlay};
-use super::window::{CachedWindow, Window};
+use super::window::Window;
 
 /// Maximum number of symbolic links followed for one path, and maximum bytes of one, as in Linux.
 const MAX_LINKS: u32 = 40;
@@ -50,7 +50,7 @@ impl Ext4Volume {
     /// # Errors
     /// It is damaged, or has unsupported features.
     pub(super) fn open(window: Window) -> Result<Self, FsError> {
-        let disk = CachedWindow::new(window);
+        let disk = window;
         let mut superblock = vec![0; SUPERBLOCK_LEN];
         disk.read(SUPERBLOCK, &mut superblock)?;
         let mut geometry = Geometry::check(&superblock, disk.len())?;
@@ -190,7 +190,7 @@ impl Volume for Ext4Volume {
             }))
     }
 
-    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, FsError> {
+    fn read(&self, path: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), FsError> {
         let (path, metadata) = self.resolve(path)?.ok_or(FsError::NotFound)?;
         if metadata.file_type() != FileType::Regular {
             return Err(FsError::NotAFile);
@@ -200,8 +200,8 @@ impl Volume for Ext4Volume {
             return Err(FsError::TooLarge { size, limit });
         }
         let mode = metadata.mode();
-        if let Some(data) = extents::read(&self.source, &self.geometry, &path, size, mode)? {
-            return Ok(data);
+        if extents::read(&self.source, &self.geometry, &path, size, mode, bytes)? {
+            return Ok(());
         }
         tracing::debug!(path = %path.escape_ascii(), "reading a file block by block");
         guarded(|| {
@@ -217,7 +217,8 @@ impl Volume for Ext4Volume {
                     count => filled += count,
                 }
             }
-            Ok(data)
+            bytes.extend_from_slice(&data);
+            Ok(())
         })
     }
 

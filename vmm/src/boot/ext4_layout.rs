@@ -3,7 +3,7 @@
 use super::crc::crc32c;
 use super::fs::FsError;
 use super::journal::Overlay;
-use super::window::CachedWindow;
+use super::window::Window;
 
 pub(super) const SUPERBLOCK: u64 = 1024;
 pub(super) const SUPERBLOCK_LEN: usize = 1024;
@@ -17,7 +17,7 @@ const COMPAT_HAS_JOURNAL: u32 = 0x4;
 
 /// The file system's bytes after a recovery.
 pub(super) struct Source {
-    pub(super) disk: CachedWindow,
+    pub(super) disk: Window,
     pub(super) overlay: Overlay,
     pub(super) superblock: Vec<u8>,
 }
@@ -73,7 +73,10 @@ impl Geometry {
         let block_size = 1024u64 << log_block_size;
         let incompat = u32_at(0x60);
         let wide = incompat & INCOMPAT_64BIT != 0;
-        let high = if wide { u64::from(u32_at(0x150)) } else { 0 };
+        let high = u64::from(u32_at(0x150));
+        if high != 0 && !wide {
+            return Err(wrong("a high half of its size, which it does not have"));
+        }
         let blocks = high << 32 | u64::from(u32_at(0x4));
         if blocks.checked_mul(block_size).is_none_or(|size| size > len) {
             return Err(wrong("more blocks than the partition holds"));
@@ -120,7 +123,7 @@ impl Geometry {
     }
 
     /// The block map (`i_block`) of the journal's inode.
-    pub(super) fn journal_map(&self, disk: &CachedWindow) -> Result<Vec<u8>, FsError> {
+    pub(super) fn journal_map(&self, disk: &Window) -> Result<Vec<u8>, FsError> {
         let corrupt = || FsError::Corrupt("its superblock gives an impossible journal".into());
         let at = self
             .inode_offset(self.journal_inode, |at, buf| Ok(disk.read(at, buf)?))?

@@ -68,11 +68,19 @@ impl Inode {
         }))
     }
 
-    /// All of its bytes. Parts without an extent are zeros.
-    fn bytes(&self, source: &Source, geometry: &Geometry) -> Result<Vec<u8>, FsError> {
+    /// Appends all of its bytes to `all`. Parts without an extent are zeros.
+    fn append(
+        &self,
+        source: &Source,
+        geometry: &Geometry,
+        all: &mut Vec<u8>,
+    ) -> Result<(), FsError> {
         let corrupt = || FsError::Corrupt("an extent is beyond the addressable range".into());
         let size = usize::try_from(self.size).map_err(|_| corrupt())?;
-        let mut bytes = vec![0; size];
+        let before = all.len();
+        all.reserve_exact(size);
+        all.resize(before.checked_add(size).ok_or_else(corrupt)?, 0);
+        let bytes = all.get_mut(before..).unwrap_or_default();
         for (first, start, len) in &self.extents {
             let block = |n: u64| n.checked_mul(geometry.block_size).ok_or_else(corrupt);
             let (from, mut disk) = (block(*first)?, block(*start)?);
@@ -86,11 +94,11 @@ impl Inode {
                 disk += piece.len() as u64;
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 }
 
-/// The bytes of the regular file at `path`, which must have no symbolic links. `None` if the file
+/// Appends the regular file at `path`, which must have no symbolic links, to `all`. False if the file
 /// does not have `size` bytes and the permissions `mode`, or cannot be read on the fast path.
 ///
 /// # Errors
@@ -101,27 +109,30 @@ pub(super) fn read(
     path: &[u8],
     size: u64,
     mode: u16,
-) -> Result<Option<Vec<u8>>, FsError> {
+    all: &mut Vec<u8>,
+) -> Result<bool, FsError> {
     let mut number = ROOT;
     for name in path.split(|byte| *byte == b'/').filter(|n| !n.is_empty()) {
         let Some(directory) = Inode::read(source, geometry, number)? else {
-            return Ok(None);
+            return Ok(false);
         };
         if directory.size > MAX_DIRECTORY {
-            return Ok(None);
+            return Ok(false);
         }
-        let bytes = directory.bytes(source, geometry)?;
+        let mut bytes = Vec::new();
+        directory.append(source, geometry, &mut bytes)?;
         let blocks = bytes.chunks(geometry.block_size as usize);
         match blocks.into_iter().find_map(|block| entry(block, name)) {
             Some(found) => number = found,
-            None => return Ok(None),
+            None => return Ok(false),
         }
     }
     match Inode::read(source, geometry, number)? {
         Some(file) if file.size == size && file.mode == REGULAR | mode => {
-            Ok(Some(file.bytes(source, geometry)?))
+            file.append(source, geometry, all)?;
+            Ok(true)
         }
-        _ => Ok(None),
+        _ => Ok(false),
     }
 }
 
@@ -170,7 +181,9 @@ mod tests {
                 let (size, mode) = (content.len() as u64, 0o644);
                 let find = |size, mode| {
                     let (source, geometry) = (&volume.source, &volume.geometry);
-                    read(source, geometry, path.as_bytes(), size, mode).unwrap()
+                    let mut bytes = Vec::new();
+                    let read = read(source, geometry, path.as_bytes(), size, mode, &mut bytes);
+                    read.unwrap().then_some(bytes)
                 };
                 assert!(
                     find(size, mode) == short.then(|| content.to_vec()),
@@ -178,10 +191,13 @@ mod tests {
                 );
                 assert_eq!(find(size + 1, mode), None);
                 assert_eq!(find(size, 0o600), None);
-                assert!(volume.read(path, u64::MAX).unwrap() == *content);
+                let mut bytes = Vec::new();
+                volume.read(path, u64::MAX, &mut bytes).unwrap();
+                assert!(bytes == *content);
             }
-            let absent = read(&volume.source, &volume.geometry, b"/boot/absent", 0, 0o644);
-            assert_eq!(absent.unwrap(), None);
+            let (source, geometry) = (&volume.source, &volume.geometry);
+            let absent = read(source, geometry, b"/boot/absent", 0, 0o644, &mut Vec::new());
+            assert!(!absent.unwrap());
         }
     }
 

@@ -4,16 +4,19 @@
 //! If an invalid number makes the crate panic, the panic is caught.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::rc::Rc;
 
 use fatfs::{FileSystem, FsOptions};
 
+use super::budget::{Budget, Limit};
 use super::fs::{FsError, Kind, MAX_NAMES, Volume, guarded};
-use super::window::{CachedWindow, Window};
+use super::window::Window;
 
 /// A FAT file system.
 pub(super) struct FatVolume {
     fs: FileSystem<Stream>,
     label: Option<String>,
+    budget: Rc<Budget>,
 }
 
 impl FatVolume {
@@ -22,14 +25,15 @@ impl FatVolume {
     /// # Errors
     /// It is damaged.
     pub(super) fn open(window: Window) -> Result<Self, FsError> {
+        let budget = window.budget().clone();
         let stream = Stream {
-            disk: CachedWindow::new(window),
+            disk: window,
             position: 0,
         };
         guarded(|| {
             let fs = FileSystem::new(stream, FsOptions::new())?;
             let label = Some(fs.volume_label()).filter(|label| !label.is_empty());
-            Ok(Self { fs, label })
+            Ok(Self { fs, label, budget })
         })
     }
 }
@@ -65,6 +69,7 @@ impl Volume for FatVolume {
                 },
             };
             for entry in dir.iter() {
+                self.budget.charge(Limit::Entries, 1)?;
                 let entry = entry?;
                 let matches = entry.file_name().eq_ignore_ascii_case(name)
                     || entry.short_file_name().eq_ignore_ascii_case(name);
@@ -81,7 +86,7 @@ impl Volume for FatVolume {
         })
     }
 
-    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, FsError> {
+    fn read(&self, path: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), FsError> {
         let size = match self.kind(path)? {
             Some(Kind::File(size)) => size,
             Some(_) => return Err(FsError::NotAFile),
@@ -92,12 +97,13 @@ impl Volume for FatVolume {
         }
         guarded(|| {
             let file = self.fs.root_dir().open_file(path.trim_matches('/'))?;
-            let mut data = Vec::new();
-            file.take(size).read_to_end(&mut data)?;
-            if data.len() as u64 != size {
+            let before = bytes.len();
+            bytes.reserve_exact(usize::try_from(size).map_err(io::Error::other)?);
+            file.take(size).read_to_end(bytes)?;
+            if (bytes.len() - before) as u64 != size {
                 return Err(FsError::Corrupt("the file ends early".into()));
             }
-            Ok(data)
+            Ok(())
         })
     }
 
@@ -116,6 +122,7 @@ impl Volume for FatVolume {
             };
             let mut names = Vec::new();
             for entry in dir.iter().take(MAX_NAMES) {
+                self.budget.charge(Limit::Entries, 1)?;
                 let name = entry?.file_name();
                 if name != "." && name != ".." {
                     names.push(name);
@@ -134,7 +141,7 @@ fn is_absent(error: &io::Error) -> bool {
 
 /// The volume, as the stream that the crate needs.
 struct Stream {
-    disk: CachedWindow,
+    disk: Window,
     position: u64,
 }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::budget::Exceeded;
+
 /// Maximum number of names of one directory that are read.
 pub(super) const MAX_NAMES: usize = 4096;
 
@@ -18,6 +20,8 @@ pub(super) enum FsError {
     TooLarge { size: u64, limit: u64 },
     #[error("not a regular file")]
     NotAFile,
+    #[error(transparent)]
+    Limit(#[from] Exceeded),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -41,8 +45,8 @@ pub(super) trait Volume {
     fn kind_name(&self) -> &'static str;
     /// What is at `path`, or `None` if it does not exist.
     fn kind(&self, path: &str) -> Result<Option<Kind>, FsError>;
-    /// The file at `path`, of at most `limit` bytes.
-    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, FsError>;
+    /// Appends the file at `path`, of at most `limit` bytes, to `bytes`.
+    fn read(&self, path: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), FsError>;
     /// The names in the directory at `path`, without `.` and `..`.
     fn list(&self, path: &str) -> Result<Vec<String>, FsError>;
 }

@@ -8,15 +8,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::budget::{Held, Limit};
 use super::crc::crc32c;
 use super::fs::FsError;
-use super::window::CachedWindow;
+use super::window::Window;
 
 const MAGIC: u32 = 0xC03B_3998;
 /// Maximum number of blocks of a journal: 1 GiB in 4 KiB blocks, the largest that mke2fs makes.
 const MAX_BLOCKS: u32 = 1 << 18;
 /// Maximum number of revocations. A kernel revokes far fewer before it writes the blocks in place.
 const MAX_REVOKED: usize = 1 << 22;
+/// Work that a look-up in a map costs.
+const HASHED: u64 = 64;
+/// Memory that a block in a descriptor costs, with room for vectors and maps that grow.
+const TAG_COST: usize = 6 * size_of::<(u64, Newer)>();
+/// Memory that a revocation costs, likewise.
+const REVOCATION_COST: usize = 3 * size_of::<u64>() + 4 * size_of::<(u64, usize)>();
+/// Memory that an extent costs, likewise.
+const EXTENT_COST: usize = 3 * size_of::<Extent>();
 /// Maximum depth of an extent tree (the kernel's limit).
 const MAX_DEPTH: u16 = 5;
 
@@ -54,6 +63,8 @@ pub(super) struct Overlay {
     seed: u32,
     /// True for checksums of version 2, which have only the low half.
     half: bool,
+    /// The memory that it took to make.
+    _held: Option<Held>,
 }
 
 impl Overlay {
@@ -67,21 +78,18 @@ impl Overlay {
     ///
     /// # Errors
     /// A journal block cannot be read or does not match its checksum.
-    pub(super) fn apply(
-        &self,
-        disk: &CachedWindow,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<(), FsError> {
+    pub(super) fn apply(&self, disk: &Window, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
         if self.blocks.is_empty() || buf.is_empty() {
             return Ok(());
         }
         let size = self.block_size as u64;
         let end = offset.saturating_add(buf.len() as u64);
         for (block, newer) in self.blocks.range(offset / size..end.div_ceil(size)) {
+            disk.budget().charge(Limit::Entries, 1)?;
             let mut data = vec![0; self.block_size];
             disk.read(newer.at.saturating_mul(size), &mut data)?;
             if let Some(expected) = newer.checksum {
+                disk.budget().work(data.len() as u64)?;
                 let crc = crc32c(crc32c(self.seed, &newer.sequence.to_be_bytes()), &data);
                 let crc = if self.half { crc & 0xFFFF } else { crc };
                 if crc != expected {
@@ -119,11 +127,7 @@ struct Transaction {
 ///
 /// # Errors
 /// It is damaged, or has unsupported features.
-pub(super) fn replay(
-    disk: &CachedWindow,
-    block_size: usize,
-    map: &[u8],
-) -> Result<Overlay, FsError> {
+pub(super) fn replay(disk: &Window, block_size: usize, map: &[u8]) -> Result<Overlay, FsError> {
     let mut extents = Vec::new();
     collect_extents(disk, block_size, map, MAX_DEPTH, &mut extents)?;
     extents.sort_unstable();
@@ -135,7 +139,7 @@ pub(super) fn replay(
 type Extent = (u32, u64, u32);
 
 fn collect_extents(
-    disk: &CachedWindow,
+    disk: &Window,
     block_size: usize,
     node: &[u8],
     depth: u16,
@@ -153,6 +157,7 @@ fn collect_extents(
         return Err(corrupt());
     }
     for i in 1..=usize::from(count) {
+        disk.budget().charge(Limit::Entries, 1)?;
         let entry = node.get(i * 12..i * 12 + 12).ok_or_else(corrupt)?;
         let number = |low: usize, high: usize| {
             Some(u64::from(le16(entry, high)?) << 32 | u64::from(le32(entry, low)?))
@@ -162,6 +167,7 @@ fn collect_extents(
             let (Some(first), Some(len), Some(start)) = (first, len, number(8, 6)) else {
                 return Err(corrupt());
             };
+            disk.budget().keep(EXTENT_COST)?;
             if len == 0 || len > 0x8000 || extents.len() >= MAX_BLOCKS as usize {
                 return Err(corrupt());
             }
@@ -178,7 +184,7 @@ fn collect_extents(
 }
 
 struct Log<'a> {
-    disk: &'a CachedWindow,
+    disk: &'a Window,
     block_size: usize,
     extents: Vec<Extent>,
     first: u32,
@@ -191,11 +197,7 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    fn open(
-        disk: &'a CachedWindow,
-        block_size: usize,
-        extents: Vec<Extent>,
-    ) -> Result<Self, FsError> {
+    fn open(disk: &'a Window, block_size: usize, extents: Vec<Extent>) -> Result<Self, FsError> {
         let mut log = Self {
             disk,
             block_size,
@@ -309,7 +311,7 @@ impl<'a> Log<'a> {
     }
 
     /// All complete transactions, oldest first.
-    fn transactions(&self) -> Result<Vec<Transaction>, FsError> {
+    fn transactions(&self, held: &mut Held) -> Result<Vec<Transaction>, FsError> {
         let mut whole = Vec::new();
         if self.start == 0 {
             return Ok(whole);
@@ -324,6 +326,9 @@ impl<'a> Log<'a> {
         // More blocks than the log has would be a second time round.
         while seen < self.end - self.first {
             let block = self.read(at)?;
+            if self.checksums() {
+                self.disk.budget().work(block.len() as u64)?;
+            }
             if be32(&block, 0) != Some(MAGIC) || be32(&block, 8) != Some(sequence) {
                 break;
             }
@@ -337,6 +342,8 @@ impl<'a> Log<'a> {
                         break;
                     };
                     used += count;
+                    self.disk.budget().charge(Limit::Entries, count.into())?;
+                    held.grow(count as usize * TAG_COST)?;
                 }
                 Some(2) => {
                     if !self.commit_matches(&block) {
@@ -356,7 +363,10 @@ impl<'a> Log<'a> {
                     }
                     let before = current.revoked.len();
                     self.revocations(&block, &mut current);
-                    revoked += current.revoked.len() - before;
+                    let more = current.revoked.len() - before;
+                    self.disk.budget().charge(Limit::Entries, more as u64)?;
+                    held.grow(more * REVOCATION_COST)?;
+                    revoked += more;
                     if revoked > MAX_REVOKED {
                         return Err(FsError::Corrupt(
                             "the journal revokes too many blocks".into(),
@@ -438,16 +448,23 @@ impl<'a> Log<'a> {
     }
 
     fn overlay(&self) -> Result<Overlay, FsError> {
-        let transactions = self.transactions()?;
+        let mut held = self.disk.budget().hold(0)?;
+        let transactions = self.transactions(&mut held)?;
         // Position in the log, not sequence number, since numbers wrap.
         let mut revoked: HashMap<u64, usize> = HashMap::new();
         for (position, transaction) in transactions.iter().enumerate() {
+            self.disk
+                .budget()
+                .work(transaction.revoked.len() as u64 * HASHED)?;
             for block in &transaction.revoked {
                 revoked.insert(*block, position);
             }
         }
         let mut blocks = BTreeMap::new();
         for (position, transaction) in transactions.iter().enumerate() {
+            self.disk
+                .budget()
+                .work(transaction.tags.len() as u64 * HASHED)?;
             for (block, newer) in &transaction.tags {
                 if revoked.get(block).is_none_or(|last| *last < position) {
                     blocks.insert(*block, *newer);
@@ -465,6 +482,7 @@ impl<'a> Log<'a> {
             block_size: self.block_size,
             seed: self.seed,
             half,
+            _held: Some(held),
         })
     }
 }

@@ -1,5 +1,9 @@
 //! Finds the configuration file that the firmware and the boot loader would use.
 
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::budget::{Budget, Exceeded};
 use super::devices::{Device, Devices, Location};
 use super::error::BootError;
 use super::fs::{Kind, Volume};
@@ -13,7 +17,9 @@ const WELL_KNOWN: [&str; 4] = [
     "/grub2/grub.cfg",
 ];
 /// Maximum bytes of a boot loader binary that is searched for its directory's name.
-const MAX_LOADER: u64 = 8 << 20;
+const MAX_LOADER: usize = 8 << 20;
+/// Maximum bytes of a directory's name in it.
+const MAX_NAME: usize = 255;
 
 /// The configuration to start with: the stub on the EFI system partition, or else the file at one
 /// of its usual places.
@@ -24,7 +30,7 @@ pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Locati
     let typed = devices.iter().any(|(_, device)| device.esp);
     for (index, device) in devices.iter().filter(|(_, device)| device.esp || !typed) {
         if let Some(volume) = device.volume().filter(|volume| volume.kind_name() == "fat")
-            && let Some(path) = stub(volume, limits)
+            && let Some(path) = stub(volume, limits, devices.budget())?
         {
             return Ok(Location {
                 device: index,
@@ -57,12 +63,16 @@ pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Locati
 }
 
 /// The path of `EFI/*/grub.cfg` that the installed GRUB would read.
-fn stub(volume: &dyn Volume, limits: &Limits) -> Option<String> {
+fn stub(
+    volume: &dyn Volume,
+    limits: &Limits,
+    budget: &Rc<Budget>,
+) -> Result<Option<String>, Exceeded> {
     let mut names = match volume.list("/EFI") {
         Ok(names) => names,
         Err(error) => {
             tracing::debug!(%error, "no /EFI on the EFI system partition");
-            return None;
+            return Ok(None);
         }
     };
     names.sort_unstable();
@@ -76,22 +86,47 @@ fn stub(volume: &dyn Volume, limits: &Limits) -> Option<String> {
         .into_iter()
         .partition(|name| name.eq_ignore_ascii_case("BOOT"));
     if own.len() > 1 {
-        let loader = ["/EFI/BOOT/grubx64.efi", "/EFI/BOOT/BOOTX64.EFI"]
-            .iter()
-            .find_map(|path| volume.read(path, MAX_LOADER).ok())
-            .unwrap_or_default();
-        let built_in = own.iter().position(|name| {
-            let prefix = format!("/EFI/{name}");
-            loader
-                .windows(prefix.len())
-                .any(|at| at.eq_ignore_ascii_case(prefix.as_bytes()))
-        });
-        own.rotate_left(built_in.unwrap_or(0));
+        let first = built_in(volume, &own, budget)?;
+        own.rotate_left(first);
     }
-    own.into_iter()
-        .chain(fallback)
-        .next()
-        .map(|name| format!("/EFI/{name}/grub.cfg"))
+    let name = own.into_iter().chain(fallback).next();
+    Ok(name.map(|name| format!("/EFI/{name}/grub.cfg")))
+}
+
+/// The index of the first of `names` whose directory the loader for removable media has built in;
+/// 0 if it has none of them.
+fn built_in(volume: &dyn Volume, names: &[String], budget: &Rc<Budget>) -> Result<usize, Exceeded> {
+    let _held = budget.hold(MAX_LOADER)?;
+    let mut loader = Vec::new();
+    for path in ["/EFI/BOOT/grubx64.efi", "/EFI/BOOT/BOOTX64.EFI"] {
+        loader.clear();
+        if volume.read(path, MAX_LOADER as u64, &mut loader).is_ok() {
+            break;
+        }
+    }
+    let indices: HashMap<String, usize> = (0..)
+        .zip(names)
+        .map(|(index, name)| (name.to_ascii_lowercase(), index))
+        .collect();
+    // The file is large and there may be many names, so that it is gone through once.
+    let mut first = None;
+    let mut after_efi = false;
+    for part in loader.split(|byte| *byte == b'/') {
+        budget.work(part.len() as u64)?;
+        if after_efi {
+            let head = part.get(..part.len().min(MAX_NAME)).unwrap_or_default();
+            let end = head
+                .iter()
+                .position(|byte| byte.is_ascii_control() || b"\"')".contains(byte));
+            let name = head.get(..end.unwrap_or(head.len())).unwrap_or_default();
+            let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+            if let Some(index) = indices.get(&name) {
+                first = Some(first.unwrap_or(*index).min(*index));
+            }
+        }
+        after_efi = part.eq_ignore_ascii_case(b"EFI");
+    }
+    Ok(first.unwrap_or(0))
 }
 
 fn has_systemd_boot(device: &Device) -> bool {

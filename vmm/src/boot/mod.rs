@@ -15,6 +15,7 @@
 //! supported yet are btrfs, XFS, LVM, encryption, Boot Loader Specification entries, systemd-boot
 //! and unified kernel images.
 
+mod budget;
 mod content;
 mod crc;
 mod devices;
@@ -37,14 +38,17 @@ mod discover_test;
 #[cfg(test)]
 mod testing;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use fleetbox_devices::block::Disk;
 use tracing::debug_span;
 
+use self::budget::Budget;
 use self::devices::{Devices, Location};
-use self::window::{Budget, Window};
+use self::fs::{FsError, Kind};
+use self::window::Window;
 
 pub use self::error::BootError;
 pub use self::limits::Limits;
@@ -67,12 +71,19 @@ pub use self::plan::{BootOrigin, BootPlan};
 /// # Errors
 /// See [`BootError`].
 pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootError> {
+    let budget = Budget::new(limits);
+    let found = find(disk, limits, &budget);
+    // What was not found because a limit was exceeded may well be there.
+    budget.check()?;
+    found
+}
+
+fn find(disk: Arc<dyn Disk>, limits: &Limits, budget: &Rc<Budget>) -> Result<BootPlan, BootError> {
     let started = Instant::now();
-    let budget = Budget::new(limits.bytes, limits.reads, started + limits.time);
     let disk = Window::whole(disk, budget.clone());
     // Spans, so that a log at level debug tells where the time goes.
-    let devices =
-        Devices::new(debug_span!("partitions").in_scope(|| partition::partitions(&disk))?);
+    let partitions = debug_span!("partitions").in_scope(|| partition::partitions(&disk))?;
+    let devices = Devices::new(partitions, budget.clone());
     let config =
         debug_span!("find_configuration").in_scope(|| locate::configuration(&devices, limits))?;
     let choice = debug_span!("interpret").in_scope(|| grub::run(&devices, &config, limits))?;
@@ -80,10 +91,6 @@ pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootEr
         debug_span!("read_kernel").in_scope(|| read(&devices, &choice.kernel, limits.kernel))?;
     let initrd = debug_span!("read_initrd")
         .in_scope(|| read_initrds(&devices, &choice.initrds, limits.initrd))?;
-    budget.check_time().map_err(|source| BootError::Read {
-        what: "the boot files".into(),
-        source,
-    })?;
     let source = BootOrigin {
         config: choice.config,
         entry: choice.titles,
@@ -112,10 +119,14 @@ pub fn discover(disk: Arc<dyn Disk>, limits: &Limits) -> Result<BootPlan, BootEr
 fn read(devices: &Devices, location: &Location, limit: u64) -> Result<Vec<u8>, BootError> {
     devices
         .read(location, limit)
-        .map_err(|error| BootError::File {
-            file: devices.display(location),
-            problem: error.to_string(),
-        })
+        .map_err(|error| unusable(devices, location, &error))
+}
+
+fn unusable(devices: &Devices, location: &Location, error: &FsError) -> BootError {
+    BootError::File {
+        file: devices.display(location),
+        problem: error.to_string(),
+    }
 }
 
 /// All initrds, one after the other; `None` if there are none. They have at most `limit` bytes in
@@ -125,18 +136,28 @@ fn read_initrds(
     locations: &[Location],
     limit: u64,
 ) -> Result<Option<Vec<u8>>, BootError> {
-    let mut all: Option<Vec<u8>> = None;
+    if locations.is_empty() {
+        return Ok(None);
+    }
+    // One allocation for all, because they are large.
+    let mut total = 0u64;
     for location in locations {
-        let so_far = all.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        let bytes = read(devices, location, limit.saturating_sub(so_far))?;
-        match &mut all {
-            None => all = Some(bytes),
-            Some(all) => {
-                // As GRUB does, so that the kernel finds the next archive.
-                all.resize(all.len().next_multiple_of(4), 0);
-                all.extend_from_slice(&bytes);
-            }
+        let kind = devices.kind(location);
+        if let Kind::File(size) = kind
+            .and_then(|kind| kind.ok_or(FsError::NotFound))
+            .map_err(|error| unusable(devices, location, &error))?
+        {
+            total = total.saturating_add(size).next_multiple_of(4);
         }
     }
-    Ok(all)
+    let mut all = Vec::with_capacity(usize::try_from(total.min(limit)).unwrap_or(0));
+    for location in locations {
+        // As GRUB does, so that the kernel finds the next archive.
+        all.resize(all.len().next_multiple_of(4), 0);
+        let left = limit.saturating_sub(all.len() as u64);
+        devices
+            .append(location, left, &mut all)
+            .map_err(|error| unusable(devices, location, &error))?;
+    }
+    Ok(Some(all))
 }

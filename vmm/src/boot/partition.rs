@@ -1,5 +1,6 @@
 //! Partition tables: GPT (UEFI 2.10, chapter 5) and the primary partitions of an MBR.
 
+use super::budget::Limit;
 use super::crc::crc32;
 use super::error::BootError;
 use super::window::Window;
@@ -149,6 +150,11 @@ fn gpt_copy(disk: &Window, at: u64) -> Result<Vec<Partition>, String> {
     let entries_at = entries_at
         .checked_mul(BLOCK)
         .ok_or("entries beyond the disk's end")?;
+    let budget = disk.budget();
+    let charged = budget.charge(Limit::Entries, count.into());
+    let _held = charged
+        .and_then(|()| budget.hold(table_len))
+        .map_err(|e| e.to_string())?;
     let table = disk
         .bytes(entries_at, table_len)
         .map_err(|e| e.to_string())?;

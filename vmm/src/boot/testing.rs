@@ -4,11 +4,11 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
 
 use fleetbox_devices::block::Disk;
 
-use super::window::{Budget, Window};
+use super::budget::Budget;
+use super::window::Window;
 
 /// A disk in memory.
 pub(super) struct MemoryDisk(RwLock<Vec<u8>>);
@@ -57,8 +57,7 @@ impl Disk for MemoryDisk {
 
 /// The whole of a disk, with a budget that is ample.
 pub(super) fn window(disk: Arc<dyn Disk>) -> Window {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    Window::whole(disk, Budget::new(4 << 30, 8_000_000, deadline))
+    Window::whole(disk, Budget::ample())
 }
 
 /// Runs a tool of `package` and wants success.

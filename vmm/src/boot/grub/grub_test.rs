@@ -41,13 +41,14 @@ impl Volume for Files {
         })
     }
 
-    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, FsError> {
+    fn read(&self, path: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), FsError> {
         let found = self.files.get(path).ok_or(FsError::NotFound)?;
         let size = found.len() as u64;
         if size > limit {
             Err(FsError::TooLarge { size, limit })
         } else {
-            Ok(found.clone())
+            bytes.extend_from_slice(found);
+            Ok(())
         }
     }
 

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use super::environment::Environment;
 use super::syntax::{self, Block, Command, Piece, Word};
+use crate::boot::budget::Limit;
 use crate::boot::devices::{Devices, Location};
 use crate::boot::error::BootError;
 use crate::boot::limits::Limits;
@@ -103,7 +104,6 @@ pub(super) struct Interpreter<'a> {
     current: Rc<str>,
     line: u32,
     status: i32,
-    steps: u64,
     /// Bytes of commands after expansion, to limit the size of menus and the work.
     expanded: usize,
     depth: u32,
@@ -127,7 +127,6 @@ impl<'a> Interpreter<'a> {
             current: "".into(),
             line: 0,
             status: 0,
-            steps: 0,
             expanded: 0,
             depth: 0,
             conditions: 0,
@@ -239,6 +238,9 @@ impl<'a> Interpreter<'a> {
                 return Ok(Flow::Next);
             }
         };
+        self.devices
+            .budget()
+            .charge(Limit::Parsed, bytes.len() as u64)?;
         let full: Rc<str> = self.devices.display(&location).into();
         let block =
             syntax::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| BootError::Config {
@@ -344,11 +346,7 @@ impl<'a> Interpreter<'a> {
     }
 
     fn step(&mut self) -> Result<(), BootError> {
-        self.steps += 1;
-        if self.steps > self.limits.steps {
-            let problem = format!("it runs for more than {} commands", self.limits.steps);
-            return Err(self.error("loop", problem));
-        }
+        self.devices.budget().charge(Limit::Steps, 1)?;
         Ok(())
     }
 
