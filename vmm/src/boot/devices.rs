@@ -1,13 +1,16 @@
 //! The disk's partitions, named as in GRUB: `(hd0,gpt1)/boot/vmlinuz`.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 
 use super::budget::Budget;
 use super::content::{Content, probe};
 use super::fs::{FsError, Kind, Volume};
-use super::partition::Partition;
+use super::partition::{Partition, Table};
 use super::window::Window;
+
+/// Maximum number of problems, and of partitions, in an error.
+const MAX_PROBLEMS: usize = 32;
 
 /// A partition and, once it has been read, its content.
 pub(super) struct Device {
@@ -46,11 +49,13 @@ pub(super) struct Location {
 /// All partitions of a machine's disk that may be booted from.
 pub(super) struct Devices {
     all: Vec<Device>,
+    /// What went wrong while a configuration was looked for.
+    problems: RefCell<Vec<String>>,
     budget: Rc<Budget>,
 }
 
 impl Devices {
-    pub(super) fn new(partitions: Vec<Partition>, budget: Rc<Budget>) -> Self {
+    pub(super) fn new(table: Table, budget: Rc<Budget>) -> Self {
         let device = |partition: Partition| Device {
             name: match partition.name.as_str() {
                 "" => "hd0".into(),
@@ -61,7 +66,8 @@ impl Devices {
             content: OnceCell::new(),
         };
         Self {
-            all: partitions.into_iter().map(device).collect(),
+            all: table.partitions.into_iter().map(device).collect(),
+            problems: RefCell::new(table.problems),
             budget,
         }
     }
@@ -77,6 +83,7 @@ impl Devices {
         };
         Self {
             all: contents.into_iter().map(device).collect(),
+            problems: RefCell::default(),
             budget: Budget::ample(),
         }
     }
@@ -179,14 +186,38 @@ impl Devices {
         self.volume(location)?.read(&location.path, limit, bytes)
     }
 
-    /// Text about the partitions that cannot be read, for the end of an error; empty if all can be
-    /// read.
+    /// Records a problem for the final error.
+    pub(super) fn note(&self, problem: String) {
+        tracing::warn!(problem, "cannot look for a boot configuration");
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() < MAX_PROBLEMS && !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+
+    /// What cannot be read, and what else is wrong with the disk, for an error.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .all
+            .iter()
+            .filter_map(|device| match device.content() {
+                Content::Unreadable { what, why } => {
+                    Some(format!("({}) holds {what}: {why}", device.name))
+                }
+                _ => None,
+            })
+            .take(MAX_PROBLEMS)
+            .collect();
+        all.extend(self.problems.borrow().iter().cloned());
+        all
+    }
+
+    /// [`Devices::problems`] for the end of an error; empty if there are none.
     pub(super) fn unreadable(&self) -> String {
         let mut text = String::new();
-        for device in &self.all {
-            if let Content::Unreadable { what, why } = device.content() {
-                text.push_str(&format!("; ({}) holds {what}: {why}", device.name));
-            }
+        for problem in self.problems() {
+            text.push_str("; ");
+            text.push_str(&problem);
         }
         text
     }
@@ -196,6 +227,7 @@ impl Devices {
         let names: Vec<String> = self
             .all
             .iter()
+            .take(MAX_PROBLEMS)
             .map(|device| {
                 let what = match device.content() {
                     Content::Volume(volume) => volume.kind_name().replace("ext2", "ext4"),
@@ -205,11 +237,15 @@ impl Devices {
                 format!("({}) holds {what}", device.name)
             })
             .collect();
-        if names.is_empty() {
+        let mut text = if names.is_empty() {
             "there are no partitions".into()
         } else {
             names.join("; ")
+        };
+        if self.all.len() > MAX_PROBLEMS {
+            text.push_str(&format!("; and {} more", self.all.len() - MAX_PROBLEMS));
         }
+        text
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whole disks.
 
+use super::loaders::tests::program;
 use super::testing::{self, ESP_AT, MemoryDisk, ROOT_AT, cloud_disk};
 use super::{BootError, BootPlan, Limits, discover};
 
@@ -17,6 +18,9 @@ fn stub() -> String {
         "search.fs_uuid {UUID} root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n"
     )
 }
+
+/// A file's path and content.
+type File<'a> = (&'a str, &'a [u8]);
 
 /// Recognisable bytes.
 fn content(len: usize, seed: u8) -> Vec<u8> {
@@ -152,7 +156,146 @@ fn a_disk_without_a_boot_loader_says_what_it_holds() {
     );
     let refused = cloud_disk(&esp(), &root(&["-O", "inline_data", "-I", "256"]));
     let error = plan(refused).unwrap_err().to_string();
-    assert!(error.contains("(hd0,gpt1) holds ext4"), "{error}");
+    assert!(
+        error.contains("(hd0,gpt1)/boot/grub/grub.cfg") && error.contains("inline_data"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_part_of_the_answer() {
+    // The only file system has a feature that is not supported.
+    let mut foreign = root(&["-O", "^metadata_csum"]);
+    foreign[1024 + 0x61] |= 0x10;
+    let empty = testing::fat(8192 * 512, &[], &[]);
+    let error = plan(cloud_disk(&empty, &foreign)).unwrap_err();
+    assert!(matches!(error, BootError::Unreadable { .. }), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("(hd0,gpt1) holds ext4") && error.contains("dirdata"),
+        "{error}"
+    );
+    // The directory that the configuration is in is damaged.
+    let mut damaged = testing::ext4(
+        4 << 20,
+        &["-b", "1024", "-O", "metadata_csum"],
+        &[("/boot/grub/grub.cfg", b"menuentry a { linux /k; }")],
+    );
+    let name = damaged.windows(8).position(|at| at == b"grub.cfg").unwrap();
+    damaged[name] ^= 1;
+    let error = plan(damaged).unwrap_err().to_string();
+    assert!(
+        error.contains("(hd0)/boot/grub/grub.cfg: damaged") && !error.contains("no GRUB"),
+        "{error}"
+    );
+    // A btrfs root, as on some distributions.
+    let mut btrfs = vec![0; 1 << 20];
+    btrfs[0x10040..0x10048].copy_from_slice(b"_BHRfS_M");
+    let error = plan(cloud_disk(&empty, &btrfs)).unwrap_err().to_string();
+    assert!(error.contains("(hd0,gpt1) holds btrfs"), "{error}");
+    // A partition that a truncated image has lost.
+    let script = "label: dos\nstart=2048, size=2048, type=83\nstart=4096, size=8192, type=83\n";
+    let mut cut = testing::sfdisk(16 << 20, script);
+    cut.truncate(4 << 20);
+    let error = plan(cut).unwrap_err().to_string();
+    assert!(
+        error.contains("(hd0,msdos2) reaches beyond the disk's end"),
+        "{error}"
+    );
+}
+
+#[test]
+fn other_boot_loaders_are_named() {
+    let unified = program(&[b".text\0\0\0", b".linux\0\0"]);
+    let cases: [(&[File<'_>], &str); 9] = [
+        (
+            &[("/EFI/Linux/fedora.efi", &unified)],
+            "a unified kernel image ((hd0,gpt15)/EFI/Linux/fedora.efi)",
+        ),
+        (
+            &[("/EFI/BOOT/BOOTX64.EFI", &unified)],
+            "a unified kernel image ((hd0,gpt15)/EFI/BOOT/BOOTX64.EFI)",
+        ),
+        (
+            &[("/EFI/systemd/systemd-bootx64.efi", b"MZ")],
+            "systemd-boot (",
+        ),
+        (
+            &[("/loader/entries/arch.conf", b"linux /vmlinuz")],
+            "Boot Loader Specification entries ((hd0,gpt15)/loader/entries)",
+        ),
+        (&[("/extlinux/extlinux.conf", b"DEFAULT a")], "extlinux ("),
+        (&[("/syslinux.cfg", b"DEFAULT a")], "syslinux ("),
+        (
+            &[("/boot/grub/menu.lst", b"default 0")],
+            "GRUB legacy ((hd0,gpt15)/boot/grub/menu.lst)",
+        ),
+        (&[("/EFI/Microsoft/Boot/bootmgfw.efi", b"MZ")], "Windows ("),
+        (&[("/limine.conf", b"/a")], "Limine ("),
+    ];
+    let bare = testing::ext4(4 << 20, &["-b", "1024"], &[("/etc/hostname", b"x")]);
+    for (files, named) in cases {
+        let esp = testing::fat(8192 * 512, &[], files);
+        let error = plan(cloud_disk(&esp, &bare)).unwrap_err().to_string();
+        assert!(
+            error.contains(named) && error.contains("not supported") && error.contains("--kernel"),
+            "{error}"
+        );
+    }
+    // On a root partition, too.
+    let files: [(&str, &[u8]); 1] = [("/boot/extlinux/extlinux.conf", b"DEFAULT a")];
+    let alpine = testing::ext4(4 << 20, &["-b", "1024"], &files);
+    let error = plan(alpine).unwrap_err().to_string();
+    assert!(
+        error.contains("extlinux ((hd0)/boot/extlinux/extlinux.conf)"),
+        "{error}"
+    );
+    // An installation medium.
+    let mut medium = vec![0; 1 << 20];
+    medium[0x8001..0x8006].copy_from_slice(b"CD001");
+    let script = "label: dos\nstart=64, size=512, type=17\n";
+    let with_table = {
+        let mut disk = testing::sfdisk(1 << 20, script);
+        disk[0x8001..0x8006].copy_from_slice(b"CD001");
+        disk
+    };
+    for disk in [medium, with_table] {
+        let error = plan(disk).unwrap_err().to_string();
+        assert!(error.contains("(hd0) holds ISO 9660"), "{error}");
+    }
+}
+
+#[test]
+fn many_directories_beside_a_large_loader_take_one_pass() {
+    // Every directory's name is almost in the loader, again and again.
+    let mut loader: Vec<u8> = b"/EFI/distribution-x\0".repeat((7 << 20) / 20);
+    loader.extend(b"/EFI/distribution-299\0");
+    let names: Vec<String> = (0..300)
+        .map(|i| format!("/EFI/distribution-{i}/grub.cfg"))
+        .collect();
+    let config: &[u8] = b"menuentry a { linux /kernel; }";
+    let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), config)).collect();
+    files.push(("/EFI/BOOT/grubx64.efi", &loader));
+    files.push(("/kernel", b"kernel"));
+    let disk = MemoryDisk::disk(testing::fat(64 << 20, &[], &files));
+    let before = std::time::Instant::now();
+    let found = discover(disk.clone(), &Limits::default()).unwrap();
+    assert!(
+        before.elapsed() < std::time::Duration::from_secs(20),
+        "{:?}",
+        before.elapsed()
+    );
+    assert_eq!(found.source.config, "(hd0)/EFI/distribution-299/grub.cfg");
+    // The time is looked at on the way, and what was not found by then is not called absent.
+    let before = std::time::Instant::now();
+    let limits = Limits {
+        time: std::time::Duration::from_millis(1),
+        ..Limits::default()
+    };
+    let error = discover(disk, &limits).unwrap_err();
+    assert!(matches!(error, BootError::Limit { .. }), "{error}");
+    assert!(error.to_string().contains("`time`"), "{error}");
+    assert!(before.elapsed() < std::time::Duration::from_secs(5));
 }
 
 #[test]

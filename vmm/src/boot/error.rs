@@ -40,6 +40,24 @@ pub enum BootError {
         /// What is wrong with the backup.
         backup: String,
     },
+    /// The disk was partitioned for other sectors than a machine's disks have.
+    #[error(
+        "the disk is partitioned for sectors of {bytes} bytes, but a machine's disks have sectors \
+         of 512, so that its Linux would find no partition: make the image for sectors of 512 \
+         bytes, or {REMEDY}"
+    )]
+    SectorSize {
+        /// Bytes of a sector that the partition table is for.
+        bytes: u64,
+    },
+    /// No configuration was found, and parts of the disk could not be read.
+    #[error(
+        "cannot find what the disk boots, because not all of it can be read ({problems}): {REMEDY}"
+    )]
+    Unreadable {
+        /// What could not be read, and why.
+        problems: String,
+    },
     /// No configuration of a known boot loader was found.
     #[error("no GRUB configuration on the disk ({found}): {REMEDY}")]
     NoConfiguration {

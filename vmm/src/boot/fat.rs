@@ -107,6 +107,15 @@ impl Volume for FatVolume {
         })
     }
 
+    fn head(&self, path: &str, most: usize) -> Result<Vec<u8>, FsError> {
+        guarded(|| {
+            let file = self.fs.root_dir().open_file(path.trim_matches('/'))?;
+            let mut data = Vec::new();
+            file.take(most as u64).read_to_end(&mut data)?;
+            Ok(data)
+        })
+    }
+
     fn list(&self, path: &str) -> Result<Vec<String>, FsError> {
         guarded(|| {
             let root = self.fs.root_dir();

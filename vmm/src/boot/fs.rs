@@ -47,6 +47,8 @@ pub(super) trait Volume {
     fn kind(&self, path: &str) -> Result<Option<Kind>, FsError>;
     /// Appends the file at `path`, of at most `limit` bytes, to `bytes`.
     fn read(&self, path: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), FsError>;
+    /// The first bytes of the file at `path`, at most `most`.
+    fn head(&self, path: &str, most: usize) -> Result<Vec<u8>, FsError>;
     /// The names in the directory at `path`, without `.` and `..`.
     fn list(&self, path: &str) -> Result<Vec<String>, FsError>;
 }

@@ -6,8 +6,9 @@ use std::rc::Rc;
 use super::budget::{Budget, Exceeded};
 use super::devices::{Device, Devices, Location};
 use super::error::BootError;
-use super::fs::{Kind, Volume};
+use super::fs::{FsError, Kind, Volume};
 use super::limits::Limits;
+use super::loaders;
 
 /// The places of GRUB's configuration in distributions, on the root or on the `/boot` partition.
 const WELL_KNOWN: [&str; 4] = [
@@ -30,7 +31,7 @@ pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Locati
     let typed = devices.iter().any(|(_, device)| device.esp);
     for (index, device) in devices.iter().filter(|(_, device)| device.esp || !typed) {
         if let Some(volume) = device.volume().filter(|volume| volume.kind_name() == "fat")
-            && let Some(path) = stub(volume, limits, devices.budget())?
+            && let Some(path) = stub(devices, device, volume, limits)?
         {
             return Ok(Location {
                 device: index,
@@ -40,46 +41,70 @@ pub(super) fn configuration(devices: &Devices, limits: &Limits) -> Result<Locati
     }
     for path in WELL_KNOWN {
         for (index, device) in devices.iter() {
-            let found = device.volume().map(|volume| volume.kind(path));
-            match found {
+            match device.volume().map(|volume| volume.kind(path)) {
                 Some(Ok(Some(Kind::File(_)))) => {
                     return Ok(Location {
                         device: index,
                         path: path.into(),
                     });
                 }
-                Some(Err(error)) => {
-                    tracing::warn!(device = device.name, path, %error, "cannot look for a file");
-                }
+                Some(Err(error)) => devices.note(format!("({}){path}: {error}", device.name)),
                 _ => {}
             }
         }
     }
+    let loaders = loaders::find(devices);
+    devices.budget().check()?;
+    let problems = devices.problems();
+    if loaders.is_empty() && !problems.is_empty() {
+        return Err(BootError::Unreadable {
+            problems: problems.join("; "),
+        });
+    }
     let mut found = devices.summary();
-    if devices.iter().any(|(_, device)| has_systemd_boot(device)) {
-        found.push_str("; it boots with systemd-boot, which is not supported");
+    if !loaders.is_empty() {
+        let loaders = loaders.join(", ");
+        found.push_str(&format!(
+            "; it boots with {loaders}, which is not supported"
+        ));
     }
     Err(BootError::NoConfiguration { found })
 }
 
 /// The path of `EFI/*/grub.cfg` that the installed GRUB would read.
 fn stub(
+    devices: &Devices,
+    device: &Device,
     volume: &dyn Volume,
     limits: &Limits,
-    budget: &Rc<Budget>,
 ) -> Result<Option<String>, Exceeded> {
+    let budget = devices.budget();
+    let note = |path: &str, problem: String| {
+        devices.note(format!("({}){path}: {problem}", device.name));
+    };
     let mut names = match volume.list("/EFI") {
         Ok(names) => names,
+        Err(FsError::NotFound) => return Ok(None),
         Err(error) => {
-            tracing::debug!(%error, "no /EFI on the EFI system partition");
+            note("/EFI", error.to_string());
             return Ok(None);
         }
     };
     names.sort_unstable();
     names.retain(|name| {
         let path = format!("/EFI/{name}/grub.cfg");
-        matches!(volume.kind(&path), Ok(Some(Kind::File(size))) if size <= limits.config)
+        match volume.kind(&path) {
+            Ok(Some(Kind::File(size))) if size <= limits.config => return true,
+            Ok(Some(Kind::File(size))) => {
+                let limit = limits.config;
+                note(&path, FsError::TooLarge { size, limit }.to_string());
+            }
+            Ok(_) => {}
+            Err(error) => note(&path, error.to_string()),
+        }
+        false
     });
+    budget.check()?;
     // GRUB looks where it was installed from, the distribution's directory, even if it was started
     // from the directory for removable media.
     let (fallback, mut own): (Vec<String>, Vec<String>) = names
@@ -127,11 +152,4 @@ fn built_in(volume: &dyn Volume, names: &[String], budget: &Rc<Budget>) -> Resul
         after_efi = part.eq_ignore_ascii_case(b"EFI");
     }
     Ok(first.unwrap_or(0))
-}
-
-fn has_systemd_boot(device: &Device) -> bool {
-    device.volume().is_some_and(|volume| {
-        let file = |path| matches!(volume.kind(path), Ok(Some(_)));
-        file("/EFI/systemd/systemd-bootx64.efi") || file("/loader/loader.conf")
-    })
 }

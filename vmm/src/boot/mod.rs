@@ -11,9 +11,9 @@
 //! Nothing is written: an ext4 journal that a killed guest left behind is replayed in memory, and
 //! what GRUB's `save_env` would write is only listed ([`BootPlan::saved`]).
 //!
-//! Supported are disks with 512-byte blocks, ext4 (as `mke2fs` makes it by default) and FAT. Not
-//! supported yet are btrfs, XFS, LVM, encryption, Boot Loader Specification entries, systemd-boot
-//! and unified kernel images.
+//! Supported are disks with 512-byte blocks, GPT and MBR with logical partitions, ext2 to ext4 and
+//! FAT. Not supported yet are btrfs, XFS, LVM, encryption, Boot Loader Specification entries,
+//! systemd-boot, unified kernel images, extlinux and GRUB legacy: an error names them.
 
 mod budget;
 mod content;
@@ -21,13 +21,11 @@ mod crc;
 mod devices;
 mod error;
 mod ext4;
-mod ext4_layout;
-mod extents;
 mod fat;
 mod fs;
 mod grub;
-mod journal;
 mod limits;
+mod loaders;
 mod locate;
 mod partition;
 mod plan;
@@ -82,8 +80,8 @@ fn find(disk: Arc<dyn Disk>, limits: &Limits, budget: &Rc<Budget>) -> Result<Boo
     let started = Instant::now();
     let disk = Window::whole(disk, budget.clone());
     // Spans, so that a log at level debug tells where the time goes.
-    let partitions = debug_span!("partitions").in_scope(|| partition::partitions(&disk))?;
-    let devices = Devices::new(partitions, budget.clone());
+    let table = debug_span!("partitions").in_scope(|| partition::partitions(&disk))?;
+    let devices = Devices::new(table, budget.clone());
     let config =
         debug_span!("find_configuration").in_scope(|| locate::configuration(&devices, limits))?;
     let choice = debug_span!("interpret").in_scope(|| grub::run(&devices, &config, limits))?;

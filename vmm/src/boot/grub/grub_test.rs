@@ -52,6 +52,11 @@ impl Volume for Files {
         }
     }
 
+    fn head(&self, path: &str, most: usize) -> Result<Vec<u8>, FsError> {
+        let found = self.files.get(path).ok_or(FsError::NotFound)?;
+        Ok(found[..most.min(found.len())].to_vec())
+    }
+
     fn list(&self, _: &str) -> Result<Vec<String>, FsError> {
         Err(FsError::NotFound)
     }

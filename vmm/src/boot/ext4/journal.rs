@@ -8,10 +8,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::budget::{Held, Limit};
-use super::crc::crc32c;
-use super::fs::FsError;
-use super::window::Window;
+use super::map::{Map, Run};
+use crate::boot::budget::{Held, Limit};
+use crate::boot::crc::crc32c;
+use crate::boot::fs::FsError;
+use crate::boot::window::Window;
 
 const MAGIC: u32 = 0xC03B_3998;
 /// Maximum number of blocks of a journal: 1 GiB in 4 KiB blocks, the largest that mke2fs makes.
@@ -24,10 +25,6 @@ const HASHED: u64 = 64;
 const TAG_COST: usize = 6 * size_of::<(u64, Newer)>();
 /// Memory that a revocation costs, likewise.
 const REVOCATION_COST: usize = 3 * size_of::<u64>() + 4 * size_of::<(u64, usize)>();
-/// Memory that an extent costs, likewise.
-const EXTENT_COST: usize = 3 * size_of::<Extent>();
-/// Maximum depth of an extent tree (the kernel's limit).
-const MAX_DEPTH: u16 = 5;
 
 const INCOMPAT_64BIT: u32 = 0x2;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
@@ -123,70 +120,18 @@ struct Transaction {
     revoked: Vec<u64>,
 }
 
-/// Reads the journal. `map` is the block map of its inode (the 60 bytes of `i_block`).
+/// Reads the journal, whose blocks `map` gives.
 ///
 /// # Errors
 /// It is damaged, or has unsupported features.
-pub(super) fn replay(disk: &Window, block_size: usize, map: &[u8]) -> Result<Overlay, FsError> {
-    let mut extents = Vec::new();
-    collect_extents(disk, block_size, map, MAX_DEPTH, &mut extents)?;
-    extents.sort_unstable();
-    let log = Log::open(disk, block_size, extents)?;
-    log.overlay()
-}
-
-/// An extent: first block in the file, first block in the file system, length in blocks.
-type Extent = (u32, u64, u32);
-
-fn collect_extents(
-    disk: &Window,
-    block_size: usize,
-    node: &[u8],
-    depth: u16,
-    extents: &mut Vec<Extent>,
-) -> Result<(), FsError> {
-    let corrupt = || FsError::Corrupt("the journal's extent tree is damaged".into());
-    if le16(node, 0) != Some(0xF30A) {
-        return Err(FsError::Unsupported(
-            "its journal is not mapped by extents (an ext3 file system)".into(),
-        ));
-    }
-    let count = le16(node, 2).ok_or_else(corrupt)?;
-    let level = le16(node, 6).ok_or_else(corrupt)?;
-    if level > depth {
-        return Err(corrupt());
-    }
-    for i in 1..=usize::from(count) {
-        disk.budget().charge(Limit::Entries, 1)?;
-        let entry = node.get(i * 12..i * 12 + 12).ok_or_else(corrupt)?;
-        let number = |low: usize, high: usize| {
-            Some(u64::from(le16(entry, high)?) << 32 | u64::from(le32(entry, low)?))
-        };
-        if level == 0 {
-            let (first, len) = (le32(entry, 0), le16(entry, 4));
-            let (Some(first), Some(len), Some(start)) = (first, len, number(8, 6)) else {
-                return Err(corrupt());
-            };
-            disk.budget().keep(EXTENT_COST)?;
-            if len == 0 || len > 0x8000 || extents.len() >= MAX_BLOCKS as usize {
-                return Err(corrupt());
-            }
-            extents.push((first, start, u32::from(len)));
-        } else {
-            let child = number(4, 8).ok_or_else(corrupt)?;
-            let mut node = vec![0; block_size];
-            let at = child.checked_mul(block_size as u64).ok_or_else(corrupt)?;
-            disk.read(at, &mut node)?;
-            collect_extents(disk, block_size, &node, level - 1, extents)?;
-        }
-    }
-    Ok(())
+pub(super) fn replay(disk: &Window, block_size: usize, map: &Map) -> Result<Overlay, FsError> {
+    Log::open(disk, block_size, &map.runs)?.overlay()
 }
 
 struct Log<'a> {
     disk: &'a Window,
     block_size: usize,
-    extents: Vec<Extent>,
+    runs: &'a [Run],
     first: u32,
     /// One past the log's last block.
     end: u32,
@@ -197,11 +142,11 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    fn open(disk: &'a Window, block_size: usize, extents: Vec<Extent>) -> Result<Self, FsError> {
+    fn open(disk: &'a Window, block_size: usize, runs: &'a [Run]) -> Result<Self, FsError> {
         let mut log = Self {
             disk,
             block_size,
-            extents,
+            runs,
             first: 0,
             end: 1,
             start: 0,
@@ -261,15 +206,16 @@ impl<'a> Log<'a> {
 
     /// The place of the log's block `index`.
     fn locate(&self, index: u32) -> Result<u64, FsError> {
-        let after = self
-            .extents
-            .partition_point(|(first, _, _)| *first <= index);
+        let wanted = u64::from(index);
+        let after = self.runs.partition_point(|run| run.first <= wanted);
         after
             .checked_sub(1)
-            .and_then(|i| self.extents.get(i))
-            .and_then(|(first, start, len)| {
-                let within = index.checked_sub(*first).filter(|within| within < len)?;
-                start.checked_add(u64::from(within))
+            .and_then(|i| self.runs.get(i))
+            .and_then(|run| {
+                let within = wanted
+                    .checked_sub(run.first)
+                    .filter(|within| *within < run.len)?;
+                run.start.checked_add(within)
             })
             .ok_or_else(|| FsError::Corrupt(format!("the journal has no block {index}")))
     }
@@ -493,12 +439,4 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn le16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
