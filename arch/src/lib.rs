@@ -7,4 +7,4 @@
 mod memory;
 pub mod x86_64;
 
-pub use memory::GuestMemory;
+pub use memory::{ALIGNMENT, GuestMemory, MemoryError, Region, allocate};

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use fleetbox_arch::x86_64::kernel::{self, LoadOptions, Source};
 use fleetbox_arch::x86_64::layout;
-use fleetbox_devices::GuestMemory;
 use fleetbox_devices::block::{OpenOptions, open_disk};
 use fleetbox_vmm::boot::{Limits, discover};
 
@@ -32,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let disk = open_disk(image.as_ref(), &OpenOptions::read_only())?;
         let plan = discover(disk, &Limits::default())?;
         let discovered = start.elapsed();
-        let memory = GuestMemory::from_ranges(&layout::memory_regions(1 << 30))?;
+        let memory = fleetbox_arch::allocate(&layout::memory_regions(1 << 30))?;
         let initrd = plan.initrd.as_deref().map(Source::Bytes);
         kernel::load(
             &memory,

@@ -34,7 +34,7 @@ fn hypervisor() -> Option<KvmHypervisor> {
 
 /// Memory with code that writes `value` to [`PORT`] and then loops.
 fn memory(value: u8) -> GuestMemory {
-    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+    let memory = fleetbox_arch::allocate(&[(GuestAddress(0), MEMORY)]).unwrap();
     let code = [
         0xB0, value, // mov al, value
         0xE6, PORT, // out PORT, al

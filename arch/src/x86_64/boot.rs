@@ -178,7 +178,7 @@ mod tests {
     use vm_memory::GuestAddress;
 
     fn memory(size: u64) -> GuestMemory {
-        GuestMemory::from_ranges(&layout::memory_regions(size)).unwrap()
+        crate::allocate(&layout::memory_regions(size)).unwrap()
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn the_payload_is_decompressed() {
 
 fn memory() -> GuestMemory {
     let size = 64 << 20;
-    GuestMemory::from_ranges(&[(GuestAddress(0), size)]).unwrap()
+    crate::allocate(&[(GuestAddress(0), size)]).unwrap()
 }
 
 fn load_image(memory: &GuestMemory, image: &[u8]) -> Result<Placement, KernelError> {

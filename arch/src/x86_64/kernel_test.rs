@@ -8,7 +8,7 @@ use super::super::test_kernel::{BSS, CODE, Compression, LINK, bzimage, elf, payl
 use super::*;
 
 fn memory(size: u64) -> GuestMemory {
-    GuestMemory::from_ranges(&layout::memory_regions(size)).unwrap()
+    crate::allocate(&layout::memory_regions(size)).unwrap()
 }
 
 fn bytes(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {

@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn the_code_fits_between_the_vector_and_the_first_mebibyte() {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        let memory = crate::allocate(&[(GuestAddress(0), 2 << 20)]).unwrap();
         write(&memory).unwrap();
         let mut read = [0; 16];
         memory
@@ -51,7 +51,7 @@ mod tests {
             ]
         );
         assert!(RESET_VECTOR >= layout::ACPI_START + super::super::acpi::tables(255).len() as u64);
-        let tiny = GuestMemory::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let tiny = crate::allocate(&[(GuestAddress(0), 4096)]).unwrap();
         assert!(write(&tiny).is_err());
     }
 }

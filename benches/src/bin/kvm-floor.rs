@@ -12,13 +12,13 @@ use fleetbox_arch::x86_64::kernel::{self, LoadOptions, Source};
 use fleetbox_arch::x86_64::layout;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let payload = std::env::args_os()
         .nth(1)
         .ok_or("usage: kvm-floor PAYLOAD")?;
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 128 << 20)])?;
+    let memory = fleetbox_arch::allocate(&[(GuestAddress(0), 128 << 20)])?;
     let loaded = kernel::load(
         &memory,
         &Source::File(&File::open(payload)?),
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let region = memory.iter().next().ok_or("no memory")?;
     let slot = kvm_userspace_memory_region {
         memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
+        userspace_addr: region.get_host_address(MemoryRegionAddress(0))? as u64,
         ..Default::default()
     };
     // SAFETY: `memory` is mapped until the end of this function, where the VM ends before it.

@@ -119,7 +119,7 @@ impl IoEvents for MockIoEvents {
 }
 
 pub(crate) fn memory() -> GuestMemory {
-    GuestMemory::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap()
+    fleetbox_arch::allocate(&[(GuestAddress(0), 8 << 20)]).unwrap()
 }
 
 /// Where the rings of queue `index` lie.

@@ -4,11 +4,11 @@ use fleetbox_arch::x86_64::entry::{Entry, boot_regs};
 use fleetbox_arch::x86_64::regs::MpState;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::hypervisor::{Hypervisor, VmSpec};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 fn spec() -> VmSpec {
     VmSpec {
-        memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap(),
+        memory: fleetbox_arch::allocate(&[(GuestAddress(0), 4 << 20)]).unwrap(),
         vcpus: 2,
     }
 }

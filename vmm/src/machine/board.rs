@@ -190,7 +190,7 @@ fn build_power(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PowerCon
 /// Anonymous memory without a reservation. The host provides a page when the guest first touches
 /// it.
 fn allocate_memory(size: u64) -> Result<GuestMemory, Error> {
-    GuestMemory::from_ranges(&layout::memory_regions(size)).map_err(|e| Error::Resource {
+    fleetbox_arch::allocate(&layout::memory_regions(size)).map_err(|e| Error::Resource {
         what: format!("{} MiB of guest memory", size >> 20),
         source: std::io::Error::other(e.to_string()),
     })

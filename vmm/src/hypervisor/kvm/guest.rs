@@ -3,7 +3,7 @@
 use fleetbox_devices::GuestMemory;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::hypervisor::{Error, Result};
 
@@ -37,21 +37,31 @@ impl Guest {
 
     fn map_memory(&self) -> Result<()> {
         for (slot, region) in self.memory.iter().enumerate() {
+            let operation = || {
+                format!(
+                    "mapping {} MiB of guest memory at {:#x}",
+                    region.len() >> 20,
+                    region.start_addr().raw_value()
+                )
+            };
+            let host = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|error| Error::Failed {
+                    backend: NAME,
+                    operation: operation(),
+                    source: std::io::Error::other(error),
+                })?;
             let description = kvm_userspace_memory_region {
                 slot: slot as u32,
                 flags: 0,
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
+                userspace_addr: host as u64,
             };
             // SAFETY: the region is a mapping of `memory_size` bytes. `self` keeps it until its own
             // descriptor is closed, and so does every vCPU, whose descriptor the kernel's VM
             // lives by too. vm-memory accesses it as volatile memory only.
-            unsafe { self.fd.set_user_memory_region(description) }.map_err(failed(format!(
-                "mapping {} MiB of guest memory at {:#x}",
-                region.len() >> 20,
-                region.start_addr().raw_value()
-            )))?;
+            unsafe { self.fd.set_user_memory_region(description) }.map_err(failed(operation()))?;
         }
         Ok(())
     }

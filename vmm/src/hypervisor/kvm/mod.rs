@@ -29,7 +29,7 @@ use interrupts::{Controller, Interrupts, PinRoutes};
 use vcpu::KvmVcpu;
 
 /// Size of x86's huge pages in bytes.
-const HUGE_PAGE: u64 = 2 << 20;
+const HUGE_PAGE: u64 = fleetbox_arch::ALIGNMENT as u64;
 
 /// The host's KVM.
 ///
