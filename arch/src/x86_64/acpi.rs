@@ -159,6 +159,7 @@ fn dsdt(cpus: u8) -> Sdt {
     com1(&mut body);
     rtc(&mut body);
     power_button(&mut body);
+    pvpanic(&mut body);
     processors(cpus, &mut body);
     let s5 = layout::SLEEP_TYPE_S5;
     Name::new("_S5_".into(), &Package::new(vec![&s5, &s5, &ZERO, &ZERO])).to_aml_bytes(&mut body);
@@ -308,6 +309,20 @@ fn power_button(out: &mut Vec<u8>) {
                 vec![FieldEntry::Named(*b"GSTS", 32)],
             ),
             &Method::new("_EVT".into(), 1, true, vec![&read, &masked, &if_set]),
+        ],
+        out,
+    );
+}
+
+/// The device that a kernel reports its panic to. Kernels before 5.13 have a driver only for this form of it, and later
+/// ones have that for its PCI form beside it.
+fn pvpanic(out: &mut Vec<u8>) {
+    device(
+        "PEVT",
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &uid(0),
+            &crs(vec![&ports(layout::PVPANIC_PORT, 1)]),
         ],
         out,
     );
@@ -464,8 +479,8 @@ mod tests {
         }
         let dsdt = find(&tables, b"DSDT");
         for name in [
-            b"PCI0", b"MBRD", b"COM1", b"RTC_", b"PWRB", b"GED_", b"_EVT", b"C000", b"C001",
-            b"_S5_",
+            b"PCI0", b"MBRD", b"COM1", b"RTC_", b"PWRB", b"GED_", b"_EVT", b"PEVT", b"C000",
+            b"C001", b"_S5_",
         ] {
             assert!(dsdt.windows(4).any(|w| w == name), "{name:?}");
         }

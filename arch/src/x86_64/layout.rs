@@ -89,6 +89,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const GED_STATUS_PORT: u16 = ACPI_PORT + 4;
 /// ACPI power management timer, 4 bytes, 3.579545 MHz.
 pub const PM_TIMER_PORT: u16 = ACPI_PORT + 8;
+/// Port of the pvpanic device, the one that it has on other virtual machines, 1 byte.
+pub const PVPANIC_PORT: u16 = 0x505;
 /// Sleep type that means power off (S5) in [`SLEEP_CONTROL_PORT`].
 pub const SLEEP_TYPE_S5: u8 = 5;
 

@@ -7,7 +7,7 @@
 mod support;
 
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fleetbox_vmm::machine::{BootSource, Error, Exit, Machine, MachineConfig};
 use support::{Guest, Outcome, disk_of, failing_disk, link};
@@ -222,6 +222,21 @@ fn a_reset_boots_again_with_clean_memory() {
     let Outcome { exit, console } = running.finish();
     assert_eq!(exit.unwrap(), Exit::Killed);
     assert!(!console.contains("FAILED"), "{console}");
+}
+
+#[test]
+fn a_guest_that_only_resets_waits_longer_and_longer() {
+    let running = Guest::case("reset").start();
+    running.wait_for("BOOT\n");
+    std::thread::sleep(Duration::from_secs(5));
+    running.handle().kill();
+    let start = Instant::now();
+    let Outcome { exit, console } = running.finish();
+    // Not after the time that the next boot waits.
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_eq!(exit.unwrap(), Exit::Killed);
+    let boots = console.matches("BOOT").count();
+    assert!((5..=12).contains(&boots), "{boots} boots");
 }
 
 #[test]

@@ -106,6 +106,25 @@ impl Drop for Program {
 }
 
 #[test]
+fn a_guest_is_told_that_it_was_paused() {
+    let mut program = run("kvmclock", &[]);
+    program.fill();
+    // The guest runs for longer than it takes to notice a pause, and is told of none.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(program.0.try_wait().unwrap(), None);
+    let pid = Pid::from_raw(program.0.id() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    std::thread::sleep(Duration::from_secs(7));
+    kill(pid, Signal::SIGCONT).unwrap();
+    let status = program.end(PROMPTLY, |_| ());
+    assert_eq!(status.code(), Some(0), "{}", program.errors());
+    let mut text = String::new();
+    let out = program.0.stdout.as_mut().unwrap();
+    out.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "READY\nPASSED kvmclock\n");
+}
+
+#[test]
 fn a_kill_ends_a_guest_whose_output_is_not_read() {
     // Events go the same way, and so do diagnostics.
     let mut program = run("talk", &["--events", "-"]);

@@ -143,6 +143,19 @@ pub enum VmExit {
     Fault(String),
 }
 
+/// What a vCPU does while it is not in the machine's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// It is halted until an interrupt comes, as an idle operating system is.
+    Idle,
+    /// It runs a program of the guest, without the kernel's privileges.
+    Program,
+    /// It runs the guest's kernel.
+    Kernel,
+    /// It is halted and takes no interrupts, or was never started.
+    Halted,
+}
+
 /// A handle with which any thread interrupts one vCPU's [`Vcpu::run`].
 ///
 /// A kick between two runs may be lost, so repeat it until the vCPU's thread has answered.
@@ -170,6 +183,16 @@ pub trait Vcpu {
     /// # Errors
     /// The host refuses the state.
     fn boot(&mut self, boot: &BootRegs) -> Result<()>;
+
+    /// What it did when [`Vcpu::run`] returned [`VmExit::Interrupted`].
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn activity(&self) -> Result<Activity>;
+
+    /// Tells the guest that it has not run for a while, as when the host slept, so that it does not take the gap for a
+    /// hang of its own. A guest that does not know of such gaps is told nothing.
+    fn tell_of_pause(&self);
 
     /// The complete architectural state, from which another vCPU can continue.
     ///

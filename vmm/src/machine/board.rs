@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 use fleetbox_arch::x86_64::{acpi, entry, layout, reset_vector};
@@ -10,6 +10,7 @@ use fleetbox_devices::GuestMemory;
 use fleetbox_devices::acpi::ged::Ged;
 use fleetbox_devices::acpi::pm_timer::PmTimer;
 use fleetbox_devices::acpi::power::{PowerControl, PowerRequest};
+use fleetbox_devices::acpi::pvpanic::{PanicEvent, PvPanic};
 use fleetbox_devices::bus::{Bus, BusDevice};
 use fleetbox_devices::ioapic::IoApic;
 use fleetbox_devices::legacy::rtc::Rtc;
@@ -20,6 +21,8 @@ use fleetbox_devices::virtio::{Blk, Net, Rng, VirtioDevice, VirtioEnv, VirtioPci
 use super::config::MachineConfig;
 use super::console::Console;
 use super::error::Error;
+use super::panic::Look;
+use super::pause::Beats;
 use super::payload::Payload;
 use super::signal::Signal;
 use super::vcpu::{Buses, Vcpus};
@@ -36,7 +39,9 @@ pub(super) struct Board {
     ged: Arc<Ged>,
     input: VecDeque<u8>,
     pci: PciBus,
-    _buses: Arc<Buses>,
+    buses: Arc<Buses>,
+    /// The accesses to devices at the last look.
+    accesses: u64,
     _vm: Arc<dyn Vm>,
 }
 
@@ -57,13 +62,14 @@ impl Board {
         payload: Payload,
         console: &Console,
         signals: &Sender<Signal>,
+        beats: &Arc<Beats>,
     ) -> Result<Self, Error> {
         let memory = allocate_memory(config.memory)?;
         let vm = hypervisor.create_vm(VmSpec {
             memory: memory.clone(),
             vcpus: config.cpus,
         })?;
-        let mut vcpus = Vcpus::create(&vm, config.cpus, signals)?;
+        let mut vcpus = Vcpus::create(&vm, config.cpus, signals, beats)?;
         // Before the payload, which may be firmware that has its own.
         reset_vector::write(&memory).map_err(|e| Error::Load {
             what: "the reset vector".into(),
@@ -89,7 +95,7 @@ impl Board {
         let power = build_power(signals, &over);
         let pci = build_pci(config, &memory, vm.as_ref())?;
 
-        let ports: [(u16, u16, Arc<dyn BusDevice>); 6] = [
+        let ports: [(u16, u16, Arc<dyn BusDevice>); 7] = [
             (layout::COM1_PORT, layout::COM1_PORTS, serial.clone()),
             (
                 layout::RTC_PORT,
@@ -104,6 +110,7 @@ impl Board {
             (layout::SLEEP_CONTROL_PORT, 3, power),
             (layout::GED_STATUS_PORT, 4, ged.clone()),
             (layout::PM_TIMER_PORT, 4, Arc::new(PmTimer::new())),
+            (layout::PVPANIC_PORT, 1, build_pvpanic(signals, &over)),
         ];
         let mmio: [(u64, u64, Arc<dyn BusDevice>); 3] = [
             (layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, pci.mmio()),
@@ -116,6 +123,7 @@ impl Board {
             mmio: build_bus("mmio", mmio)?,
             ioapic,
             over,
+            accesses: AtomicU64::new(0),
         });
         vcpus.run(entry::boot_regs(&kernel.entry), buses.clone())?;
         Ok(Self {
@@ -124,9 +132,34 @@ impl Board {
             ged,
             input: VecDeque::new(),
             pci,
-            _buses: buses,
+            buses,
+            accesses: 0,
             _vm: vm,
         })
+    }
+
+    /// Looks whether the guest goes on: what its vCPUs have done since the last look, and whether it has used a device
+    /// since then.
+    pub(super) fn look(&mut self) -> Look {
+        let accesses = self.buses.accesses.load(Ordering::Relaxed);
+        let used = std::mem::replace(&mut self.accesses, accesses) != accesses;
+        let mut look = match &self.vcpus {
+            Some(vcpus) => vcpus.look(),
+            // Only while the board is dropped.
+            None => Look {
+                complete: false,
+                runs: false,
+            },
+        };
+        look.runs |= used;
+        look
+    }
+
+    /// Makes each vCPU pass by its thread's loop.
+    pub(super) fn kick(&self) {
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.kick();
+        }
     }
 
     pub(super) fn power_button(&self) {
@@ -184,6 +217,27 @@ fn build_power(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PowerCon
             PowerRequest::Reset => Signal::Reset,
         };
         let _ = signals.send(signal);
+    }))
+}
+
+/// The device by which the guest's kernel tells of its panic.
+fn build_pvpanic(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PvPanic> {
+    let (signals, over) = (signals.clone(), over.clone());
+    // A guest may write without end, and each event is told once.
+    let told = AtomicU8::new(0);
+    Arc::new(PvPanic::new(move |event| {
+        let (bit, signal) = match event {
+            PanicEvent::Panicked | PanicEvent::CrashLoaded => {
+                (1 << event as u8, Signal::Panic(event))
+            }
+            PanicEvent::Shutdown => {
+                over.store(true, Ordering::Release);
+                (1 << event as u8, Signal::PowerOff)
+            }
+        };
+        if told.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            let _ = signals.send(signal);
+        }
     }))
 }
 

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
+use super::panic::{ConsoleView, PanicText};
 use crate::sync::lock;
 
 /// Maximum bytes of output kept for error messages.
@@ -17,8 +19,8 @@ const LINE: usize = 512;
 pub(super) enum Notice {
     /// The first byte of this boot.
     FirstOutput,
-    /// A line with which the Linux kernel announces a panic.
-    Panic(String),
+    /// A line with which the Linux kernel announces a panic. It comes once until [`Console::forget_panic`].
+    Panic,
 }
 
 /// The console's state, shared by the serial device, which writes, and the machine, which reads the
@@ -32,6 +34,8 @@ struct State {
     tail: VecDeque<u8>,
     line: Vec<u8>,
     quiet: bool,
+    last_output: Instant,
+    panic: Option<PanicText>,
 }
 
 impl Console {
@@ -45,6 +49,8 @@ impl Console {
             tail: VecDeque::new(),
             line: Vec::new(),
             quiet: true,
+            last_output: Instant::now(),
+            panic: None,
         })))
     }
 
@@ -57,6 +63,21 @@ impl Console {
         let mut state = self.state();
         state.quiet = true;
         state.line.clear();
+        state.panic = None;
+    }
+
+    /// What the console says of a panic in this boot.
+    pub(super) fn panic(&self) -> ConsoleView {
+        let state = self.state();
+        ConsoleView {
+            text: state.panic.clone(),
+            last_output: state.last_output,
+        }
+    }
+
+    /// Forgets the announcement of a panic, so that another one is noticed again.
+    pub(super) fn forget_panic(&self) {
+        self.state().panic = None;
     }
 
     /// The last `lines` lines, without control characters other than tabs.
@@ -93,18 +114,63 @@ fn strip_escapes(line: &str) -> String {
     out
 }
 
-/// True for the kernel's own message, which is at the start of a line, after the time stamp if
-/// there is one. Other programs usually mention a panic in other places.
-fn announces_panic(line: &str) -> bool {
-    let rest = line.trim_start();
-    let rest = match rest.strip_prefix('[') {
-        Some(stamped) => match stamped.split_once(']') {
-            Some((stamp, rest)) if stamp.trim().parse::<f64>().is_ok() => rest.trim_start(),
-            _ => return false,
-        },
-        None => rest,
-    };
-    rest.starts_with("Kernel panic - not syncing")
+/// What a line says of a panic.
+#[derive(Debug, PartialEq, Eq)]
+enum Announcement {
+    Panic,
+    /// Nothing more will come.
+    End,
+    /// The guest resets itself after so many seconds.
+    Reset(u32),
+}
+
+/// Recognises the kernel's own messages, which are at the start of a line, after the time stamp and what else a console
+/// puts there in brackets. Other programs usually mention a panic in other places.
+fn announcement(line: &str) -> Option<Announcement> {
+    let mut rest = line.trim_start();
+    while let Some(stamped) = rest.strip_prefix('[') {
+        let (stamp, after) = stamped.split_once(']')?;
+        let mut stamp = stamp.chars();
+        // A time, or who printed it: T1, C0.
+        if !stamp.all(|c| c.is_ascii_digit() || matches!(c, '.' | ' ' | 'T' | 'C')) {
+            return None;
+        }
+        rest = after.trim_start();
+    }
+    if rest.starts_with("Kernel panic - not syncing") {
+        return Some(Announcement::Panic);
+    }
+    if rest.starts_with("---[ end Kernel panic - not syncing") {
+        return Some(Announcement::End);
+    }
+    let seconds = rest.strip_prefix("Rebooting in ")?;
+    let (seconds, _) = seconds.split_once(" seconds")?;
+    seconds.parse().ok().map(Announcement::Reset)
+}
+
+impl State {
+    /// Looks for a panic in the line that is complete now.
+    fn end_line(&mut self) {
+        let line = String::from_utf8_lossy(&self.line);
+        match (announcement(&line), &mut self.panic) {
+            (Some(Announcement::Panic), panic) => {
+                let first = panic.is_none();
+                *panic = Some(PanicText {
+                    line: strip_escapes(line.trim()),
+                    at: Instant::now(),
+                    complete: false,
+                    reset_in: None,
+                });
+                if first {
+                    (self.notify)(Notice::Panic);
+                }
+            }
+            (Some(Announcement::End), Some(panic)) => panic.complete = true,
+            (Some(Announcement::Reset(seconds)), Some(panic)) => panic.reset_in = Some(seconds),
+            _ => {}
+        }
+        self.line.clear();
+    }
 }
 
 impl Write for Console {
@@ -115,6 +181,7 @@ impl Write for Console {
             state.quiet = false;
             (state.notify)(Notice::FirstOutput);
         }
+        state.last_output = Instant::now();
         let excess = (state.tail.len() + bytes.len()).saturating_sub(TAIL);
         state.tail.drain(..excess.min(state.tail.len()));
         state
@@ -122,11 +189,7 @@ impl Write for Console {
             .extend(&bytes[bytes.len().saturating_sub(TAIL)..]);
         for byte in bytes {
             if *byte == b'\n' {
-                let line = String::from_utf8_lossy(&state.line);
-                if announces_panic(&line) {
-                    (state.notify)(Notice::Panic(strip_escapes(line.trim())));
-                }
-                state.line.clear();
+                state.end_line();
             } else if state.line.len() < LINE {
                 state.line.push(*byte);
             }
@@ -178,19 +241,44 @@ mod tests {
     fn a_panic_is_noticed_once_and_only_from_the_kernel() {
         let (mut console, notices) = console();
         let text = b"login: echo Kernel panic - not syncing\r\n\
-            [    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n";
+            [note] Kernel panic - not syncing\r\n\
+            Rebooting in 10 seconds..\r\n\
+            [    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n\
+            [    1.6][    T1] Kernel panic - not syncing: again\r\n";
         for byte in text {
             console.write_all(&[*byte]).unwrap();
         }
         assert_eq!(
             *notices.lock().unwrap(),
-            [
-                Notice::FirstOutput,
-                Notice::Panic(
-                    "[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs".into()
-                )
-            ]
+            [Notice::FirstOutput, Notice::Panic]
         );
+        let text = console.panic().text.unwrap();
+        assert_eq!(
+            text.line,
+            "[    1.6][    T1] Kernel panic - not syncing: again"
+        );
+        assert_eq!((text.complete, text.reset_in), (false, None));
+        console.forget_panic();
+        console
+            .write_all(b"Kernel panic - not syncing: third\n")
+            .unwrap();
+        assert_eq!(notices.lock().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn the_end_of_a_panic_and_an_announced_reset_are_noticed() {
+        let (mut console, _) = console();
+        console
+            .write_all(b"[ 1.5] Kernel panic - not syncing: x\n[ 1.6] Rebooting in 30 seconds..\n")
+            .unwrap();
+        let text = console.panic().text.unwrap();
+        assert_eq!((text.complete, text.reset_in), (false, Some(30)));
+        console
+            .write_all(b"[ 1.7] ---[ end Kernel panic - not syncing: x ]---\n")
+            .unwrap();
+        assert!(console.panic().text.unwrap().complete);
+        console.begin_boot();
+        assert_eq!(console.panic().text, None);
     }
 
     #[test]

@@ -30,9 +30,10 @@ pub enum Event {
     PowerButton,
     /// The guest has asked for a reset, and boots again.
     Reset,
-    /// The guest's kernel announced a panic on the serial console.
+    /// The guest's kernel has panicked: it has said so by the pvpanic device, or on the serial console and then stopped
+    /// or reset the machine. It comes once in a boot.
     Panic {
-        /// The line.
+        /// The line on the console.
         message: String,
     },
     /// The guest powered itself off. No event follows.

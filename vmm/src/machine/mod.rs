@@ -9,7 +9,10 @@ mod config;
 mod console;
 mod error;
 mod event;
+mod panic;
+mod pause;
 mod payload;
+mod resets;
 mod signal;
 mod vcpu;
 
@@ -22,16 +25,19 @@ pub use config::{BootSource, DiskConfig, LinkFormat, MAX_CPUS, MachineConfig, Ni
 pub use error::{Error, GuestFailure};
 pub use event::Event;
 
+use fleetbox_devices::acpi::pvpanic::PanicEvent;
+
 use crate::hypervisor::Hypervisor;
 use crate::sync::lock;
 use board::Board;
 use console::{Console, Notice};
+use panic::{PanicWatch, Verdict};
+use pause::{BEAT, Beats};
+use resets::{Next, Resets};
 use signal::Signal;
 
 /// Lines of the console in an error.
 const ERROR_LINES: usize = 40;
-/// How long the machine waits after a kernel panic for the guest to reset itself (`panic=` on its command line).
-const PANIC_GRACE: Duration = Duration::from_secs(2);
 
 /// How a machine ended without a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +163,8 @@ impl Machine {
             signals,
             inbox,
             boot: 0,
+            cmdline: String::new(),
+            beats: Arc::new(Beats::new()),
         };
         let board = match life.boot() {
             Ok(board) => board,
@@ -214,12 +222,33 @@ struct Life {
     signals: Sender<Signal>,
     inbox: Receiver<Signal>,
     boot: u64,
+    /// The command line of this boot's kernel.
+    cmdline: String,
+    beats: Arc<Beats>,
 }
 
 /// How one boot ended.
 enum BoardEnd {
     Reset,
     Exit(Exit),
+}
+
+/// What a board's supervision keeps of panics.
+struct Watch {
+    panic: PanicWatch,
+    /// When it is to be checked.
+    next: Instant,
+    announced: bool,
+}
+
+impl Watch {
+    fn new(cmdline: &str) -> Self {
+        Self {
+            panic: PanicWatch::new(cmdline),
+            next: Instant::now() + BEAT,
+            announced: false,
+        }
+    }
 }
 
 impl Life {
@@ -239,50 +268,43 @@ impl Life {
             source: payload.source.clone(),
             cmdline: payload.cmdline.clone(),
         });
+        self.cmdline.clone_from(&payload.cmdline);
         let board = Board::start(
             self.hypervisor.as_ref(),
             &self.config,
             payload,
             &self.console,
             &self.signals,
+            &self.beats,
         )?;
         self.emit(Event::Running { boot: self.boot });
         Ok(board)
     }
 
     fn run(mut self, mut board: Board) -> Result<Exit, Error> {
+        let mut resets = Resets::default();
         let outcome = loop {
-            match self.supervise(&mut board) {
-                Ok(BoardEnd::Exit(exit)) => {
-                    drop(board);
-                    break Ok(exit);
-                }
-                Ok(BoardEnd::Reset) => {
-                    drop(board);
-                    // What the old board's devices still had to say does not concern the new one,
-                    // but what its owner wants does.
-                    let waiting: Vec<_> = self.inbox.try_iter().collect();
-                    if waiting.iter().any(|s| matches!(s, Signal::Kill)) {
-                        break Ok(Exit::Killed);
-                    }
-                    let still_wanted =
-                        |s: &Signal| matches!(s, Signal::PowerButton | Signal::Input(_));
-                    for signal in waiting.into_iter().filter(still_wanted) {
-                        // The receiver is ours.
-                        let _ = self.signals.send(signal);
-                    }
-                    self.emit(Event::Reset);
-                    self.boot += 1;
-                    board = match self.boot() {
-                        Ok(board) => board,
-                        Err(e) => break Err(e),
-                    };
-                }
-                Err(e) => {
-                    drop(board);
-                    break Err(e);
-                }
+            let begun = Instant::now();
+            let end = self.supervise(&mut board);
+            drop(board);
+            match end {
+                Ok(BoardEnd::Exit(exit)) => break Ok(exit),
+                Ok(BoardEnd::Reset) => {}
+                Err(e) => break Err(e),
             }
+            self.emit(Event::Reset);
+            let delay = match resets.after(begun.elapsed()) {
+                Next::Boot(delay) => delay,
+                Next::GiveUp(why) => break Err(self.guest_failure(why)),
+            };
+            if self.killed_within(delay) {
+                break Ok(Exit::Killed);
+            }
+            self.boot += 1;
+            board = match self.boot() {
+                Ok(board) => board,
+                Err(e) => break Err(e),
+            };
         };
         let flushed = self.flush_disks();
         // What ended the machine comes before what that led to.
@@ -297,25 +319,56 @@ impl Life {
         outcome
     }
 
+    /// Waits between two boots. What the old board's devices still had to say does not concern the new one, but what
+    /// the machine's owner wants does: it is kept for the new one, and true is returned at once if that is the end.
+    fn killed_within(&self, delay: Duration) -> bool {
+        let end = Instant::now() + delay;
+        let mut kept = Vec::new();
+        if !delay.is_zero() {
+            tracing::warn!(
+                boot = self.boot,
+                ?delay,
+                "the guest resets the machine again and again, so its next boot waits"
+            );
+        }
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Signal::Kill) | Err(RecvTimeoutError::Disconnected) => return true,
+                Ok(signal @ (Signal::PowerButton | Signal::Input(_))) => kept.push(signal),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        for signal in kept {
+            // The receiver is ours.
+            let _ = self.signals.send(signal);
+        }
+        false
+    }
+
     /// Serves the board until it ends.
     fn supervise(&self, board: &mut Board) -> Result<BoardEnd, Error> {
-        let mut panicked: Option<(Instant, String)> = None;
+        let mut watch = Watch::new(&self.cmdline);
         loop {
-            let signal = match &panicked {
-                None => self
-                    .inbox
-                    .recv()
-                    .map_err(|_| RecvTimeoutError::Disconnected),
-                Some((deadline, _)) => self
-                    .inbox
-                    .recv_timeout(deadline.saturating_duration_since(Instant::now())),
-            };
+            let wait = watch.next.saturating_duration_since(Instant::now());
+            let signal = self.inbox.recv_timeout(wait.min(BEAT));
+            if self.beats.beat() {
+                tracing::info!("the machine has not run for a while, and its guest is told");
+                board.kick();
+            }
             match signal {
                 Ok(Signal::PowerOff) => return Ok(BoardEnd::Exit(Exit::PowerOff)),
                 Ok(Signal::Kill) | Err(RecvTimeoutError::Disconnected) => {
                     return Ok(BoardEnd::Exit(Exit::Killed));
                 }
-                Ok(Signal::Reset) => return Ok(BoardEnd::Reset),
+                Ok(Signal::Reset) => {
+                    // A line on the console that led to this was a panic.
+                    if let Some(text) = self.console.panic().text {
+                        self.announce(&mut watch, text.line);
+                    }
+                    return Ok(BoardEnd::Reset);
+                }
                 Ok(Signal::PowerButton) => {
                     board.power_button();
                     self.emit(Event::PowerButton);
@@ -325,11 +378,12 @@ impl Life {
                 Ok(Signal::Console(Notice::FirstOutput)) => {
                     self.emit(Event::FirstOutput { boot: self.boot });
                 }
-                Ok(Signal::Console(Notice::Panic(message))) => {
-                    self.emit(Event::Panic {
-                        message: message.clone(),
-                    });
-                    panicked.get_or_insert((Instant::now() + PANIC_GRACE, message));
+                Ok(Signal::Panic(event)) => {
+                    let crash_kernel = event == PanicEvent::CrashLoaded;
+                    let view = self.console.panic();
+                    watch.next = Instant::now();
+                    let message = watch.panic.report(&view, crash_kernel, watch.next);
+                    self.announce(&mut watch, message);
                 }
                 Ok(Signal::Failure(failure)) => {
                     return Err(Error::Guest(Box::new(GuestFailure {
@@ -339,16 +393,49 @@ impl Life {
                         console: self.console.tail(ERROR_LINES),
                     })));
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(Error::Guest(Box::new(GuestFailure {
-                        what: panicked.map_or_else(String::new, |(_, message)| message),
-                        vcpu: None,
-                        registers: None,
-                        console: self.console.tail(ERROR_LINES),
-                    })));
-                }
+                Ok(Signal::Console(Notice::Panic)) => watch.next = Instant::now(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if Instant::now() >= watch.next {
+                self.check_panic(&mut watch, board)?;
             }
         }
+    }
+
+    /// Looks what has become of a panic.
+    fn check_panic(&self, watch: &mut Watch, board: &mut Board) -> Result<(), Error> {
+        let now = Instant::now();
+        let view = self.console.panic();
+        let check_in = match watch.panic.check(&view, now, || board.look()) {
+            Verdict::Calm => BEAT,
+            Verdict::CheckIn(time) => time,
+            Verdict::Forget => {
+                self.console.forget_panic();
+                Duration::ZERO
+            }
+            Verdict::Stopped(why) => {
+                self.announce(watch, why.clone());
+                return Err(self.guest_failure(why));
+            }
+        };
+        watch.next = now + check_in;
+        Ok(())
+    }
+
+    /// Tells of a panic, once in a boot.
+    fn announce(&self, watch: &mut Watch, message: String) {
+        if !std::mem::replace(&mut watch.announced, true) {
+            self.emit(Event::Panic { message });
+        }
+    }
+
+    fn guest_failure(&self, what: String) -> Error {
+        Error::Guest(Box::new(GuestFailure {
+            what,
+            vcpu: None,
+            registers: None,
+            console: self.console.tail(ERROR_LINES),
+        }))
     }
 
     fn flush_disks(&self) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! A message from a part of a machine to its thread.
 
+use fleetbox_devices::acpi::pvpanic::PanicEvent;
+
 use super::console::Notice;
 
 /// A message from a part of a machine to its thread.
@@ -12,6 +14,8 @@ pub(super) enum Signal {
     Input(Vec<u8>),
     InputDrained,
     Console(Notice),
+    /// From the pvpanic device, each event once in a boot.
+    Panic(PanicEvent),
     Failure(VcpuFailure),
 }
 

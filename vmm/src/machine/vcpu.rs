@@ -2,19 +2,22 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use fleetbox_arch::x86_64::layout;
 use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
 use fleetbox_devices::bus::Bus;
 use fleetbox_devices::ioapic::IoApic;
 
 use super::error::Error;
+use super::panic::Look;
+use super::pause::Beats;
 use super::signal::{Signal, VcpuFailure};
-use crate::hypervisor::{self, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
+use crate::hypervisor::{self, Activity, IoHandler, Vcpu, VcpuKicker, Vm, VmExit};
 
 /// How often a vCPU is told to stop, because a kick between two runs is lost.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
@@ -26,22 +29,36 @@ pub(super) struct Buses {
     pub(super) ioapic: Arc<IoApic>,
     /// The guest has powered off or reset, so it must not run any further.
     pub(super) over: Arc<AtomicBool>,
+    /// Accesses to devices, other than to the timer that a kernel reads even if it does nothing else.
+    pub(super) accesses: AtomicU64,
+}
+
+impl Buses {
+    fn count(&self) {
+        self.accesses.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl IoHandler for Buses {
     fn port_read(&self, port: u16, data: &mut [u8]) {
+        if !(layout::PM_TIMER_PORT..layout::PM_TIMER_PORT + 4).contains(&port) {
+            self.count();
+        }
         self.ports.read(port.into(), data);
     }
 
     fn port_write(&self, port: u16, data: &[u8]) {
+        self.count();
         self.ports.write(port.into(), data);
     }
 
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
+        self.count();
         self.mmio.read(gpa, data);
     }
 
     fn mmio_write(&self, gpa: u64, data: &[u8]) {
+        self.count();
         self.mmio.write(gpa, data);
     }
 
@@ -57,13 +74,27 @@ impl IoHandler for Buses {
 struct RunningVcpu {
     thread: JoinHandle<()>,
     kicker: Arc<dyn VcpuKicker>,
+    question: Arc<Question>,
     ended: Receiver<()>,
 }
+
+/// The question to a vCPU's thread what its vCPU does. The thread answers when the vCPU is kicked.
+#[derive(Default)]
+struct Question {
+    asked: AtomicBool,
+    answer: AtomicU8,
+}
+
+/// The guest does not run on this vCPU.
+const STANDS: u8 = 1;
+/// The guest runs on this vCPU, or it is not known.
+const RUNS: u8 = 2;
 
 /// A thread that is creating its vCPU.
 struct PendingVcpu {
     thread: JoinHandle<()>,
     creation: Receiver<hypervisor::Result<Arc<dyn VcpuKicker>>>,
+    question: Arc<Question>,
     ended: Receiver<()>,
 }
 
@@ -91,6 +122,7 @@ impl Vcpus {
         vm: &Arc<dyn Vm>,
         count: u8,
         signals: &Sender<Signal>,
+        beats: &Arc<Beats>,
     ) -> Result<Self, Error> {
         let mut vcpus = Self {
             stop: Arc::new(AtomicBool::new(false)),
@@ -101,8 +133,11 @@ impl Vcpus {
         for index in 0..count {
             let (created, creation) = sync_channel(1);
             let (alive, ended) = channel();
+            let question = Arc::<Question>::default();
             let thread = VcpuThread {
                 index,
+                question: question.clone(),
+                beats: beats.clone(),
                 vm: vm.clone(),
                 signals: signals.clone(),
                 stop: vcpus.stop.clone(),
@@ -116,6 +151,7 @@ impl Vcpus {
             vcpus.creating.push_back(PendingVcpu {
                 thread,
                 creation,
+                question,
                 ended,
             });
         }
@@ -136,16 +172,46 @@ impl Vcpus {
                     ));
                 }
             };
-            if let Some(PendingVcpu { thread, ended, .. }) = self.creating.pop_front() {
+            if let Some(PendingVcpu {
+                thread,
+                question,
+                ended,
+                ..
+            }) = self.creating.pop_front()
+            {
                 self.running.push(RunningVcpu {
                     thread,
                     kicker,
+                    question,
                     ended,
                 });
             }
         }
         let _ = self.gate.set(Some(Go { boot, buses }));
         Ok(())
+    }
+
+    /// What the vCPUs have answered since the last look, and asks them again.
+    pub(super) fn look(&self) -> Look {
+        let mut look = Look {
+            complete: true,
+            runs: false,
+        };
+        for vcpu in &self.running {
+            let answer = vcpu.question.answer.swap(0, Ordering::Relaxed);
+            look.complete &= answer != 0;
+            look.runs |= answer & RUNS != 0;
+            vcpu.question.asked.store(true, Ordering::Release);
+        }
+        self.kick();
+        look
+    }
+
+    /// Lets each vCPU leave the guest for a moment. A kick may be lost.
+    pub(super) fn kick(&self) {
+        for vcpu in &self.running {
+            vcpu.kicker.kick();
+        }
     }
 }
 
@@ -183,6 +249,8 @@ struct VcpuThread {
     signals: Sender<Signal>,
     stop: Arc<AtomicBool>,
     gate: Arc<Gate>,
+    question: Arc<Question>,
+    beats: Arc<Beats>,
     /// The other end of this channel learns that the thread has ended.
     _alive: Sender<()>,
 }
@@ -230,9 +298,18 @@ impl VcpuThread {
         {
             return Some(e.to_string());
         }
+        let mut pauses = 0;
         while !self.stop.load(Ordering::Acquire) && !go.buses.over() {
             match vcpu.run(go.buses.as_ref()) {
-                Ok(VmExit::Interrupted) => {}
+                // A process that was stopped, or whose host slept, comes by here before the guest runs on.
+                Ok(VmExit::Interrupted) => {
+                    if self.beats.missed(&mut pauses) {
+                        vcpu.tell_of_pause();
+                    }
+                    if self.question.asked.swap(false, Ordering::AcqRel) {
+                        self.answer(vcpu);
+                    }
+                }
                 // The LAPIC is in the hypervisor, so that a halted vCPU waits there; one that
                 // comes out will never be woken.
                 Ok(VmExit::Halted) => {
@@ -244,6 +321,14 @@ impl VcpuThread {
             }
         }
         None
+    }
+
+    fn answer(&self, vcpu: &dyn Vcpu) {
+        let answer = match vcpu.activity() {
+            Ok(Activity::Kernel | Activity::Halted) => STANDS,
+            Ok(Activity::Idle | Activity::Program) | Err(_) => RUNS,
+        };
+        self.question.answer.fetch_or(answer, Ordering::Relaxed);
     }
 }
 

@@ -113,6 +113,12 @@ pub fn enable() {
     unsafe { asm!("sti", options(nomem, nostack)) };
 }
 
+/// Lets interrupts in and halts this vCPU until one comes.
+pub fn wait() {
+    // SAFETY: every vector has a handler. None comes between the two instructions.
+    unsafe { asm!("sti", "hlt", options(nomem, nostack)) };
+}
+
 /// Keeps interrupts out.
 pub fn disable() {
     // SAFETY: only postpones interrupts.

@@ -4,13 +4,18 @@ use std::os::raw::c_int;
 use std::sync::{Arc, Once};
 
 use fleetbox_arch::x86_64::regs::{BootRegs, VcpuState};
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_run};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::guest::{Guest, NAME, failed};
 use super::state;
-use crate::hypervisor::{Error, IoHandler, Result, Vcpu, VcpuKicker, VmExit};
+use crate::hypervisor::{Activity, Error, IoHandler, Result, Vcpu, VcpuKicker, VmExit};
+
+/// The guest takes interrupts.
+const RFLAGS_IF: u64 = 1 << 9;
 
 pub(super) struct KvmVcpu {
     // Dropped before the guest: it runs on the guest's memory.
@@ -137,6 +142,32 @@ impl Vcpu for KvmVcpu {
 
     fn boot(&mut self, boot: &BootRegs) -> Result<()> {
         state::boot(&self.fd, self.index, boot)
+    }
+
+    fn activity(&self) -> Result<Activity> {
+        let asking = || failed(format!("asking what vCPU {} does", self.index));
+        let state = self.fd.get_mp_state().map_err(asking())?.mp_state;
+        let interrupts = self.fd.get_regs().map_err(asking())?.rflags & RFLAGS_IF != 0;
+        Ok(match state {
+            KVM_MP_STATE_RUNNABLE => {
+                let sregs = self.fd.get_sregs().map_err(asking())?;
+                // The privilege level is that of the stack.
+                if sregs.ss.dpl == 3 {
+                    Activity::Program
+                } else {
+                    Activity::Kernel
+                }
+            }
+            KVM_MP_STATE_HALTED if interrupts => Activity::Idle,
+            _ => Activity::Halted,
+        })
+    }
+
+    fn tell_of_pause(&self) {
+        // It fails for a guest that does not use the paravirtual clock.
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            tracing::debug!(vcpu = self.index, %error, "the guest cannot be told of a pause");
+        }
     }
 
     fn save(&self) -> Result<VcpuState> {

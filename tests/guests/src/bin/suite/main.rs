@@ -8,6 +8,8 @@ mod block;
 mod machine;
 #[cfg(target_os = "none")]
 mod network;
+#[cfg(target_os = "none")]
+mod panic;
 
 #[cfg(target_os = "none")]
 #[unsafe(no_mangle)]
@@ -22,11 +24,14 @@ fn payload(command_line: &str) {
         "blk-failing" => block::failing_disk(),
         "blk-hostile" => block::hostile_requests(),
         "echo" => machine::echo(),
+        "kvmclock" => machine::kvmclock(),
         "interrupts" => machine::interrupts(),
         "net" => network::both_ways(),
         "net-burst" => network::burst(),
         "net-large" => network::large(),
         "no-device" => machine::no_device(),
+        "panic-line" => panic::line(argument),
+        "panic-report" => panic::report(argument),
         "pci" => machine::pci(),
         "port" => machine::ports(),
         "power-button" => machine::power_button(),
