@@ -5,14 +5,10 @@
 //! and never reaches `main`. So every program that links this crate is its own helper, and nothing needs to be
 //! installed.
 
-use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigHandler, Signal, signal};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt;
-use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 use super::spawn::Role;
 
@@ -100,7 +96,7 @@ fn run(role: Role, fds: &[RawFd]) -> i32 {
         // begun, owns it.
         owned.push(unsafe { OwnedFd::from_raw_fd(fd) });
     }
-    start_log();
+    super::log::start();
     match role {
         Role::Worker => super::worker::main(owned),
         Role::Machine => super::machine::main(owned),
@@ -145,49 +141,6 @@ fn close_range(first: u32, last: u32) {
             // SAFETY: as above; closing the directory's own, closed already, does nothing.
             unsafe { libc::close(fd) };
         }
-    }
-}
-
-fn start_log() {
-    let levels = std::env::var("FLEETBOX_LOG")
-        .ok()
-        .filter(|text| !text.is_empty())
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
-    let lines = fmt::layer()
-        .with_writer(BoundedLog::default)
-        .with_ansi(false);
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(levels));
-    // It cannot be set already: this process has just begun.
-    let _ = tracing::subscriber::set_global_default(subscriber);
-}
-
-/// Maximum bytes that one process writes to the log.
-pub(super) const LOG_LIMIT: usize = 4 << 20;
-
-/// Standard error, up to a limit. A guest can make its machine process log without end, and must not fill the host's
-/// disk that way.
-#[derive(Default)]
-struct BoundedLog;
-
-impl Write for BoundedLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        static WRITTEN: AtomicUsize = AtomicUsize::new(0);
-        let before = WRITTEN.fetch_add(bytes.len(), Ordering::Relaxed);
-        if before < LOG_LIMIT {
-            io::stderr().write_all(bytes)?;
-            if before + bytes.len() >= LOG_LIMIT {
-                io::stderr().write_all(b"the log ends here: it has reached its size limit\n")?;
-            }
-        } else {
-            // Keeps the counter from wrapping around.
-            WRITTEN.store(LOG_LIMIT, Ordering::Relaxed);
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use fleetbox_vmm::output::Backlog;
 
 use super::entry::exit_status;
 use super::protocol::{Backend, MachineCommand, MachineConfig, MachineEvent};
-use super::wire;
+use super::{privileges, wire};
 use crate::util::sync::lock;
 
 /// Bytes of console output that are sent at once, without waiting for more.
@@ -66,10 +66,14 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
             return exit_status::USAGE;
         }
     };
-    if let Err(error) = restrict() {
-        tracing::error!(%error, "cannot drop privileges");
-        return exit_status::FAILED;
-    }
+    // Before there are other threads, which would keep them.
+    let prepared = match prepare(config) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            tracing::error!(%error, "cannot drop privileges");
+            return exit_status::FAILED;
+        }
+    };
     // Open until this process ends, and with it the VM is known to run.
     let Some(_lock) = fds.next() else {
         return exit_status::USAGE;
@@ -93,7 +97,7 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
         }
     }
 
-    let result = run(config, nic, &reporter, &button);
+    let result = prepared.and_then(|prepared| run(prepared, nic, &reporter, &button));
     let failure = result.err();
     let status = if failure.is_none() {
         exit_status::OK
@@ -104,17 +108,36 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
     status
 }
 
+/// What a machine is made of, once its privileges are gone.
+enum Prepared {
+    Vmm(super::vmm::Prepared),
+    #[cfg(any(test, fleetbox_fake))]
+    Fake(super::fake::Script),
+}
+
+/// Opens what the machine needs, and gives up all privileges. The inner error is the machine's, and told to the worker.
+fn prepare(config: MachineConfig) -> io::Result<Result<Prepared, String>> {
+    privileges::restrict()?;
+    let prepared = match config.spec.backend {
+        Backend::Vmm => super::vmm::prepare(config.spec).map(Prepared::Vmm),
+        #[cfg(any(test, fleetbox_fake))]
+        Backend::Fake(script) => Ok(Prepared::Fake(script)),
+    };
+    privileges::drop_capabilities()?;
+    Ok(prepared)
+}
+
 fn run(
-    config: MachineConfig,
+    prepared: Prepared,
     nic: OwnedFd,
     reporter: &Reporter,
     button: &Mutex<Button>,
 ) -> Result<(), String> {
     let console = Box::new(reporter.console());
-    let running = match config.spec.backend {
-        Backend::Vmm => super::vmm::start(config.spec, nic, console, reporter.events())?,
+    let running = match prepared {
+        Prepared::Vmm(prepared) => super::vmm::start(prepared, nic, console, reporter.events())?,
         #[cfg(any(test, fleetbox_fake))]
-        Backend::Fake(script) => super::fake::start(script, console, &reporter.events())?,
+        Prepared::Fake(script) => super::fake::start(script, console, &reporter.events())?,
     };
     {
         // Held while the start is reported: a client that reads of it may type at once.
@@ -157,18 +180,6 @@ fn run_commands(reader: &mut UnixStream, button: &Mutex<Button>) {
     // SAFETY: ends the process at once. No one is left to report to, and waiting for vCPU threads
     // or for a stuck disk would keep an ownerless machine alive.
     unsafe { libc::_exit(exit_status::ORPHANED) }
-}
-
-/// Gives up privileges that a machine never needs, before any data of the guest is read.
-fn restrict() -> io::Result<()> {
-    use nix::sys::resource::{Resource, setrlimit};
-    // No set-user-id program run from here could gain anything.
-    nix::sys::prctl::set_no_new_privs()?;
-    // Neither a core dump nor another process of this user gets at the guest's memory.
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    nix::sys::prctl::set_dumpable(false)?;
-    setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024)?;
-    Ok(())
 }
 
 /// Sends events and console output to the worker from a separate thread, so that a slow worker

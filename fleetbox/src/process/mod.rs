@@ -17,9 +17,11 @@ mod entry;
 #[cfg(any(test, fleetbox_fake))]
 pub(crate) mod fake;
 mod lifeline;
+mod log;
 mod machine;
 mod member;
 mod network;
+mod privileges;
 mod protocol;
 mod service;
 mod socket;

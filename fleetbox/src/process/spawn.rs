@@ -46,8 +46,31 @@ impl Role {
     }
 }
 
+/// What every process needs of its parent's environment: where the dynamic loader finds libraries that this executable
+/// is linked with, and what is logged.
+const EACH_NEEDS: [&str; 2] = ["LD_LIBRARY_PATH", "FLEETBOX_LOG"];
+
+/// Leaves out of a command's environment what its role does not need. The rest may be secrets, and a guest that took
+/// over its machine process could read them.
+fn keep_environment(role: Role, command: &mut Command) {
+    let keep = |name: &str| match role {
+        Role::Machine => EACH_NEEDS.contains(&name),
+        // A worker has settings of its own, and hands some on.
+        Role::Worker => EACH_NEEDS.contains(&name) || name.starts_with("FLEETBOX_"),
+        #[cfg(test)]
+        Role::Owner => true,
+    };
+    command.env_clear();
+    for (name, value) in std::env::vars_os() {
+        if name.to_str().is_some_and(keep) {
+            command.env(name, value);
+        }
+    }
+}
+
 /// A command that runs this executable as `role` for `subject`. It inherits only `fds`, in that
-/// order. Its standard streams are /dev/null unless the caller sets them.
+/// order. Its standard streams are /dev/null unless the caller sets them. Of this process's environment it has what its
+/// role needs.
 ///
 /// # Errors
 /// No file descriptor is free, or this program was linked without the entry point.
@@ -70,6 +93,7 @@ pub(crate) fn command(role: Role, subject: &str, fds: &[BorrowedFd<'_>]) -> io::
         value.push(fd.as_raw_fd().to_string());
     }
     let mut command = Command::new("/proc/self/exe");
+    keep_environment(role, &mut command);
     command
         .arg0(format!("fleetbox-{}: {subject}", role.name()))
         .env(entry::VARIABLE, value)

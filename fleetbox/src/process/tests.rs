@@ -220,6 +220,8 @@ enum Task {
     Start(Order),
     /// Logs that many bytes, and more.
     Log(usize),
+    /// Panics that often, and goes on.
+    Panic(usize),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -245,6 +247,14 @@ pub(super) fn owner_main(fds: Vec<OwnedFd>) -> i32 {
     let mut control = UnixStream::from(fds.into_iter().next().unwrap());
     match wire::receive(&mut control).unwrap() {
         Task::Start(order) => own(control, order),
+        Task::Panic(times) => {
+            for number in 0..times {
+                let caught = std::panic::catch_unwind(|| {
+                    panic!("segment {}: two\nlines {}", number / 20, "x".repeat(5000))
+                });
+                assert!(caught.is_err());
+            }
+        }
         Task::Log(bytes) => {
             let line = "x".repeat(1000);
             for _ in 0..=bytes / line.len() {

@@ -12,16 +12,36 @@ use fleetbox_vmm::machine::{DiskConfig, Error, LinkFormat, Machine, MachineConfi
 use super::machine::{Controls, OnEvent, Running};
 use super::protocol::{DiskFormat, DiskSpec, MachineSpec};
 
-/// Opens the disks, which locks them, and starts the machine.
-pub(super) fn start(
+/// A machine's hypervisor and disks, opened.
+pub(super) struct Prepared {
+    hypervisor: Arc<dyn Hypervisor>,
+    disks: Vec<DiskConfig>,
     spec: MachineSpec,
+}
+
+/// Opens the hypervisor and the disks, which locks them.
+pub(super) fn prepare(mut spec: MachineSpec) -> Result<Prepared, String> {
+    let hypervisor = KvmHypervisor::open().map_err(|error| error.to_string())?;
+    let disks = std::mem::take(&mut spec.disks);
+    Ok(Prepared {
+        hypervisor: Arc::new(hypervisor),
+        disks: disks.into_iter().map(open).collect::<Result<_, _>>()?,
+        spec,
+    })
+}
+
+/// Starts the machine.
+pub(super) fn start(
+    prepared: Prepared,
     nic: OwnedFd,
     console: Box<dyn Write + Send>,
     on_event: OnEvent,
 ) -> Result<Running, String> {
-    let hypervisor: Arc<dyn Hypervisor> =
-        Arc::new(KvmHypervisor::open().map_err(|error| error.to_string())?);
-    let disks = spec.disks.into_iter().map(open).collect::<Result<_, _>>()?;
+    let Prepared {
+        hypervisor,
+        disks,
+        spec,
+    } = prepared;
     let config = MachineConfig {
         cpus: spec.cpus,
         memory: spec.memory,

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use nix::unistd::{Uid, geteuid};
 
 use super::super::client::Client;
-use super::super::entry::LOG_LIMIT;
+use super::super::log::LIMIT as LOG_LIMIT;
 use super::*;
 
 /// A user who owns nothing.
@@ -84,6 +84,65 @@ fn a_machine_process_gains_nothing_and_opens_little() {
     };
     assert_eq!(limit("Max core file size"), "0 0");
     assert_eq!(limit("Max open files"), "1024 1024");
+}
+
+#[test]
+fn a_machine_process_has_no_capability() {
+    let fixture = Fixture::new();
+    let (_attached, started) = fixture.start(Lifetime::Bound, runs());
+    assert!(!started.unwrap());
+    let machine = fixture.processes(Role::Machine)[0];
+    // Each thread has its own.
+    for thread in std::fs::read_dir(format!("/proc/{machine}/task")).unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            let line = status.lines().find(|line| line.starts_with(set));
+            let (_, mask) = line.unwrap().split_once(':').unwrap();
+            let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+            // What a user could gain is only root's to drop, and cannot be gained.
+            if set != "CapBnd" || geteuid().is_root() {
+                assert_eq!(mask, 0, "{set} of a thread: {mask:x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_process_has_the_users_environment() {
+    if !geteuid().is_root() {
+        return skip("only root may read a machine process's environment");
+    }
+    let fixture = Fixture::new();
+    let (mut owner, mut control) = fixture.owner_by(Lifetime::Bound, runs(), |command| {
+        command
+            .env("MY_SECRET", "hunter2")
+            .env("FLEETBOX_CATALOGUE", "/nowhere")
+            .env("FLEETBOX_LOG", "info")
+    });
+    assert_eq!(answer(&mut control), Ok(false));
+    let names = |role| {
+        let process = fixture.processes(role)[0];
+        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap();
+        let mut names: Vec<String> = String::from_utf8(environment)
+            .unwrap()
+            .split_terminator('\0')
+            .map(|variable| variable.split_once('=').unwrap().0.to_owned())
+            // Where this test was started with libraries of its own.
+            .filter(|name| name != "LD_LIBRARY_PATH")
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(Role::Machine), ["FLEETBOX_LOG", "FLEETBOX_PROCESS"]);
+    let worker = names(Role::Worker);
+    assert!(worker.contains(&"FLEETBOX_LOG".to_owned()), "{worker:?}");
+    assert!(
+        worker.iter().all(|name| name.starts_with("FLEETBOX_")),
+        "{worker:?}"
+    );
+    drop(control);
+    owner.wait().unwrap();
+    fixture.assert_quiet();
 }
 
 #[test]
@@ -195,4 +254,23 @@ fn a_process_logs_no_more_than_its_limit() {
         text.len()
     );
     assert!(text.ends_with("the log ends here: it has reached its size limit\n"));
+}
+
+#[test]
+fn contained_panics_are_short_lines_and_few() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let file = log.reopen().unwrap();
+    let (mut process, _control) = run_task(&Task::Panic(3000), |command| {
+        command.env("RUST_BACKTRACE", "full").stderr(file)
+    });
+    assert!(process.wait().unwrap().success());
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 20, "{text}");
+    for line in lines {
+        assert!(line.contains(" ERROR thread "), "{line}");
+        assert!(line.contains(" panicked at "), "{line}");
+        assert!(line.contains("segment 0: two lines xxx"), "{line}");
+        assert!(line.len() < 600, "{line}");
+    }
 }
