@@ -46,6 +46,7 @@ pub(super) fn start(
         cpus: spec.cpus,
         memory: spec.memory,
         boot: spec.boot,
+        append: String::new(),
         disks,
         nics: vec![NicConfig {
             mac: spec.mac,

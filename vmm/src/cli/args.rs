@@ -29,24 +29,32 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// Boot this kernel: a bzImage or an uncompressed ELF image.
+    /// Boot this kernel: a bzImage or an uncompressed ELF image. With --image, the image is its first disk.
     #[arg(long, value_name = "FILE", group = "boot")]
     pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM disk for --kernel.
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Kernel command line for --kernel.
+    /// Kernel command line for --kernel. Without it, it is empty, or with --image, the one in the image's boot loader
+    /// configuration.
     #[arg(
         long,
         value_name = "TEXT",
         requires = "kernel",
-        default_value = "",
         allow_hyphen_values = true
     )]
-    pub(crate) cmdline: String,
+    pub(crate) cmdline: Option<String>,
+    /// Add this to the kernel's command line, whether it is the image's or that of --cmdline.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "firmware",
+        allow_hyphen_values = true
+    )]
+    pub(crate) append: Option<String>,
     /// Boot this disk image according to its boot loader configuration. It becomes the first disk.
     /// Writes are discarded at the end unless --persist is given.
-    #[arg(long, value_name = "DISK", group = "boot")]
+    #[arg(long, value_name = "DISK")]
     pub(crate) image: Option<PathBuf>,
     /// Write to the image itself instead of discarding writes at the end.
     #[arg(long, requires = "image")]
@@ -66,7 +74,8 @@ pub(crate) struct RunOptions {
     /// Network: none, or a gateway in user space with DHCP, DNS and NAT.
     #[arg(long, value_name = "MODE", default_value = "none")]
     pub(crate) net: NetMode,
-    /// Serial console: this terminal, or a file for its output.
+    /// Serial console: this terminal (the guest reads its input), or a file for the guest's output (the guest has no
+    /// input).
     #[arg(long, value_name = "stdio|FILE", default_value = "stdio")]
     pub(crate) serial: SerialArgument,
     /// Write the machine's events as JSON lines to a file, or to standard error with "-".
@@ -169,6 +178,30 @@ mod tests {
         let disk: DiskArgument = "a.img".parse().unwrap();
         assert_eq!((disk.path, disk.read_only), ("a.img".into(), false));
         assert!(":ro".parse::<DiskArgument>().is_err());
+    }
+
+    #[test]
+    fn an_image_goes_with_a_kernel_or_a_firmware_of_ones_own() {
+        let parse = |line: &str| {
+            let words = std::iter::once("fleetbox-vmm").chain(line.split(' '));
+            Arguments::try_parse_from(words).map(|arguments| match arguments.command {
+                Command::Run(options) => options,
+                Command::Probe => panic!("{line}"),
+            })
+        };
+        let options = parse("run --kernel k --image d --append -- --persist").unwrap();
+        assert_eq!(options.append.as_deref(), Some("--"));
+        assert_eq!(options.cmdline, None);
+        parse("run --firmware f --image d").unwrap();
+        parse("run --image d --append console=ttyS0").unwrap();
+        for wrong in [
+            "run --kernel k --firmware f",
+            "run --firmware f --append x",
+            "run --cmdline x --image d",
+            "run --initrd i --image d",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

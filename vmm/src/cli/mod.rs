@@ -3,11 +3,12 @@
 mod args;
 mod events;
 mod foreground;
+mod remarks;
 mod run;
 mod signals;
 mod terminal;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -69,6 +70,7 @@ fn log_to<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) {
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter.to_string_lossy()))
             // How long what took, at level debug.
             .with_span_events(FmtSpan::CLOSE)
+            .with_ansi(io::stderr().is_terminal())
             .with_writer(writer)
             .init();
     }

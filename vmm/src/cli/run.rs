@@ -14,6 +14,7 @@ use fleetbox_devices::block::{
 };
 use fleetbox_devices::event::Event;
 use fleetbox_net::{Member, Network, NetworkConfig};
+use fleetbox_vmm::boot;
 use fleetbox_vmm::hypervisor::Hypervisor;
 use fleetbox_vmm::hypervisor::kvm::KvmHypervisor;
 use fleetbox_vmm::machine::{
@@ -23,6 +24,7 @@ use fleetbox_vmm::output::BoundedWriter;
 
 use super::args::{DiskArgument, NetMode, RunOptions, SerialArgument};
 use super::foreground::{self, Keys};
+use super::remarks::remarks;
 use super::signals::Terminations;
 use super::{events, terminal};
 
@@ -37,8 +39,15 @@ pub(super) fn run(
     stderr: &BoundedWriter,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(KvmHypervisor::open()?);
-    let boot = boot_source(&options);
     let disks = open_disks(&options)?;
+    let boot = boot_source(&options, &disks)?;
+    let cmdline = match &boot {
+        BootSource::Kernel { cmdline, .. } => Some(cmdline.as_str()),
+        _ => None,
+    };
+    for remark in remarks(&options, cmdline) {
+        tell(stderr, &format!("fleetbox-vmm: {remark}\n"));
+    }
     // Kept until the guest has ended: dropping it takes the network down.
     let network = match options.net {
         NetMode::User => Some(Network::start(NetworkConfig::default())?),
@@ -84,6 +93,7 @@ pub(super) fn run(
             cpus: options.cpus,
             memory: options.memory.0,
             boot,
+            append: options.append.clone().unwrap_or_default(),
             disks,
             nics,
             serial: Some(Box::new(console.clone())),
@@ -113,15 +123,30 @@ pub(super) fn run(
     }
 }
 
-fn boot_source(options: &RunOptions) -> BootSource {
-    match (&options.kernel, &options.firmware) {
+fn boot_source(options: &RunOptions, disks: &[DiskConfig]) -> Result<BootSource, Box<dyn Error>> {
+    Ok(match (&options.kernel, &options.firmware) {
         (Some(kernel), _) => BootSource::Kernel {
             kernel: kernel.clone(),
             initrd: options.initrd.clone(),
-            cmdline: options.cmdline.clone(),
+            cmdline: match (&options.cmdline, &options.image, disks.first()) {
+                (Some(cmdline), _, _) => cmdline.clone(),
+                (None, Some(_), Some(disk)) => cmdline_of(disk)?,
+                (None, _, _) => String::new(),
+            },
         },
         (_, Some(firmware)) => BootSource::Firmware(firmware.clone()),
         _ => BootSource::Auto,
+    })
+}
+
+/// The command line in an image's boot loader configuration.
+fn cmdline_of(disk: &DiskConfig) -> Result<String, Box<dyn Error>> {
+    match boot::discover(disk.disk.clone(), &boot::Limits::default()) {
+        Ok(plan) => Ok(plan.cmdline),
+        Err(error) => Err(format!(
+            "cannot take the kernel's command line from the image: {error}; give one with --cmdline"
+        )
+        .into()),
     }
 }
 

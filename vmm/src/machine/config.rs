@@ -38,6 +38,9 @@ pub struct MachineConfig {
     pub memory: u64,
     /// What to run.
     pub boot: BootSource,
+    /// Added to the kernel's command line after a space, whichever source it has. Words for the kernel go before a word
+    /// `--` of that, behind which are the init program's. Unused for firmware.
+    pub append: String,
     /// Disks, in the order in which the guest sees them.
     pub disks: Vec<DiskConfig>,
     /// Network interfaces, in the order in which the guest sees them.
@@ -55,6 +58,7 @@ impl Default for MachineConfig {
             cpus: 1,
             memory: 512 << 20,
             boot: BootSource::Auto,
+            append: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),
             serial: None,
@@ -69,6 +73,7 @@ impl fmt::Debug for MachineConfig {
             .field("cpus", &self.cpus)
             .field("memory", &self.memory)
             .field("boot", &self.boot)
+            .field("append", &self.append)
             .field("disks", &self.disks)
             .field("nics", &self.nics)
             .finish_non_exhaustive()

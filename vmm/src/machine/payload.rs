@@ -73,7 +73,7 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
                 initrd: plan
                     .initrd
                     .map(|bytes| Part::Bytes("the image's initrd".into(), bytes)),
-                cmdline: plan.cmdline,
+                cmdline: append(plan.cmdline, &config.append),
             })
         }
         BootSource::Kernel {
@@ -89,7 +89,7 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
             Ok(Payload {
                 kernel,
                 initrd: initrd.as_deref().map(Part::open).transpose()?,
-                cmdline: cmdline.clone(),
+                cmdline: append(cmdline.clone(), &config.append),
                 source,
             })
         }
@@ -99,6 +99,32 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
             cmdline: String::new(),
             source: path.display().to_string(),
         }),
+    }
+}
+
+/// Adds words to a command line, before a word `--`.
+fn append(cmdline: String, more: &str) -> String {
+    if more.is_empty() || cmdline.is_empty() {
+        return cmdline + more;
+    }
+    let mut end = None;
+    let mut at = 0;
+    // A value in quotes may have spaces, and what looks like a word in it is none.
+    let mut quoted = false;
+    for word in cmdline.split(' ') {
+        if word == "--" && !quoted {
+            end = Some(at);
+            break;
+        }
+        quoted ^= word.matches('"').count() % 2 == 1;
+        at += word.len() + 1;
+    }
+    match end {
+        Some(end) => {
+            let (kernel, init) = cmdline.split_at(end);
+            format!("{kernel}{more} {init}")
+        }
+        None => format!("{cmdline} {more}"),
     }
 }
 
@@ -118,5 +144,34 @@ impl Payload {
             what: self.kernel.name(),
             reason: e.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_added_before_those_of_the_init_program() {
+        for (cmdline, more, want) in [
+            ("", "", ""),
+            ("", "quiet", "quiet"),
+            ("root=/dev/vda1 ro", "", "root=/dev/vda1 ro"),
+            (
+                "root=/dev/vda1 ro",
+                "quiet x=y",
+                "root=/dev/vda1 ro quiet x=y",
+            ),
+            ("ro -- single", "quiet", "ro quiet -- single"),
+            ("-- single", "quiet", "quiet -- single"),
+            ("a=\"b -- c\" d--e", "quiet", "a=\"b -- c\" d--e quiet"),
+            ("ro", "-- single", "ro -- single"),
+        ] {
+            assert_eq!(
+                append(cmdline.to_owned(), more),
+                want,
+                "{cmdline:?} {more:?}"
+            );
+        }
     }
 }
