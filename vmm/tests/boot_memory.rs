@@ -5,6 +5,7 @@ use std::io;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use fleetbox_devices::block::Disk;
 use fleetbox_vmm::boot::{BootError, BootPlan, Limits, discover};
@@ -135,6 +136,7 @@ fn whole(bytes: Vec<u8>) -> Sparse {
 fn a_plan_takes_no_more_memory_than_its_limits() {
     honest();
     superblocks();
+    scripts();
 }
 
 /// The kernel and the initrds are held once, and little else.
@@ -172,5 +174,122 @@ fn superblocks() {
             let (_, peak) = measured(whole(disk), &limits);
             assert!(peak < most, "word {at:#x} = {value:#x}: {peak} bytes");
         }
+    }
+}
+
+/// Scripts cost a bounded amount of memory and time, over all their files.
+fn scripts() {
+    const MOST: usize = 64 << 20;
+    let mib = |text: &str| text.repeat((1 << 20) / text.len() - 1);
+    let forever = "while true; do source /boot/grub/more.cfg; done\n";
+    let entry = |body: String| format!("menuentry x {{ {body}\n}}\n");
+    let nested = format!("{}\n{}", "if true; then\n".repeat(60), "fi\n".repeat(60));
+    let block = format!("# GRUB Environment Block\n{}", &mib("a=\n")[60..]);
+    let variables: String = (0..200)
+        .map(|i| format!("export v{i}{}\n", "v".repeat(50)))
+        .collect();
+    for (what, config, more) in [
+        (
+            "variables in an entry",
+            forever.to_string(),
+            entry(format!(":{}", &mib("$a")[40..])),
+        ),
+        (
+            "words",
+            forever.to_string(),
+            entry(mib("a ")[40..].to_string()),
+        ),
+        (
+            "commands",
+            forever.to_string(),
+            entry(mib("a\n")[40..].to_string()),
+        ),
+        ("empty lines", forever.to_string(), mib("\n")),
+        (
+            "quotes",
+            forever.to_string(),
+            entry(mib("a'b'c\"d\"\\e")[60..].to_string()),
+        ),
+        ("functions", forever.to_string(), mib("function f { a; }\n")),
+        ("conditions", forever.to_string(), nested.repeat(500)),
+        (
+            "text",
+            forever.to_string(),
+            entry(format!("'{}'", &mib("x")[40..])),
+        ),
+        (
+            "comments",
+            forever.to_string(),
+            format!("#{}", &mib("x")[40..]),
+        ),
+        (
+            "entries",
+            "while true; do menuentry x { a; }; done\n".into(),
+            String::new(),
+        ),
+        (
+            "titles",
+            format!(
+                "set x={}\nwhile true; do menuentry $x$x$x$x {{ a; }}; done\n",
+                "x".repeat(9000)
+            ),
+            String::new(),
+        ),
+        (
+            "environment blocks",
+            "while true; do load_env -f /boot/grub/more.cfg; done\n".into(),
+            block,
+        ),
+        (
+            "contexts",
+            format!("{variables}configfile /boot/grub/more.cfg\n"),
+            "configfile /boot/grub/more.cfg\n".into(),
+        ),
+        (
+            "submenus",
+            "source /boot/grub/more.cfg\n".into(),
+            "submenu a { source /boot/grub/more.cfg; }\n".into(),
+        ),
+        (
+            "eval",
+            "set a=x\nwhile true; do set a=\"$a$a\"; eval $a $a; done\n".into(),
+            String::new(),
+        ),
+        (
+            "arguments",
+            "function f { f \"$@\" \"$@\"; }\nf '' ''\n".into(),
+            String::new(),
+        ),
+        (
+            "problems",
+            format!(
+                "set x={}\nwhile true; do search -l \"$x\"; done\n",
+                "x".repeat(100_000)
+            ),
+            String::new(),
+        ),
+        (
+            "wildcards",
+            "while true; do for f in /*/*/*/* (*)/*; do true; done; done\n".into(),
+            String::new(),
+        ),
+        (
+            "expressions",
+            "while true; do regexp '((a{9}){9}|a)*b' aaaaaaaaaaaaaaaaaaaaaa; done\n".into(),
+            String::new(),
+        ),
+    ] {
+        let files: [(&str, &[u8]); 3] = [
+            ("boot/grub/grub.cfg", config.as_bytes()),
+            ("boot/grub/more.cfg", more.as_bytes()),
+            ("kernel", b"kernel"),
+        ];
+        let disk = whole(ext4(8 << 20, &[], &files));
+        let started = Instant::now();
+        let (plan, peak) = measured(disk, &Limits::default());
+        let (took, error) = (started.elapsed(), plan.unwrap_err().to_string());
+        println!("{what}: {peak} bytes, {took:?}: {error:.200}");
+        assert!(peak < MOST, "{what}: {peak} bytes");
+        assert!(took < Duration::from_secs(30), "{what}: {took:?}");
     }
 }

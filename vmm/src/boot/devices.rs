@@ -93,7 +93,7 @@ impl Devices {
         &self.budget
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Device)> {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (usize, &Device)> {
         self.all.iter().enumerate()
     }
 
@@ -184,6 +184,22 @@ impl Devices {
         bytes: &mut Vec<u8>,
     ) -> Result<(), FsError> {
         self.volume(location)?.read(&location.path, limit, bytes)
+    }
+
+    /// When the file or directory at `location` was changed last, in seconds since 1970; `None` if
+    /// the file system does not say.
+    pub(super) fn modified(&self, location: &Location) -> Result<Option<i64>, FsError> {
+        self.volume(location)?.modified(&location.path)
+    }
+
+    /// The names in the directory at `location`, in its own order.
+    pub(super) fn list(&self, location: &Location) -> Result<Vec<String>, FsError> {
+        self.volume(location)?.list(&location.path)
+    }
+
+    /// All devices in the order in which GRUB looks for something: the last partition first.
+    pub(super) fn in_search_order(&self) -> impl Iterator<Item = &Device> {
+        self.iter().rev().map(|(_, device)| device)
     }
 
     /// Records a problem for the final error.

@@ -38,6 +38,41 @@ impl FatVolume {
     }
 }
 
+type Entry<'a> = fatfs::DirEntry<'a, Stream>;
+
+impl FatVolume {
+    /// What `look` says about the entry at `path`, which has no slash at its ends; `None` if there
+    /// is no such entry.
+    fn find<T>(
+        &self,
+        path: &str,
+        look: impl FnOnce(&Entry<'_>) -> T,
+    ) -> Result<Option<T>, FsError> {
+        guarded(|| {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let root = self.fs.root_dir();
+            let dir = match parent {
+                "" => root,
+                parent => match root.open_dir(parent) {
+                    Ok(dir) => dir,
+                    Err(error) if is_absent(&error) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            for entry in dir.iter() {
+                self.budget.charge(Limit::Entries, 1)?;
+                let entry = entry?;
+                let matches = entry.file_name().eq_ignore_ascii_case(name)
+                    || entry.short_file_name().eq_ignore_ascii_case(name);
+                if matches {
+                    return Ok(Some(look(&entry)));
+                }
+            }
+            Ok(None)
+        })
+    }
+}
+
 impl Volume for FatVolume {
     fn uuid(&self) -> Option<String> {
         let id = self.fs.volume_id();
@@ -57,32 +92,21 @@ impl Volume for FatVolume {
         if path.is_empty() {
             return Ok(Some(Kind::Directory));
         }
-        guarded(|| {
-            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-            let root = self.fs.root_dir();
-            let dir = match parent {
-                "" => root,
-                parent => match root.open_dir(parent) {
-                    Ok(dir) => dir,
-                    Err(error) if is_absent(&error) => return Ok(None),
-                    Err(error) => return Err(error.into()),
-                },
-            };
-            for entry in dir.iter() {
-                self.budget.charge(Limit::Entries, 1)?;
-                let entry = entry?;
-                let matches = entry.file_name().eq_ignore_ascii_case(name)
-                    || entry.short_file_name().eq_ignore_ascii_case(name);
-                if matches {
-                    let kind = if entry.is_dir() {
-                        Kind::Directory
-                    } else {
-                        Kind::File(entry.len())
-                    };
-                    return Ok(Some(kind));
-                }
+        self.find(path, |entry| {
+            if entry.is_dir() {
+                Kind::Directory
+            } else {
+                Kind::File(entry.len())
             }
-            Ok(None)
+        })
+    }
+
+    fn modified(&self, path: &str) -> Result<Option<i64>, FsError> {
+        self.find(path.trim_matches('/'), |entry| {
+            let fatfs::DateTime { date, time } = entry.modified();
+            let days = days(date.year.into(), date.month.into(), date.day.into());
+            let minutes = (days * 24 + i64::from(time.hour)) * 60 + i64::from(time.min);
+            minutes * 60 + i64::from(time.sec)
         })
     }
 
@@ -142,6 +166,15 @@ impl Volume for FatVolume {
     }
 }
 
+/// Days from 1970 to a date, whose fields may be out of range on a damaged disk.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    // Years that begin in March have their leap day last.
+    let year = if month <= 2 { year - 1 } else { year };
+    let month = (month + 9) % 12;
+    let leap_days = year / 4 - year / 100 + year / 400;
+    year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1 - 719_468
+}
+
 /// True if the crate reports that a component is missing or is a file. It reports the latter only
 /// in the message.
 fn is_absent(error: &io::Error) -> bool {
@@ -184,5 +217,24 @@ impl Write for Stream {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_counted_from_1970() {
+        for (year, month, day, expected) in [
+            (1970, 1, 1, 0),
+            (1980, 1, 1, 3652),
+            (2000, 2, 29, 11_016),
+            (2000, 3, 1, 11_017),
+            (2023, 12, 31, 19_722),
+            (2107, 12, 31, 50_402),
+        ] {
+            assert_eq!(days(year, month, day), expected, "{year}-{month}-{day}");
+        }
     }
 }

@@ -49,6 +49,8 @@ pub(super) trait Volume {
     fn read(&self, path: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), FsError>;
     /// The first bytes of the file at `path`, at most `most`.
     fn head(&self, path: &str, most: usize) -> Result<Vec<u8>, FsError>;
+    /// When `path` was changed last, in seconds since 1970; `None` if it is not known.
+    fn modified(&self, path: &str) -> Result<Option<i64>, FsError>;
     /// The names in the directory at `path`, without `.` and `..`.
     fn list(&self, path: &str) -> Result<Vec<String>, FsError>;
 }

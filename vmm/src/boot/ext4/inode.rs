@@ -22,6 +22,8 @@ const FLAG_INLINE: u32 = 0x1000_0000;
 pub(super) struct Inode {
     /// Bytes of the content.
     pub(super) size: u64,
+    /// When the content was changed last, in seconds since 1970, as GRUB reads it: up to 2106.
+    pub(super) modified: u32,
     /// The root of the extents or of the block map, or a short symbolic link.
     pub(super) map: [u8; 60],
     /// What the checksums of its blocks begin with, if there are any.
@@ -71,6 +73,7 @@ impl Inode {
         let map = bytes.get(0x28..).and_then(|bytes| bytes.first_chunk());
         Ok(Self {
             size,
+            modified: le32(&bytes, 0x10),
             map: *map.ok_or_else(absent)?,
             checksum_seed: seed,
             mode,

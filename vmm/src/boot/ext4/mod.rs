@@ -225,6 +225,11 @@ impl Volume for Ext4Volume {
         Ok(bytes)
     }
 
+    fn modified(&self, path: &str) -> Result<Option<i64>, FsError> {
+        let inode = self.resolve(path)?;
+        Ok(inode.map(|inode| inode.modified.into()))
+    }
+
     fn list(&self, path: &str) -> Result<Vec<String>, FsError> {
         let inode = self.resolve(path)?.ok_or(FsError::NotFound)?;
         if !inode.is_directory() {

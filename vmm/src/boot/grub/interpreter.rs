@@ -1,15 +1,22 @@
 //! Runs a configuration.
 
+mod arguments;
 mod commands;
+mod conditions;
+mod files;
 mod load;
 mod menu;
 mod search;
+mod table;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::environment::Environment;
-use super::syntax::{self, Block, Command, Piece, Word};
+use super::account::Account;
+use super::environment::{Environment, Full, Undecided, Value};
+use super::number::is_space;
+use super::syntax::{Block, Command, Piece, Word};
+use super::wildcard::{self, Field};
 use crate::boot::budget::Limit;
 use crate::boot::devices::{Devices, Location};
 use crate::boot::error::BootError;
@@ -22,11 +29,13 @@ const MAX_WORDS: usize = 256 * 1024;
 /// Maximum bytes of all commands together after expansion.
 const MAX_EXPANDED: usize = 8 << 20;
 /// The cost of a word, in addition to its bytes.
-const WORD: usize = size_of::<String>();
-/// Maximum number of entries in one menu.
+const WORD: usize = size_of::<Field>();
+/// Maximum number of entries in all menus.
 const MAX_ENTRIES: usize = 4096;
 /// Maximum number of problems that are recorded.
 const MAX_PROBLEMS: usize = 64;
+/// Maximum characters of a command or a reason in an error.
+const MAX_TEXT: usize = 300;
 
 /// What GRUB would boot.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +63,15 @@ pub(super) enum Flow {
     Boot,
 }
 
+/// How the last command ended: what `$?` and conditions ask.
+#[derive(Clone)]
+enum Status {
+    /// 0 is success.
+    Known(i32),
+    /// This command would have decided it.
+    Undecided(Rc<Undecided>),
+}
+
 /// The files loaded by `linux` and `initrd`.
 #[derive(Clone)]
 struct LoadedLinux {
@@ -72,7 +90,6 @@ struct Problem {
 }
 
 /// A menu entry or submenu.
-#[derive(Clone)]
 struct Entry {
     title: String,
     id: String,
@@ -94,21 +111,25 @@ struct Function {
 pub(super) struct Interpreter<'a> {
     devices: &'a Devices,
     limits: &'a Limits,
+    account: Account,
     env: Environment,
     functions: HashMap<String, Function>,
     /// One menu for each open context.
-    menus: Vec<Vec<Entry>>,
+    menus: Vec<Vec<Rc<Entry>>>,
+    entries: usize,
     /// Arguments of the running function or entry.
     parameters: Vec<String>,
     /// The file of the running command.
     current: Rc<str>,
     line: u32,
-    status: i32,
+    status: Status,
     /// Bytes of commands after expansion, to limit the size of menus and the work.
     expanded: usize,
     depth: u32,
-    conditions: u32,
-    in_entry: bool,
+    /// Running loops of the running function.
+    loops: u32,
+    /// Running functions and entries.
+    scopes: u32,
     loaded: Option<LoadedLinux>,
     titles: Vec<String>,
     problems: Vec<Problem>,
@@ -120,17 +141,19 @@ impl<'a> Interpreter<'a> {
         Self {
             devices,
             limits,
+            account: Account::new(devices.budget().clone()),
             env: Environment::new(),
             functions: HashMap::new(),
             menus: vec![Vec::new()],
+            entries: 0,
             parameters: Vec::new(),
             current: "".into(),
             line: 0,
-            status: 0,
+            status: Status::Known(0),
             expanded: 0,
             depth: 0,
-            conditions: 0,
-            in_entry: false,
+            loops: 0,
+            scopes: 0,
             loaded: None,
             titles: Vec::new(),
             problems: Vec::new(),
@@ -166,13 +189,34 @@ impl<'a> Interpreter<'a> {
     }
 
     /// An error in the running command.
-    fn error(&self, construct: impl Into<String>, problem: impl Into<String>) -> BootError {
+    fn error(&self, construct: impl AsRef<str>, problem: impl AsRef<str>) -> BootError {
         BootError::Config {
             file: self.current.to_string(),
             line: self.line,
-            construct: construct.into(),
-            problem: problem.into(),
+            construct: shorten(construct.as_ref()),
+            problem: shorten(problem.as_ref()),
         }
+    }
+
+    /// The error of something that depends on what `command` would have done.
+    fn undecided(&self, command: &Undecided) -> BootError {
+        BootError::Config {
+            file: command.file.to_string(),
+            line: command.line,
+            construct: command.construct.clone(),
+            problem: format!("what boots depends on it, and {}", command.why),
+        }
+    }
+
+    /// The running command as one whose effect cannot be told.
+    fn not_decided(&self, construct: &str, why: &str) -> Rc<Undecided> {
+        tracing::debug!(file = %self.current, line = self.line, construct, why, "undecided");
+        Rc::new(Undecided {
+            file: self.current.clone(),
+            line: self.line,
+            construct: shorten(construct),
+            why: shorten(why),
+        })
     }
 
     /// Records an error that GRUB would print.
@@ -182,85 +226,38 @@ impl<'a> Interpreter<'a> {
             self.problems.push(Problem {
                 file: self.current.clone(),
                 line: self.line,
-                construct: construct.into(),
-                problem: problem.into(),
+                construct: shorten(construct),
+                problem: shorten(problem),
             });
         }
     }
 
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), BootError> {
-        if self.env.set(name, value) {
-            Ok(())
-        } else {
-            Err(self.error(
-                format!("set {name}"),
-                "the configuration sets too many variables",
-            ))
-        }
+        self.account.keep(name.len() + value.len())?;
+        let set = self.env.set(name, value);
+        set.map_err(|full| self.full("set", name, &full))
     }
 
     pub(super) fn export(&mut self, name: &str) -> Result<(), BootError> {
-        if self.env.export(name) {
-            Ok(())
-        } else {
-            Err(self.error(
-                format!("export {name}"),
-                "the configuration exports too many variables",
-            ))
+        let exported = self.env.export(name);
+        exported.map_err(|full| self.full("export", name, &full))
+    }
+
+    fn full(&self, command: &str, name: &str, full: &Full) -> BootError {
+        self.error(format!("{command} {name}"), full.to_string())
+    }
+
+    /// The value of the variable `name`, empty if it is not set.
+    fn variable(&self, name: &str) -> Result<Rc<str>, BootError> {
+        match self.env.get(name) {
+            None => Ok("".into()),
+            Some(Value::Text(text)) => Ok(text.clone()),
+            Some(Value::Undecided(command)) => Err(self.undecided(command)),
         }
     }
 
-    fn root(&self) -> String {
-        self.env.get("root").unwrap_or_default().to_string()
-    }
-
-    fn locate(&self, path: &str) -> Result<Location, String> {
-        self.devices.locate(path, &self.root())
-    }
-
-    /// Runs the file at `path` in the current context.
-    pub(super) fn file(&mut self, path: &str) -> Result<Flow, BootError> {
-        let construct = format!("configfile {path}");
-        let location = match self.locate(path) {
-            Ok(location) => location,
-            Err(problem) => {
-                self.note(&construct, &problem);
-                self.status = 1;
-                return Ok(Flow::Next);
-            }
-        };
-        let bytes = match self.devices.read(&location, self.limits.config) {
-            Ok(bytes) => bytes,
-            Err(problem) => {
-                let what = self.devices.display(&location);
-                self.note(&construct, &format!("{what}: {problem}"));
-                self.status = 1;
-                return Ok(Flow::Next);
-            }
-        };
-        self.devices
-            .budget()
-            .charge(Limit::Parsed, bytes.len() as u64)?;
-        let full: Rc<str> = self.devices.display(&location).into();
-        let block =
-            syntax::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| BootError::Config {
-                file: full.to_string(),
-                line: error.line,
-                construct: "syntax".into(),
-                problem: error.problem,
-            })?;
-        let directory = full
-            .rsplit_once('/')
-            .map_or("", |(directory, _)| directory)
-            .to_string();
-        for (name, value) in [("config_file", &*full), ("config_directory", &directory)] {
-            self.set(name, value)?;
-            self.export(name)?;
-        }
-        let (caller, line) = (std::mem::replace(&mut self.current, full), self.line);
-        let flow = self.block(&block);
-        (self.current, self.line) = (caller, line);
-        flow
+    fn locate(&self, path: &str) -> Result<Result<Location, String>, BootError> {
+        Ok(self.devices.locate(path, &self.variable("root")?))
     }
 
     fn block(&mut self, block: &Block) -> Result<Flow, BootError> {
@@ -294,7 +291,7 @@ impl<'a> Interpreter<'a> {
                         Err(flow) => return Ok(flow),
                     }
                 }
-                self.status = 0;
+                self.status = Status::Known(0);
                 otherwise
                     .as_ref()
                     .map_or(Ok(Flow::Next), |body| self.block(body))
@@ -305,73 +302,93 @@ impl<'a> Interpreter<'a> {
                 body,
                 line,
             } => {
-                loop {
-                    self.line = *line;
-                    self.step()?;
-                    match self.condition(condition)? {
-                        Ok(holds) if holds == *until => break,
-                        Ok(_) => {}
-                        Err(flow) => return Ok(flow),
-                    }
-                    if let Some(flow) = self.round(body)? {
-                        return Ok(flow);
-                    }
-                }
-                Ok(Flow::Next)
+                self.loops += 1;
+                let flow = self.repeat(condition, *until, body, *line);
+                self.loops -= 1;
+                flow
             }
             Command::For {
                 variable,
                 words,
                 body,
             } => {
-                for value in self.expand(words)? {
-                    self.step()?;
-                    self.set(variable, &value)?;
-                    if let Some(flow) = self.round(body)? {
-                        return Ok(flow);
-                    }
-                }
-                Ok(Flow::Next)
+                let values = self.expand(words)?;
+                self.loops += 1;
+                let flow = self.for_each(variable, &values, body);
+                self.loops -= 1;
+                flow
             }
             Command::Function { name, body } => {
                 let function = Function {
                     file: self.current.clone(),
                     body: body.clone(),
                 };
+                self.account.keep(name.len() + size_of::<Function>())?;
                 self.functions.insert(name.clone(), function);
-                self.status = 0;
+                self.status = Status::Known(0);
                 Ok(Flow::Next)
             }
         }
     }
 
-    fn step(&mut self) -> Result<(), BootError> {
-        self.devices.budget().charge(Limit::Steps, 1)?;
-        Ok(())
+    fn repeat(
+        &mut self,
+        condition: &Block,
+        until: bool,
+        body: &Block,
+        line: u32,
+    ) -> Result<Flow, BootError> {
+        loop {
+            self.line = line;
+            self.step()?;
+            match self.condition(condition)? {
+                Ok(holds) if holds == until => return Ok(Flow::Next),
+                Ok(_) => {}
+                Err(flow) => {
+                    if let Some(flow) = after_round(flow) {
+                        return Ok(flow);
+                    }
+                }
+            }
+            let flow = self.block(body)?;
+            if let Some(flow) = after_round(flow) {
+                return Ok(flow);
+            }
+        }
     }
 
-    /// Runs one round of a loop. Returns `Some` if it ends the loop.
-    fn round(&mut self, body: &Block) -> Result<Option<Flow>, BootError> {
-        Ok(match self.block(body)? {
-            Flow::Next | Flow::Continue(1) => None,
-            Flow::Break(1) => Some(Flow::Next),
-            Flow::Break(n) => Some(Flow::Break(n - 1)),
-            Flow::Continue(n) => Some(Flow::Continue(n - 1)),
-            flow => Some(flow),
-        })
+    fn for_each(
+        &mut self,
+        variable: &str,
+        values: &[String],
+        body: &Block,
+    ) -> Result<Flow, BootError> {
+        for value in values {
+            self.step()?;
+            self.set(variable, value)?;
+            let flow = self.block(body)?;
+            if let Some(flow) = after_round(flow) {
+                return Ok(flow);
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    fn step(&self) -> Result<(), BootError> {
+        Ok(self.account.budget().charge(Limit::Steps, 1)?)
     }
 
     /// Runs `condition` and returns whether it succeeds. The inner error is a flow that ends the
     /// enclosing command.
     fn condition(&mut self, condition: &Block) -> Result<Result<bool, Flow>, BootError> {
-        self.conditions += 1;
         let flow = self.block(condition)?;
-        self.conditions -= 1;
-        Ok(if flow == Flow::Next {
-            Ok(self.status == 0)
-        } else {
-            Err(flow)
-        })
+        if flow != Flow::Next {
+            return Ok(Err(flow));
+        }
+        match &self.status {
+            Status::Known(status) => Ok(Ok(*status == 0)),
+            Status::Undecided(command) => Err(self.undecided(command)),
+        }
     }
 
     fn simple(&mut self, words: &[Word], block: Option<&Block>) -> Result<Flow, BootError> {
@@ -385,8 +402,8 @@ impl<'a> Interpreter<'a> {
         }
         let name = words.remove(0);
         let flow = self.call(&name, words, block)?;
-        if invert {
-            self.status = i32::from(self.status == 0);
+        if invert && let Status::Known(status) = &mut self.status {
+            *status = i32::from(*status == 0);
         }
         Ok(flow)
     }
@@ -395,99 +412,142 @@ impl<'a> Interpreter<'a> {
     fn invoke(&mut self, function: &Function, arguments: Vec<String>) -> Result<Flow, BootError> {
         let caller = std::mem::replace(&mut self.parameters, arguments);
         let file = std::mem::replace(&mut self.current, function.file.clone());
-        let line = self.line;
+        let (line, loops) = (self.line, std::mem::take(&mut self.loops));
+        self.scopes += 1;
         let flow = self.block(&function.body);
-        (self.parameters, self.current, self.line) = (caller, file, line);
+        self.scopes -= 1;
+        (self.parameters, self.current) = (caller, file);
+        (self.line, self.loops) = (line, loops);
         match flow? {
             Flow::Boot => Ok(Flow::Boot),
             _ => Ok(Flow::Next),
         }
     }
 
-    /// Expands variables, and splits unquoted ones at white space.
+    /// Expands variables and wildcards, and splits unquoted variables at white space.
     fn expand(&mut self, words: &[Word]) -> Result<Vec<String>, BootError> {
         let mut done = Vec::new();
         let mut bytes = 0;
         for word in words {
             bytes += WORD;
             // `None` until something, be it empty, makes it a word.
-            let mut current: Option<String> = None;
+            let mut current: Option<Field> = None;
+            let mut fields = Vec::new();
             for piece in &word.pieces {
                 match piece {
-                    Piece::Text { text, quoted } => {
-                        if *quoted || !text.is_empty() {
-                            current.get_or_insert_default().push_str(text);
-                            bytes += text.len();
+                    Piece::Text { text, quoted: true } => {
+                        current.get_or_insert_default().push_quoted(text);
+                        bytes += text.len();
+                    }
+                    Piece::Text {
+                        text,
+                        quoted: false,
+                    } => {
+                        if !text.is_empty() {
+                            current.get_or_insert_default().push_plain(text);
                         }
+                        bytes += text.len();
                     }
                     Piece::Variable { name, quoted: true } if name == "@" => {
                         for (i, value) in self.parameters.iter().enumerate() {
                             if i > 0 {
-                                done.extend(current.take());
+                                fields.extend(current.take());
                             }
-                            current.get_or_insert_default().push_str(value);
+                            current.get_or_insert_default().push_quoted(value);
                             bytes += value.len() + WORD;
                         }
                     }
                     Piece::Variable { name, quoted: true } => {
-                        let value = self.value(name);
-                        current.get_or_insert_default().push_str(&value);
+                        let value = self.value(name)?;
+                        current.get_or_insert_default().push_quoted(&value);
                         bytes += value.len();
                     }
                     Piece::Variable {
                         name,
                         quoted: false,
                     } => {
-                        let value = self.value(name);
+                        let value = self.value(name)?;
                         bytes += value.len();
-                        let space = |c: char| c.is_ascii_whitespace();
-                        if value.starts_with(space) && !value.trim().is_empty() {
-                            done.extend(current.take());
-                        }
-                        for (i, field) in value.split_ascii_whitespace().enumerate() {
+                        // White space at the ends does not separate, as in GRUB.
+                        let words = value.split(is_space).filter(|word| !word.is_empty());
+                        for (i, field) in words.enumerate() {
                             if i > 0 {
-                                done.extend(current.take());
+                                fields.extend(current.take());
                                 bytes += WORD;
                             }
-                            current.get_or_insert_default().push_str(field);
+                            current.get_or_insert_default().push_plain(field);
                         }
                     }
                 }
-                let problem = if bytes > MAX_WORDS {
-                    "a command expands to too many bytes"
-                } else if self.expanded + bytes > MAX_EXPANDED {
-                    "its commands expand to too many bytes"
-                } else {
-                    continue;
-                };
-                {
-                    let mut error = self.error("$", problem);
-                    if let BootError::Config { line, .. } = &mut error {
-                        *line = word.line;
+                self.check_size(bytes, word.line)?;
+            }
+            fields.extend(current);
+            for field in fields {
+                let root = self.variable("root")?;
+                let paths = wildcard::expand(&field, self.devices, &root, &self.account)?;
+                match paths {
+                    None => done.push(field.text),
+                    Some(paths) => {
+                        bytes += paths.iter().map(|path| path.len() + WORD).sum::<usize>();
+                        self.check_size(bytes, word.line)?;
+                        done.extend(paths);
                     }
-                    return Err(error);
                 }
             }
-            done.extend(current);
         }
         self.expanded += bytes;
         Ok(done)
     }
 
-    fn value(&self, name: &str) -> String {
-        match name {
-            "?" => self.status.to_string(),
-            "#" => self.parameters.len().to_string(),
-            "*" | "@" => self.parameters.join(" "),
-            "0" => self.current.to_string(),
-            name => match name.parse::<usize>() {
-                Ok(n) => self
-                    .parameters
-                    .get(n.wrapping_sub(1))
-                    .cloned()
-                    .unwrap_or_default(),
-                Err(_) => self.env.get(name).unwrap_or_default().to_string(),
-            },
-        }
+    /// Checks that a command may have `bytes` after its expansion.
+    fn check_size(&self, bytes: usize, line: u32) -> Result<(), BootError> {
+        let problem = if bytes > MAX_WORDS {
+            "a command expands to too many bytes"
+        } else if self.expanded + bytes > MAX_EXPANDED {
+            "its commands expand to too many bytes"
+        } else {
+            return Ok(());
+        };
+        Err(BootError::Config {
+            file: self.current.to_string(),
+            line,
+            construct: "$".into(),
+            problem: problem.into(),
+        })
     }
+
+    fn value(&self, name: &str) -> Result<Rc<str>, BootError> {
+        Ok(match name {
+            "?" => match &self.status {
+                Status::Known(status) => status.to_string().into(),
+                Status::Undecided(command) => return Err(self.undecided(command)),
+            },
+            "#" => self.parameters.len().to_string().into(),
+            "*" | "@" => self.parameters.join(" ").into(),
+            name => match name.parse::<usize>() {
+                // `$0` is empty in GRUB.
+                Ok(n) => {
+                    let parameter = self.parameters.get(n.wrapping_sub(1));
+                    parameter.map_or("", String::as_str).into()
+                }
+                Err(_) => self.variable(name)?,
+            },
+        })
+    }
+}
+
+/// What a loop does after a round that ended with `flow`: `None` to go on.
+fn after_round(flow: Flow) -> Option<Flow> {
+    match flow {
+        Flow::Next | Flow::Continue(1) => None,
+        Flow::Break(1) => Some(Flow::Next),
+        Flow::Break(n) => Some(Flow::Break(n - 1)),
+        Flow::Continue(n) => Some(Flow::Continue(n - 1)),
+        flow => Some(flow),
+    }
+}
+
+/// The beginning of a text, for errors.
+fn shorten(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }

@@ -1,14 +1,23 @@
 //! Interprets GRUB's configuration to find which entry boots by default, and what it loads.
 //!
-//! It follows the GRUB manual (2.12) and the output of `grub-mkconfig` on Debian and Ubuntu. It
-//! behaves like GRUB when no key is pressed: the menu's default is booted, whatever `timeout` says.
-//! It does not write (`save_env` is only recorded), expand wildcards, evaluate `regexp`, or load
-//! anything except Linux.
+//! It follows GRUB 2.12 and the output of `grub-mkconfig` on Debian and Ubuntu. It behaves like GRUB
+//! when no key is pressed: the menu's default is booted, whatever `timeout` says. It does not write
+//! (`save_env` is only recorded), and loads nothing except Linux.
+//!
+//! GRUB prints an error and goes on where a command fails or is unknown, and so does this. But what
+//! the choice depends on is known, or an error: a command whose result cannot be told is one as soon
+//! as a condition, `$?` or a variable asks for it. [`interpreter`] has the table of commands.
+//!
+//! Scripts are hostile: what they cost is charged where it is done, over all files ([`account`]).
 
+mod account;
 mod environment;
 mod expression;
 mod interpreter;
+mod number;
+mod regexp;
 mod syntax;
+mod wildcard;
 
 use super::devices::{Devices, Location};
 use super::error::BootError;
@@ -63,4 +72,10 @@ pub(super) fn run(
 }
 
 #[cfg(test)]
+mod commands_test;
+#[cfg(test)]
+mod distributions_test;
+#[cfg(test)]
 mod grub_test;
+#[cfg(test)]
+mod testing;

@@ -1,99 +1,16 @@
-//! GRUB's commands.
+//! Runs a command by the table, and the commands that change variables or end blocks.
 
-use super::{Entry, Flow, Interpreter, MAX_ENTRIES, MAX_PROBLEMS};
+use std::rc::Rc;
+
+use super::arguments::{self, Arguments};
+use super::table::{self, Call, Effect, Outcome};
+use super::{Flow, Interpreter, Status};
 use crate::boot::error::BootError;
+use crate::boot::grub::environment::Value;
+use crate::boot::grub::number;
 use crate::boot::grub::syntax::Block;
-use crate::boot::grub::{environment, expression};
 
-/// Commands without an effect here: all modules are present, and there is no screen or keyboard.
-const NOTHING_TO_DO: &[&str] = &[
-    "authenticate",
-    "background_color",
-    "background_image",
-    "badram",
-    "cat",
-    "clear",
-    "cls",
-    "cmosclean",
-    "cutmem",
-    "date",
-    "distrust",
-    "echo",
-    "gettext",
-    "hashsum",
-    "insmod",
-    "keymap",
-    "list_trusted",
-    "loadfont",
-    "ls",
-    "lsfonts",
-    "lsmmap",
-    "lsmod",
-    "lspci",
-    "nativedisk",
-    "password",
-    "password_pbkdf2",
-    "pause",
-    "play",
-    "rmmod",
-    "serial",
-    "sleep",
-    "terminal",
-    "terminal_input",
-    "terminal_output",
-    "tpm",
-    "trust",
-    "videoinfo",
-    "videotest",
-    "verify_detached",
-];
-
-/// Commands that fail here.
-const ALWAYS_FALSE: &[&str] = &["cmostest", "false", "keystatus"];
-
-/// Commands that start something unsupported, or are part of that.
-const CANNOT: &[(&str, &str)] = &[
-    (
-        "chainloader",
-        "it starts another boot loader, which needs firmware",
-    ),
-    (
-        "blscfg",
-        "Boot Loader Specification entries are not supported",
-    ),
-    ("multiboot", "multiboot kernels are not supported"),
-    ("multiboot2", "multiboot kernels are not supported"),
-    ("module", "multiboot kernels are not supported"),
-    ("module2", "multiboot kernels are not supported"),
-    ("xen_hypervisor", "Xen is not supported"),
-    ("kfreebsd", "only Linux is supported"),
-    ("knetbsd", "only Linux is supported"),
-    ("kopenbsd", "only Linux is supported"),
-    ("ntldr", "only Linux is supported"),
-    (
-        "fwsetup",
-        "it enters the firmware's settings, but there is no firmware",
-    ),
-    (
-        "halt",
-        "it powers the machine off before a kernel is loaded",
-    ),
-    (
-        "reboot",
-        "it restarts the machine before a kernel is loaded",
-    ),
-    (
-        "exit",
-        "it leaves GRUB for the firmware, but there is no firmware",
-    ),
-    ("loopback", "images in files are not supported"),
-    ("cryptomount", "encrypted partitions are not supported"),
-    (
-        "devicetree",
-        "device trees are not supported on this architecture",
-    ),
-    ("acpi", "replacing ACPI tables is not supported"),
-];
+const UNKNOWN: &str = "it is not a command that is known here";
 
 impl Interpreter<'_> {
     /// Runs the command, function or assignment `name`.
@@ -103,263 +20,337 @@ impl Interpreter<'_> {
         words: Vec<String>,
         block: Option<&Block>,
     ) -> Result<Flow, BootError> {
-        if let Some(flow) = self.control(name, &words)? {
-            return Ok(flow);
-        }
-        let outcome = match self.builtin(name, &words, block)? {
-            Some(outcome) => outcome,
-            None => {
-                if let Some((_, why)) = CANNOT.iter().find(|(cannot, _)| *cannot == name) {
-                    return Err(self.error(construct(name, &words), *why));
-                }
+        let spec = table::find(name);
+        let run = match spec.map(|spec| spec.effect) {
+            Some(
+                Effect::Controls(run)
+                | Effect::Decides(run)
+                | Effect::Sets(run)
+                | Effect::Loads(run),
+            ) => run,
+            // GRUBs differ in these, so that a configuration may have a function of the name.
+            effect => {
                 if let Some(function) = self.functions.get(name).cloned() {
-                    self.status = 0;
+                    self.status = Status::Known(0);
                     return self.invoke(&function, words);
                 }
-                self.other(name, &words)?
+                self.without_effect(name, &words, effect)?;
+                return Ok(Flow::Next);
             }
         };
-        self.conclude(name, &words, outcome);
-        Ok(Flow::Next)
-    }
-
-    /// Sets the status from `outcome`. Its error is one that GRUB prints before it continues.
-    fn conclude(&mut self, name: &str, words: &[String], outcome: Result<(), String>) {
-        self.status = i32::from(outcome.is_err());
-        if let Err(problem) = outcome {
-            self.note(&construct(name, words), &problem);
-        }
-    }
-
-    /// Runs a command that controls the flow or is a condition; `None` for others.
-    fn control(&mut self, name: &str, words: &[String]) -> Result<Option<Flow>, BootError> {
-        let number = |word: &String| word.parse::<u32>().ok();
-        let count = words.first().and_then(number).filter(|n| *n > 0);
-        let count = count.unwrap_or(1);
-        let (status, flow) = match name {
-            "[" | "test" => (i32::from(!self.test(words)), Flow::Next),
-            // Asked whether there are settings to enter, the firmware that is not there says no.
-            "fwsetup" if words.first().is_some_and(|word| word == "--is-supported") => {
-                (1, Flow::Next)
-            }
-            name if ALWAYS_FALSE.contains(&name) => (1, Flow::Next),
-            "break" => (0, Flow::Break(count)),
-            "continue" => (0, Flow::Continue(count)),
-            "return" => {
-                let status = words.first().and_then(|n| n.parse().ok());
-                (status.unwrap_or(self.status), Flow::Return)
-            }
-            "boot" if self.loaded.is_some() => (0, Flow::Boot),
-            "source" | "." => return self.include(words).map(Some),
-            "configfile" => return self.configfile(words).map(Some),
-            "normal" if !words.is_empty() => return self.configfile(words).map(Some),
-            _ => return Ok(None),
+        let parsed = spec.map_or(Ok(None), |spec| {
+            arguments::parse(spec.style, spec.options, &words)
+        });
+        let outcome = match parsed {
+            Ok(Some(arguments)) => run(
+                self,
+                &Call {
+                    name,
+                    arguments,
+                    block,
+                },
+            )?,
+            // Only its help is shown.
+            Ok(None) => Outcome::Done,
+            Err(problem) => Outcome::Failed(problem),
         };
-        self.status = status;
-        Ok(Some(flow))
+        Ok(self.conclude(name, &words, outcome))
     }
 
-    /// Runs a command that changes variables, menus or the loaded files; `None` for others.
-    fn builtin(
+    /// Sets the status from `outcome`.
+    fn conclude(&mut self, name: &str, words: &[String], outcome: Outcome) -> Flow {
+        self.status = match outcome {
+            Outcome::Flow(flow) => return flow,
+            Outcome::Done => Status::Known(0),
+            Outcome::False => Status::Known(1),
+            Outcome::Failed(problem) => {
+                self.note(&construct(name, words), &problem);
+                Status::Known(1)
+            }
+            Outcome::Undecided(why) => {
+                Status::Undecided(self.not_decided(&construct(name, words), &why))
+            }
+        };
+        Flow::Next
+    }
+
+    /// Runs an assignment, or a command that does nothing here.
+    fn without_effect(
         &mut self,
         name: &str,
         words: &[String],
-        block: Option<&Block>,
-    ) -> Result<Option<Result<(), String>>, BootError> {
-        let done = Ok(Some(Ok(())));
-        match name {
-            "set" => return self.assign_all(words).map(Some),
-            "unset" => words.iter().for_each(|name| self.env.unset(name)),
-            "export" => words.iter().try_for_each(|name| self.export(name))?,
-            "true" | "normal" => {}
-            "menuentry" | "submenu" => {
-                return Ok(Some(match block {
-                    Some(block) => self.add_entry(words, block, name == "submenu"),
-                    None => Err("it has no `{ ... }`".into()),
-                }));
+        effect: Option<Effect>,
+    ) -> Result<(), BootError> {
+        let text = || construct(name, words);
+        let why = match effect {
+            Some(Effect::Refused(why)) => return Err(self.error(text(), why)),
+            Some(Effect::Harmless) => {
+                tracing::trace!(file = %self.current, line = self.line, command = text(), "ignored");
+                self.status = Status::Known(0);
+                return Ok(());
             }
-            "linux" | "linux16" | "linuxefi" => return Ok(Some(self.linux(words))),
-            // Without its initrd a kernel would start and then find no root: unlike GRUB, stop.
-            "initrd" | "initrd16" | "initrdefi" => {
-                let loaded = self.initrd(words);
-                loaded.map_err(|problem| self.error(construct(name, words), problem))?;
+            Some(_) => {
+                tracing::trace!(file = %self.current, line = self.line, command = text(), "ignored");
+                "its result is not known here"
             }
-            "boot" => return Ok(Some(Err("no kernel is loaded".into()))),
-            "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => {
-                return self.search(name, words).map(Some);
-            }
-            "probe" => return self.probe(words).map(Some),
-            "load_env" => return self.load_env(words).map(Some),
-            "save_env" => self.save_env(words),
-            "shift" => {
-                let by = words.first().and_then(|n| n.parse().ok());
-                let by = by.filter(|n| *n > 0).unwrap_or(1_usize);
-                self.parameters.drain(..by.min(self.parameters.len()));
-            }
-            "setparams" => self.parameters = words.to_vec(),
-            // No graphics card is on any list.
-            "hwmatch" => self.set("match", "0")?,
-            // Nothing is typed.
-            "read" => {
-                if let Some(name) = words.first() {
-                    self.set(name, "")?;
+            None => {
+                if let Some((name, value)) = name.split_once('=') {
+                    self.status = Status::Known(0);
+                    return self.set(name, value);
                 }
+                // GRUB prints it and goes on.
+                self.note(&text(), &format!("unknown command `{name}`"));
+                UNKNOWN
             }
-            _ => return Ok(None),
-        }
-        done
-    }
-
-    /// Runs an assignment or a command without an effect, or refuses an unknown command.
-    fn other(&mut self, name: &str, words: &[String]) -> Result<Result<(), String>, BootError> {
-        if NOTHING_TO_DO.contains(&name) {
-            return Ok(Ok(()));
-        }
-        if let Some((name, value)) = name.split_once('=') {
-            return self.set(name, value).map(Ok);
-        }
-        let problem = format!("unknown command `{name}`");
-        if self.in_entry && self.conditions == 0 {
-            return Err(self.error(construct(name, words), problem));
-        }
-        Ok(Err(problem))
-    }
-
-    fn save_env(&mut self, words: &[String]) {
-        for name in words.iter().filter(|word| !word.starts_with('-')) {
-            let value = self.env.get(name).map(str::to_string);
-            self.saved.retain(|(have, _)| have != name);
-            if self.saved.len() < MAX_PROBLEMS {
-                self.saved.push((name.clone(), value));
-            }
-        }
-    }
-
-    fn assign_all(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
-        match words.first().map(|word| word.split_once('=')) {
-            Some(Some((name, value))) => self.set(name, value).map(Ok),
-            Some(None) => Ok(Err("a `=` is missing".into())),
-            None => Ok(Ok(())),
-        }
-    }
-
-    fn test(&self, words: &[String]) -> bool {
-        let words = match words.split_last() {
-            Some((last, rest)) if last == "]" => rest,
-            _ => words,
         };
-        let root = self.root();
-        let devices = self.devices;
-        expression::evaluate(words, &mut |path| {
-            let location = devices.locate(path, &root).ok()?;
-            devices.kind(&location).ok().flatten()
-        })
-    }
-
-    fn add_entry(&mut self, words: &[String], block: &Block, submenu: bool) -> Result<(), String> {
-        let mut arguments = Vec::new();
-        let mut id = None;
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--" => arguments.extend(words.by_ref().cloned()),
-                "--id" => id = words.next().cloned(),
-                "--class" | "--users" | "--hotkey" | "--source" | "-c" | "-u" | "-k" => {
-                    words.next();
-                }
-                "--unrestricted" | "-r" => {}
-                option if option.starts_with("--") => match option.split_once('=') {
-                    Some(("--id", value)) => id = Some(value.to_string()),
-                    Some(("--class" | "--users" | "--hotkey" | "--source", _)) => {}
-                    _ => return Err(format!("unknown option `{option}`")),
-                },
-                _ => arguments.push(word.clone()),
-            }
+        let undecided = self.not_decided(&text(), why);
+        for variable in named_variables(words) {
+            let set = self.env.set_undecided(variable, undecided.clone());
+            set.map_err(|full| self.error(text(), full.to_string()))?;
         }
-        let title = arguments.first().cloned().ok_or("it has no title")?;
-        let entry = Entry {
-            id: id.unwrap_or_else(|| title.clone()),
-            title,
-            arguments,
-            body: block.clone(),
-            submenu,
-            file: self.current.clone(),
-            line: self.line,
-        };
-        match self.menus.last_mut() {
-            Some(menu) if menu.len() < MAX_ENTRIES => menu.push(entry),
-            _ => return Err("too many menu entries".into()),
-        }
+        self.status = Status::Undecided(undecided);
         Ok(())
     }
+}
 
-    fn load_env(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
-        let mut file = None;
-        let mut only = Vec::new();
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "-f" | "--file" => file = words.next().cloned(),
-                "-s" | "--skip-sig" => {}
-                word => match word.strip_prefix("--file=") {
-                    Some(path) => file = Some(path.to_string()),
-                    None => only.push(word.to_string()),
-                },
-            }
-        }
-        let prefix = self.env.get("prefix").unwrap_or_default();
-        let path = file.unwrap_or_else(|| format!("{prefix}/grubenv"));
-        let read = self.locate(&path).and_then(|location| {
-            let read = self.devices.read(&location, self.limits.config);
-            read.map_err(|error| format!("{}: {error}", self.devices.display(&location)))
-        });
-        let bytes = match read {
-            Ok(bytes) => bytes,
-            Err(problem) => return Ok(Err(problem)),
-        };
-        let Some(variables) = environment::read_block(&bytes) else {
-            return Ok(Err(format!("{path} is not an environment block")));
-        };
-        for (name, value) in variables {
-            if only.is_empty() || only.contains(&name) {
-                self.set(&name, &value)?;
-            }
-        }
-        Ok(Ok(()))
-    }
-
-    fn include(&mut self, words: &[String]) -> Result<Flow, BootError> {
-        self.status = 0;
-        match words.first() {
-            Some(path) => match self.file(path)? {
-                Flow::Boot => Ok(Flow::Boot),
-                _ => Ok(Flow::Next),
-            },
-            None => Ok(Flow::Next),
-        }
-    }
-
-    /// Runs another file in a separate context, and then its menu.
-    fn configfile(&mut self, words: &[String]) -> Result<Flow, BootError> {
-        let Some(path) = words.first() else {
-            return Ok(Flow::Next);
-        };
-        self.env.open();
-        self.menus.push(Vec::new());
-        let outer = std::mem::replace(&mut self.in_entry, false);
-        let conditions = std::mem::replace(&mut self.conditions, 0);
-        self.status = 0;
-        let booted = self.file(path)? == Flow::Boot || self.menu()?;
-        (self.in_entry, self.conditions) = (outer, conditions);
-        self.menus.pop();
-        self.env.close();
-        Ok(if booted { Flow::Boot } else { Flow::Next })
-    }
+/// The variables that a command sets if it is like others: `--set=NAME`, `--set NAME`, `-s NAME`.
+fn named_variables(words: &[String]) -> impl Iterator<Item = &str> {
+    let next = words.iter().skip(1).map(String::as_str);
+    let next = next.map(Some).chain(std::iter::once(None));
+    words.iter().zip(next).filter_map(|(word, next)| {
+        let joined = word.strip_prefix("--set=");
+        let apart = next.filter(|_| matches!(word.as_str(), "--set" | "-s" | "-v"));
+        // As in `regexp --set=1:name`.
+        let name = joined.or(apart)?;
+        Some(name.rsplit_once(':').map_or(name, |(_, name)| name))
+    })
 }
 
 /// The command as text, for errors.
 fn construct(name: &str, words: &[String]) -> String {
-    let text = std::iter::once(name).chain(words.iter().map(String::as_str));
-    let text = text.collect::<Vec<_>>().join(" ");
-    text.chars().take(200).collect()
+    let mut text = name.to_string();
+    for word in words {
+        if text.len() > super::MAX_TEXT {
+            break;
+        }
+        text.push(' ');
+        text.push_str(word);
+    }
+    text
+}
+
+/// `break` and `continue`. More loops than there are, are all of them; outside a loop nothing
+/// happens.
+pub(super) fn break_loops(
+    grub: &mut Interpreter<'_>,
+    call: &Call<'_>,
+) -> Result<Outcome, BootError> {
+    let count = match call.arguments.rest.as_slice() {
+        [] => 1,
+        [count] => match count.parse::<u32>() {
+            Ok(count) if count > 0 => count,
+            _ => return Ok(Outcome::Failed("it is not a number of loops".into())),
+        },
+        _ => return Ok(Outcome::Failed("one argument is expected".into())),
+    };
+    grub.status = Status::Known(0);
+    let count = count.min(grub.loops);
+    Ok(Outcome::Flow(match (count, call.name) {
+        (0, _) => Flow::Next,
+        (count, "break") => Flow::Break(count),
+        (count, _) => Flow::Continue(count),
+    }))
+}
+
+/// `return`, which only a function or an entry can.
+pub(super) fn return_from(
+    grub: &mut Interpreter<'_>,
+    call: &Call<'_>,
+) -> Result<Outcome, BootError> {
+    if grub.scopes == 0 {
+        return Ok(Outcome::Failed("it is not in a function".into()));
+    }
+    match call.arguments.rest.as_slice() {
+        [] => {}
+        [status] => match status.parse() {
+            Ok(status) => grub.status = Status::Known(status),
+            Err(_) => return Ok(Outcome::Failed("it is not a number".into())),
+        },
+        _ => return Ok(Outcome::Failed("one argument is expected".into())),
+    }
+    Ok(Outcome::Flow(Flow::Return))
+}
+
+/// `time COMMAND`, which runs it.
+pub(super) fn time(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    let Some((name, words)) = call.arguments.rest.split_first() else {
+        return Ok(Outcome::Failed("a command is missing".into()));
+    };
+    let words = words.iter().map(|word| word.to_string()).collect();
+    grub.nest("time", |grub| grub.call(name, words, None))
+        .map(Outcome::Flow)
+}
+
+/// `fwsetup`: asked whether there are settings to enter, the firmware that is not there says no.
+pub(super) fn fwsetup(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    if call.arguments.has("is-supported") {
+        return Ok(Outcome::False);
+    }
+    Err(grub.error(
+        call.name,
+        "it enters the firmware's settings, but there is no firmware",
+    ))
+}
+
+pub(super) fn set(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    match call.arguments.rest.first().map(|word| word.split_once('=')) {
+        Some(Some((name, value))) => grub.set(name, value).map(|()| Outcome::Done),
+        Some(None) => Ok(Outcome::Failed("a `=` is missing".into())),
+        None => Ok(Outcome::Done),
+    }
+}
+
+pub(super) fn unset(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    call.arguments
+        .rest
+        .iter()
+        .for_each(|name| grub.env.unset(name));
+    Ok(Outcome::Done)
+}
+
+pub(super) fn export(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    let mut names = call.arguments.rest.iter();
+    names.try_for_each(|name| grub.export(name))?;
+    Ok(Outcome::Done)
+}
+
+/// `increment` and `decrement`.
+pub(super) fn count(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    let [name] = call.arguments.rest.as_slice() else {
+        return Ok(Outcome::Failed("one variable is expected".into()));
+    };
+    if grub.env.get(name).is_none() {
+        return Ok(Outcome::Failed(format!("there is no variable `{name}`")));
+    }
+    let value = grub.variable(name)?;
+    let (negative, digits) = match value.trim_start_matches(number::is_space).strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, &*value),
+    };
+    let Some((size, _)) = number::leading(digits) else {
+        return Ok(Outcome::Failed(format!("`{value}` is not a number")));
+    };
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    let number = if negative { -size } else { size };
+    let by = if call.name == "increment" { 1 } else { -1 };
+    grub.set(name, &number.saturating_add(by).to_string())?;
+    Ok(Outcome::Done)
+}
+
+/// `tr [--set=VARIABLE] [--upcase|--downcase] [FROM TO] [TEXT]`.
+pub(super) fn tr(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    const LOWER: &str = "abcdefghijklmnopqrstuvwxyz";
+    const UPPER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    let arguments: &Arguments<'_> = &call.arguments;
+    let variable = arguments.value("set");
+    let mut sets = None;
+    if arguments.has("upcase") {
+        sets = Some((LOWER, UPPER));
+    }
+    if arguments.has("downcase") {
+        sets = Some((UPPER, LOWER));
+    }
+    let mut text = None;
+    match *arguments.rest.as_slice() {
+        [] => {}
+        [only] => text = Some(only),
+        [from, to] => sets = Some((from, to)),
+        [from, to, last] => (sets, text) = (Some((from, to)), Some(last)),
+        _ => return Ok(Outcome::Failed("too many arguments".into())),
+    }
+    let text: Option<Rc<str>> = match (text, variable) {
+        (Some(text), _) => Some(text.into()),
+        (None, Some(name)) if grub.env.get(name).is_some() => Some(grub.variable(name)?),
+        _ => None,
+    };
+    let (Some((from, to)), Some(text)) = (sets, text) else {
+        return Ok(Outcome::Failed("arguments are missing".into()));
+    };
+    let to: Vec<char> = to.chars().collect();
+    if from.chars().count() != to.len() {
+        return Ok(Outcome::Failed("the two sets have different sizes".into()));
+    }
+    let work = (text.len() as u64).saturating_mul(to.len() as u64);
+    grub.account.budget().work(work)?;
+    let translate = |c: char| {
+        let at = from.chars().position(|have| have == c);
+        at.and_then(|at| to.get(at)).copied().unwrap_or(c)
+    };
+    if let Some(name) = variable {
+        grub.set(name, &text.chars().map(translate).collect::<String>())?;
+    }
+    Ok(Outcome::Done)
+}
+
+pub(super) fn shift(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    let by = match call.arguments.rest.as_slice() {
+        [] => Some(1),
+        [by] => by.parse::<usize>().ok(),
+        _ => None,
+    };
+    Ok(match by.filter(|by| *by <= grub.parameters.len()) {
+        Some(by) => {
+            grub.parameters.drain(..by);
+            Outcome::Done
+        }
+        None => Outcome::False,
+    })
+}
+
+pub(super) fn setparams(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    if grub.scopes == 0 {
+        return Ok(Outcome::False);
+    }
+    let words = call.arguments.rest.iter();
+    grub.parameters = words.map(|word| word.to_string()).collect();
+    Ok(Outcome::Done)
+}
+
+/// `hwmatch`: no graphics card is on any list.
+pub(super) fn hwmatch(grub: &mut Interpreter<'_>, _: &Call<'_>) -> Result<Outcome, BootError> {
+    grub.set("match", "0")?;
+    Ok(Outcome::Done)
+}
+
+/// `read`: nothing is typed.
+pub(super) fn read(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    if let Some(name) = call.arguments.rest.first() {
+        grub.set(name, "")?;
+    }
+    Ok(Outcome::Done)
+}
+
+impl Interpreter<'_> {
+    /// Runs `run` one level deeper.
+    pub(super) fn nest<T>(
+        &mut self,
+        construct: &str,
+        run: impl FnOnce(&mut Self) -> Result<T, BootError>,
+    ) -> Result<T, BootError> {
+        self.depth += 1;
+        if self.depth > super::MAX_DEPTH {
+            return Err(self.error(construct, "commands are nested too deeply"));
+        }
+        let result = run(self);
+        self.depth -= 1;
+        result
+    }
+
+    /// The text of a variable that is set and known.
+    pub(super) fn text(&self, name: &str) -> Option<Rc<str>> {
+        match self.env.get(name)? {
+            Value::Text(text) => Some(text.clone()),
+            Value::Undecided(_) => None,
+        }
+    }
 }

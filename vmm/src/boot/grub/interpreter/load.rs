@@ -1,69 +1,90 @@
 //! `linux` and `initrd`, which load files.
 
-use super::{Interpreter, LoadedLinux};
+use super::table::{Call, Outcome};
+use super::{Flow, Interpreter, LoadedLinux, Status};
 use crate::boot::devices::Location;
+use crate::boot::error::BootError;
 use crate::boot::fs::{FsError, Kind};
 
 impl Interpreter<'_> {
     /// The regular file at `path`.
-    fn regular(&self, path: &str) -> Result<Location, String> {
-        let location = self.locate(path)?;
-        match self.devices.kind(&location) {
-            Ok(Some(Kind::File(_))) => Ok(location),
-            Ok(found) => {
-                let error = if found.is_some() {
-                    FsError::NotAFile
-                } else {
-                    FsError::NotFound
-                };
-                Err(format!("{}: {error}", self.devices.display(&location)))
-            }
-            Err(error) => Err(format!("{}: {error}", self.devices.display(&location))),
-        }
+    fn regular(&self, path: &str) -> Result<Result<Location, String>, BootError> {
+        Ok(self.locate(path)?.and_then(|location| {
+            let error = match self.devices.kind(&location) {
+                Ok(Some(Kind::File(_))) => return Ok(location),
+                Ok(Some(_)) => FsError::NotAFile,
+                Ok(None) => FsError::NotFound,
+                Err(error) => error,
+            };
+            Err(format!("{}: {error}", self.devices.display(&location)))
+        }))
     }
+}
 
-    pub(super) fn linux(&mut self, words: &[String]) -> Result<(), String> {
-        // What was loaded before is gone, whether this succeeds or not.
-        self.loaded = None;
-        let path = words.first().ok_or("it names no kernel")?;
-        let kernel = self.regular(path)?;
-        let cmdline = format!("BOOT_IMAGE={}", loader_words(words));
-        let config = self.current.clone();
-        self.loaded = Some(LoadedLinux {
-            kernel,
-            initrds: Vec::new(),
-            cmdline,
-            config,
-        });
-        Ok(())
-    }
+/// `linux KERNEL [WORD...]`.
+pub(super) fn linux(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    // What was loaded before is gone, whether this succeeds or not.
+    grub.loaded = None;
+    let words = &call.arguments.rest;
+    let Some(path) = words.first() else {
+        return Ok(Outcome::Failed("it names no kernel".into()));
+    };
+    let kernel = match grub.regular(path)? {
+        Ok(kernel) => kernel,
+        Err(problem) => return Ok(Outcome::Failed(problem)),
+    };
+    grub.loaded = Some(LoadedLinux {
+        kernel,
+        initrds: Vec::new(),
+        cmdline: format!("BOOT_IMAGE={}", loader_words(words)),
+        config: grub.current.clone(),
+    });
+    Ok(Outcome::Done)
+}
 
-    pub(super) fn initrd(&mut self, words: &[String]) -> Result<(), String> {
-        if self.loaded.is_none() {
-            // GRUB says so too; the failed `linux` before it is the cause and is reported.
-            self.note("initrd", "no kernel is loaded");
-            return Ok(());
-        }
-        if words.is_empty() {
-            return Err("it names no file".into());
-        }
-        let mut initrds = Vec::new();
-        for path in words {
-            if path.starts_with("newc:") {
-                return Err("archives of single files (`newc:`) are not supported".into());
-            }
-            initrds.push(self.regular(path)?);
-        }
-        if let Some(loaded) = &mut self.loaded {
-            loaded.initrds = initrds;
-        }
-        Ok(())
+/// `initrd FILE...`. Without its initrd a kernel would start and then find no root: unlike GRUB,
+/// this stops.
+pub(super) fn initrd(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    if grub.loaded.is_none() {
+        // GRUB says so too; the failed `linux` before it is the cause and is reported.
+        return Ok(Outcome::Failed("no kernel is loaded".into()));
     }
+    let words = &call.arguments.rest;
+    let stop = |problem: &str| {
+        let words = words.join(" ");
+        Err(grub.error(format!("{} {words}", call.name), problem))
+    };
+    if words.is_empty() {
+        return stop("it names no file");
+    }
+    let mut initrds = Vec::new();
+    for path in words {
+        if path.starts_with("newc:") {
+            return stop("archives of single files (`newc:`) are not supported");
+        }
+        match grub.regular(path)? {
+            Ok(location) => initrds.push(location),
+            Err(problem) => return stop(&problem),
+        }
+    }
+    if let Some(loaded) = &mut grub.loaded {
+        loaded.initrds = initrds;
+    }
+    Ok(Outcome::Done)
+}
+
+/// `boot`.
+pub(super) fn boot(grub: &mut Interpreter<'_>, _: &Call<'_>) -> Result<Outcome, BootError> {
+    if grub.loaded.is_none() {
+        return Ok(Outcome::Failed("no kernel is loaded".into()));
+    }
+    grub.status = Status::Known(0);
+    Ok(Outcome::Flow(Flow::Boot))
 }
 
 /// Joins words to a command line as GRUB does. A word with a space is put in double quotes. Quotes
 /// and backslashes are escaped, except in `\xHH`.
-fn loader_words(words: &[String]) -> String {
+fn loader_words(words: &[&str]) -> String {
     let mut line = String::new();
     for word in words {
         if !line.is_empty() {
@@ -103,7 +124,6 @@ mod tests {
             r"e=\x20",
             r"f\g",
         ];
-        let words = words.map(String::from);
         let expected = r#"/vmlinuz "root=LABEL=my disk" a=\'b\' c=\"d\" e=\x20 f\\g"#;
         assert_eq!(loader_words(&words), expected);
     }

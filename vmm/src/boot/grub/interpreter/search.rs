@@ -1,128 +1,165 @@
 //! `search` and `probe`, which find partitions.
 
 use super::Interpreter;
+use super::table::{Call, Outcome};
 use crate::boot::devices::Device;
 use crate::boot::error::BootError;
+use crate::boot::fs::Kind;
 
-impl Interpreter<'_> {
-    /// `search` and its short forms. Hints only decide between several matches.
-    pub(super) fn search(
-        &mut self,
-        name: &str,
-        words: &[String],
-    ) -> Result<Result<(), String>, BootError> {
-        let mut by = name.strip_prefix("search.").map(str::to_string);
-        let mut variable = None;
-        let mut hints = Vec::new();
-        let mut names = Vec::new();
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            let (option, value) = match word.split_once('=') {
-                Some((option, value)) if option.starts_with("--") => (option, Some(value)),
-                _ => (word.as_str(), None),
-            };
-            match option {
-                "--fs-uuid" | "-u" => by = Some("fs_uuid".into()),
-                "--label" | "--fs-label" | "-l" => by = Some("fs_label".into()),
-                "--file" | "-f" => by = Some("file".into()),
-                "--set" | "-s" => variable = Some(value.unwrap_or("root").to_string()),
-                "--no-floppy" | "-n" | "--efidisk-only" | "--root-dev-only" | "--quiet" => {}
-                "--hint" | "-h" => {
-                    hints.extend(value.map(str::to_string).or_else(|| words.next().cloned()));
-                }
-                option if option.starts_with("--hint-") => {
-                    hints.extend(value.filter(|_| option == "--hint-efi").map(str::to_string));
-                }
-                option if option.starts_with('-') => {
-                    return Ok(Err(format!("unknown option `{option}`")));
-                }
-                _ => names.push(word.clone()),
-            }
-        }
-        if name != "search" {
-            // NAME [VARIABLE [HINT...]]
-            if names.len() > 1 {
-                variable = Some(names.remove(1));
-                hints.extend(names.drain(1..));
-            }
-        }
-        let (Some(by), Some(wanted)) = (by, names.first()) else {
-            return Ok(Err("it does not say what to search for".into()));
+/// What a partition is looked for by.
+#[derive(Clone, Copy)]
+enum By {
+    File,
+    Label,
+    Uuid,
+}
+
+impl By {
+    fn matches(self, device: &Device, wanted: &str) -> bool {
+        let Some(volume) = device.volume() else {
+            return false;
         };
-        let matches = |device: &Device| {
-            let Some(volume) = device.volume() else {
-                return false;
-            };
-            match by.as_str() {
-                "fs_uuid" => volume
-                    .uuid()
-                    .is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
-                "fs_label" => volume.label().is_some_and(|label| label == *wanted),
-                _ => matches!(volume.kind(wanted), Ok(Some(_))),
-            }
-        };
-        let hinted = hints.iter().filter_map(|hint| {
-            let index = self.devices.find(hint.trim_end_matches(','))?;
-            self.devices.get(index)
-        });
-        let all = self.devices.iter().map(|(_, device)| device);
-        let found = hinted
-            .chain(all)
-            .find(|device| matches(device))
-            .map(|d| d.name.clone());
-        let Some(found) = found else {
-            let what = by
-                .replace("fs_uuid", "file system UUID")
-                .replace("fs_label", "label");
-            return Ok(Err(format!("no partition with the {what} `{wanted}`")));
-        };
-        if let Some(variable) = variable {
-            self.set(&variable, &found)?;
+        match self {
+            Self::File => matches!(volume.kind(wanted), Ok(Some(Kind::File(_)))),
+            Self::Label => volume.label().is_some_and(|label| label == wanted),
+            Self::Uuid => volume
+                .uuid()
+                .is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
         }
-        Ok(Ok(()))
     }
 
-    /// `probe --set=VARIABLE --fs-uuid|--label|--fs DEVICE`.
-    pub(super) fn probe(&mut self, words: &[String]) -> Result<Result<(), String>, BootError> {
-        let (mut variable, mut what, mut device) = (None, None, None);
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "-s" | "--set" => variable = words.next().cloned(),
-                "-u" | "--fs-uuid" => what = Some("uuid"),
-                "-l" | "--label" => what = Some("label"),
-                "-f" | "--fs" => what = Some("fs"),
-                word => match word.strip_prefix("--set=") {
-                    Some(name) => variable = Some(name.to_string()),
-                    None if word.starts_with('-') => {
-                        return Ok(Err(format!("unknown option `{word}`")));
-                    }
-                    None => device = Some(word.to_string()),
-                },
-            }
+    fn text(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Label => "label",
+            Self::Uuid => "file system UUID",
         }
-        let root = self.root();
-        let device = device.unwrap_or(root);
-        let volume = self
-            .devices
-            .find(&device)
-            .and_then(|i| self.devices.get(i))
-            .and_then(Device::volume);
-        let Some(volume) = volume else {
-            return Ok(Err(format!(
-                "`{device}` has no file system that can be read"
-            )));
-        };
-        let value = match what {
-            Some("uuid") => volume.uuid(),
-            Some("label") => Some(volume.label().unwrap_or_default()),
-            Some("fs") => Some(volume.kind_name().to_string()),
-            _ => None,
-        };
-        match (value, variable) {
-            (Some(value), Some(name)) => self.set(&name, &value).map(Ok),
-            (Some(_), None) => Ok(Ok(())),
-            (None, _) => Ok(Err("this property is unknown".into())),
+    }
+}
+
+/// `search`. Hints only decide between several matches.
+pub(super) fn search(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    let arguments = &call.arguments;
+    // Hints for platforms that this GRUB does not know.
+    let unknown_hint = |word: &&&str| word.starts_with("--hint-");
+    let name = arguments.rest.iter().find(|word| !unknown_hint(word));
+    let variable = arguments.value("set");
+    let (wanted, variable) = match (name, variable) {
+        (Some(name), variable) => {
+            let set = arguments.has("set");
+            (*name, set.then(|| variable.unwrap_or("root")))
         }
+        // `search --label --set NAME`: the name was taken for a variable's.
+        (None, Some(name)) => (name, Some("root")),
+        (None, None) => return Ok(Outcome::Failed("it does not say what to search for".into())),
+    };
+    let by = if arguments.has("label") {
+        By::Label
+    } else if arguments.has("fs-uuid") {
+        By::Uuid
+    } else if arguments.has("file") {
+        By::File
+    } else {
+        return Ok(Outcome::Failed("it does not say what to search by".into()));
+    };
+    if arguments.has("cryptodisk-only") {
+        return Ok(Outcome::Failed(
+            "encrypted partitions are not supported".into(),
+        ));
+    }
+    let hints = ["hint", "hint-efi", "hint-baremetal"];
+    let hints = hints.iter().flat_map(|name| arguments.values(name));
+    find(grub, by, wanted, variable, hints)
+}
+
+/// `search.fs_uuid NAME [VARIABLE [HINT...]]`, and so for labels and files.
+pub(super) fn search_short(
+    grub: &mut Interpreter<'_>,
+    call: &Call<'_>,
+) -> Result<Outcome, BootError> {
+    let by = match call.name {
+        "search.file" => By::File,
+        "search.fs_label" => By::Label,
+        _ => By::Uuid,
+    };
+    let mut words = call.arguments.rest.iter().copied();
+    match words.next() {
+        Some(wanted) => {
+            let variable = words.next();
+            find(grub, by, wanted, variable, words)
+        }
+        None => Ok(Outcome::Failed("it does not say what to search for".into())),
+    }
+}
+
+fn find<'a>(
+    grub: &mut Interpreter<'_>,
+    by: By,
+    wanted: &str,
+    variable: Option<&str>,
+    hints: impl Iterator<Item = &'a str>,
+) -> Result<Outcome, BootError> {
+    let devices = grub.devices;
+    let hinted = hints.filter_map(|hint| {
+        let index = devices.find(hint.trim_end_matches(','))?;
+        devices.get(index)
+    });
+    let mut candidates = hinted.chain(devices.in_search_order());
+    let Some(found) = candidates.find(|device| by.matches(device, wanted)) else {
+        let by = by.text();
+        return Ok(Outcome::Failed(format!(
+            "no partition with the {by} `{wanted}`"
+        )));
+    };
+    if let Some(variable) = variable {
+        let name = found.name.clone();
+        grub.set(variable, &name)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// `probe --set=VARIABLE --fs-uuid|--label|--fs|--partmap|--driver|--part-uuid DEVICE`.
+pub(super) fn probe(grub: &mut Interpreter<'_>, call: &Call<'_>) -> Result<Outcome, BootError> {
+    let arguments = &call.arguments;
+    let Some(name) = arguments.rest.first() else {
+        return Ok(Outcome::Failed("it does not say which device".into()));
+    };
+    let variable = arguments.value("set");
+    let devices = grub.devices;
+    let Some(device) = devices.find(name).and_then(|index| devices.get(index)) else {
+        return Ok(Outcome::Failed(format!("there is no device `{name}`")));
+    };
+    let partition = device.name.split_once(',').map(|(_, partition)| partition);
+    let volume = device.volume();
+    let value = if arguments.has("driver") || arguments.has("part-uuid") {
+        // The names of drivers are those of real machines' firmware, and this is not read.
+        let why = "this property of a disk is not known here";
+        if let Some(variable) = variable {
+            let command = grub.not_decided(&format!("probe {name}"), why);
+            let set = grub.env.set_undecided(variable, command);
+            set.map_err(|full| grub.error("probe", full.to_string()))?;
+        }
+        return Ok(Outcome::Undecided(why.into()));
+    } else if arguments.has("partmap") {
+        let kind = partition.map(|name| name.trim_end_matches(|c: char| c.is_ascii_digit()));
+        Some(kind.unwrap_or("none").to_string())
+    } else if let Some(volume) = volume {
+        if arguments.has("fs") {
+            Some(volume.kind_name().to_string())
+        } else if arguments.has("fs-uuid") {
+            volume.uuid()
+        } else if arguments.has("label") {
+            Some(volume.label().unwrap_or_default())
+        } else {
+            return Ok(Outcome::Failed("it does not say what to look for".into()));
+        }
+    } else {
+        let problem = format!("`{name}` has no file system that can be read");
+        return Ok(Outcome::Failed(problem));
+    };
+    match (value, variable) {
+        (Some(value), Some(variable)) => grub.set(variable, &value).map(|()| Outcome::Done),
+        (Some(_), None) => Ok(Outcome::Done),
+        (None, _) => Ok(Outcome::Failed("it has no UUID".into())),
     }
 }

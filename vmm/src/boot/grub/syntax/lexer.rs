@@ -1,9 +1,7 @@
 //! Splits text into words.
 
 use super::tree::{Piece, SyntaxError, Word};
-
-/// Maximum number of words and commands in one file.
-const MAX_TOKENS: usize = 200_000;
+use crate::boot::grub::account::Account;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Token {
@@ -15,11 +13,12 @@ pub(super) enum Token {
 }
 
 /// The tokens of `text`, each with its first line.
-pub(super) fn tokens(text: &str) -> Result<Vec<(Token, u32)>, SyntaxError> {
+pub(super) fn tokens(text: &str, account: &Account) -> Result<Vec<(Token, u32)>, SyntaxError> {
     let lexer = Lexer {
         text: text.as_bytes(),
         at: 0,
         line: 1,
+        account,
     };
     lexer.tokens()
 }
@@ -28,6 +27,7 @@ struct Lexer<'a> {
     text: &'a [u8],
     at: usize,
     line: u32,
+    account: &'a Account,
 }
 
 impl Lexer<'_> {
@@ -48,6 +48,15 @@ impl Lexer<'_> {
         Err(SyntaxError {
             line,
             problem: problem.into(),
+        })
+    }
+
+    /// Charges tokens or pieces of words. Their text is charged with the file.
+    fn charge(&self, line: u32, count: u32) -> Result<(), SyntaxError> {
+        let charged = (0..count).try_for_each(|_| self.account.piece(0));
+        charged.map_err(|spent| SyntaxError {
+            line,
+            problem: spent.to_string(),
         })
     }
 
@@ -88,9 +97,7 @@ impl Lexer<'_> {
                 }
                 None => Token::Word(self.word()?),
             };
-            if tokens.len() >= MAX_TOKENS {
-                return self.error(line, "the script is too long");
-            }
+            self.charge(line, 1)?;
             tokens.push((token, line));
         }
         Ok(tokens)
@@ -106,6 +113,7 @@ impl Lexer<'_> {
                 }
                 b'\\' => {
                     self.next();
+                    self.charge(line, 2)?;
                     match self.next() {
                         Some(b'\n') => {}
                         Some(byte) => pieces.text(&[byte], true),
@@ -118,6 +126,8 @@ impl Lexer<'_> {
                     while self.peek().is_some_and(|byte| byte != b'\'') {
                         self.next();
                     }
+                    // It, and a text that it ends.
+                    self.charge(line, 2)?;
                     pieces.text(self.text.get(start..self.at).unwrap_or_default(), true);
                     if self.next().is_none() {
                         return self.error(line, "a `'` that is never closed");
@@ -145,6 +155,7 @@ impl Lexer<'_> {
     }
 
     fn double_quoted(&mut self, pieces: &mut Pieces, line: u32) -> Result<(), SyntaxError> {
+        self.charge(line, 2)?;
         pieces.text(b"", true);
         loop {
             match self.peek() {
@@ -203,6 +214,8 @@ impl Lexer<'_> {
                 return Ok(());
             }
         }
+        // It, and a text that it ends.
+        self.charge(line, 2)?;
         let name = String::from_utf8_lossy(self.text.get(start..self.at).unwrap_or_default());
         pieces.variable(name.into_owned(), quoted);
         if braced && self.next() != Some(b'}') {

@@ -11,12 +11,14 @@ use lexer::tokens;
 use parser::Parser;
 pub(super) use tree::{Block, Command, Piece, SyntaxError, Word};
 
+use super::account::Account;
+
 /// Parses `text`.
 ///
 /// # Errors
-/// It is not a valid script, or nests too deeply.
-pub(super) fn parse(text: &str) -> Result<Block, SyntaxError> {
-    Parser::new(tokens(text)?).commands(&[])
+/// It is not a valid script, nests too deeply, or costs more than `account` has left.
+pub(super) fn parse(text: &str, account: &Account) -> Result<Block, SyntaxError> {
+    Parser::new(tokens(text, account)?, account).commands(&[])
 }
 
 #[cfg(test)]
@@ -24,7 +26,7 @@ mod tests {
     use super::*;
 
     fn words(text: &str) -> Vec<String> {
-        let block = parse(text).unwrap();
+        let block = parse(text, &Account::ample()).unwrap();
         let [Command::Simple { words, .. }] = &*block else {
             panic!("{block:?}")
         };
@@ -43,7 +45,7 @@ mod tests {
     }
 
     fn problem(text: &str) -> (u32, String) {
-        let error = parse(text).unwrap_err();
+        let error = parse(text, &Account::ample()).unwrap_err();
         (error.line, error.problem)
     }
 
@@ -72,6 +74,7 @@ mod tests {
              function f { g; }\nfunction h\n{\n}\n\
              for x in 1 2; do y; done\nwhile a; do b; done; until a; do b; done\n\
              menuentry 'x' --id y {\n  linux z; if a; then b; fi\n}\n",
+            &Account::ample(),
         )
         .unwrap();
         assert_eq!(block.len(), 7);

@@ -2,21 +2,25 @@
 
 use super::lexer::Token;
 use super::tree::{Block, Command, SyntaxError, Word};
+use crate::boot::grub::account::Account;
 
 /// Maximum nesting of blocks and conditions.
 const MAX_DEPTH: usize = 64;
-pub(super) struct Parser {
+
+pub(super) struct Parser<'a> {
     tokens: Vec<(Token, u32)>,
     at: usize,
     depth: usize,
+    account: &'a Account,
 }
 
-impl Parser {
-    pub(super) fn new(tokens: Vec<(Token, u32)>) -> Self {
+impl<'a> Parser<'a> {
+    pub(super) fn new(tokens: Vec<(Token, u32)>, account: &'a Account) -> Self {
         Self {
             tokens,
             at: 0,
             depth: 0,
+            account,
         }
     }
 
@@ -89,6 +93,9 @@ impl Parser {
                 self.depth -= 1;
                 return Ok(commands.into());
             }
+            // A command is larger than a piece, and stands in two vectors while they are built.
+            let charged = self.account.piece(2 * size_of::<Command>());
+            charged.or_else(|spent| self.error(spent.to_string()))?;
             commands.push(self.command()?);
         }
     }
@@ -102,7 +109,7 @@ impl Parser {
             Some("function") => self.function(),
             Some(
                 word @ ("then" | "elif" | "else" | "fi" | "do" | "done" | "case" | "esac"
-                | "select" | "time" | "in"),
+                | "select" | "in"),
             ) => {
                 let problem = format!("an unexpected `{word}`");
                 self.error(problem)
@@ -132,10 +139,12 @@ impl Parser {
 
     fn words(&mut self) -> Vec<Word> {
         let mut words = Vec::new();
-        while let Some(Token::Word(word)) = self.peek() {
-            words.push(word.clone());
+        while let Some((Token::Word(word), _)) = self.tokens.get_mut(self.at) {
+            // It is not looked at again.
+            words.push(std::mem::take(word));
             self.at += 1;
         }
+        words.shrink_to_fit();
         words
     }
 

@@ -12,7 +12,7 @@ pub(in crate::boot::grub) enum Piece {
 }
 
 /// A word, and its first line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::boot::grub) struct Word {
     pub(in crate::boot::grub) pieces: Vec<Piece>,
     pub(in crate::boot::grub) line: u32,
