@@ -136,6 +136,7 @@ fn whole(bytes: Vec<u8>) -> Sparse {
 fn a_plan_takes_no_more_memory_than_its_limits() {
     honest();
     superblocks();
+    many_partitions();
     scripts();
 }
 
@@ -165,14 +166,16 @@ fn honest() {
 fn superblocks() {
     let limits = Limits::default();
     let most = limits.memory as usize + SLACK;
-    let narrow = ext4(4 << 20, &["-O", "^64bit,^metadata_csum"], &[("a/b", b"c")]);
-    // Every 32-bit word of the fields that are in use, with the values that are worst.
-    for at in (0..0x180).step_by(4) {
-        for value in [u32::MAX, 0x1FFF, 0x7FFF_FFFF, 0x1_0000, 0] {
-            let mut disk = narrow.clone();
-            disk[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
-            let (_, peak) = measured(whole(disk), &limits);
-            assert!(peak < most, "word {at:#x} = {value:#x}: {peak} bytes");
+    for options in ["^64bit,^metadata_csum", "64bit,^metadata_csum"] {
+        let intact = ext4(4 << 20, &["-O", options], &[("a/b", b"c")]);
+        // Every 32-bit word of the fields that are in use, with the values that are worst.
+        for at in (0..0x180).step_by(4) {
+            for value in [u32::MAX, 0x1FFF, 0x7FFF_FFFF, 0x1_0000, 0] {
+                let mut disk = intact.clone();
+                disk[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
+                let (_, peak) = measured(whole(disk), &limits);
+                assert!(peak < most, "word {at:#x} = {value:#x}: {peak} bytes");
+            }
         }
     }
 }
@@ -292,4 +295,59 @@ fn scripts() {
         assert!(peak < MOST, "{what}: {peak} bytes");
         assert!(took < Duration::from_secs(30), "{what}: {took:?}");
     }
+}
+
+/// Partitions share one cache, however many there are.
+fn many_partitions() {
+    const COUNT: u32 = 1024;
+    const FIRST: u64 = 2048;
+    let root = ext4(1 << 20, &["-b", "1024"], &[("a/b", b"c")]);
+    let sectors = root.len() as u64 / 512;
+    let mut table = Vec::new();
+    let mut parts = Vec::new();
+    for index in 0..u64::from(COUNT) {
+        let start = FIRST + index * sectors;
+        let mut entry = [1; 128];
+        entry[32..40].copy_from_slice(&start.to_le_bytes());
+        entry[40..48].copy_from_slice(&(start + sectors - 1).to_le_bytes());
+        table.extend(entry);
+        // The first blocks are enough for a file system with a root directory.
+        parts.push((start * 512, root[..256 << 10].to_vec()));
+    }
+    let mut head = vec![0; 1024];
+    head[446 + 4] = 0xEE;
+    head[446 + 8] = 1;
+    head[510..512].copy_from_slice(&[0x55, 0xAA]);
+    let header = &mut head[512..512 + 92];
+    header[..8].copy_from_slice(b"EFI PART");
+    header[12] = 92;
+    header[24] = 1;
+    header[72] = 2;
+    header[80..84].copy_from_slice(&COUNT.to_le_bytes());
+    header[84] = 128;
+    header[88..].copy_from_slice(&crc32(&table).to_le_bytes());
+    let sum = crc32(header);
+    header[16..20].copy_from_slice(&sum.to_le_bytes());
+    parts.push((0, [head, table].concat()));
+    let disk = Sparse {
+        len: (FIRST + (u64::from(COUNT) + 1) * sectors) * 512,
+        parts,
+    };
+    let limits = Limits {
+        memory: 8 << 20,
+        ..Limits::default()
+    };
+    let (plan, peak) = measured(disk, &limits);
+    let error = plan.unwrap_err().to_string();
+    assert!(error.contains("(hd0,gpt1) holds ext4"), "{error}");
+    let most = limits.memory as usize + SLACK;
+    assert!(peak < most, "{peak} of {most} bytes");
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ if crc & 1 != 0 { 0xEDB8_8320 } else { 0 }
+        })
+    })
 }

@@ -31,5 +31,6 @@ pub struct Target {
 }
 
 targets! {
+    boot_plan
     qcow2
 }

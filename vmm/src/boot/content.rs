@@ -45,10 +45,11 @@ pub(super) fn probe(window: &Window) -> Content {
             FatVolume::open(window.clone()).map(|v| Box::new(v) as _),
         );
     }
-    let others: [(u64, &[u8], &'static str); 12] = [
+    let others: [(u64, &[u8], &'static str); 13] = [
         (3, b"NTFS    ", "NTFS"),
         (3, b"EXFAT   ", "exFAT"),
         (1024, &[0xE2, 0xE1, 0xF5, 0xE0], "EROFS"),
+        (0, &[0xFC, 0x4E, 0x2B, 0xA9], "a Linux RAID"),
         (4096, &[0xFC, 0x4E, 0x2B, 0xA9], "a Linux RAID"),
         (0x1018, &[0xC6, 0x85, 0x73, 0xF6], "bcachefs"),
         (0x10040, b"_BHRfS_M", "btrfs"),

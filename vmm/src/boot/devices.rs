@@ -253,7 +253,12 @@ impl Devices {
                 format!("({}) holds {what}", device.name)
             })
             .collect();
-        let mut text = if names.is_empty() {
+        let mut text = if let [device] = self.all.as_slice()
+            && !device.name.contains(',')
+            && matches!(device.content(), Content::Unknown)
+        {
+            "it has neither a partition table nor a known file system".into()
+        } else if names.is_empty() {
             "there are no partitions".into()
         } else {
             names.join("; ")
