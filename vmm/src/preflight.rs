@@ -7,6 +7,9 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// The group that distributions give /dev/kvm to. Its members may use KVM and nothing else.
+const KVM_GROUP: &str = "kvm";
+
 /// What the host offers.
 ///
 /// ```
@@ -125,12 +128,16 @@ impl Probe {
             Self::Denied {
                 group,
                 group_may: true,
-            } => format!(
-                "join the group that owns it with `sudo usermod -aG {group} $USER` and log in again"
+            } if group == KVM_GROUP => format!(
+                "join the group that owns it with `sudo usermod -aG {KVM_GROUP} $USER` and log in again"
             ),
-            Self::Denied {
-                group_may: false, ..
-            } => "give the group access with `sudo chmod g+rw /dev/kvm`".to_owned(),
+            // Members of another group, such as root or disk, may do much more than run VMs.
+            Self::Denied { .. } => format!(
+                "give this user access until the next boot with `sudo setfacl -m u:$USER:rw /dev/kvm`; or for \
+                 good: create a group with `sudo groupadd -f -r {KVM_GROUP}`, join it with `sudo usermod -aG \
+                 {KVM_GROUP} $USER`, write `KERNEL==\"kvm\", GROUP=\"{KVM_GROUP}\", MODE=\"0660\"` to \
+                 /etc/udev/rules.d/65-kvm.rules, and boot again"
+            ),
             Self::Broken { .. } => "see `dmesg | grep kvm`".to_owned(),
         })
     }
@@ -247,10 +254,10 @@ mod tests {
             ),
             (
                 Probe::Denied {
-                    group: "root".into(),
+                    group: "kvm".into(),
                     group_may: false,
                 },
-                "chmod g+rw",
+                "setfacl -m u:$USER:rw /dev/kvm",
             ),
             (
                 Probe::Software {
@@ -264,6 +271,26 @@ mod tests {
             assert!(text.contains(remedy), "{text}");
             assert!(!probe.hardware());
             assert!(!text.contains('\n'));
+        }
+    }
+
+    /// Members of root's group, and of others, may do what only root should.
+    #[test]
+    fn only_the_group_for_kvm_is_advised() {
+        for group in ["root", "disk", "wheel", "docker", "0", "107"] {
+            for group_may in [true, false] {
+                let group = group.to_owned();
+                let denied = Probe::Denied {
+                    group: group.clone(),
+                    group_may,
+                }
+                .to_string();
+                assert!(!denied.contains(&format!("-aG {group}")), "{denied}");
+                assert!(!denied.contains("chmod"), "{denied}");
+                for part in ["setfacl", "GROUP=\"kvm\"", "udev/rules.d"] {
+                    assert!(denied.contains(part), "{part}: {denied}");
+                }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ mod run;
 mod signals;
 mod terminal;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -27,8 +27,14 @@ pub(crate) fn main(start: Instant) -> ExitCode {
         Command::Probe => {
             log_to(io::stderr);
             let probe = preflight::probe();
-            println!("{probe}");
-            if probe.hardware() {
+            let told = writeln!(io::stdout(), "{probe}");
+            if let Err(error) = told {
+                let _ = writeln!(
+                    io::stderr(),
+                    "fleetbox-vmm: cannot write to standard output: {error}"
+                );
+                ExitCode::FAILURE
+            } else if probe.hardware() {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
@@ -70,7 +76,11 @@ fn log_to<W: Write>(writer: impl Fn() -> W + Send + Sync + 'static) {
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter.to_string_lossy()))
             // How long what took, at level debug.
             .with_span_events(FmtSpan::CLOSE)
-            .with_ansi(io::stderr().is_terminal())
+            // Colours are for terminals (<https://no-color.org>).
+            .with_ansi(
+                io::stderr().is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            )
             .with_writer(writer)
             .init();
     }
