@@ -22,6 +22,7 @@ use crate::process::ProcessError;
 use crate::ssh::SshError;
 use crate::ssh::config::SshConfigError;
 use crate::store::StoreError;
+use crate::util::readable::readable_debug;
 use crate::util::task::ShuttingDown;
 
 /// Why an operation of the library failed.
@@ -40,7 +41,7 @@ use crate::util::task::ShuttingDown;
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A value was refused before anything was created.
@@ -194,6 +195,8 @@ pub enum Error {
     #[error(transparent)]
     ShuttingDown(#[from] ShuttingDown),
 }
+
+readable_debug!(Error);
 
 // If an error wraps one of a lower room that has a variant here, that variant is used.
 

@@ -91,6 +91,16 @@ pub enum DiskError {
         /// The limit.
         max: usize,
     },
+    /// A layer cannot be smaller than the disk below it.
+    #[error("a disk of {size} bytes cannot be created at {}: the disk below it has {base_size} bytes", path.display())]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// The requested size in bytes.
+        size: u64,
+        /// The size in bytes of the disk below it.
+        base_size: u64,
+    },
     /// The size is invalid.
     #[error("a disk of {size} bytes cannot be created at {}: {why}", path.display())]
     BadSize {

@@ -50,6 +50,7 @@ impl Fleet {
     waits! { "Fleet":
         fn list() -> Vec<VmInfo>;
         fn find(name: &str) -> VmDir;
+        fn info(name: &str) -> VmInfo;
         fn resolve(name: &str) -> Resolution;
         fn open(name: &str) -> Vm = open_vm;
         fn open_cluster(name: &str) -> Cluster = open_cluster;

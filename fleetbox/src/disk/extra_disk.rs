@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::disk::format::{FormatError, format_of};
 use crate::model::names::InvalidValue;
 use crate::model::size::Size;
+use crate::util::readable::readable_debug;
 
 /// Maximum number of extra disks of a VM; the PCI bus has room for 30 disks and network cards.
 pub const MAX_EXTRA_DISKS: usize = 8;
 
 /// Why a disk cannot be added to a VM.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ExtraDiskError {
     /// The size is invalid.
@@ -31,6 +32,8 @@ pub enum ExtraDiskError {
     #[error(transparent)]
     Format(#[from] FormatError),
 }
+
+readable_debug!(ExtraDiskError);
 
 /// An extra disk of a VM, for [`VmBuilder::extra_disk`](crate::VmBuilder::extra_disk).
 ///

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::util::readable::readable_debug;
+
 /// Why a file cannot be used as a disk image.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
     /// It cannot be read.
@@ -27,6 +29,8 @@ pub enum FormatError {
         why: String,
     },
 }
+
+readable_debug!(FormatError);
 
 /// The format of an image file, detected from its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

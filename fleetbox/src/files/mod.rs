@@ -31,6 +31,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::util::readable::readable_debug;
 use crate::util::task::ShuttingDown;
 use crate::util::text::printable;
 
@@ -57,7 +58,7 @@ pub const DEPTH_LIMIT: usize = 128;
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum FilesError {
     /// The tokio runtime that made the call is shutting down. Nothing was copied.
@@ -117,7 +118,7 @@ pub enum FilesError {
     },
     /// The guest sent more bytes than the limit.
     #[error(
-        "{path} in the guest exceeds the limit of {limit} bytes; raise it with FileOptions::limit"
+        "{path} in the guest exceeds the limit of {limit} bytes; read it with a higher limit, or copy it to a file"
     )]
     TooLarge {
         /// The file that exceeded the limit.
@@ -146,6 +147,8 @@ pub enum FilesError {
         why: String,
     },
 }
+
+readable_debug!(FilesError);
 
 /// Where a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +188,7 @@ impl fmt::Display for Side {
 pub enum GuestReason {
     /// `SSH_FX_NO_SUCH_FILE`: the file, or a directory in its path, does not exist.
     NotFound,
-    /// `SSH_FX_PERMISSION_DENIED`: the user may not do this.
+    /// `SSH_FX_PERMISSION_DENIED`: the user may not do this. [`FileOptions::as_root`] acts as root.
     PermissionDenied,
     /// It is a directory, but a file was expected.
     IsDirectory,
@@ -204,7 +207,7 @@ impl fmt::Display for GuestReason {
         f.write_str(match self {
             Self::NotFound => "no such file or directory",
             Self::PermissionDenied => {
-                "permission denied for the log-in user; use FileOptions::as_root to act as root"
+                "permission denied for the log-in user; root may be permitted (`fleetbox cp --root`)"
             }
             Self::IsDirectory => "it is a directory; add '/' at its end to copy into it",
             Self::NotDirectory => "it exists and is not a directory",

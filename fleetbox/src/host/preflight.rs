@@ -5,11 +5,14 @@ use std::path::Path;
 pub use fleetbox_vmm::preflight::{Probe, probe};
 
 use crate::host::bridge::{self, BridgeError};
+use crate::util::readable::readable_debug;
 
 /// This host cannot run VMs. The message says what is missing and what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("{0}")]
 pub struct HostUnsupported(pub Probe);
+
+readable_debug!(HostUnsupported);
 
 /// Checks that this host can boot a distribution's image.
 ///

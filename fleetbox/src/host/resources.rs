@@ -8,9 +8,10 @@ use crate::host::budget;
 use crate::model::defaults::{DEFAULT_CPUS, DEFAULT_DISK, DEFAULT_MEMORY};
 use crate::model::size::Size;
 use crate::store::VmRecord;
+use crate::util::readable::readable_debug;
 
 /// A VM asked for more than this host has.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not enough {what}: asked for {asked}, {available}; ask for less")]
 pub struct InsufficientResources {
     /// The kind of resource.
@@ -20,6 +21,8 @@ pub struct InsufficientResources {
     /// How much the host has.
     pub available: String,
 }
+
+readable_debug!(InsufficientResources);
 
 /// The resources that a VM asks for. Defaults are not checked: they are small, and the host
 /// provides memory only when the guest touches it.

@@ -32,6 +32,7 @@ use crate::model::names::InvalidValue;
 use crate::progress::{Progress, ProgressEvent};
 use crate::store::{Lock, Store, StoreError};
 use crate::util::fs::read_limited;
+use crate::util::readable::readable_debug;
 
 /// The default image of a VM.
 pub const DEFAULT_IMAGE: &str = "debian-12";
@@ -52,7 +53,7 @@ pub const DEFAULT_IMAGE: &str = "debian-12";
 /// }
 /// # Ok::<(), fleetbox::Error>(())
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
     /// There are no images for this host's architecture.
@@ -171,6 +172,8 @@ pub enum ImageError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+readable_debug!(ImageError);
 
 impl ImageError {
     /// The error for `name`, which is not a usable disk image.

@@ -11,6 +11,7 @@ use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::{HashAlg, PrivateKey};
 
 use crate::util::fs::{read_limited, write_atomic};
+use crate::util::readable::readable_debug;
 
 /// Why a key could not be used.
 ///
@@ -20,7 +21,7 @@ use crate::util::fs::{read_limited, write_atomic};
 /// let error = Keypair::from_openssh("no key").unwrap_err();
 /// assert!(matches!(error, KeyError::Unusable { .. }), "{error}");
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
     /// A key could not be parsed, generated or encoded.
@@ -42,6 +43,8 @@ pub enum KeyError {
         source: io::Error,
     },
 }
+
+readable_debug!(KeyError);
 
 /// Maximum bytes of a key file. Keys have some hundred bytes.
 const KEY_LIMIT: u64 = 1 << 16;

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::util::readable::readable_debug;
+
 /// An Ethernet address, shown and stored as `02:00:00:00:00:01`.
 ///
 /// ```
@@ -36,9 +38,11 @@ impl fmt::Display for MacAddr {
 }
 
 /// A text is not an Ethernet address.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid Ethernet address {0:?}; write one such as 02:00:00:00:00:01")]
 pub struct InvalidMac(String);
+
+readable_debug!(InvalidMac);
 
 impl FromStr for MacAddr {
     type Err = InvalidMac;

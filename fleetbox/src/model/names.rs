@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::util::readable::readable_debug;
+
 /// Maximum bytes of a name: the limit of DNS labels and of Linux hostnames.
 pub const MAX_NAME: usize = 63;
 
@@ -33,7 +35,7 @@ const ANIMALS: [&str; 24] = [
 ];
 
 /// A value from the user is invalid. Nothing was created.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidValue {
     /// A name of a VM or cluster is not a valid hostname.
@@ -80,6 +82,8 @@ pub enum InvalidValue {
         why: String,
     },
 }
+
+readable_debug!(InvalidValue);
 
 /// A valid name of a VM or a cluster.
 ///

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::util::readable::readable_debug;
+
 /// The network of a cluster, chosen when its first member is created.
 ///
 /// ```
@@ -43,9 +45,11 @@ impl fmt::Display for Network {
 }
 
 /// A text is not the name of a [`Network`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown network {0:?}; choose user or bridge")]
 pub struct InvalidNetwork(String);
+
+readable_debug!(InvalidNetwork);
 
 impl FromStr for Network {
     type Err = InvalidNetwork;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use regex_lite::Regex;
 
+use crate::util::readable::readable_debug;
+
 /// Maximum bytes of a compiled pattern.
 const PATTERN_LIMIT: usize = 1 << 20;
 
@@ -86,7 +88,7 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, InvalidReady> {
 }
 
 /// A condition is invalid.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot wait for {what}: {why}")]
 pub struct InvalidReady {
     /// The condition.
@@ -94,6 +96,8 @@ pub struct InvalidReady {
     /// What is wrong with it.
     pub why: String,
 }
+
+readable_debug!(InvalidReady);
 
 /// A condition to wait for, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]

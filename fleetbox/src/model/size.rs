@@ -24,6 +24,9 @@ const TIB: u64 = 1 << 40;
 pub struct Size(u64);
 
 impl Size {
+    /// The largest disk of a VM.
+    pub(crate) const LARGEST_DISK: Self = Self(64 * TIB);
+
     /// A size in bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
@@ -88,7 +91,7 @@ impl Size {
     /// # Errors
     /// [`InvalidValue`] if it is out of these limits.
     pub fn check_disk(self) -> Result<Self, InvalidValue> {
-        self.check("disk size", MIB, 64 * TIB, 4 * KIB)
+        self.check("disk size", MIB, Self::LARGEST_DISK.bytes(), 4 * KIB)
     }
 
     fn check(

@@ -14,6 +14,7 @@ use super::protocol::{
 };
 use super::{socket, wire};
 use crate::model::event::TimedEvent;
+use crate::util::fs::foreign_owner;
 
 /// How long a worker may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
@@ -43,13 +44,9 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream, ProcessError> {
-        let mut stream =
-            socket::connect(&self.dir)
-                .await
-                .map_err(|source| ProcessError::NoWorker {
-                    cluster: self.cluster.clone(),
-                    source,
-                })?;
+        let mut stream = socket::connect(&self.dir)
+            .await
+            .map_err(|source| self.unreachable(source))?;
         let greeting = timeout(GREETING, async {
             wire::send_async(&mut stream, &Hello::own()).await?;
             wire::receive_async::<Hello>(&mut stream).await
@@ -65,6 +62,16 @@ impl Client {
             });
         }
         Ok(stream)
+    }
+
+    fn unreachable(&self, source: io::Error) -> ProcessError {
+        let cluster = self.cluster.clone();
+        if source.kind() == io::ErrorKind::PermissionDenied
+            && let Some((_, owner)) = foreign_owner(&self.dir.join(socket::NAME))
+        {
+            return ProcessError::Foreign { cluster, owner };
+        }
+        ProcessError::NoWorker { cluster, source }
     }
 
     async fn request(&self, request: &Request) -> Result<Reply, ProcessError> {
@@ -144,6 +151,11 @@ impl Client {
 
     /// Opens a stream to a TCP port of the guest.
     pub(crate) async fn dial(&self, vm: &str, port: u16) -> Result<UnixStream, ProcessError> {
+        #[cfg(fleetbox_fake)]
+        if let Some(guest) = super::fake::guest_from_env() {
+            let connected = UnixStream::connect(guest).await;
+            return connected.map_err(|source| self.unreachable(source));
+        }
         self.stream(Request::Dial {
             vm: vm.to_owned(),
             port,

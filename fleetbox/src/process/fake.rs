@@ -1,9 +1,10 @@
 //! A machine that is only a script, so that tests of the life cycle need no KVM.
 //!
 //! `RUSTFLAGS="--cfg fleetbox_fake"` builds it into programs, the command line among them. It is a `cfg` because a
-//! feature could be switched on by any package of a build. Such a program reads two environment variables:
-//! `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run, and `FLEETBOX_FAKE_PROTOCOL`, another version of
-//! the protocol between clients and workers. It tests coordination only: no guest runs.
+//! feature could be switched on by any package of a build. Such a program reads three environment
+//! variables: `FLEETBOX_FAKE`, a script as JSON that all VMs of the process run; `FLEETBOX_FAKE_PROTOCOL`, another
+//! version of the protocol between clients and workers; and `FLEETBOX_FAKE_GUEST`, the socket of a server that stands
+//! for every TCP port of every guest. It tests coordination and output only: no guest runs.
 
 use crate::util::sync::lock;
 use std::io::Write;
@@ -46,6 +47,12 @@ pub(super) fn from_env() -> Option<Script> {
 #[cfg(fleetbox_fake)]
 pub(super) fn protocol_from_env() -> Option<u32> {
     std::env::var("FLEETBOX_FAKE_PROTOCOL").ok()?.parse().ok()
+}
+
+/// The socket in the environment.
+#[cfg(fleetbox_fake)]
+pub(super) fn guest_from_env() -> Option<std::path::PathBuf> {
+    std::env::var_os("FLEETBOX_FAKE_GUEST").map(Into::into)
 }
 
 pub(super) fn start(

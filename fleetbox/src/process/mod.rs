@@ -43,6 +43,8 @@ pub(crate) use protocol::{
 
 use std::io;
 
+use crate::util::readable::readable_debug;
+
 /// Why a request to a VM's processes failed.
 ///
 /// ```no_run
@@ -56,7 +58,7 @@ use std::io;
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {
     /// The worker could not be started.
@@ -74,6 +76,16 @@ pub enum ProcessError {
         cluster: String,
         /// Why the connection failed.
         source: io::Error,
+    },
+    /// The worker belongs to another user.
+    #[error(
+        "cannot talk to the worker process of {cluster}, which {owner} has started; run the command as {owner}"
+    )]
+    Foreign {
+        /// The cluster.
+        cluster: String,
+        /// The user.
+        owner: String,
     },
     /// The worker went away, or sent an invalid answer.
     #[error("lost the worker process of {cluster}: {source}; its worker.log may say why")]
@@ -105,6 +117,8 @@ pub enum ProcessError {
     #[error("{0}")]
     Failed(String),
 }
+
+readable_debug!(ProcessError);
 
 impl ProcessError {
     /// True if there was no worker, or it ended before it answered.

@@ -13,6 +13,7 @@ use tokio::io::{
 use tokio::task::JoinHandle;
 
 use super::SshError;
+use crate::util::readable::Text;
 use crate::util::text::printable;
 
 /// Bytes of a stream that are buffered here before the guest has to wait.
@@ -71,7 +72,7 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// The output of a command, and how it ended.
+/// The output of a command, and how it ended. Its `Debug` shows text, of long output the beginning and the end.
 ///
 /// ```
 /// use fleetbox::{ExitStatus, Output};
@@ -80,8 +81,10 @@ impl fmt::Display for ExitStatus {
 /// assert!(out.success());
 /// assert_eq!(out.stdout_text().trim(), "6.1.0");
 /// assert!(out.stderr_text().is_empty());
+/// assert!(out.success(), "{out:?}");
+/// assert_eq!(format!("{out:?}"), r#"Output { status: exit status 0, stdout: "6.1.0\n", stderr: "" }"#);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Output {
     /// All of its standard output.
     pub stdout: Vec<u8>,
@@ -89,6 +92,16 @@ pub struct Output {
     pub stderr: Vec<u8>,
     /// How it ended.
     pub status: ExitStatus,
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output")
+            .field("status", &format_args!("{}", self.status))
+            .field("stdout", &Text(&self.stdout))
+            .field("stderr", &Text(&self.stderr))
+            .finish()
+    }
 }
 
 impl Output {

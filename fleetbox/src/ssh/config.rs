@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use crate::store::ephemeral;
 use crate::store::{Store, StoreError, VmRecord};
-use crate::util::fs::write_atomic;
+use crate::util::fs::{remove_file_if_there, write_atomic};
+use crate::util::readable::readable_debug;
 
 /// First line of the text that is added to a user's configuration.
 const MARK: &str = "# Added by `fleetbox ssh-config --install`, removed by `--uninstall`";
@@ -26,7 +27,7 @@ const DOMAIN: &str = "fleetbox";
 const LIMIT: u64 = 16 << 20;
 
 /// Why OpenSSH's configuration could not be changed.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SshConfigError {
     /// The home directory is not known.
@@ -54,6 +55,8 @@ pub enum SshConfigError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+readable_debug!(SshConfigError);
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SshConfigError {
     let path = path.to_owned();
@@ -116,14 +119,17 @@ impl SshConfig {
     }
 
     /// The text of the file: a `Host` block for each VM, with the names `NAME.CLUSTER` and, if it
-    /// is unambiguous, `NAME`. Both also work with `.fleetbox` appended.
+    /// is unambiguous, `NAME`. Both also work with `.fleetbox` appended. The file of host keys that the text names is
+    /// written.
     ///
     /// # Errors
     /// A damaged record, an error of the file system, or a path that OpenSSH's configuration cannot
     /// express.
     pub fn text(&self) -> Result<String, SshConfigError> {
         let hosts = self.hosts()?;
-        self.blocks(&hosts)
+        let text = self.blocks(&hosts)?;
+        self.write_known_hosts(&hosts)?;
+        Ok(text)
     }
 
     fn hosts(&self) -> Result<Vec<Host>, SshConfigError> {
@@ -171,28 +177,34 @@ impl SshConfig {
         Ok(text)
     }
 
-    /// Updates the included file to the current VMs. If the file does not exist, it is created only
+    /// Updates the included file, and the file of host keys, to the current VMs. Those that do not exist are created only
     /// if `create` is true.
     ///
     /// # Errors
     /// Those of [`SshConfig::text`].
     pub fn refresh(&self, create: bool) -> Result<(), SshConfigError> {
         let included = self.included();
-        if !create && !included.exists() {
+        let includes = create || included.exists();
+        if !includes && !self.known_hosts().exists() {
             return Ok(());
         }
         let hosts = self.hosts()?;
         let text = self.blocks(&hosts)?;
+        self.write_known_hosts(&hosts)?;
+        if includes {
+            write_atomic(&included, text.as_bytes()).map_err(failed("write", &included))?;
+        }
+        Ok(())
+    }
+
+    fn write_known_hosts(&self, hosts: &[Host]) -> Result<(), SshConfigError> {
         let hosts: String = hosts
             .iter()
             .map(|host| format!("{} {}\n", host.name(), host.record.host_key.trim()))
             .collect();
-        let dir = self.store.home().join("ssh");
-        private_dir(&dir)?;
-        for (path, text) in [(self.known_hosts(), hosts), (included, text)] {
-            write_atomic(&path, text.as_bytes()).map_err(failed("write", &path))?;
-        }
-        Ok(())
+        private_dir(&self.store.home().join("ssh"))?;
+        let path = self.known_hosts();
+        write_atomic(&path, hosts.as_bytes()).map_err(failed("write", &path))
     }
 
     /// Adds the `Include` to the configuration `file`; false if it is already there. If `file` is a
@@ -214,7 +226,7 @@ impl SshConfig {
     /// An error of the file system, or a path that OpenSSH's configuration cannot express.
     pub fn install(&self, file: &Path) -> Result<bool, SshConfigError> {
         self.refresh(true)?;
-        let include = format!("Include {}\n\n", argument(&self.included())?);
+        let include = format!("Include {}\n\n", pattern(&self.included())?);
         let old = read(file)?;
         let ours = [MARK, MARK_NEW].map(|mark| format!("{mark}\n{include}").into_bytes());
         let content = old.as_deref().unwrap_or_default();
@@ -238,7 +250,7 @@ impl SshConfig {
     /// # Errors
     /// An error of the file system, or a path that OpenSSH's configuration cannot express.
     pub fn uninstall(&self, file: &Path) -> Result<bool, SshConfigError> {
-        let include = format!("Include {}\n\n", argument(&self.included())?);
+        let include = format!("Include {}\n\n", pattern(&self.included())?);
         let old = read(file)?.unwrap_or_default();
         let mut found = false;
         for mark in [MARK, MARK_NEW] {
@@ -256,13 +268,10 @@ impl SshConfig {
             found = true;
             break;
         }
-        let dir = self.store.home().join("ssh");
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("remove", &dir)(error))
-            }
-            _ => Ok(found),
-        }
+        // The host keys stay: blocks that the user has copied name them.
+        let included = self.included();
+        remove_file_if_there(&included).map_err(failed("remove", &included))?;
+        Ok(found)
     }
 }
 
@@ -369,13 +378,32 @@ fn checked(path: &Path) -> Result<&str, SshConfigError> {
 /// Quotes a path as an argument (ssh_config(5)), where `%` begins a token.
 fn argument(path: &Path) -> Result<String, SshConfigError> {
     let text = checked(path)?;
-    if text.contains(['*', '?', '[']) {
-        return Err(SshConfigError::Path {
-            path: path.to_owned(),
-            why: "OpenSSH would read its '*', '?' or '[' as a pattern",
-        });
+    // OpenSSH before 8.7 knows no escapes, and before 8.4 no variables, so none can be written for all.
+    let why = if [r"\\", r"\'"].iter().any(|escape| text.contains(escape)) {
+        "it has a backslash before another or before a quotation mark"
+    } else if text.contains("${") {
+        "OpenSSH would read its ${ as a variable"
+    } else {
+        return Ok(format!("\"{}\"", text.replace('%', "%%")));
+    };
+    Err(SshConfigError::Path {
+        path: path.to_owned(),
+        why,
+    })
+}
+
+/// Quotes a path as an argument of `Include`, which is a pattern of glob(7). `%` begins a token since OpenSSH 9.9, and a
+/// backslash an escape since 8.7, so they are left to the pattern, too.
+fn pattern(path: &Path) -> Result<String, SshConfigError> {
+    let mut pattern = String::new();
+    for c in checked(path)?.chars() {
+        match c {
+            '*' | '?' | '[' | '$' => pattern.extend(['[', c, ']']),
+            '%' | '\\' => pattern.push('?'),
+            c => pattern.push(c),
+        }
     }
-    Ok(format!("\"{}\"", text.replace('%', "%%")))
+    Ok(format!("\"{pattern}\""))
 }
 
 /// Quotes a path as a word of ProxyCommand, which a shell reads after the tokens were replaced.
@@ -473,7 +501,81 @@ mod tests {
         for bad in ["/a\"b", "/a\nb"] {
             assert!(command_word(Path::new(bad)).is_err(), "{bad:?}");
         }
-        assert!(argument(Path::new("/a*b")).is_err());
+        assert_eq!(argument(Path::new(r"/a*\b")).unwrap(), r#""/a*\b""#);
+        for bad in [r"/a\\b", r"/a\'b", "/${HOME}/b"] {
+            assert!(argument(Path::new(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Homes that OpenSSH takes, and homes that are refused before anything is written.
+    #[test]
+    fn openssh_finds_what_is_included_in_any_home() {
+        for (name, works) in [
+            ("plain", true),
+            ("100%", true),
+            ("%d%h", true),
+            (r"a\b", true),
+            (r"\", true),
+            ("two words", true),
+            ("it's", true),
+            ("a*b?c", true),
+            ("[x]", true),
+            ("$HOME", true),
+            ("#a=~b,c", true),
+            ("größe", true),
+            (r"a\\b", false),
+            (r"a\'b", false),
+            ("a\"b", false),
+            ("a\nb", false),
+            ("${HOME}", false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let home = dir.path().join(name);
+            let store = Store::open(home.join(".fleetbox")).unwrap();
+            let config = SshConfig::new(&store, Path::new("/usr/bin/fleetbox"));
+            let file = dir.path().join("config");
+            let installed = config.install(&file);
+            assert_eq!(installed.is_ok(), works, "{name}: {installed:?}");
+            if !works {
+                let refused = installed.unwrap_err().to_string();
+                assert!(refused.contains("OpenSSH's configuration: "), "{refused}");
+                assert!(!file.exists());
+                continue;
+            }
+            fs::write(
+                config.included(),
+                config.blocks(&[host("web", "web", false)]).unwrap(),
+            )
+            .unwrap();
+            let mut ssh = std::process::Command::new("ssh");
+            let Ok(output) = ssh.arg("-G").arg("-F").arg(&file).arg("web").output() else {
+                return crate::testing::test_support::skip("OpenSSH's client is missing");
+            };
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(
+                told.contains("\nhostname web.fleetbox\n"),
+                "{name}: {output:?}"
+            );
+            assert!(config.uninstall(&file).unwrap(), "{name}");
+            assert!(!file.exists());
+        }
+    }
+
+    #[test]
+    fn the_text_alone_is_enough_and_its_host_keys_are_kept_up_to_date() {
+        let Home { config, file, .. } = home();
+        assert_eq!(config.text().unwrap(), "");
+        let known_hosts = config.known_hosts();
+        assert_eq!(fs::read_to_string(&known_hosts).unwrap(), "");
+        assert!(!config.included().exists());
+        fs::write(&known_hosts, "an old key\n").unwrap();
+        config.refresh(false).unwrap();
+        assert_eq!(fs::read_to_string(&known_hosts).unwrap(), "");
+        assert!(!config.included().exists());
+        // The blocks that were copied still name it.
+        config.install(&file).unwrap();
+        config.uninstall(&file).unwrap();
+        assert!(known_hosts.exists() && !config.included().exists());
     }
 
     fn host(cluster: &str, name: &str, passing: bool) -> Host {

@@ -16,8 +16,10 @@ pub use self::client::{Client, PtyRequest, Target};
 pub use self::ready::wait_ready;
 pub use crate::model::keys::{KeyError, Keypair, PublicKey};
 
+use crate::util::readable::readable_debug;
+
 /// Why SSH failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SshError {
     /// A key cannot be used.
@@ -90,6 +92,8 @@ pub enum SshError {
     #[error("SSH failed: {0}")]
     Protocol(#[source] russh::Error),
 }
+
+readable_debug!(SshError);
 
 impl From<russh::Error> for SshError {
     fn from(error: russh::Error) -> Self {

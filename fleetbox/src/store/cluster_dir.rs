@@ -190,12 +190,18 @@ impl ClusterDir {
 
     /// True if this user may read it.
     pub(super) fn is_readable(&self) -> bool {
-        let denied = fs::read_dir(&self.path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-        if denied {
-            tracing::debug!(path = %self.path.display(), "skipping a directory of another user");
+        let refusal = self.refusal();
+        if let Some(error) = &refusal {
+            tracing::debug!(%error, "skipping a directory of another user");
         }
-        !denied
+        refusal.is_none()
+    }
+
+    /// Why this user may not read it.
+    pub(crate) fn refusal(&self) -> Option<StoreError> {
+        let error = fs::read_dir(&self.path).err()?;
+        (error.kind() == io::ErrorKind::PermissionDenied)
+            .then(|| StoreError::io("read", &self.path)(error))
     }
 
     /// `wanted` if it is free, otherwise the first address that no member has.
@@ -293,13 +299,22 @@ pub(super) fn names_in(dir: &Path) -> Result<Vec<Name>, StoreError> {
     for entry in entries {
         let entry = entry.map_err(StoreError::io("list", dir))?;
         if let Some(name) = entry.file_name().to_str().and_then(|n| Name::new(n).ok())
-            && entry.path().is_dir()
+            && is_dir(&entry)
         {
             names.push(name);
         }
     }
     names.sort();
     Ok(names)
+}
+
+/// Asks the file system only about links, and where the listing does not say.
+fn is_dir(entry: &fs::DirEntry) -> bool {
+    match entry.file_type() {
+        Ok(kind) if kind.is_dir() => true,
+        Ok(kind) if kind.is_file() => false,
+        _ => entry.path().is_dir(),
+    }
 }
 
 fn is_empty_dir(path: &Path) -> Result<bool, StoreError> {

@@ -23,6 +23,7 @@ use crate::model::keys::KeyError;
 pub use crate::model::mac::{InvalidMac, MacAddr};
 use crate::model::names::Name;
 use crate::util::fs as fsutil;
+use crate::util::readable::readable_debug;
 use crate::util::task::ShuttingDown;
 
 /// The version of the layout that this library writes, and the newest that it reads.
@@ -32,7 +33,7 @@ pub const FORMAT: u32 = 1;
 pub const HOME_VARIABLE: &str = "FLEETBOX_HOME";
 
 /// Why the state directory could not be used.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// Neither `FLEETBOX_HOME` nor `HOME` is set.
@@ -68,6 +69,22 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// The operation is not permitted, because the file or directory belongs to another user.
+    #[error(
+        "cannot {action} {}: permission denied, because {} belongs to {owner}; run the command as {owner}, or set \
+         FLEETBOX_HOME to a directory of your own",
+        path.display(), if path == denied { "it".into() } else { denied.to_string_lossy() }
+    )]
+    Foreign {
+        /// The action, such as "write".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The file or directory itself, or a directory above it.
+        denied: PathBuf,
+        /// The user that this belongs to.
+        owner: String,
     },
     /// The VM already exists.
     #[error(
@@ -109,13 +126,27 @@ pub enum StoreError {
     ShuttingDown(#[from] ShuttingDown),
 }
 
+readable_debug!(StoreError);
+
 impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
+        move |source| {
+            if source.kind() == io::ErrorKind::PermissionDenied
+                && let Some((denied, owner)) = fsutil::foreign_owner(&path)
+            {
+                return Self::Foreign {
+                    action,
+                    path,
+                    denied,
+                    owner,
+                };
+            }
+            Self::Io {
+                action,
+                path,
+                source,
+            }
         }
     }
 }
@@ -180,15 +211,47 @@ impl Store {
         Ok(store)
     }
 
+    /// The state directory at `home` as it is now: nothing is created. One that does not exist yet has no VMs.
+    ///
+    /// ```
+    /// use fleetbox::store::Store;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let home = dir.path().join("state");
+    ///
+    /// let store = Store::inspect(&home)?;
+    /// assert!(store.vms()?.is_empty());
+    /// assert!(!home.exists());
+    /// # Ok::<(), fleetbox::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`StoreError::Io`] or [`StoreError::Foreign`] if it, or the directory that it would be
+    /// created in, is not writable.
+    pub fn inspect(home: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let home = home.as_ref();
+        let home = std::path::absolute(home).map_err(StoreError::io("find", home))?;
+        let store = Self { home };
+        fsutil::check_writable(&store.home).map_err(StoreError::io("write to", &store.home))?;
+        store.is_initialised()?;
+        Ok(store)
+    }
+
     fn check_format(&self) -> Result<(), StoreError> {
+        if self.is_initialised()? {
+            return Ok(());
+        }
+        let path = self.home.join("version");
+        // Two processes may both get here and write the same.
+        fsutil::write_atomic(&path, format!("{FORMAT}\n").as_bytes())
+            .map_err(StoreError::io("write", &path))
+    }
+
+    /// False if there is no format yet.
+    fn is_initialised(&self) -> Result<bool, StoreError> {
         let path = self.home.join("version");
         let content = match fsutil::read_limited(&path, 64) {
             Ok(content) => content,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // Two processes may both get here and write the same.
-                return fsutil::write_atomic(&path, format!("{FORMAT}\n").as_bytes())
-                    .map_err(StoreError::io("write", &path));
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(StoreError::io("read", &path)(e)),
         };
         let text = String::from_utf8_lossy(&content);
@@ -197,7 +260,7 @@ impl Store {
                 path: self.home.clone(),
                 found,
             }),
-            Ok(1..) => Ok(()),
+            Ok(1..) => Ok(true),
             _ => Err(StoreError::Damaged {
                 path,
                 why: format!("{:?} is not a format number", text.trim()),
@@ -279,11 +342,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn find(&self, name: &Name) -> Result<Vec<VmDir>, StoreError> {
-        Ok(self
-            .clusters()?
-            .iter()
-            .filter_map(|cluster| cluster.vm(name))
-            .collect())
+        // A directory that this user may not read counts as empty.
+        let clusters = cluster_dir::names_in(&self.clusters_dir())?;
+        let found = clusters.iter().filter_map(|c| self.cluster(c).vm(name));
+        Ok(found.collect())
     }
 
     /// Starts to create a VM. The VM exists once [`VmDraft::commit`] has returned.

@@ -171,23 +171,8 @@ impl sealed::Outcome for () {
 
 impl<E: Debug + 'static> sealed::Outcome for Result<(), E> {
     fn failure(self) -> Option<String> {
-        self.err().map(|error| describe(&error))
-    }
-}
-
-/// Formats an error for people. The errors of this crate have a readable text; others may have only
-/// `Debug`.
-fn describe<E: Debug + 'static>(error: &E) -> String {
-    type Boxed = Box<dyn std::error::Error>;
-    type BoxedSend = Box<dyn std::error::Error + Send + Sync>;
-    let any: &dyn Any = error;
-    let own = any
-        .downcast_ref::<crate::error::Error>()
-        .or_else(|| any.downcast_ref::<Boxed>()?.downcast_ref())
-        .or_else(|| any.downcast_ref::<BoxedSend>()?.downcast_ref());
-    match own {
-        Some(own) => own.to_string(),
-        None => format!("{error:?}"),
+        // The errors of this crate have a readable `Debug`.
+        self.err().map(|error| format!("{error:?}"))
     }
 }
 

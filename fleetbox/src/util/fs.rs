@@ -2,8 +2,11 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, Uid, User, faccessat, geteuid};
 
 /// Prefix of the names of temporary files. [`crate::store::Store::sweep`] removes old ones.
 pub(crate) const TEMP_PREFIX: &str = ".tmp-";
@@ -58,6 +61,38 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         ));
     }
     Ok(content)
+}
+
+/// The path or, if it does not exist, the nearest directory above it that does.
+pub(crate) fn nearest(path: &Path) -> &Path {
+    let exists = |path: &&Path| path.symlink_metadata().is_ok();
+    path.ancestors().find(exists).unwrap_or(path)
+}
+
+/// Checks that `path` is a directory that this process may use and change, or that it can be created. Nothing is
+/// created.
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
+    let there = nearest(path);
+    if !fs::metadata(there)?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    let need = AccessFlags::W_OK | AccessFlags::X_OK;
+    Ok(faccessat(AT_FDCWD, there, need, AtFlags::AT_EACCESS)?)
+}
+
+/// The other user that `path`, or the nearest directory above it that this process can see, belongs to; `None` if that
+/// is this process's user.
+pub(crate) fn foreign_owner(path: &Path) -> Option<(PathBuf, String)> {
+    let there = nearest(path);
+    let owner = Uid::from_raw(there.symlink_metadata().ok()?.uid());
+    if owner == geteuid() {
+        return None;
+    }
+    let name = match User::from_uid(owner) {
+        Ok(Some(user)) => user.name,
+        _ => format!("user {owner}"),
+    };
+    Some((there.to_owned(), name))
 }
 
 /// Removes a file if it exists.

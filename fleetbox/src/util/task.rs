@@ -1,13 +1,17 @@
 //! Runs blocking work of an async program.
 
+use crate::util::readable::readable_debug;
+
 /// The current tokio runtime is shutting down.
 ///
 /// ```
 /// assert_eq!(fleetbox::ShuttingDown.to_string(), "the tokio runtime is shutting down");
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the tokio runtime is shutting down")]
 pub struct ShuttingDown;
+
+readable_debug!(ShuttingDown);
 
 /// Runs blocking work on a separate thread.
 pub(crate) async fn blocking<T, E>(

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use fleetbox_devices::block::{Base, Format, LayerOptions, create_layer};
+use fleetbox_devices::block::{Base, DiskError, Format, LayerOptions, create_layer};
 use fleetbox_net::Subnet;
 use fleetbox_vmm::machine::BootSource;
 
@@ -18,7 +18,7 @@ use crate::images::Image;
 use crate::model::keys::Keypair;
 use crate::model::lifetime::Lifetime;
 use crate::model::mac::MacAddr;
-use crate::model::names::Name;
+use crate::model::names::{InvalidValue, Name};
 use crate::model::network::Network;
 use crate::model::size::Size;
 use crate::process::{Backend, DiskFormat, DiskSpec, MachineSpec};
@@ -173,8 +173,20 @@ fn create_disk(paths: &VmPaths, plan: &Plan, image: &Image, lifetime: Lifetime) 
         size: Some(plan.disk.bytes()),
         durable: lifetime != Lifetime::Ephemeral,
     };
-    let info = create_layer(&paths.disk_layer(), &options)?;
-    Ok(Size::from_bytes(info.size))
+    match create_layer(&paths.disk_layer(), &options) {
+        Ok(info) => Ok(Size::from_bytes(info.size)),
+        Err(DiskError::TooSmall { base_size, .. }) => {
+            let least = Size::mib(base_size.div_ceil(1 << 20));
+            Err(InvalidValue::Range {
+                what: "disk size",
+                given: plan.disk.to_string(),
+                least: format!("{least}, the size of the image {}", image.reference),
+                most: Size::LARGEST_DISK.to_string(),
+            }
+            .into())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Creates the layer over an extra disk, which is what the guest sees.

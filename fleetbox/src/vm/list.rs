@@ -88,39 +88,64 @@ impl Fleet {
         blocking(move || {
             let mut vms = Vec::new();
             for vm in store.vms()? {
-                let record = match vm.record() {
-                    Ok(record) => record,
-                    // It was removed just now.
-                    Err(_) if !vm.paths().dir().exists() => continue,
-                    Err(error) => return Err(error.into()),
-                };
-                let running = vm.is_running()?;
-                let ephemeral = ephemeral::is_ephemeral(&vm);
-                let failure = if running { None } else { vm.failure()? };
-                vms.push(VmInfo {
-                    name: record.name.to_string(),
-                    cluster: record.cluster.to_string(),
-                    state: match (running, &failure) {
-                        (true, _) => VmState::Running,
-                        (false, None) => VmState::Stopped,
-                        (false, Some(_)) => VmState::Failed,
-                    },
-                    failure,
-                    image: record.image.reference,
-                    cpus: record.cpus,
-                    memory: record.memory,
-                    disk: record.disk,
-                    ip: record.ip,
-                    network: record.network,
-                    created: record.created,
-                    ephemeral,
-                    unused: !running && !ephemeral && !store.cluster(vm.cluster()).is_used()?,
-                });
+                vms.extend(describe(&store, &vm)?);
             }
             Ok(vms)
         })
         .await
     }
+
+    /// What [`Fleet::list`] says of the VM with the name `NAME` or `CLUSTER/NAME`. No other VM's files are read.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let vm = fleetbox::Fleet::new().info("web").await?;
+    /// println!("{} is {}", vm.name, vm.state);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Fleet::find`], an error of the file system, or a damaged record.
+    pub async fn info(&self, name: &str) -> Result<VmInfo> {
+        let (store, vm) = find_vm(self, name).await?;
+        blocking(move || {
+            describe(&store, &vm)?.ok_or_else(|| Error::NoVm {
+                name: vm.name().clone(),
+            })
+        })
+        .await
+    }
+}
+
+/// `None` if the VM was removed just now.
+fn describe(store: &Store, vm: &VmDir) -> Result<Option<VmInfo>> {
+    let record = match vm.record() {
+        Ok(record) => record,
+        Err(_) if !vm.paths().dir().exists() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let running = vm.is_running()?;
+    let ephemeral = ephemeral::is_ephemeral(vm);
+    let failure = if running { None } else { vm.failure()? };
+    Ok(Some(VmInfo {
+        name: record.name.to_string(),
+        cluster: record.cluster.to_string(),
+        state: match (running, &failure) {
+            (true, _) => VmState::Running,
+            (false, None) => VmState::Stopped,
+            (false, Some(_)) => VmState::Failed,
+        },
+        failure,
+        image: record.image.reference,
+        cpus: record.cpus,
+        memory: record.memory,
+        disk: record.disk,
+        ip: record.ip,
+        network: record.network,
+        created: record.created,
+        ephemeral,
+        unused: !running && !ephemeral && !store.cluster(vm.cluster()).is_used()?,
+    }))
 }
 
 impl Fleet {
@@ -232,6 +257,9 @@ pub(super) async fn find_vm(fleet: &Fleet, text: &str) -> Result<(Store, VmDir)>
             if let Some(vm) = cluster.vm(&name) {
                 return Ok((store, vm));
             }
+            if let Some(refusal) = cluster.refusal() {
+                return Err(refusal.into());
+            }
             let members = cluster.vms()?;
             return Err(Error::NoMember {
                 cluster: cluster.name().clone(),
@@ -246,7 +274,11 @@ pub(super) async fn find_vm(fleet: &Fleet, text: &str) -> Result<(Store, VmDir)>
         }
         let clusters = || found.iter().map(|vm| vm.cluster().clone()).collect();
         match found.as_slice() {
-            [] => Err(Error::NoVm { name }),
+            // One that this user may not see is not one that does not exist.
+            [] => Err(match store.cluster(&name).refusal() {
+                Some(refusal) => refusal.into(),
+                None => Error::NoVm { name },
+            }),
             [vm] => Ok((store, vm.clone())),
             _ => Err(Error::Ambiguous {
                 name,

@@ -28,10 +28,10 @@ pub(in crate::block) fn create(
     let size = options.size.unwrap_or(base_size);
     check_size(path, size)?;
     if size < base_size {
-        return Err(DiskError::BadSize {
+        return Err(DiskError::TooSmall {
             path: path.to_path_buf(),
             size,
-            why: format!("its base has {base_size} bytes, and a layer cannot be smaller"),
+            base_size,
         });
     }
     let header = Header { size, base };

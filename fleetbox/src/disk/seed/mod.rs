@@ -17,6 +17,7 @@ use crate::model::keys::Keypair;
 use crate::model::mac::MacAddr;
 use crate::model::names::Name;
 use crate::util::fs::write_atomic;
+use crate::util::readable::readable_debug;
 
 /// The label by which cloud-init finds the volume.
 const LABEL: [u8; 11] = *b"CIDATA     ";
@@ -27,7 +28,7 @@ const LARGEST: usize = 16 * MIB;
 pub const DEFAULT_USER: &str = "fleetbox";
 
 /// Why a seed could not be written.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SeedError {
     /// The volume could not be built in memory.
@@ -83,6 +84,8 @@ pub enum SeedError {
         source: io::Error,
     },
 }
+
+readable_debug!(SeedError);
 
 /// The content of a seed.
 ///

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::store::StoreError;
+use crate::util::readable::readable_debug;
 use crate::util::task::ShuttingDown;
 
 /// Why a work tree could not be copied or its changes could not be fetched.
@@ -19,7 +20,7 @@ use crate::util::task::ShuttingDown;
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkspaceError {
     /// An operation on the VM failed.
@@ -73,6 +74,8 @@ pub enum WorkspaceError {
         name: String,
     },
 }
+
+readable_debug!(WorkspaceError);
 
 impl WorkspaceError {
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

@@ -7,6 +7,7 @@ use fleetbox_net::Subnet;
 use crate::model::names::Name;
 use crate::model::network::Network;
 use crate::store::StoreError;
+use crate::util::readable::readable_debug;
 
 /// Why there is no bridge network.
 ///
@@ -20,7 +21,7 @@ use crate::store::StoreError;
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BridgeError {
     /// This build of the library has no bridge networks.
@@ -91,6 +92,8 @@ pub enum BridgeError {
         source: io::Error,
     },
 }
+
+readable_debug!(BridgeError);
 
 #[cfg(feature = "bridge")]
 impl BridgeError {

@@ -38,6 +38,7 @@ pub use self::shared::{QUEUE_VARIABLE, QueueDir};
 use crate::model::size::Size;
 use crate::progress::{Progress, ProgressEvent};
 use crate::store::{Store, StoreError};
+use crate::util::readable::readable_debug;
 use crate::util::task::{ShuttingDown, blocking};
 
 /// Environment variable for the budget: a size, a share of the host in percent, or `unlimited`.
@@ -144,7 +145,8 @@ impl Budget {
     }
 }
 
-/// The directory of the memory queue for VMs of the state directory `home`. It is created if it is missing.
+/// The directory of the memory queue for VMs of the state directory `home`. Nothing is created: a missing one will
+/// belong to this user.
 ///
 /// ```no_run
 /// let home = fleetbox::store::Store::default_home()?;
@@ -191,7 +193,7 @@ impl std::str::FromStr for Budget {
 }
 
 /// Why a start gets no memory.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BudgetError {
     /// It would not fit if nothing else ran.
@@ -248,6 +250,8 @@ pub enum BudgetError {
         source: io::Error,
     },
 }
+
+readable_debug!(BudgetError);
 
 /// Waits until there is memory for all of `wants` at once. Hold the lease until the VMs are running; from then on their
 /// own locks and claims count.

@@ -22,6 +22,7 @@ use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, unlinkat};
 
 use super::BudgetError;
+use crate::util::fs::check_writable;
 
 /// Environment variable that names another directory for the queue.
 pub const QUEUE_VARIABLE: &str = "FLEETBOX_BUDGET_DIR";
@@ -109,10 +110,16 @@ pub struct QueueDir {
     pub owner: u32,
 }
 
-/// Opens the directory like a start, but without waiting for its lock.
+/// Looks at the directory, without creating it or waiting for its lock. A missing one will be this user's.
 pub(super) fn probe(path: PathBuf) -> Result<QueueDir, BudgetError> {
     let look = || -> io::Result<u32> {
-        let dir = open(&path)?;
+        let dir = match open_existing(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                check_writable(&path)?;
+                return Ok(geteuid().as_raw());
+            }
+            dir => dir?,
+        };
         let need = AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK;
         faccessat(&dir, ".", need, AtFlags::AT_EACCESS)?;
         Ok(dir.metadata()?.uid())
@@ -428,6 +435,17 @@ fn open(path: &Path) -> io::Result<File> {
         }
         Err(error) => return Err(error),
     };
+    let dir = open_existing(path)?;
+    let metadata = dir.metadata()?;
+    // That of the host is put right, too, if its maker was killed before it could be.
+    let ours = made || (path == Path::new(HOST) && metadata.uid() == geteuid().as_raw());
+    if ours && metadata.mode() & 0o7777 != DIR_MODE {
+        dir.set_permissions(Permissions::from_mode(DIR_MODE))?;
+    }
+    Ok(dir)
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let dir = openat(AT_FDCWD, path, flags, Mode::empty()).map_err(|error| match error {
         Errno::ENOTDIR | Errno::ELOOP => io::Error::new(
@@ -436,14 +454,7 @@ fn open(path: &Path) -> io::Result<File> {
         ),
         error => error.into(),
     })?;
-    let dir = File::from(dir);
-    let metadata = dir.metadata()?;
-    // That of the host is put right, too, if its maker was killed before it could be.
-    let ours = made || (path == Path::new(HOST) && metadata.uid() == geteuid().as_raw());
-    if ours && metadata.mode() & 0o7777 != DIR_MODE {
-        dir.set_permissions(Permissions::from_mode(DIR_MODE))?;
-    }
-    Ok(dir)
+    Ok(File::from(dir))
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> BudgetError {
