@@ -17,17 +17,18 @@ use crate::values::{Place, Signal, count, cpus, disk, image, memory, publish, re
 #[command(
     name = "fleetbox",
     version,
-    disable_help_subcommand = true,
     after_help = "Name a VM by NAME, or by CLUSTER/NAME if several clusters have a VM of that name.\n\n\
                   Exit status: 0 success, 1 failure, 2 invalid arguments. `ssh`, `exec` and `run` exit with \
-                  the status of the command in the guest, or with 255 if it could not be run."
+                  the status of the command in the guest, or with 255 if it could not be run. 141 means that the \
+                  reader of standard output was gone before everything was written."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
 
-    /// State directory [default: ~/.fleetbox]
-    #[arg(long, global = true, env = "FLEETBOX_HOME", value_name = "DIR")]
+    /// State directory [default: $FLEETBOX_HOME, or else ~/.fleetbox]
+    // Not `env`: an error's usage would show it as a part of the command line.
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
 
     /// Print only results and errors
@@ -357,8 +358,16 @@ pub(crate) struct Kill {
 pub(crate) struct Set {
     /// The VM
     pub(crate) name: Reference,
+    #[command(flatten)]
+    pub(crate) change: Change,
+}
+
+/// What `set` can change.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Change {
     /// Number of vCPUs
-    #[arg(long, value_parser = cpus, value_name = "N", required_unless_present = "memory")]
+    #[arg(long, value_parser = cpus, value_name = "N")]
     pub(crate) cpus: Option<u32>,
     /// Memory, such as 512M or 2G
     #[arg(long, value_parser = memory, value_name = "SIZE")]

@@ -7,6 +7,7 @@ use fleetbox::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::output::Context;
+use crate::stdout;
 use crate::terminal::RawMode;
 
 /// Ctrl-], as in telnet.
@@ -22,14 +23,12 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
         ));
     }
     let raw = RawMode::enter();
-    let ended = attach(
-        output,
-        input,
-        tokio::io::stdin(),
-        tokio::io::stdout(),
-        terminal,
-    )
-    .await;
+    let show = async |bytes: &[u8]| stdout::send(bytes.to_vec()).await;
+    let ended = tokio::select! {
+        biased;
+        ended = attach(output, input, tokio::io::stdin(), show, terminal) => ended,
+        () = stdout::closed() => Ok(()),
+    };
     drop(raw);
     if terminal {
         context.note("");
@@ -40,13 +39,13 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     })
 }
 
-/// Copies bytes until the VM stops, the reader is gone or, with `terminal`, Ctrl-] is typed.
+/// Copies bytes until the VM stops, `show` cannot show them or, with `terminal`, Ctrl-] is typed.
 /// Without a terminal it does not stop at the end of the input, because the output still matters.
 async fn attach(
     mut output: impl AsyncRead + Unpin,
     mut input: impl AsyncWrite + Unpin,
     mut keys: impl AsyncRead + Unpin,
-    mut screen: impl AsyncWrite + Unpin,
+    mut show: impl AsyncFnMut(&[u8]) -> bool,
     terminal: bool,
 ) -> io::Result<()> {
     let showing = async {
@@ -58,13 +57,8 @@ async fn attach(
             };
             let bytes = buffer.get(..n).unwrap_or_default();
             // Bytes are passed on unchanged: the terminal interprets them.
-            let shown = async {
-                screen.write_all(bytes).await?;
-                screen.flush().await
-            };
-            match shown.await {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                shown => shown?,
+            if !show(bytes).await {
+                return Ok(());
             }
         }
     };
@@ -103,9 +97,11 @@ mod tests {
         let (output, input) = tokio::io::split(console);
         let mut screen = Vec::new();
         let keys = &b"root\r\x1dnot this"[..];
-        attach(output, input, keys, &mut screen, true)
-            .await
-            .unwrap();
+        let show = async |bytes: &[u8]| {
+            screen.extend_from_slice(bytes);
+            true
+        };
+        attach(output, input, keys, show, true).await.unwrap();
         let mut arrived = [0; 5];
         guest.read_exact(&mut arrived).await.unwrap();
         assert_eq!(&arrived, b"root\r");
@@ -123,10 +119,11 @@ mod tests {
             assert_eq!(&typed, b"a\x1d");
             drop(guest);
         };
-        let (attached, ()) = tokio::join!(
-            attach(output, input, &b"a\x1d"[..], &mut screen, false),
-            ended
-        );
+        let show = async |bytes: &[u8]| {
+            screen.extend_from_slice(bytes);
+            true
+        };
+        let (attached, ()) = tokio::join!(attach(output, input, &b"a\x1d"[..], show, false), ended);
         attached.unwrap();
         assert_eq!(screen, b"login: \x1b[0m");
     }

@@ -15,7 +15,8 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
     let several = cp.sources.len() > 1;
     let mut total = CopySummary::default();
     for source in &cp.sources {
-        let display = Display::begin(context, &format!("copying {source} to {}", cp.destination));
+        // Shown with the first file: the copy may be refused before.
+        let display = Display::new(context, &format!("copying {source} to {}", cp.destination));
         let update = display.updater();
         let mut options = FileOptions::new().progress(move |progress| {
             update(format!("{} ({})", progress.path, size(progress.bytes)));
@@ -63,8 +64,8 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
         }))?;
     }
     context.tell(format_args!(
-        "{} files, {}",
-        total.files + total.links,
+        "{}, {}",
+        table::count(total.files + total.links, "file"),
         size(total.bytes)
     ));
     Ok(0)

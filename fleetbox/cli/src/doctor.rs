@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::exit::FAILURE;
 use crate::output::Context;
-use crate::table;
+use crate::{stdout, table};
 
 /// Free space below which there is a warning: space for an image and for what a guest writes at its
 /// first boot.
@@ -68,9 +68,15 @@ fn bad(
 
 pub(crate) async fn run(context: &Context) -> Result<u8> {
     let mut checks = vec![kvm(), memory(), budget(Budget::from_env()), descriptors()];
-    match context.store() {
+    let home = context.fleet().home().map_err(Error::from);
+    match home.and_then(|home| Ok(Store::inspect(home)?)) {
         Ok(store) => {
-            checks.push(good("state", store.home().display().to_string()));
+            let missing = match store.home().exists() {
+                true => "",
+                false => ", which the first VM creates",
+            };
+            let home = store.home().display();
+            checks.push(good("state", format!("{home}{missing}")));
             let found = budget::queue_dir(store.home());
             let found = found.map(|queue| (queue.path, queue.owner));
             checks.push(queue(found, geteuid().as_raw()));
@@ -104,9 +110,13 @@ pub(crate) async fn run(context: &Context) -> Result<u8> {
             if context.quiet && check.verdict == Verdict::Ok {
                 continue;
             }
-            context.say(format_args!("{verdict} {}: {}", check.name, check.found));
+            let mut text = format!("{verdict} {}: {}", check.name, check.found);
             if let Some(remedy) = &check.remedy {
-                context.say(format_args!("     {remedy}"));
+                text.push_str(&format!("\n     {remedy}"));
+            }
+            match stdout::width() {
+                Some(width) => context.say(table::wrap(&text, width, 5)),
+                None => context.say(text),
             }
         }
     }
@@ -239,7 +249,8 @@ fn descriptors() -> Check {
 }
 
 fn space(home: &Path) -> Option<Check> {
-    let space = statvfs(home).ok()?;
+    // Of the file system on which it will be, if it does not exist.
+    let space = home.ancestors().find_map(|dir| statvfs(dir).ok())?;
     let free = space
         .blocks_available()
         .saturating_mul(space.fragment_size());
@@ -282,7 +293,12 @@ fn images(store: &Store) -> Check {
 }
 
 async fn vms(store: &Store) -> Check {
-    match Fleet::at(store.home()).list().await {
+    // A look at a directory that does not exist would create it.
+    let listed = match store.vms() {
+        Ok(vms) if vms.is_empty() => Ok(Vec::new()),
+        _ => Fleet::at(store.home()).list().await,
+    };
+    match listed {
         Ok(vms) => {
             let running = vms.iter().filter(|vm| vm.state == VmState::Running).count();
             good("vms", format!("{} in total, {running} running", vms.len()))

@@ -1,6 +1,6 @@
 //! Completions and manual pages, generated from the description of the arguments.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 use clap::CommandFactory as _;
@@ -8,11 +8,13 @@ use clap_complete::Shell;
 use fleetbox::{Error, Result};
 
 use crate::args::Cli;
+use crate::stdout;
 
-pub(crate) fn completions(shell: Shell) -> Result<u8> {
+pub(crate) fn completions(shell: Shell) -> u8 {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "fleetbox", &mut text);
-    print(&text)
+    stdout::write(&text);
+    0
 }
 
 pub(crate) fn man(dir: Option<&Path>) -> Result<u8> {
@@ -26,18 +28,9 @@ pub(crate) fn man(dir: Option<&Path>) -> Result<u8> {
             clap_mangen::Man::new(Cli::command())
                 .render(&mut text)
                 .map_err(failed("write the manual page"))?;
-            print(&text)
+            stdout::write(&text);
+            Ok(0)
         }
-    }
-}
-
-fn print(text: &[u8]) -> Result<u8> {
-    match io::stdout().write_all(text) {
-        // The reader has seen enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(failed("write to standard output")(error))
-        }
-        _ => Ok(0),
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) async fn ports(context: &Context, name: &Reference) -> Result<u8> {
         })
         .collect();
     let head = ["PROTOCOL", "ADDRESS", "PORT", "PROCESS", "PID"];
-    context.say(table::render(head, &rows, false));
+    table::print(context, head, &rows);
     Ok(0)
 }
 
@@ -123,7 +123,7 @@ fn print_usage(context: &Context, usages: &[Usage]) {
         "DISK READ WRITE",
         "NET IN OUT",
     ];
-    context.say(table::render(head, &rows, false));
+    table::print(context, head, &rows);
 }
 
 fn share(used: u64, total: u64) -> String {

@@ -40,11 +40,7 @@ fn ls(context: &Context, images: &Images) -> Result<u8> {
             ]
         })
         .collect();
-    context.say(table::render(
-        ["ALIAS", "SNAPSHOT", "SIZE", "URL"],
-        &rows,
-        false,
-    ));
+    table::print(context, ["ALIAS", "SNAPSHOT", "SIZE", "URL"], &rows);
     Ok(0)
 }
 
@@ -152,6 +148,6 @@ async fn refresh(context: &Context, images: &Images, names: &[String]) -> Result
             },
         )
         .collect();
-    context.say(table::render(["ALIAS", "SNAPSHOT", "NEWEST"], &rows, false));
+    table::print(context, ["ALIAS", "SNAPSHOT", "NEWEST"], &rows);
     Ok(status)
 }

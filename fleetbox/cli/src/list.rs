@@ -3,7 +3,7 @@
 use fleetbox::Result;
 use fleetbox::store::now;
 
-use crate::output::{Context, colours};
+use crate::output::Context;
 use crate::{select, table};
 
 pub(crate) async fn run(context: &Context) -> Result<u8> {
@@ -31,6 +31,6 @@ pub(crate) async fn run(context: &Context) -> Result<u8> {
     let head = [
         "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "IP", "AGE",
     ];
-    context.say(table::render(head, &rows, colours()));
+    table::print(context, head, &rows);
     Ok(0)
 }

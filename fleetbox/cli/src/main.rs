@@ -27,6 +27,7 @@ mod set;
 mod show;
 mod ssh;
 mod ssh_config;
+mod stdout;
 mod sudo;
 mod table;
 mod terminal;
@@ -34,22 +35,44 @@ mod up;
 mod values;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use fleetbox::Result;
+use fleetbox::store::HOME_VARIABLE;
 
 use crate::args::{Cli, Command};
 use crate::exit::{FAILURE, GUEST_FAILURE};
-use crate::output::{Context, complain};
+use crate::output::{Context, complain, conclude};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help, or the version: results as those of other commands.
+        Err(error) if !error.use_stderr() => {
+            let text = error.render();
+            if stdout::colours() {
+                stdout::write(text.ansi().to_string().as_bytes());
+            } else {
+                stdout::write(text.to_string().as_bytes());
+            }
+            return ExitCode::from(conclude(0, FAILURE));
+        }
+        Err(error) => error.exit(),
+    };
     log();
     let failure = if cli.command.passes_status() {
         GUEST_FAILURE
     } else {
         FAILURE
+    };
+    let home = std::env::var_os(HOME_VARIABLE).filter(|home| !home.is_empty());
+    let home = cli.home.or(home.map(PathBuf::from));
+    let context = Context {
+        home,
+        quiet: cli.quiet,
+        json: cli.json,
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -61,24 +84,18 @@ fn main() -> ExitCode {
             return ExitCode::from(failure);
         }
     };
-    let home = cli.home.clone();
-    let status = runtime.block_on(run(cli)).unwrap_or_else(|error| {
-        sudo::complain(home.as_deref(), &error);
+    let ran = runtime.block_on(run(&context, cli.command));
+    let status = ran.unwrap_or_else(|error| {
+        sudo::complain(context.home(), &error);
         failure
     });
     // A thread may still wait for standard input, which is not needed any more.
     runtime.shutdown_background();
-    ExitCode::from(status)
+    ExitCode::from(conclude(status, failure))
 }
 
-async fn run(cli: Cli) -> Result<u8> {
-    let context = Context {
-        home: cli.home,
-        quiet: cli.quiet,
-        json: cli.json,
-    };
-    let context = &context;
-    match cli.command {
+async fn run(context: &Context, command: Command) -> Result<u8> {
+    match command {
         Command::Up(up) => up::run(context, up).await,
         Command::Ssh(ssh) => ssh::run(context, ssh).await,
         Command::Exec(exec) => workspace::exec(context, exec).await,
@@ -103,7 +120,7 @@ async fn run(cli: Cli) -> Result<u8> {
         Command::SshConfig(options) => ssh_config::run(context, options).await,
         Command::Images(command) => images::run(context, command).await,
         Command::Doctor => doctor::run(context).await,
-        Command::Completions { shell } => generate::completions(shell),
+        Command::Completions { shell } => Ok(generate::completions(shell)),
         Command::Man { dir } => generate::man(dir.as_deref()),
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");
@@ -121,7 +138,7 @@ fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FLEETBOX_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("error"));
     tracing_subscriber::fmt()
-        .with_ansi(output::colours_on(&std::io::stderr()))
+        .with_ansi(stdout::colours_on(&std::io::stderr()))
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();

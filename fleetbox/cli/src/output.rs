@@ -1,11 +1,14 @@
 //! Results go to standard output, everything else to standard error.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use fleetbox::store::Store;
 use fleetbox::{Error, Fleet, Result};
+
+use crate::exit::PIPE;
+use crate::stdout::{self, Stream};
 
 /// The options of all commands.
 pub(crate) struct Context {
@@ -36,10 +39,9 @@ impl Context {
         })
     }
 
-    /// Prints a result.
+    /// Prints a result. An error is told at the end, by [`conclude`].
     pub(crate) fn say(&self, line: impl Display) {
-        // A reader that is gone is not an error.
-        let _ = writeln!(std::io::stdout(), "{line}");
+        stdout::write(format!("{line}\n").as_bytes());
     }
 
     /// Prints what was done on standard output; not with `--quiet` or with `--json`.
@@ -79,13 +81,20 @@ pub(crate) fn complain(error: impl Display) {
     let _ = writeln!(std::io::stderr(), "fleetbox: {error}");
 }
 
-/// True if standard output may have colours.
-pub(crate) fn colours() -> bool {
-    colours_on(&std::io::stdout())
-}
-
-/// True if a stream may have colours: it is a terminal, and `NO_COLOR` is not set
-/// (<https://no-color.org>).
-pub(crate) fn colours_on(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+/// The exit status of a command that ended with `status`. If its output could not be written, that is reported, and
+/// the status is `failure`; or [`PIPE`] without a word if the reader was gone.
+pub(crate) fn conclude(status: u8, failure: u8) -> u8 {
+    let Some(lost) = stdout::failure() else {
+        return status;
+    };
+    if lost.is_quiet() {
+        return PIPE;
+    }
+    let stream = match lost.stream {
+        Stream::Output => "standard output",
+        Stream::Errors => "standard error",
+    };
+    let error = std::io::Error::from(lost.error);
+    complain(format_args!("cannot write to {stream}: {error}"));
+    failure
 }

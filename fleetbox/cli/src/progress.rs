@@ -45,15 +45,19 @@ impl Display {
         display
     }
 
-    /// Returns what changes the text of the redrawn line; without a terminal it does nothing.
+    /// Returns what changes the text of the redrawn line; without a terminal it shows once what is done.
     pub(crate) fn updater(&self) -> impl Fn(String) + Send + Sync + 'static {
-        let line = match &self.0 {
-            Mode::Line(line) => Some(Arc::clone(line)),
-            Mode::Silent | Mode::Plain(_) => None,
+        let (line, plain) = match &self.0 {
+            Mode::Line(line) => (Some(Arc::clone(line)), None),
+            Mode::Plain(plain) => (None, Some(Arc::clone(plain))),
+            Mode::Silent => (None, None),
         };
         move |text| {
             if let Some(line) = &line {
                 line.bar.set_message(text);
+            }
+            if let Some(plain) = &plain {
+                plain.print(plain.what.clone());
             }
         }
     }

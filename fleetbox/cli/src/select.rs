@@ -9,16 +9,7 @@ use crate::output::{Context, complain};
 
 /// The VM with that name, or `CLUSTER/NAME`, as `ls` lists it.
 pub(crate) async fn info(context: &Context, name: &Reference) -> Result<VmInfo> {
-    let vm = context.fleet().find(name.as_str()).await?;
-    context
-        .fleet()
-        .list()
-        .await?
-        .into_iter()
-        .find(|info| info.name == vm.name().as_str() && info.cluster == vm.cluster().as_str())
-        .ok_or_else(|| Error::NoVm {
-            name: vm.name().clone(),
-        })
+    context.fleet().info(name.as_str()).await
 }
 
 /// The unambiguous name of a listed VM.

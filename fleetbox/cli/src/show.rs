@@ -10,7 +10,7 @@ use fleetbox::{ExtraDisk, PublishedPort, Result, VmInfo, VmState};
 use serde::Serialize;
 
 use crate::output::Context;
-use crate::{disk, select, table};
+use crate::{disk, select, stdout, table};
 
 /// Width of the labels.
 const LABEL: usize = 14;
@@ -89,7 +89,11 @@ pub(crate) async fn run(context: &Context, name: &Reference) -> Result<u8> {
     if context.json {
         context.say_json(&details)?;
     } else {
-        context.say(details.text());
+        let text = details.text();
+        match stdout::width() {
+            Some(width) => context.say(table::wrap(&text, width, LABEL)),
+            None => context.say(text),
+        }
     }
     if let Some(error) = unknown {
         context.note(format_args!("cannot list its published ports: {error}"));

@@ -9,7 +9,17 @@ use crate::output::Context;
 pub(crate) async fn run(context: &Context, options: args::SshConfig) -> Result<u8> {
     let config = config(context)?;
     if !options.install && !options.uninstall {
-        context.say(config.text()?.trim_end());
+        let text = config.text()?;
+        if text.is_empty() {
+            context
+                .note("there is no VM yet; `fleetbox ssh-config --install` includes those to come");
+        } else {
+            // The file that it is appended to may end within a line.
+            context.say(format_args!(
+                "\n# VMs of fleetbox. `fleetbox ssh-config --install` keeps such a list up to date.\n{}",
+                text.trim_end()
+            ));
+        }
         return Ok(0);
     }
     let file = match options.file {

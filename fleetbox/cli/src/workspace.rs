@@ -1,6 +1,5 @@
 //! Work trees in VMs: `exec`, `ship` and `pull-diff`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use fleetbox::guest::quote;
@@ -11,7 +10,7 @@ use fleetbox::{Error, Result};
 use crate::args::{Exec, Ship, Shipment};
 use crate::output::Context;
 use crate::progress::Display;
-use crate::{outcome, ssh};
+use crate::{outcome, ssh, stdout, table};
 
 /// The command for the guest's shell; `None` logs in.
 pub(crate) fn command(workspace: Option<&Workspace>, words: &[String]) -> Option<String> {
@@ -49,8 +48,8 @@ pub(crate) async fn list(context: &Context, tree: &Tree, options: &ShipOptions) 
         context.say(file.display());
     }
     context.note(format_args!(
-        "{} files of {} would be copied",
-        files.len(),
+        "{} of {} would be copied",
+        table::count(files.len() as u64, "file"),
         tree.root().display()
     ));
     Ok(0)
@@ -143,18 +142,16 @@ pub(crate) async fn pull_diff(
             workspace.host.display()
         ));
     }
-    let written = match &output {
-        Some(path) => std::fs::write(path, &patch),
-        None => std::io::stdout().write_all(&patch),
-    };
-    match written {
-        // The reader has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
-        written => written.map(|()| 0).map_err(|source| Error::Io {
+    match &output {
+        Some(path) => std::fs::write(path, &patch).map_err(|source| Error::Io {
             action: "write the patch",
             source,
-        }),
+        })?,
+        None => {
+            stdout::send(patch).await;
+        }
     }
+    Ok(0)
 }
 
 fn no_workspace(name: &Reference) -> Error {

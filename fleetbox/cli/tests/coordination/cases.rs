@@ -15,26 +15,33 @@ const RUNS: &str = r#"{"Run": {"console": "login: "}}"#;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A state directory, an image, and VMs whose names no other test has.
-struct Host {
-    dir: tempfile::TempDir,
-    stem: String,
+pub(crate) struct Host {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) stem: String,
+    /// Name of the state directory.
+    state: String,
 }
 
 impl Host {
-    fn new(stem: &str) -> Self {
+    pub(crate) fn new(stem: &str) -> Self {
+        Self::with_state(stem, "state")
+    }
+
+    pub(crate) fn with_state(stem: &str, state: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
         Self {
             dir,
             stem: format!("{stem}{}", std::process::id()),
+            state: state.to_owned(),
         }
     }
 
-    fn home(&self) -> PathBuf {
-        self.dir.path().join("state")
+    pub(crate) fn home(&self) -> PathBuf {
+        self.dir.path().join(&self.state)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fleetbox"));
         command
             .args(arguments)
@@ -50,7 +57,7 @@ impl Host {
         command
     }
 
-    fn up(&self) -> Command {
+    pub(crate) fn up(&self) -> Command {
         let image = self.dir.path().join("disk.raw");
         self.command(&[
             "up",
@@ -62,7 +69,7 @@ impl Host {
         ])
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
@@ -125,12 +132,12 @@ impl Drop for Host {
 }
 
 #[track_caller]
-fn succeeded(output: Output) -> Output {
+pub(crate) fn succeeded(output: Output) -> Output {
     assert!(output.status.success(), "{}", said(&output));
     output
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     format!(
         "{:?} {} {}",
         output.status,
@@ -140,7 +147,7 @@ fn said(output: &Output) -> String {
 }
 
 #[track_caller]
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");

@@ -5,6 +5,12 @@
 
 #[cfg(fleetbox_fake)]
 mod cases;
+#[cfg(fleetbox_fake)]
+mod guest;
+#[cfg(fleetbox_fake)]
+mod openssh;
+#[cfg(fleetbox_fake)]
+mod outputs;
 
 /// Where the compiler is wrapped to give the flag, as that command does, the cases must be there.
 #[cfg(not(fleetbox_fake))]

@@ -5,6 +5,46 @@ use std::fs;
 use crate::host::Host;
 
 #[test]
+fn doctor_creates_nothing() {
+    let host = Host::new();
+    let queue = host.dir.path().join("queue/below");
+    let state = host.dir.path().join("above/state");
+    let output = host
+        .command(&["doctor"])
+        .env("FLEETBOX_HOME", &state)
+        .env("FLEETBOX_BUDGET_DIR", &queue)
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let expected = format!(
+        "ok   state: {}, which the first VM creates\n",
+        state.display()
+    );
+    assert!(text.contains(&expected), "{text}");
+    for check in [
+        "ok   queue: ",
+        "ok   vms: 0 in total, 0 running\n",
+        " space: ",
+        "ok   images: ",
+    ] {
+        assert!(text.contains(check), "{check}: {text}");
+    }
+    let left = fs::read_dir(host.dir.path()).expect("a directory").count();
+    assert_eq!(left, 0);
+    // One that exists is not changed, either.
+    fs::create_dir_all(&state).expect("a directory");
+    let output = host
+        .command(&["doctor"])
+        .env("FLEETBOX_HOME", &state)
+        .output();
+    let output = output.expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let expected = format!("ok   state: {}\n", state.display());
+    assert!(text.contains(&expected), "{text}");
+    assert_eq!(fs::read_dir(&state).expect("a directory").count(), 0);
+}
+
+#[test]
 fn doctor_names_each_precondition() {
     let host = Host::new();
     let output = host.run(&["doctor", "--json"]);

@@ -47,6 +47,27 @@ impl Host {
         command
     }
 
+    /// What the command prints on a terminal with so many columns.
+    pub(crate) fn on_terminal(&self, columns: u16, args: &[&str]) -> String {
+        let size = nix::pty::Winsize {
+            ws_row: 24,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pair = nix::pty::openpty(&size, None).expect("a terminal");
+        let mut command = self.command(args);
+        command.stderr(std::process::Stdio::null());
+        let mut child = command.stdout(pair.slave).spawn().expect("it starts");
+        // Else this process has the other end of the terminal, too, and there is no end to read.
+        drop(command);
+        let mut text = Vec::new();
+        // Reading a terminal ends with an error.
+        let _ = std::io::Read::read_to_end(&mut fs::File::from(pair.master), &mut text);
+        child.wait().expect("its end");
+        String::from_utf8(text).expect("text").replace("\r\n", "\n")
+    }
+
     pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("the command starts")
     }

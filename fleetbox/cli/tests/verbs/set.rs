@@ -11,7 +11,7 @@ fn a_stopped_vm_is_changed_and_a_running_one_is_not() {
     let host = Host::new();
     host.vm("web", "web", Path::new("/none"));
     let text = host.ends(0, &["set", "web", "--cpus", "1", "--memory", "512M"]);
-    assert!(text.contains("1 vCPUs and 512M"), "{text}");
+    assert!(text.contains("1 vCPU and 512M"), "{text}");
     assert_eq!(host.ends(0, &["set", "web", "--cpus", "2", "-q"]), "");
     let changed: serde_json::Value =
         serde_json::from_str(&host.ends(0, &["set", "web", "--cpus", "2", "--json"]))

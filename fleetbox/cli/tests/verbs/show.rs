@@ -34,6 +34,28 @@ fn vms_are_listed_and_shown() {
 }
 
 #[test]
+fn one_vm_is_shown_without_a_look_at_the_others() {
+    let host = Host::new();
+    for vm in ["web", "node-1", "node-2"] {
+        let cluster = vm.split('-').next().expect("a name");
+        host.vm(cluster, vm, Path::new("/images/tiny.raw"));
+    }
+    // Reading them fails.
+    for vm in ["node/node-1", "node/node-2"] {
+        fs::write(host.state().join("clusters").join(vm).join("vm.json"), "{").expect("a record");
+    }
+    for args in [
+        &["show", "web"][..],
+        &["show", "web/web"],
+        &["set", "web", "--cpus", "1", "--json"],
+    ] {
+        assert!(host.ends(0, args).contains("web"), "{args:?}");
+    }
+    host.ends(1, &["ls"]);
+    host.ends(1, &["show", "node-1"]);
+}
+
+#[test]
 fn what_a_vm_has_and_why_it_failed_is_shown() {
     let host = Host::new();
     host.vm("web", "web", Path::new("/images/tiny.raw"));
