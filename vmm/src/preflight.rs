@@ -161,38 +161,39 @@ impl fmt::Display for Probe {
 /// Examines the host. This takes well under a millisecond.
 pub fn probe() -> Probe {
     match open_kvm() {
-        Ok((_, true)) => Probe::Hardware,
-        Ok((_, false)) => Probe::Software {
+        Ok(_) if has_hardware() => Probe::Hardware,
+        Ok(_) => Probe::Software {
             module: loaded_backend(Path::new("/sys/module")),
         },
         Err(refusal) => refusal,
     }
 }
 
-/// Opens /dev/kvm, and returns whether it uses hardware.
+/// True if the CPU has virtualisation extensions that this kernel may use.
+pub(crate) fn has_hardware() -> bool {
+    // Only as much as is needed: with many CPUs the whole takes milliseconds.
+    fs::File::open("/proc/cpuinfo").is_ok_and(|f| cpu_can_virtualise(BufReader::new(f)))
+}
+
+/// Opens /dev/kvm.
 ///
 /// # Errors
 /// The result of [`probe`] for a host where it cannot be opened.
-pub(crate) fn open_kvm() -> Result<(fs::File, bool), Probe> {
+pub(crate) fn open_kvm() -> Result<fs::File, Probe> {
     let device = Path::new("/dev/kvm");
-    // Only as much as is needed: with many CPUs the whole takes milliseconds.
-    let capable =
-        || fs::File::open("/proc/cpuinfo").is_ok_and(|f| cpu_can_virtualise(BufReader::new(f)));
-    match fs::OpenOptions::new().read(true).write(true).open(device) {
-        Ok(file) => Ok((file, capable())),
-        Err(e) => Err(match e.kind() {
-            io::ErrorKind::NotFound => Probe::Missing {
-                cpu_capable: capable(),
-            },
-            io::ErrorKind::PermissionDenied => denied(device),
-            _ if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Probe::Missing {
-                cpu_capable: capable(),
-            },
-            _ => Probe::Broken {
-                error: e.to_string(),
-            },
-        }),
-    }
+    let opened = fs::OpenOptions::new().read(true).write(true).open(device);
+    opened.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Probe::Missing {
+            cpu_capable: has_hardware(),
+        },
+        io::ErrorKind::PermissionDenied => denied(device),
+        _ if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Probe::Missing {
+            cpu_capable: has_hardware(),
+        },
+        _ => Probe::Broken {
+            error: e.to_string(),
+        },
+    })
 }
 
 fn denied(device: &Path) -> Probe {

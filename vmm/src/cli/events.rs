@@ -19,7 +19,7 @@ struct Line {
 
 /// A file for events. If it is a pipe whose reader stops reading, complete lines are lost.
 pub(super) fn file(path: &Path) -> io::Result<BoundedWriter> {
-    BoundedWriter::start(File::create(path)?, |_| String::new())
+    Ok(BoundedWriter::start(File::create(path)?, |_| String::new()))
 }
 
 /// A function that writes each event as one line.

@@ -49,7 +49,7 @@ fn run_guest(options: Box<RunOptions>, start: Instant) -> ExitCode {
         // reading, nothing waits for it.
         Ok((
             terminations,
-            BoundedWriter::start(io::stderr(), |_| String::new())?,
+            BoundedWriter::start(io::stderr(), |_| String::new()),
         ))
     });
     let (terminations, stderr) = match begun {

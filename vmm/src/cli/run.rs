@@ -64,7 +64,7 @@ pub(super) fn run(
     // Should its reader stop reading, the guest and its end do not wait for it.
     let console = BoundedWriter::start(sink, |lost| {
         format!("\r\n[{lost} bytes of console output lost]\r\n")
-    })?;
+    });
     let ended = Event::new()?;
     let end = SignalOnDrop(ended.clone());
     let events_file = match &options.events {

@@ -262,7 +262,7 @@ impl Life {
     /// Builds a board and runs it.
     fn boot(&mut self) -> Result<Board, Error> {
         self.console.begin_boot();
-        let payload = payload::read(&self.config, self.hypervisor.capabilities().hardware)?;
+        let payload = payload::read(&self.config, || self.hypervisor.capabilities().hardware)?;
         self.emit(Event::Booting {
             boot: self.boot,
             source: payload.source.clone(),

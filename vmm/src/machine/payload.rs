@@ -52,14 +52,17 @@ impl Part {
 
 /// Finds what to boot. `stock_kernels` says whether the host can run a distribution's kernel. If
 /// not, an image or a bzImage is refused here, before anything is loaded.
-pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payload, Error> {
+pub(super) fn read(
+    config: &MachineConfig,
+    stock_kernels: impl Fn() -> bool,
+) -> Result<Payload, Error> {
     let refuse = |what: String| Error::Host {
         what,
         reason: crate::preflight::probe().to_string(),
     };
     match &config.boot {
         BootSource::Auto => {
-            if !stock_kernels {
+            if !stock_kernels() {
                 return Err(refuse("a disk image's kernel".into()));
             }
             let disk = config
@@ -83,7 +86,7 @@ pub(super) fn read(config: &MachineConfig, stock_kernels: bool) -> Result<Payloa
         } => {
             let source = kernel.display().to_string();
             let kernel = Part::open(kernel)?;
-            if !stock_kernels && bzimage::is_bzimage(&kernel.source()) {
+            if bzimage::is_bzimage(&kernel.source()) && !stock_kernels() {
                 return Err(refuse(format!("{source}, a bzImage,")));
             }
             Ok(Payload {

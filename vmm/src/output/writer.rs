@@ -1,8 +1,12 @@
 //! A writer for a sink that may be slow.
 
+use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::backlog::Backlog;
 use crate::sync::lock;
@@ -11,6 +15,8 @@ use crate::sync::lock;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Maximum bytes written at once: a pipe accepts this many completely or not at all.
 const CHUNK: usize = 4096;
+/// So many writes go to the sink directly, as long as it takes them at once. Whoever writes more gets a thread.
+const DIRECT_WRITES: u32 = 64;
 /// How long to wait before trying again to write to a sink that is full.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -43,7 +49,8 @@ struct Shared {
     note: Note,
 }
 
-/// A writer for a sink that may block. A thread passes the output on.
+/// A writer for a sink that may block. A thread passes the output on, once there is more of it than a few short writes or
+/// the sink does not take them at once.
 ///
 /// While the sink accepts bytes, none is lost, because a full [`Backlog`] makes writers wait. If the sink accepts
 /// nothing for a second, writers stop waiting for it. Once it accepts bytes again, it gets a note about lost bytes and
@@ -59,7 +66,7 @@ struct Shared {
 /// # use std::{error::Error, io, sync::Arc};
 /// # fn example(hypervisor: Arc<dyn fleetbox_vmm::hypervisor::Hypervisor>) -> Result<(), Box<dyn Error>> {
 ///
-/// let console = BoundedWriter::start(io::stdout(), |lost| format!("[{lost} bytes lost]\n"))?;
+/// let console = BoundedWriter::start(io::stdout(), |lost| format!("[{lost} bytes lost]\n"));
 /// let config = MachineConfig {
 ///     serial: Some(Box::new(console.clone())),
 ///     ..MachineConfig::default()
@@ -72,39 +79,42 @@ struct Shared {
 pub struct BoundedWriter(Arc<Front>);
 
 impl BoundedWriter {
-    /// Starts the thread. `note` makes the text that replaces this many lost bytes; it may be empty.
-    ///
-    /// # Errors
-    /// The host is out of threads.
-    pub fn start(sink: impl Write + Send + 'static, note: fn(u64) -> String) -> io::Result<Self> {
+    /// A writer for `sink`. `note` makes the text that replaces this many lost bytes; it may be empty.
+    pub fn start(sink: impl Write + AsFd + Send + 'static, note: fn(u64) -> String) -> Self {
         Self::with_patience(sink, note, PATIENCE)
     }
 
     fn with_patience(
-        sink: impl Write + Send + 'static,
+        sink: impl Write + AsFd + Send + 'static,
         note: Note,
         patience: Duration,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
             patience,
             note,
         });
-        let thread = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("output".to_owned())
-            .spawn(move || thread.pass_on(sink))?;
-        Ok(Self(Arc::new(Front(shared))))
+        let direct = Direct {
+            sink: Box::new(sink),
+            left: DIRECT_WRITES,
+        };
+        Self(Arc::new(Front {
+            shared,
+            direct: Mutex::new(Some(direct)),
+        }))
     }
 
     /// Waits until the sink has everything, or has accepted nothing for a second. Returns how many bytes it had not
     /// accepted by then. Later writes are lost, too. The error of a failed sink was already returned to the writers,
     /// and is ignored here.
     pub fn finish(&self) -> u64 {
-        let shared = &*self.0.0;
+        let shared = &*self.0.shared;
+        // Without a thread, the sink has everything.
+        let without_thread = lock(&self.0.direct).take().is_some();
         let mut state = shared.lock();
         state.finished = true;
+        state.over |= without_thread;
         shared.changed.notify_all();
         let mut waits = true;
         while waits && !state.over {
@@ -127,7 +137,12 @@ impl Write for BoundedWriter {
 
 impl Write for &BoundedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let shared = &*self.0.0;
+        let shared = &*self.0.shared;
+        let taken = self.0.write_directly(bytes)?;
+        if taken > 0 {
+            // The caller comes back with the rest, for which there is a thread now.
+            return Ok(taken);
+        }
         // No more than can be kept; the caller comes back with the rest.
         let bytes = bytes.get(..Backlog::CAPACITY).unwrap_or(bytes);
         let mut state = shared.lock();
@@ -159,12 +174,100 @@ impl Write for &BoundedWriter {
 
 /// The writers' side. When it is dropped, no more output comes.
 #[derive(Debug)]
-struct Front(Arc<Shared>);
+struct Front {
+    shared: Arc<Shared>,
+    /// The sink, until there is a thread that has it.
+    direct: Mutex<Option<Direct>>,
+}
+
+impl Front {
+    /// Writes to the sink itself, if there is no thread yet. Returns how much it has taken. If that is not everything,
+    /// there is a thread from then on.
+    fn write_directly(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut direct = lock(&self.direct);
+        let Some(front) = &mut *direct else {
+            return Ok(0);
+        };
+        let result = front.write(bytes);
+        if matches!(&result, Ok(taken) if *taken == bytes.len()) {
+            return result;
+        }
+        let Some(Direct { sink, .. }) = direct.take() else {
+            return result;
+        };
+        if let Err(error) = &result {
+            let mut state = self.shared.lock();
+            state.failed = Some(error.kind());
+            state.over = true;
+            return result;
+        }
+        let thread = Arc::clone(&self.shared);
+        let started = std::thread::Builder::new()
+            .name("output".to_owned())
+            .spawn(move || thread.pass_on(sink));
+        if let Err(error) = started {
+            let mut state = self.shared.lock();
+            state.failed = Some(error.kind());
+            state.over = true;
+            return Err(error);
+        }
+        result
+    }
+}
 
 impl Drop for Front {
     fn drop(&mut self) {
-        self.0.lock().finished = true;
-        self.0.changed.notify_all();
+        self.shared.lock().finished = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+/// A sink whose readiness can be asked for.
+trait Sink: Write + AsFd + Send {}
+
+impl<T: Write + AsFd + Send> Sink for T {}
+
+/// A sink without a thread.
+struct Direct {
+    sink: Box<dyn Sink>,
+    /// How many writes may still go to it.
+    left: u32,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direct")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Direct {
+    /// Writes as much as the sink takes without waiting, which is nothing if it is not certain.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.left == 0 || bytes.len() > CHUNK {
+            return Ok(0);
+        }
+        self.left -= 1;
+        let mut fds = [PollFd::new(self.sink.as_fd(), PollFlags::POLLOUT)];
+        if !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..)) {
+            return Ok(0);
+        }
+        match self.sink.write(bytes) {
+            Ok(taken) => {
+                self.sink.flush()?;
+                Ok(taken)
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -276,7 +379,7 @@ mod tests {
         let (sink, reader) = UnixStream::pair().unwrap();
         let limit = Some(Duration::from_secs(30));
         reader.set_read_timeout(limit).unwrap();
-        let writer = BoundedWriter::with_patience(sink, note, patience).unwrap();
+        let writer = BoundedWriter::with_patience(sink, note, patience);
         (writer, reader)
     }
 
@@ -290,6 +393,42 @@ mod tests {
             lines.extend(format!("{number:07}\n").bytes());
         }
         lines
+    }
+
+    #[test]
+    fn a_few_short_writes_need_no_thread() {
+        let (mut writer, mut reader) = pair(SHORT);
+        let has_thread = |writer: &BoundedWriter| lock(&writer.0.direct).is_none();
+        let mut buffer = [0; 16];
+        for _ in 0..DIRECT_WRITES {
+            writer.write_all(b"line\n").unwrap();
+            assert!(!has_thread(&writer));
+            assert_eq!(reader.read(&mut buffer).unwrap(), 5);
+        }
+        writer.write_all(b"more\n").unwrap();
+        assert!(has_thread(&writer));
+        reader.read_exact(&mut buffer[..5]).unwrap();
+        assert_eq!(&buffer[..5], b"more\n");
+        assert_eq!(writer.finish(), 0);
+        // What is written after the end is lost, with a thread or without.
+        let (mut writer, _reader) = pair(SHORT);
+        assert_eq!(writer.finish(), 0);
+        writer.write_all(b"late").unwrap();
+        assert_eq!(writer.finish(), 4);
+    }
+
+    #[test]
+    fn short_writes_to_a_full_sink_get_a_thread_and_arrive_in_order() {
+        let (mut writer, mut reader) = pair(Duration::from_secs(30));
+        let sent = lines(40 * CHUNK);
+        // More than a socket holds, in pieces that are written directly as long as they fit.
+        for part in sent.chunks(CHUNK - 1) {
+            writer.write_all(part).unwrap();
+        }
+        let mut received = vec![0; sent.len()];
+        reader.read_exact(&mut received).unwrap();
+        assert!(received == sent);
+        assert_eq!(writer.finish(), 0);
     }
 
     #[test]
@@ -328,7 +467,7 @@ mod tests {
         let took = start.elapsed();
         assert!(took >= SHORT && took < Duration::from_secs(10), "{took:?}");
         assert!(lost > 6 << 20 && lost < 8 << 20, "{lost}");
-        assert!(writer.0.0.lock().backlog.len() <= Backlog::CAPACITY);
+        assert!(writer.0.shared.lock().backlog.len() <= Backlog::CAPACITY);
         assert_eq!(writer.write(b"late").unwrap(), 4);
         assert_eq!(writer.finish(), lost + 4);
     }
@@ -380,7 +519,7 @@ mod tests {
     fn a_sink_that_cannot_take_bytes_now_gets_them_later() {
         let (sink, mut reader) = UnixStream::pair().unwrap();
         sink.set_nonblocking(true).unwrap();
-        let mut writer = BoundedWriter::with_patience(sink, note, Duration::from_secs(30)).unwrap();
+        let mut writer = BoundedWriter::with_patience(sink, note, Duration::from_secs(30));
         let sent = lines(Backlog::CAPACITY);
         writer.write_all(&sent).unwrap();
         // The sink is full by now, or will be.

@@ -10,7 +10,7 @@ mod vcpu;
 
 use std::ops::Range;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use fleetbox_arch::x86_64::{cpuid, layout};
 use fleetbox_devices::event::{Event, IoEvents, IoTrigger};
@@ -43,7 +43,10 @@ const HUGE_PAGE: u64 = fleetbox_arch::ALIGNMENT as u64;
 /// ```
 pub struct KvmHypervisor {
     host: Arc<Host>,
-    capabilities: Capabilities,
+    max_vcpus: u32,
+    tsc_deadline: bool,
+    /// Asked of the host when somebody wants to know: it takes a file to read, and not every guest needs it.
+    hardware: OnceLock<bool>,
 }
 
 /// The state of the host's KVM that VMs share.
@@ -77,7 +80,7 @@ impl KvmHypervisor {
     /// [`Error::Unavailable`] with the remedy if KVM is missing or cannot be opened,
     /// [`Error::Lacks`] if it is too old.
     pub fn open() -> Result<Self> {
-        let (file, hardware) =
+        let file =
             preflight::open_kvm().map_err(|refusal| Error::Unavailable(refusal.to_string()))?;
         // SAFETY: the descriptor is one of /dev/kvm, opened just now and given away here.
         let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
@@ -98,22 +101,25 @@ impl KvmHypervisor {
                 });
             }
         }
-        let capabilities = Capabilities {
+        Ok(Self {
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-            hardware,
-        };
-        let host = Arc::new(Host {
-            kvm,
-            supported: Mutex::default(),
-        });
-        Ok(Self { host, capabilities })
+            hardware: OnceLock::new(),
+            host: Arc::new(Host {
+                kvm,
+                supported: Mutex::default(),
+            }),
+        })
     }
 }
 
 impl Hypervisor for KvmHypervisor {
     fn capabilities(&self) -> Capabilities {
-        self.capabilities.clone()
+        Capabilities {
+            max_vcpus: self.max_vcpus,
+            tsc_deadline: self.tsc_deadline,
+            hardware: *self.hardware.get_or_init(preflight::has_hardware),
+        }
     }
 
     fn prepare(&self) {
@@ -122,12 +128,12 @@ impl Hypervisor for KvmHypervisor {
     }
 
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>> {
-        if u32::from(spec.vcpus) > self.capabilities.max_vcpus {
+        if u32::from(spec.vcpus) > self.max_vcpus {
             return Err(Error::Lacks {
                 backend: NAME,
                 what: format!(
                     "room for {} vCPUs (its limit is {})",
-                    spec.vcpus, self.capabilities.max_vcpus
+                    spec.vcpus, self.max_vcpus
                 ),
                 remedy: "ask for fewer",
             });
@@ -147,7 +153,7 @@ impl Hypervisor for KvmHypervisor {
             interrupts: Arc::new(Interrupts::new(guest.clone())),
             guest,
             host: self.host.clone(),
-            tsc_deadline: self.capabilities.tsc_deadline,
+            tsc_deadline: self.tsc_deadline,
             vcpus: spec.vcpus,
         }))
     }
