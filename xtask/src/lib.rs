@@ -11,6 +11,7 @@ pub mod cpio;
 pub mod debian;
 pub mod demo;
 pub mod deps;
+pub mod dist;
 pub mod emulate;
 pub mod error;
 pub mod fuzz;

@@ -73,6 +73,8 @@ enum Task {
         #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..))]
         seconds: u32,
     },
+    /// Build the programs `fleetbox` and `fleetbox-vmm` as they are handed out: optimised, stripped, quick to start.
+    Dist,
     /// Run a command in an emulated host that has KVM.
     Emulate(EmulateArgs),
 }
@@ -201,6 +203,12 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Fuzz { target, seconds } => {
             xtask::fuzz::run(target.as_deref(), seconds)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Dist => {
+            for program in xtask::dist::run()? {
+                println!("{}", program.display());
+            }
             Ok(ExitCode::SUCCESS)
         }
         Task::Emulate(args) => emulate(args),
