@@ -198,14 +198,23 @@ pub(crate) fn open_kvm() -> Result<fs::File, Probe> {
 
 fn denied(device: &Path) -> Probe {
     let (gid, mode) = fs::metadata(device).map_or((0, 0), |m| (m.gid(), m.mode()));
-    let group = nix::unistd::Group::from_gid(gid.into())
-        .ok()
-        .flatten()
-        .map_or_else(|| gid.to_string(), |g| g.name);
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let group = group_name(&groups, gid).map_or_else(|| gid.to_string(), str::to_owned);
     Probe::Denied {
         group,
         group_may: mode & 0o060 == 0o060,
     }
+}
+
+/// The name of a group in the text of /etc/group, where that of a device is. Not by the C library, which looks for it in
+/// modules that a static program cannot load everywhere.
+fn group_name(groups: &str, gid: u32) -> Option<&str> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let number = fields.nth(1)?.parse::<u32>().ok()?;
+        (number == gid && !name.is_empty()).then_some(name)
+    })
 }
 
 /// True if the first `flags` line of /proc/cpuinfo names VT-x or AMD-V; all CPUs have the same.
@@ -239,6 +248,15 @@ mod tests {
         assert!(cpu_can_virtualise(&b"flags : vmx\n"[..]));
         assert!(!cpu_can_virtualise(&b"flags : fpu svmx\nbugs: vmx\n"[..]));
         assert!(!cpu_can_virtualise(&b""[..]));
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_number() {
+        let groups = "root:x:0:\n# kvm:x:1:\nbroken\nkvm:x:104:me,you\nother:x:105:\n";
+        assert_eq!(group_name(groups, 104), Some("kvm"));
+        assert_eq!(group_name(groups, 0), Some("root"));
+        assert_eq!(group_name(groups, 10), None);
+        assert_eq!(group_name("", 0), None);
     }
 
     #[test]
