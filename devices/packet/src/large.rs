@@ -2,11 +2,13 @@
 
 use crate::checksum::{fold, sum};
 use crate::header::{Header, LARGE_TCP_IPV4, NEEDS_CHECKSUM};
-use crate::layout::{ETHERNET, PROTO_TCP, TCP, TCP_CHECKSUM, TYPE_IPV4, TYPE_VLAN, put, two};
+use crate::layout::{
+    ETHERNET, MAX_FRAMES, PROTO_TCP, TCP, TCP_CHECKSUM, TYPE_IPV4, TYPE_VLAN, put, two,
+};
 
 const CWR: u8 = 0x80;
 const FIN_AND_PSH: u8 = 0x09;
-/// Minimum payload of a frame in bytes. With less, one packet would make thousands of frames.
+/// Minimum payload of a frame in bytes, as in Linux (`TCP_MIN_GSO_SIZE`).
 const MIN_SEGMENT: usize = 8;
 
 /// A TCP packet over IPv4 that is larger than a frame, and how to cut it.
@@ -53,6 +55,9 @@ impl Large {
         let payload = packet.len().checked_sub(headers)?;
         let segment = usize::from(header.segment);
         if offset < TCP || payload == 0 || segment < MIN_SEGMENT || headers + segment > max {
+            return None;
+        }
+        if payload.div_ceil(segment) > MAX_FRAMES {
             return None;
         }
         Some(Self {

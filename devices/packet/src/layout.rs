@@ -12,6 +12,10 @@ pub const MIN_FRAME: usize = 14;
 /// largest IPv4 packet.
 pub const MAX_PACKET: usize = 14 + 65535;
 
+/// Maximum number of frames that a large packet is cut into. A full packet needs 46 with the usual segments of 1448
+/// bytes. Without a limit, one packet with tiny segments would make thousands of frames.
+pub const MAX_FRAMES: usize = 512;
+
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
 /// Bytes of a TCP header without options.

@@ -41,5 +41,5 @@ mod tests;
 pub use flow::flow;
 pub use header::Header;
 pub use large::Large;
-pub use layout::{HEADER, MAX_FRAME, MAX_PACKET, MIN_FRAME};
+pub use layout::{HEADER, MAX_FRAME, MAX_FRAMES, MAX_PACKET, MIN_FRAME};
 pub use packet::{Packet, offload_tcp};

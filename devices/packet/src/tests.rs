@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use crate::header::{Header, LARGE_TCP_IPV4, NEEDS_CHECKSUM, NOT_LARGE};
 use crate::large::Large;
-use crate::layout::put;
+use crate::layout::{MAX_FRAMES, put};
+use crate::packet::Packet;
 use crate::testing::{check, large, plain};
 
 #[test]
@@ -63,6 +64,27 @@ fn places_outside_of_the_frame_are_refused() {
         ..Header::default()
     };
     assert!(!header.fill_checksum(&mut [0; 60]));
+}
+
+#[test]
+fn a_packet_does_not_make_thousands_of_frames() {
+    let count = |len: usize, segment: u16| {
+        let (header, frame) = large(&vec![7; len], segment, false);
+        let bytes = [&header, &frame[..]].concat();
+        let packet = Packet::parse(&bytes)?;
+        let mut count = 0;
+        packet.for_each_frame(|_| count += 1);
+        assert_eq!(packet.large().map(|large| large.count()), Some(count));
+        Some(count)
+    };
+    assert_eq!(count(60_000, 8), None);
+    assert_eq!(count(60_000, 117), None);
+    assert_eq!(count(60_000, 118), Some(509));
+    assert_eq!(count(60_000, 1448), Some(42));
+    // Small packets may have small segments.
+    assert_eq!(count(4096, 8), Some(MAX_FRAMES));
+    assert_eq!(count(4097, 8), None);
+    assert_eq!(count(100, 7), None);
 }
 
 #[test]

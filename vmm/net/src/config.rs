@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::block::AddressBlock;
 use crate::error::NetworkError;
 
 /// An IPv4 network such as `10.187.41.0/24`.
@@ -165,7 +166,8 @@ pub struct NetworkConfig {
     /// reach the host's.
     pub subnet: Subnet,
     /// The router that DHCP announces to guests; `None` for the gateway, which reaches the outside through sockets of
-    /// this process. Set it if an [uplink](crate::Network::uplink) leads to a router.
+    /// this process. Set it if an [uplink](crate::Network::uplink) leads to a router. Then the gateway passes nothing on
+    /// to the outside: it only answers DHCP, DNS and ping.
     pub router: Option<Ipv4Addr>,
     /// The domain under which members find each other: `NAME` and `NAME.DOMAIN`.
     pub domain: String,
@@ -177,8 +179,14 @@ pub struct NetworkConfig {
     /// guest ask more often.
     pub lease: Duration,
     /// Addresses that guests see, and the addresses that are dialled instead. With `192.0.2.1 -> 127.0.0.1` guests can
-    /// reach services on the host's loopback, which are otherwise out of reach.
+    /// reach services on the host's loopback, which are otherwise out of reach. An address that is mapped to itself is
+    /// reached in spite of [`Self::refuse`] and of the built-in list.
     pub host_map: BTreeMap<Ipv4Addr, IpAddr>,
+    /// Addresses that guests must not reach, in addition to loopback, link-local addresses and a built-in list of
+    /// addresses at which clouds serve credentials
+    /// ([networking.md](https://github.com/fleetbox/fleetbox/blob/main/docs/networking.md#out-of-reach)). This holds
+    /// for the gateway and for an [uplink](crate::Network::uplink).
+    pub refuse: Vec<AddressBlock>,
     /// Limits on the host's resources that one guest can use.
     pub limits: Limits,
 }
@@ -193,6 +201,7 @@ impl Default for NetworkConfig {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             lease: Duration::from_secs(24 * 3600),
             host_map: BTreeMap::new(),
+            refuse: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -211,7 +220,7 @@ pub struct Limits {
     pub udp_flows: usize,
     /// Maximum DNS queries of one member that wait for the host's resolvers. More are dropped.
     pub dns_questions: usize,
-    /// How long the host may take to answer a guest's connection attempt.
+    /// How long the host may take to answer a guest's connection attempt, and a running guest a forwarded one.
     pub connect_timeout: Duration,
     /// How long a guest may take to answer a connection from the host.
     pub guest_timeout: Duration,

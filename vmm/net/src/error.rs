@@ -46,6 +46,11 @@ pub enum NetworkError {
         /// The network.
         subnet: String,
     },
+    /// A block of addresses is malformed.
+    #[error(
+        "invalid addresses `{0}`: write them as ADDRESS or ADDRESS/BITS, for example 192.0.2.7 or 10.0.0.0/8"
+    )]
+    Block(String),
     /// The conditions of a link are invalid.
     #[error("invalid {what} {value} of a link: {why}")]
     Condition {

@@ -28,11 +28,6 @@ pub(crate) const MTU: usize = 1500;
 
 pub(crate) const TYPE_IPV4: u16 = 0x0800;
 pub(crate) const TYPE_ARP: u16 = 0x0806;
-/// Types of frames with a customer's or a service's VLAN tag (IEEE 802.1Q, 9.5).
-pub(crate) const TYPE_C_TAG: u16 = 0x8100;
-pub(crate) const TYPE_S_TAG: u16 = 0x88A8;
-/// The VLAN's number in a tag.
-pub(crate) const VLAN_ID: u16 = 0x0FFF;
 
 pub(crate) const PROTO_ICMP: u8 = 1;
 pub(crate) const PROTO_TCP: u8 = 6;
@@ -96,6 +91,8 @@ pub(crate) struct Ipv4<'a> {
     pub(crate) to: Ipv4Addr,
     pub(crate) protocol: u8,
     pub(crate) fragment: bool,
+    /// Where the payload belongs in the payload of the whole datagram, in bytes.
+    pub(crate) offset: usize,
     pub(crate) ttl: u8,
     /// The whole packet, without padding.
     pub(crate) packet: &'a [u8],
@@ -119,6 +116,7 @@ impl<'a> Ipv4<'a> {
             to: ipv4_at(data, 16)?,
             protocol: *data.get(9)?,
             fragment: be16(data, 6)? & 0x3fff != 0,
+            offset: usize::from(be16(data, 6)? & FRAGMENT_OFFSET) * 8,
             ttl: *data.get(8)?,
             packet,
             payload: packet.get(header..)?,
@@ -142,6 +140,8 @@ pub(crate) struct Ipv4Header {
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 /// More fragments follow.
 pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
+/// A fragment's place, in units of 8 bytes.
+pub(crate) const FRAGMENT_OFFSET: u16 = 0x1fff;
 
 impl Ipv4Header {
     pub(crate) fn new(source: Ipv4Addr, to: Ipv4Addr, protocol: u8) -> Self {

@@ -1,16 +1,18 @@
-//! The gateway: handles packets for itself, and packets to the outside.
+//! The gateway: handles packets for itself, and packets to the outside unless another router does.
 
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use fleetbox_packet::checksum::{fold, sum};
 
 use crate::config::NetworkConfig;
 use crate::dhcp;
 use crate::dns::{DNS_PORT, Dns};
+use crate::fragments::Fragments;
 use crate::frame::{
-    Arp, BROADCAST, GATEWAY_MAC, Ipv4, Mac, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Udp, put,
+    Arp, BROADCAST, GATEWAY_MAC, Ipv4, Mac, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Udp, Unreachable, put,
 };
 use crate::members::Members;
 use crate::output::Output;
@@ -23,6 +25,7 @@ use crate::udp::UdpFlows;
 pub(crate) struct Gateway {
     config: Arc<NetworkConfig>,
     output: Rc<Output>,
+    fragments: Fragments,
     pub(crate) tcp: Rc<TcpFlows>,
     pub(crate) udp: Rc<UdpFlows>,
     pub(crate) dns: Rc<Dns>,
@@ -39,6 +42,7 @@ impl Gateway {
             udp: Rc::new(UdpFlows::new(config.clone(), output.clone())),
             dns,
             output,
+            fragments: Fragments::default(),
             config,
         }
     }
@@ -47,6 +51,16 @@ impl Gateway {
     pub(crate) fn end_port(&self, port: &Port) {
         self.tcp.table().end_port(port.id);
         self.udp.end_port(port.id);
+        self.fragments.forget(port.id);
+    }
+
+    /// Tells the sender that its packet is to an address that guests must not reach.
+    pub(crate) fn refuse(&self, port: &Port, from: Mac, packet: &Ipv4<'_>) {
+        if packet.protocol != PROTO_ICMP && packet.offset == 0 && !port.uplink {
+            let code = Unreachable::Prohibited;
+            self.output
+                .send_unreachable(port, from, code, packet.packet);
+        }
     }
 
     /// Answers a request for the gateway's hardware address.
@@ -66,10 +80,17 @@ impl Gateway {
         let subnet = self.config.subnet;
         let gateway = subnet.gateway();
         let to_all = packet.to == Ipv4Addr::BROADCAST || packet.to == subnet.broadcast();
+        if !to_all && packet.to != gateway && self.config.router.is_some() {
+            // Another router leads to the outside. What went through the sockets of this process
+            // would pass by its rules.
+            return;
+        }
         if packet.fragment {
-            // Fragments are rare from a guest whose path MTU is the link's, and reassembly is a
-            // classic way to make a gateway hold memory: they are dropped.
-            tracing::debug!(member = %port.name, "dropped a fragmented packet to the gateway");
+            if let Some(whole) = self.fragments.add(port.id, packet, Instant::now())
+                && let Some(whole) = Ipv4::parse(&whole)
+            {
+                self.input(port, from, &whole);
+            }
             return;
         }
         if to_all || packet.to == gateway {

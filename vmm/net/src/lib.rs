@@ -8,8 +8,9 @@
 //! [`Network::forward`].
 //!
 //! Guests are not trusted. Frames are checked before anything else reads them. [`Limits`] bound the host's resources
-//! that one guest can use. No guest can take the address of the gateway or of another guest. Guests cannot reach the
-//! host's loopback or link-local addresses unless [`NetworkConfig::host_map`] allows it.
+//! that one guest can use. No guest can take the address of the gateway or of another guest, running or not. The switch
+//! passes ARP and IPv4 only. Guests cannot reach the host's loopback, link-local addresses, or addresses at which clouds
+//! serve credentials, unless [`NetworkConfig::host_map`] allows it; [`NetworkConfig::refuse`] adds to the list.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,11 +25,13 @@
 //! # Ok(()) }
 //! ```
 
+mod block;
 mod config;
 mod dhcp;
 mod dns;
 mod error;
 mod faults;
+mod fragments;
 mod frame;
 mod gateway;
 mod key;
@@ -36,6 +39,7 @@ mod members;
 mod name;
 mod network;
 mod output;
+mod policy;
 mod port;
 mod queue;
 mod reach;
@@ -51,6 +55,7 @@ mod tests;
 mod timer;
 mod udp;
 
+pub use crate::block::AddressBlock;
 pub use crate::config::{Limits, NetworkConfig, Subnet};
 pub use crate::error::{ConnectError, NetworkError};
 pub use crate::faults::{FaultCounts, LinkConditions, LinkEnd};

@@ -236,14 +236,26 @@ impl Members {
             .cloned()
     }
 
-    /// Refuses the addresses of the gateway and of other members as a source.
-    pub(crate) fn check_source(&self, port: &Port, source: Ipv4Addr) -> Option<()> {
-        if source == port.ip {
+    /// True if `ip` is the port's own address. The member has shown that it uses it.
+    pub(crate) fn is_own(&self, port: &Port, ip: Ipv4Addr) -> bool {
+        let own = ip == port.ip;
+        if own {
             port.seen.set(Some(Instant::now()));
-            return Some(());
         }
-        let forged = source == self.config.subnet.gateway()
-            || self.ports.borrow().iter().any(|other| other.ip == source);
-        (!forged).then_some(())
+        own
+    }
+
+    /// True if `ip` belongs to the gateway, to a port, or to a registered name, whether or not its
+    /// member is attached.
+    pub(crate) fn is_taken(&self, ip: Ipv4Addr) -> bool {
+        self.config.subnet.contains(ip)
+            && (ip == self.config.subnet.gateway()
+                || self.ports.borrow().iter().any(|other| other.ip == ip)
+                || self.names.borrow().values().any(|other| *other == ip))
+    }
+
+    /// True if `ip` is an address of the network that is not taken.
+    pub(crate) fn is_free(&self, ip: Ipv4Addr) -> bool {
+        self.config.subnet.is_guest(ip) && !self.is_taken(ip)
     }
 }

@@ -12,15 +12,12 @@ use std::time::Instant;
 use fleetbox_packet::{HEADER, Packet};
 
 use crate::config::NetworkConfig;
-use crate::dhcp;
 use crate::error::NetworkError;
 use crate::faults::{Arrival, Fate, Faults, GATEWAY};
-use crate::frame::{
-    self, Arp, ETHERNET, GATEWAY_MAC, Ipv4, Mac, PROTO_UDP, TYPE_ARP, TYPE_C_TAG, TYPE_IPV4,
-    TYPE_S_TAG, VLAN_ID, be16,
-};
+use crate::frame::{self, Arp, ETHERNET, GATEWAY_MAC, Ipv4, Mac, TYPE_ARP, be16};
 use crate::gateway::Gateway;
 use crate::members::Members;
+use crate::policy::{Content, End, Refusal, admit};
 use crate::port::{NewPort, Port, RECEIVE_BUFFER, count, is_gone};
 use crate::status::{NetworkStatus, PortStatus};
 use crate::timer::Timer;
@@ -28,6 +25,9 @@ use crate::timer::Timer;
 /// Maximum packets, and their bytes, read from one member before it is another's turn.
 const TURN: usize = 64;
 const TURN_BYTES: usize = 512 << 10;
+/// Maximum frames that one member's large packets are cut into before it is another's turn. With segments of the usual
+/// size the limit of bytes comes first.
+const TURN_FRAMES: usize = 1024;
 /// Maximum frames delivered from links with faults before others have their turn.
 const ARRIVALS: usize = 256;
 
@@ -38,13 +38,6 @@ pub(crate) struct Switch {
     pub(crate) members: Rc<Members>,
     pub(crate) faults: Rc<Faults>,
     pub(crate) gateway: Gateway,
-}
-
-/// The part of a frame for the gateway.
-#[derive(Debug)]
-enum ForGateway<'a> {
-    Arp(Arp),
-    Ip(Ipv4<'a>),
 }
 
 impl Switch {
@@ -104,127 +97,117 @@ impl Switch {
         port.learned.borrow_mut().clear();
     }
 
-    /// Switches one packet of a member.
-    pub(crate) fn input(&self, port: &Rc<Port>, bytes: &[u8]) {
+    /// Switches one packet of a member. Returns the number of frames that it was cut into, if it was, or 1.
+    pub(crate) fn input(&self, port: &Rc<Port>, bytes: &[u8]) -> usize {
         count(&port.counters.frames_in, 1);
         count(&port.counters.bytes_in, bytes.len().saturating_sub(HEADER));
-        if self.switch(port, bytes).is_none() {
+        let Some(packet) = Packet::parse(bytes) else {
             count(&port.counters.refused, 1);
-        }
-    }
-
-    /// Returns `None` if the packet is refused because it is malformed or forged.
-    fn switch(&self, port: &Rc<Port>, bytes: &[u8]) -> Option<()> {
-        let packet = Packet::parse(bytes)?;
-        let frame = packet.frame();
-        let to = frame::mac_at(frame, 0)?;
-        let from = frame::mac_at(frame, 6)?;
-        let ethertype = be16(frame, 12)?;
-        if from[0] & 1 != 0 || from == GATEWAY_MAC || from == [0; 6] {
-            return None;
-        }
-        let body = frame.get(ETHERNET..)?;
-        // A tag that names no VLAN only gives a priority: a receiver takes the frame as one without
-        // (IEEE 802.1Q, 6.9.1), and what is in it would pass by the checks below.
-        if matches!(ethertype, TYPE_C_TAG | TYPE_S_TAG) && be16(body, 0)? & VLAN_ID == 0 {
-            return None;
-        }
-        self.members.learn(port, from)?;
-        let (for_gateway, for_members) = self.receivers(port, to, ethertype, body)?;
-        if let Some(content) = for_gateway {
+            return 1;
+        };
+        let admitted = match admit(&self.config, &self.members, port, packet.frame()) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                count(&port.counters.refused, 1);
+                if let Refusal::OutOfReach(from, packet) = refusal {
+                    self.gateway.refuse(port, from, &packet);
+                }
+                return 1;
+            }
+        };
+        let mut frames = 1;
+        if admitted.may_go_to(End::Gateway) && self.is_for_gateway(admitted.to, &admitted.content) {
             match self.faults.path(port.id, GATEWAY) {
                 // The gateway reads large packets, and frames without checksums, as they are.
-                None => self.to_gateway(port, from, &content),
-                Some(path) => packet.for_each_frame(|frame| {
-                    if self.faults.send(&path, frame) == Fate::Now {
-                        self.frame_to_gateway(port, frame);
-                    }
-                }),
+                None => self.to_gateway(port, admitted.from, &admitted.content),
+                Some(path) => {
+                    frames += count_frames(&packet);
+                    packet.for_each_frame(|frame| {
+                        if self.faults.send(&path, frame) == Fate::Now {
+                            self.frame_to_gateway(port, frame);
+                        }
+                    });
+                }
             }
         }
-        if for_members {
-            self.to_members(port, to, &packet);
+        if self.is_for_others(admitted.to, &admitted.content) {
+            let may_go_to = |target: &Port| admitted.may_go_to(End::of(target));
+            frames += self.to_members(port, admitted.to, &packet, may_go_to);
         }
-        Some(())
+        frames
     }
 
-    /// Checks a frame's content. Returns the part for the gateway, and whether members may receive
-    /// it; `None` if it is refused.
-    fn receivers<'a>(
+    /// True if the gateway takes a frame of this content.
+    fn is_for_gateway(&self, to: Mac, content: &Content<'_>) -> bool {
+        match content {
+            Content::Arp(arp) => {
+                arp.target_ip == self.config.subnet.gateway() && arp.operation == Arp::REQUEST
+            }
+            Content::Ip(_) => to == GATEWAY_MAC || to[0] & 1 != 0,
+        }
+    }
+
+    /// True if others than the gateway take a frame of this content.
+    fn is_for_others(&self, to: Mac, content: &Content<'_>) -> bool {
+        let asks_gateway = match content {
+            Content::Arp(arp) => arp.target_ip == self.config.subnet.gateway(),
+            Content::Ip(_) => false,
+        };
+        to != GATEWAY_MAC && !asks_gateway
+    }
+
+    /// Delivers a packet to the port with an address, or to all others, as far as it may go there. Returns the number
+    /// of frames that it was cut into.
+    fn to_members(
         &self,
         port: &Port,
         to: Mac,
-        ethertype: u16,
-        body: &'a [u8],
-    ) -> Option<(Option<ForGateway<'a>>, bool)> {
-        let group = to[0] & 1 != 0;
-        let mut for_members = to != GATEWAY_MAC;
-        let mut for_gateway = None;
-        match ethertype {
-            TYPE_ARP => {
-                let arp = Arp::parse(body)?;
-                self.members.check_source(port, arp.sender_ip)?;
-                if arp.target_ip == self.config.subnet.gateway() {
-                    for_members = false;
-                    if arp.operation == Arp::REQUEST {
-                        for_gateway = Some(ForGateway::Arp(arp));
-                    }
-                }
-            }
-            TYPE_IPV4 => {
-                let ip = Ipv4::parse(body)?;
-                self.members.check_source(port, ip.source)?;
-                if ip.protocol == PROTO_UDP && !ip.fragment {
-                    // Only the gateway assigns addresses: no member sees another's questions, and
-                    // no member answers them.
-                    if be16(ip.payload, 0) == Some(dhcp::SERVER_PORT) {
-                        return None;
-                    }
-                    for_members &= be16(ip.payload, 2) != Some(dhcp::SERVER_PORT);
-                }
-                if to == GATEWAY_MAC || group {
-                    for_gateway = Some(ForGateway::Ip(ip));
-                }
-            }
-            _ => {}
-        }
-        Some((for_gateway, for_members))
-    }
-
-    /// Delivers a packet to the member with an address, or to all others.
-    fn to_members(&self, port: &Port, to: Mac, packet: &Packet<'_>) {
+        packet: &Packet<'_>,
+        may_go_to: impl Fn(&Port) -> bool,
+    ) -> usize {
         let group = to[0] & 1 != 0;
         match self.members.port_of(to).filter(|_| !group) {
-            Some(target) if target.id == port.id => {}
+            Some(target) if target.id == port.id || !may_go_to(&target) => 0,
             Some(target) => self.to_member(port, &target, packet),
-            None if port.may_flood() => {
-                for target in self.members.ports().iter() {
-                    if target.id != port.id {
-                        self.to_member(port, target, packet);
-                    }
-                }
+            // A large packet is TCP to an address that its sender should know: nobody needs it everywhere.
+            None if packet.large().is_none() && port.may_flood() => {
+                let ports = self.members.ports();
+                let others = ports.iter().filter(|target| target.id != port.id);
+                let others = others.filter(|target| may_go_to(target));
+                others
+                    .map(|target| self.to_member(port, target, packet))
+                    .sum()
             }
-            None => count(&port.counters.dropped, 1),
+            None => {
+                count(&port.counters.dropped, 1);
+                0
+            }
         }
     }
 
     /// Delivers a packet unchanged, or as frames if the link has faults, because these apply to
-    /// frames.
-    fn to_member(&self, port: &Port, target: &Port, packet: &Packet<'_>) {
+    /// frames. Returns the number of frames that it was cut into.
+    fn to_member(&self, port: &Port, target: &Port, packet: &Packet<'_>) -> usize {
         let Some(path) = self.faults.path(port.id, target.id) else {
-            return target.pass(packet);
+            target.pass(packet);
+            return if target.uplink {
+                count_frames(packet)
+            } else {
+                0
+            };
         };
         packet.for_each_frame(|frame| {
             if self.faults.send(&path, frame) == Fate::Now {
                 target.push(frame.len(), |slot| slot.copy_from_slice(frame));
             }
         });
+        count_frames(packet)
     }
 
-    fn to_gateway(&self, port: &Rc<Port>, from: Mac, content: &ForGateway<'_>) {
+    fn to_gateway(&self, port: &Rc<Port>, from: Mac, content: &Content<'_>) {
         match content {
-            ForGateway::Arp(arp) => self.gateway.answer_arp(port, arp),
-            ForGateway::Ip(packet) => self.gateway.input(port, from, packet),
+            Content::Arp(arp) => self.gateway.answer_arp(port, arp),
+            Content::Ip(packet) => self.gateway.input(port, from, packet),
         }
     }
 
@@ -249,8 +232,8 @@ impl Switch {
         };
         let body = frame.get(ETHERNET..).unwrap_or_default();
         let content = match be16(frame, 12) {
-            Some(TYPE_ARP) => Arp::parse(body).map(ForGateway::Arp),
-            _ => Ipv4::parse(body).map(ForGateway::Ip),
+            Some(TYPE_ARP) => Arp::parse(body).map(Content::Arp),
+            _ => Ipv4::parse(body).map(Content::Ip),
         };
         if let Some(content) = content {
             self.to_gateway(port, from, &content);
@@ -348,15 +331,15 @@ async fn serve(switch: Rc<Switch>, port: Rc<Port>) {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(())) => {}
             }
-            let mut bytes = 0;
+            let (mut bytes, mut frames) = (0, 0);
             for _ in 0..TURN {
-                if bytes >= TURN_BYTES {
+                if bytes >= TURN_BYTES || frames >= TURN_FRAMES {
                     break;
                 }
                 match port.receive(&mut buffer) {
                     Ok(0) => return Poll::Ready(Ok(())),
                     Ok(len) => {
-                        switch.input(&port, buffer.get(..len).unwrap_or_default());
+                        frames += switch.input(&port, buffer.get(..len).unwrap_or_default());
                         bytes += len;
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -380,6 +363,11 @@ async fn serve(switch: Rc<Switch>, port: Rc<Port>) {
         tracing::debug!(member = %port.name, %error, "the member's link ended");
     }
     switch.down(&port);
+}
+
+/// The number of frames that a packet is cut into.
+fn count_frames(packet: &Packet<'_>) -> usize {
+    packet.large().map_or(1, |large| large.count())
 }
 
 fn port_status(port: &Port) -> PortStatus {

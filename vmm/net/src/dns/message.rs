@@ -21,6 +21,7 @@ pub(crate) const NO_ERROR: u8 = 0;
 pub(crate) const SERVFAIL: u8 = 2;
 pub(crate) const NXDOMAIN: u8 = 3;
 pub(crate) const NOT_IMPLEMENTED: u8 = 4;
+const REFUSED: u8 = 5;
 
 /// A resource record without its owner: its type and its data.
 pub(crate) type Record = (u16, Vec<u8>);
@@ -127,6 +128,19 @@ pub(crate) fn restore(query: &[u8], id: [u8; 2], question: &Question, message: &
     true
 }
 
+/// True if a resolver says that it cannot answer, so that another may know more: an error of its own, or a referral to
+/// other servers (neither an answer nor an authority, without an error or recursion). The C library judges alike.
+pub(crate) fn is_excuse(message: &[u8]) -> bool {
+    let (Some(flags), Some(code)) = (message.get(2), message.get(3)) else {
+        return true;
+    };
+    let is_referral = || {
+        let is_empty = |at| be16(message, at) == Some(0);
+        code & 15 == NO_ERROR && flags & 4 == 0 && code & 0x80 == 0 && is_empty(6) && is_empty(10)
+    };
+    matches!(code & 15, SERVFAIL | NOT_IMPLEMENTED | REFUSED) || is_referral()
+}
+
 /// The address of a name in the reverse tree.
 pub(crate) fn reverse(name: &str) -> Option<Ipv4Addr> {
     let digits = name.strip_suffix(".in-addr.arpa")?;
@@ -184,6 +198,37 @@ mod tests {
         let mut wrong = answer(&other, other.len(), NO_ERROR, &[]);
         put(&mut wrong, 0, &id);
         assert!(!restore(&asked, id, &question, &mut wrong));
+    }
+
+    #[test]
+    fn only_an_answer_is_final() {
+        let asked = query("example.org", TYPE_A);
+        let with = |flags: [u8; 2], answers: u8| {
+            let mut message = asked.clone();
+            put(&mut message, 2, &flags);
+            put(&mut message, 7, &[answers]);
+            message
+        };
+        // SERVFAIL, NOTIMP and REFUSED, whatever else is set, and a referral.
+        for flags in [
+            [0x81, 0x82],
+            [0x81, 0x84],
+            [0x81, 0x85],
+            [0x85, 0x05],
+            [0x81, 0],
+        ] {
+            assert!(is_excuse(&with(flags, 0)), "{flags:?}");
+        }
+        // NXDOMAIN, no records, an authority's "no records", and an answer without recursion.
+        let finals = [
+            ([0x81, 0x83], 0),
+            ([0x81, 0x80], 0),
+            ([0x85, 0], 0),
+            ([0x81, 0], 1),
+        ];
+        for (flags, answers) in finals {
+            assert!(!is_excuse(&with(flags, answers)), "{flags:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use self::message::{
     CLASS_IN, HEADER, NO_ERROR, NOT_IMPLEMENTED, NXDOMAIN, Question, Record, SERVFAIL, TYPE_A,
-    TYPE_ANY, TYPE_PTR, answer, reverse,
+    TYPE_ANY, TYPE_PTR, answer, is_excuse, reverse,
 };
 use self::resolvers::{Resolvers, Transport, ask};
 use crate::config::NetworkConfig;
@@ -217,11 +217,17 @@ impl Dns {
         }
     }
 
-    /// Asks the host's resolvers in turn. If none answers, the answer is SERVFAIL.
+    /// Asks the host's resolvers in turn, as the C library does: one that does not answer, or that says that it cannot,
+    /// makes room for the next. If none can answer, the answer is the first one's excuse, or SERVFAIL.
     async fn forward(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let question = Question::parse(query)?;
+        let mut excuse = None;
         for resolver in self.resolvers.current() {
             match ask(transport, resolver, query, &question).await {
+                Ok(message) if is_excuse(&message) => {
+                    tracing::debug!(%resolver, code = message.get(3).map(|byte| byte & 15), "a resolver cannot answer");
+                    excuse.get_or_insert(message);
+                }
                 Ok(message) => {
                     self.forwarded.set(self.forwarded.get() + 1);
                     return Some(message);
@@ -229,7 +235,11 @@ impl Dns {
                 Err(error) => tracing::debug!(%resolver, %error, "a resolver does not answer"),
             }
         }
-        self.failed.set(self.failed.get() + 1);
-        Some(answer(query, question.end, SERVFAIL, &[]))
+        let (counter, message) = match excuse {
+            Some(message) => (&self.forwarded, message),
+            None => (&self.failed, answer(query, question.end, SERVFAIL, &[])),
+        };
+        counter.set(counter.get() + 1);
+        Some(message)
     }
 }

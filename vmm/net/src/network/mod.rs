@@ -209,6 +209,8 @@ impl Network {
     /// not a member of that name is attached. It replaces an earlier address of the name. The names of
     /// attached members come first. The network does not assign this address to a member with another name.
     ///
+    /// No member can use the address but one that is attached with it, so it stays free while its member is stopped.
+    ///
     /// Attached members do not need this. It is for stopped members, and for additional names of a member.
     ///
     /// ```

@@ -87,6 +87,7 @@ impl Flow {
             port: &self.port,
             mac: self.mac,
             packet,
+            frames_only: self.port.takes_frames_only(),
         }
     }
 
@@ -124,8 +125,10 @@ impl Flow {
                 }
             }
             Stage::Open(stack) => {
+                // Back in LISTEN is a connection that the guest has reset before it was open.
                 let state = stack.socket().state();
-                if segment.is_opening() && matches!(state, State::TimeWait | State::Closed) {
+                let is_over = matches!(state, State::TimeWait | State::Closed | State::Listen);
+                if segment.is_opening() && is_over {
                     return false;
                 }
                 stack.receive(&mut self.device(Some(packet.packet)), context.clock.now());

@@ -51,6 +51,8 @@ pub(crate) struct TcpFlows {
     members: Rc<Members>,
     dns: Rc<Dns>,
     table: TcpTable,
+    /// The port of the gateway's last connection to a guest.
+    last_port: Cell<u16>,
 }
 
 impl TcpFlows {
@@ -69,6 +71,7 @@ impl TcpFlows {
             members,
             dns,
             table: TcpTable::default(),
+            last_port: Cell::new(rand::random()),
         }
     }
 
@@ -142,16 +145,23 @@ impl TcpFlows {
         Ok(())
     }
 
-    /// Opens a connection to a guest.
-    async fn open(self: &Rc<Self>, ip: IpAddr, guest_port: u16) -> Result<Rc<Flow>, ConnectError> {
+    /// Opens a connection to a guest. Once the guest uses its address, it has `patience` to answer.
+    async fn open(
+        self: &Rc<Self>,
+        ip: IpAddr,
+        guest_port: u16,
+        patience: Duration,
+    ) -> Result<Rc<Flow>, ConnectError> {
         let IpAddr::V4(address) = ip else {
             return Err(ConnectError::NoMember { ip });
         };
         let port = self.members.at(address);
         let port = port.ok_or(ConnectError::NoMember { ip })?;
         let limits = &self.context.config.limits;
-        let deadline = Instant::now() + limits.guest_timeout;
-        self.until_present(&port, deadline).await?;
+        let start = Instant::now();
+        self.until_present(&port, start + limits.guest_timeout)
+            .await?;
+        let deadline = start + patience;
         if !self.table.admit(&port, limits.tcp_flows, Instant::now()) {
             return Err(ConnectError::TooMany {
                 ip,
@@ -164,8 +174,7 @@ impl TcpFlows {
             .map(|_| FlowKey {
                 port: port.id,
                 guest,
-                // The dynamic ports of RFC 6335.
-                remote: SocketAddr::new(gateway, rand::random::<u16>() | 0xc000),
+                remote: SocketAddr::new(gateway, self.next_port()),
             })
             .find(|key| self.table.get(key).is_none())
             .ok_or(ConnectError::TooMany { ip, limit: 0x4000 })?;
@@ -197,13 +206,22 @@ impl TcpFlows {
         Ok(flow)
     }
 
+    /// A port of the gateway for a connection to a guest: one of the dynamic ports of RFC 6335, each in its turn. A port
+    /// that was used a moment ago may still be in use for the guest, which waits for a minute after it has closed.
+    fn next_port(&self) -> u16 {
+        let port = self.last_port.get().wrapping_add(1) | 0xc000;
+        self.last_port.set(port);
+        port
+    }
+
     /// Opens a connection to a guest that ends in a stream of this process.
     pub(crate) async fn connect(
         self: Rc<Self>,
         ip: IpAddr,
         guest_port: u16,
     ) -> Result<GuestStream, ConnectError> {
-        let flow = self.open(ip, guest_port).await?;
+        let patience = self.context.config.limits.guest_timeout;
+        let flow = self.open(ip, guest_port, patience).await?;
         let (host, stream) = Host::stream(SocketAddr::new(ip, guest_port));
         tokio::task::spawn_local(async move { self.relay(flow, host).await });
         Ok(stream)
@@ -212,7 +230,11 @@ impl TcpFlows {
     /// Opens a connection to a guest for one that the host accepted.
     pub(crate) async fn forward(self: Rc<Self>, ip: IpAddr, guest_port: u16, stream: TcpStream) {
         let host = Host::tcp(stream);
-        match self.open(ip, guest_port).await {
+        // As patient as for a connection of the host's own: a guest whose listener has a full queue drops SYNs and
+        // takes them later.
+        let limits = &self.context.config.limits;
+        let patience = limits.guest_timeout.max(limits.connect_timeout);
+        match self.open(ip, guest_port, patience).await {
             Ok(flow) => self.relay(flow, host).await,
             Err(error) => {
                 tracing::debug!(%error, "resetting a forwarded connection");

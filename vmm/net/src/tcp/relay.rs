@@ -169,19 +169,19 @@ impl Flow {
         progress: &mut Progress,
     ) -> bool {
         let mut moved = false;
-        let socket = stack.socket();
-        while !progress.deaf && socket.can_recv() {
-            let taken = socket.recv(|bytes| match host.poll_write(cx, bytes) {
+        while !progress.deaf && stack.socket().can_recv() {
+            let taken = stack.take(|bytes| match host.poll_write(cx, bytes) {
                 Poll::Ready(Ok(len)) => (len, Ok(len)),
                 Poll::Ready(Err(error)) => (0, Err(error)),
                 Poll::Pending => (0, Ok(0)),
             });
             match taken {
-                Ok(Ok(0)) | Err(_) => break,
-                Ok(Ok(_)) => moved = true,
-                Ok(Err(_)) => progress.deaf = true,
+                Some(Ok(0)) | None => break,
+                Some(Ok(_)) => moved = true,
+                Some(Err(_)) => progress.deaf = true,
             }
         }
+        let socket = stack.socket();
         if self.guest_closed.get() && !progress.shut && socket.recv_queue() == 0 {
             match host.poll_shutdown(cx) {
                 Poll::Ready(Ok(())) => {

@@ -8,24 +8,23 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::udp;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
-use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, pattern};
+use super::guest::{Guest, HOST, PATIENCE, Wire, attach, config, mac, note, pattern, text};
 use crate::frame::{self, Arp, BROADCAST, ETHERNET, GATEWAY_MAC, TYPE_ARP};
 use crate::{LinkConditions, LinkEnd, Network, NetworkError};
 
-/// A frame of its own kind, with a number.
+/// A note with a number.
 fn numbered(to: u8, from: u8, number: u32) -> Vec<u8> {
-    let mut frame = vec![0; ETHERNET];
-    frame::ethernet(&mut frame, mac(to), mac(from), 0x88b5);
-    frame.extend(number.to_be_bytes());
-    frame
+    note(mac(to), mac(from), &number.to_be_bytes())
 }
 
 /// The numbers of the frames that come until number `last`.
 fn numbers(wire: &Wire, last: u32) -> Vec<u32> {
     let mut seen = Vec::new();
     while seen.last() != Some(&last) {
-        let frame = wire.expect(|frame| frame[12..14] == [0x88, 0xb5]);
-        seen.push(u32::from_be_bytes(frame[ETHERNET..].try_into().unwrap()));
+        let frame = wire.expect(|frame| text(frame).is_some());
+        seen.push(u32::from_be_bytes(
+            text(&frame).unwrap().try_into().unwrap(),
+        ));
     }
     seen
 }

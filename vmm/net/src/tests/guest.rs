@@ -19,6 +19,7 @@ use smoltcp::phy::{
 use smoltcp::socket::{dhcpv4, tcp, udp};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
+use crate::frame::{self, ETHERNET, IPV4, Ipv4, Ipv4Header, Mac};
 use crate::{Attachment, Member, Network, NetworkConfig};
 
 /// Where tests see the host's loopback.
@@ -48,6 +49,27 @@ pub(super) fn attach(network: &Network, name: &str, number: u8) -> Attachment {
         ip: None,
     };
     network.attach(port).unwrap()
+}
+
+/// The protocol for experiments (RFC 3692, 2.1), which nothing answers.
+pub(super) const NOTE: u8 = 253;
+
+/// A frame that only carries a text, from an address that nobody has.
+pub(super) fn note(to: Mac, from: Mac, text: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; ETHERNET + IPV4];
+    frame.extend_from_slice(text);
+    frame::ethernet(&mut frame, to, from, frame::TYPE_IPV4);
+    let total = frame.len() - ETHERNET;
+    let [source, to] = [200, 201].map(|number| Ipv4Addr::new(10, 187, 41, number));
+    Ipv4Header::new(source, to, NOTE).write(&mut frame[ETHERNET..], total);
+    frame
+}
+
+/// The text of a [`note`].
+pub(super) fn text(frame: &[u8]) -> Option<&[u8]> {
+    let is_ipv4 = frame.get(12..14)? == frame::TYPE_IPV4.to_be_bytes();
+    let packet = Ipv4::parse(frame.get(ETHERNET..)?).filter(|_| is_ipv4)?;
+    (packet.protocol == NOTE).then_some(packet.payload)
 }
 
 /// A guest's end of a link, and a device that leaves nothing to the network but takes frames only.

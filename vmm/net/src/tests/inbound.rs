@@ -9,7 +9,7 @@ use smoltcp::socket::tcp::State;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::guest::{Guest, PATIENCE, Wire, attach, config, pattern};
-use crate::frame::{ETHERNET, IPV4, PROTO_TCP, RST, TYPE_ARP};
+use crate::frame::{ETHERNET, IPV4, PROTO_TCP, RST, SYN, TYPE_ARP};
 use crate::{ConnectError, GuestStream, Network, NetworkConfig, NetworkError};
 
 /// Runs `work` on a runtime of its own while the test drives the guest.
@@ -239,6 +239,36 @@ fn a_forwarded_port_leads_into_a_guest() {
     drop(forward);
     let refused = || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err();
     guest.until(|_| refused().then_some(()));
+}
+
+#[test]
+fn a_forwarded_connection_waits_for_a_busy_guest() {
+    let mut config = config();
+    config.limits.guest_timeout = Duration::from_millis(700);
+    let network = Arc::new(Network::start(config).unwrap());
+    let mut guest = Guest::join(&network, "web", 1);
+    // The guest shows that it is there.
+    let refused = connect(&network, guest.ip, 9);
+    assert!(finish(&mut guest, refused).is_err());
+    let forward = network.forward(guest.ip.into(), 80).unwrap();
+    let address = forward.address();
+    let client = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"request").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map(|_| answer)
+    });
+    // A full queue of the listener: SYNs are dropped. The second comes a second after the first.
+    for _ in 0..2 {
+        guest.wire.expect(|frame| {
+            frame[ETHERNET + 9] == PROTO_TCP && frame[ETHERNET + IPV4 + 13] & SYN != 0
+        });
+    }
+    let listener = guest.listen(80);
+    assert_eq!(guest.receive(listener, 7), b"request");
+    guest.send(listener, b"answer");
+    guest.tcp(listener).close();
+    assert_eq!(finish(&mut guest, client).unwrap(), b"answer");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fleetbox_packet::checksum::{fold, sum};
 use proptest::prelude::*;
 
-use super::guest::{Guest, HOST, Wire, attach, config, mac};
+use super::guest::{Guest, HOST, Wire, attach, config, mac, note};
 use crate::frame::{
     self, Arp, ETHERNET, GATEWAY_MAC, IPV4, Ipv4, Ipv4Header, PROTO_ICMP, PROTO_UDP, Udp,
 };
@@ -57,7 +57,7 @@ fn settle(network: &Network, name: &str, frames: u64) {
 /// Checks that nothing has come for the second of two members since it was last read: the next it
 /// gets is what the first sends now.
 fn assert_next_is_marker(from: &Wire, to: &Wire, numbers: (u8, u8)) {
-    let marker = frame(mac(numbers.1), mac(numbers.0), 0x88b5, b"marker");
+    let marker = note(mac(numbers.1), mac(numbers.0), b"marker");
     from.send(&marker).unwrap();
     assert_eq!(to.expect(|_| true), marker);
 }
@@ -224,19 +224,15 @@ fn a_broadcast_reaches_all_others_and_a_learned_address_one() {
         .map(|number| Wire::new(attach(&network, &format!("m{number}"), number).link))
         .collect();
     wires[0]
-        .send(&frame(frame::BROADCAST, mac(1), 0x88b5, b"to all"))
+        .send(&note(frame::BROADCAST, mac(1), b"to all"))
         .unwrap();
     for wire in &wires[1..] {
         assert!(wire.expect(|_| true).ends_with(b"to all"));
     }
     // A second address behind the first member, as of a container.
-    wires[0]
-        .send(&frame(mac(2), mac(77), 0x88b5, b"learn"))
-        .unwrap();
+    wires[0].send(&note(mac(2), mac(77), b"learn")).unwrap();
     wires[1].expect(|frame| frame.ends_with(b"learn"));
-    wires[1]
-        .send(&frame(mac(77), mac(2), 0x88b5, b"found"))
-        .unwrap();
+    wires[1].send(&note(mac(77), mac(2), b"found")).unwrap();
     wires[0].expect(|frame| frame.ends_with(b"found"));
     assert_next_is_marker(&wires[1], &wires[2], (2, 3));
 }
@@ -250,30 +246,22 @@ fn made_up_addresses_take_no_others_room() {
     const COUNT: u16 = 3000;
     for number in 0..COUNT {
         let [high, low] = number.to_be_bytes();
-        let made_up = frame(mac(2), [2, 9, 9, 9, high, low], 0x88b5, b"noise");
+        let made_up = note(mac(2), [2, 9, 9, 9, high, low], b"noise");
         while wires[0].send(&made_up).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
     settle(&network, "m1", COUNT.into());
     // A container behind the second member speaks and is found, and no other member hears it.
-    wires[1]
-        .send(&frame(mac(3), mac(77), 0x88b5, b"here"))
-        .unwrap();
+    wires[1].send(&note(mac(3), mac(77), b"here")).unwrap();
     wires[2].expect(|frame| frame.ends_with(b"here"));
-    wires[2]
-        .send(&frame(mac(77), mac(3), 0x88b5, b"found"))
-        .unwrap();
+    wires[2].send(&note(mac(77), mac(3), b"found")).unwrap();
     wires[1].expect(|frame| frame.ends_with(b"found"));
     assert_next_is_marker(&wires[2], &wires[0], (3, 1));
     // It moves behind the third.
-    wires[2]
-        .send(&frame(mac(2), mac(77), 0x88b5, b"moved"))
-        .unwrap();
+    wires[2].send(&note(mac(2), mac(77), b"moved")).unwrap();
     wires[1].expect(|frame| frame.ends_with(b"moved"));
-    wires[1]
-        .send(&frame(mac(77), mac(2), 0x88b5, b"again"))
-        .unwrap();
+    wires[1].send(&note(mac(77), mac(2), b"again")).unwrap();
     wires[2].expect(|frame| frame.ends_with(b"again"));
     assert_next_is_marker(&wires[1], &wires[0], (2, 1));
 }
@@ -302,10 +290,10 @@ fn forged_and_malformed_frames_go_nowhere() {
     let forged = [
         vec![0; 5],
         vec![0xff; 13],
-        frame(mac(2), mac(1), 0x88b5, &[0; 1600]),
-        frame(mac(2), GATEWAY_MAC, 0x88b5, b"the gateway's address"),
-        frame(mac(2), mac(2), 0x88b5, b"another member's address"),
-        frame(mac(2), [3, 0, 0, 0, 0, 1], 0x88b5, b"a group as the source"),
+        note(mac(2), mac(1), &[0; 1600]),
+        note(mac(2), GATEWAY_MAC, b"the gateway's address"),
+        note(mac(2), mac(2), b"another member's address"),
+        note(mac(2), [3, 0, 0, 0, 0, 1], b"a group as the source"),
         arp(mac(1), gateway, b.ip),
         arp(mac(1), b.ip, b.ip),
         frame(mac(2), mac(1), frame::TYPE_IPV4, &ip(gateway, 1000)),
@@ -320,8 +308,7 @@ fn forged_and_malformed_frames_go_nowhere() {
     for frame in &forged {
         wire.send(frame).unwrap();
     }
-    wire.send(&frame(mac(2), mac(1), 0x88b5, b"honest"))
-        .unwrap();
+    wire.send(&note(mac(2), mac(1), b"honest")).unwrap();
     assert!(other.expect(|_| true).ends_with(b"honest"));
     settle(&network, "a", forged.len() as u64 + 1);
     let status = network.status().unwrap();
@@ -334,7 +321,7 @@ fn a_member_that_takes_nothing_holds_up_no_other() {
     let a = Wire::new(attach(&network, "a", 1).link);
     let _stuck = attach(&network, "stuck", 2);
     let c = Wire::new(attach(&network, "c", 3).link);
-    let junk = frame(mac(2), mac(1), 0x88b5, &[7; 1400]);
+    let junk = note(mac(2), mac(1), &[7; 1400]);
     let mut sent = 0;
     while sent < 8000 {
         match a.send(&junk) {
@@ -343,7 +330,7 @@ fn a_member_that_takes_nothing_holds_up_no_other() {
         }
     }
     settle(&network, "a", 8000);
-    a.send(&frame(mac(3), mac(1), 0x88b5, b"through")).unwrap();
+    a.send(&note(mac(3), mac(1), b"through")).unwrap();
     c.expect(|frame| frame.ends_with(b"through"));
     let status = network.status().unwrap();
     assert!(status.ports[1].dropped > 0, "{status:?}");
@@ -354,7 +341,7 @@ fn a_storm_of_broadcasts_is_damped() {
     let network = Network::start(config()).unwrap();
     let a = Wire::new(attach(&network, "a", 1).link);
     let b = Wire::new(attach(&network, "b", 2).link);
-    let storm = frame(frame::BROADCAST, mac(1), 0x88b5, b"storm");
+    let storm = note(frame::BROADCAST, mac(1), b"storm");
     let mut sent = 0u64;
     let start = std::time::Instant::now();
     let mut seen = 0;
@@ -367,7 +354,7 @@ fn a_storm_of_broadcasts_is_damped() {
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
-    let last = frame(mac(2), mac(1), 0x88b5, b"last");
+    let last = note(mac(2), mac(1), b"last");
     while a.send(&last).is_err() {
         std::thread::sleep(Duration::from_millis(1));
     }

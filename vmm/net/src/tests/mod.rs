@@ -8,6 +8,7 @@ mod link;
 mod names;
 mod namespace;
 mod outbound;
+mod policy;
 mod reach;
 mod speed;
 mod uplink;

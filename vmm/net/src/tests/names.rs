@@ -1,6 +1,8 @@
 //! DNS on the gateway.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::guest::{Guest, PATIENCE, config};
 use crate::{Network, NetworkConfig, NetworkError};
@@ -24,6 +26,25 @@ fn gateway(network: &Network, port: u16) -> SocketAddr {
 
 fn code(message: &[u8]) -> u8 {
     message[3] & 15
+}
+
+/// A resolver that answers every question with an error, and the number of questions that it gets.
+fn resolver_without_answers(code: u8) -> (SocketAddr, Arc<AtomicUsize>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = socket.local_addr().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let asked = count.clone();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        loop {
+            let (len, from) = socket.recv_from(&mut buffer).unwrap();
+            asked.fetch_add(1, Ordering::SeqCst);
+            buffer[2] |= 0x80;
+            buffer[3] = 0x80 | code;
+            socket.send_to(&buffer[..len], from).unwrap();
+        }
+    });
+    (at, count)
 }
 
 /// A resolver that answers `count` questions with `address`, after it has seen all of them, in
@@ -205,6 +226,61 @@ fn other_names_are_asked_of_the_host() {
 }
 
 #[test]
+fn a_resolver_that_cannot_answer_is_not_the_last() {
+    // SERVFAIL, NOTIMP and REFUSED.
+    for error in [2, 4, 5] {
+        let (unable, asked) = resolver_without_answers(error);
+        let network = Network::start(NetworkConfig {
+            resolvers: Some(vec![unable, resolver([198, 51, 100, 7], 1)]),
+            ..config()
+        })
+        .unwrap();
+        let mut web = Guest::join(&network, "web", 1);
+        let socket = web.udp(5000);
+        web.send_to(socket, gateway(&network, 53), &query(1, "h1.example", 1));
+        assert!(
+            web.receive_from(socket).ends_with(&[198, 51, 100, 7]),
+            "{error}"
+        );
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        let status = network.status().unwrap();
+        assert_eq!((status.dns_forwarded, status.dns_failed), (1, 0));
+    }
+}
+
+#[test]
+fn the_first_error_is_told_if_no_resolver_can_answer() {
+    let (refuses, _) = resolver_without_answers(5);
+    let (fails, asked) = resolver_without_answers(2);
+    let network = Network::start(NetworkConfig {
+        resolvers: Some(vec![refuses, fails]),
+        ..config()
+    })
+    .unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let socket = web.udp(5000);
+    web.send_to(socket, gateway(&network, 53), &query(1, "h1.example", 1));
+    assert_eq!(code(&web.receive_from(socket)), 5);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn that_a_name_does_not_exist_is_an_answer() {
+    let (knows, _) = resolver_without_answers(3);
+    let (other, asked) = resolver_without_answers(2);
+    let network = Network::start(NetworkConfig {
+        resolvers: Some(vec![knows, other]),
+        ..config()
+    })
+    .unwrap();
+    let mut web = Guest::join(&network, "web", 1);
+    let socket = web.udp(5000);
+    web.send_to(socket, gateway(&network, 53), &query(1, "h1.example", 1));
+    assert_eq!(code(&web.receive_from(socket)), 3);
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn names_are_served_by_tcp_too() {
     let network = Network::start(config()).unwrap();
     let mut web = Guest::join(&network, "web", 1);
@@ -240,7 +316,9 @@ fn a_flood_of_questions_is_bounded() {
     silent.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buffer = [0; 512];
     for question in 1..=8 {
-        silent.recv(&mut buffer).unwrap_or_else(|error| panic!("question {question} of 8: {error}"));
+        silent
+            .recv(&mut buffer)
+            .unwrap_or_else(|error| panic!("question {question} of 8: {error}"));
     }
     // Members' names are answered all the same, and after what was asked before. A question is
     // passed on in the turn after it was read, so one more answer is waited for.

@@ -395,6 +395,60 @@ fn a_large_datagram_arrives_in_fragments() {
     assert_eq!(Udp::parse(&whole).unwrap().payload, sent);
 }
 
+/// The frames of a datagram in fragments of at most 1480 bytes.
+fn fragments(whole: &[u8], id: u16) -> Vec<Vec<u8>> {
+    let payload = &whole[ETHERNET + IPV4..];
+    let source = Ipv4::parse(&whole[ETHERNET..]).unwrap();
+    let parts = payload.chunks(1480).enumerate().map(|(index, part)| {
+        let mut frame = whole[..ETHERNET + IPV4].to_vec();
+        frame.extend_from_slice(part);
+        let mut header = Ipv4Header::new(source.source, source.to, PROTO_UDP);
+        header.id = id;
+        header.fragment = (index * 185) as u16;
+        if (index + 1) * 1480 < payload.len() {
+            header.fragment |= frame::MORE_FRAGMENTS;
+        }
+        header.write(&mut frame[ETHERNET..], IPV4 + part.len());
+        frame
+    });
+    parts.collect()
+}
+
+#[test]
+fn a_large_datagram_goes_both_ways() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let network = Network::start(config()).unwrap();
+    let attachment = attach(&network, "web", 1);
+    let wire = Wire::new(attachment.link);
+    for (id, len) in [(1, 1473), (2, 4000), (3, 65_507)] {
+        let sent = pattern(len, id.into());
+        let mut frames = fragments(&datagram(attachment.ip, 7000, (HOST, port), &sent), id);
+        // In the order in which some systems send them.
+        frames.reverse();
+        for frame in frames {
+            wire.send(&frame).unwrap();
+        }
+        let mut buffer = vec![0; 65_536];
+        let (len, from) = server.recv_from(&mut buffer).unwrap();
+        assert!(buffer[..len] == sent, "{id}");
+        server.send_to(&buffer[..len], from).unwrap();
+        let mut whole = Vec::new();
+        loop {
+            let frame = wire.expect(|frame| frame.get(ETHERNET + 9) == Some(&17));
+            let part = Ipv4::parse(&frame[ETHERNET..]).unwrap();
+            assert_eq!(part.offset, whole.len());
+            whole.extend_from_slice(part.payload);
+            if frame::be16(part.packet, 6).unwrap() & frame::MORE_FRAGMENTS == 0 {
+                break;
+            }
+        }
+        assert!(Udp::parse(&whole).unwrap().payload == sent, "{id}");
+    }
+    assert_eq!(network.status().unwrap().udp_flows, 1);
+}
+
 #[test]
 fn a_detached_member_loses_its_connections() {
     let (to, server) = serve(1, |mut stream| stream.read(&mut [0; 10]).is_err());

@@ -2,15 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use super::guest::{Wire, attach, config, mac};
+use super::guest::{Wire, attach, config, mac, note, text};
 use crate::frame::{self, Arp, ETHERNET, IPV4, Ipv4Header, PROTO_UDP, TYPE_ARP, TYPE_IPV4};
 use crate::port::new_link;
 use crate::{Attachment, LinkEnd, Network, NetworkError, Subnet};
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 187, 41, 254);
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 254];
-/// A frame of its own kind, which is never answered.
-const MARK: [u8; 2] = [0x88, 0xb5];
 
 fn start() -> (Network, Wire) {
     let network = Network::start(config()).unwrap();
@@ -24,15 +22,13 @@ fn wire(attachment: Attachment) -> (Wire, Ipv4Addr) {
 }
 
 fn marked(to: [u8; 6], from: [u8; 6], number: u8) -> Vec<u8> {
-    let mut frame = vec![0; ETHERNET];
-    frame::ethernet(&mut frame, to, from, u16::from_be_bytes(MARK));
-    frame.push(number);
-    frame
+    note(to, from, &[number])
 }
 
 /// The number of the next marked frame.
 fn next(wire: &Wire) -> u8 {
-    wire.expect(|frame| frame[12..14] == MARK)[ETHERNET]
+    let frame = wire.expect(|frame| text(frame).is_some());
+    text(&frame).unwrap()[0]
 }
 
 fn arp(operation: u16, from: ([u8; 6], Ipv4Addr), target: Ipv4Addr) -> Vec<u8> {

@@ -4,6 +4,8 @@
 //! and the switch finds the flow in a hash table. The interface has the remote's address, speaks bare IP (the switch
 //! writes the Ethernet header) and therefore needs no ARP.
 
+mod window;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,9 +18,10 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
-use fleetbox_packet::{HEADER, offload_tcp};
+use fleetbox_packet::{HEADER, MAX_FRAMES, MAX_PACKET, offload_tcp};
 
-use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, MTU, Mac, TCP, TYPE_IPV4};
+use self::window::{Fit, Window};
+use crate::frame::{self, ETHERNET, GATEWAY_MAC, IPV4, Ipv4, MTU, Mac, TCP, TYPE_IPV4, Tcp};
 use crate::port::Port;
 
 /// A guest that has not answered for this long is gone.
@@ -34,6 +37,8 @@ pub(crate) struct FlowDevice<'a> {
     pub(crate) mac: Mac,
     /// The packet to be received next.
     pub(crate) packet: Option<&'a [u8]>,
+    /// Only single frames are sent.
+    pub(crate) frames_only: bool,
 }
 
 impl FlowDevice<'_> {
@@ -113,7 +118,7 @@ impl Device for FlowDevice<'_> {
         // The link is memory: what arrives is not verified. What is sent gets its checksums, and is
         // cut, only where that is needed.
         capabilities.checksum = ChecksumCapabilities::ignored();
-        if !self.port.takes_frames_only() {
+        if !self.frames_only {
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(usize::from(u16::MAX));
         }
         capabilities
@@ -154,6 +159,10 @@ pub(crate) struct Stack {
     local: IpAddress,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// Known once the guest's SYN was taken.
+    window: Option<Window>,
+    /// The guest takes such small segments that a large packet would make too many frames.
+    has_tiny_segments: bool,
     failed: bool,
 }
 
@@ -182,10 +191,12 @@ impl Stack {
         let handle = sockets.add(socket);
         Self {
             interface,
-            frames_only: device.port.takes_frames_only(),
+            frames_only: device.frames_only,
             local,
             sockets,
             handle,
+            window: None,
+            has_tiny_segments: false,
             failed: false,
         }
     }
@@ -225,8 +236,69 @@ impl Stack {
         self.sockets.get_mut(self.handle)
     }
 
+    /// Takes bytes of the guest out of the receive buffer, as many as `work` says.
+    pub(crate) fn take<R>(&mut self, work: impl FnOnce(&mut [u8]) -> (usize, R)) -> Option<R> {
+        let window = &mut self.window;
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        let taken = socket.recv(|bytes| {
+            let (len, result) = work(bytes);
+            if let Some(window) = window {
+                window.take(len);
+            }
+            (len, result)
+        });
+        taken.ok()
+    }
+
     /// Processes the packet of `device`.
     pub(crate) fn receive(&mut self, device: &mut FlowDevice<'_>, now: Instant) {
+        let Some(packet) = device.packet else { return };
+        let Some(segment) = Ipv4::parse(packet).and_then(|ip| Tcp::parse(ip.payload)) else {
+            return;
+        };
+        let socket = self.socket();
+        let was = socket.state();
+        let is_opening = matches!(was, State::Listen | State::SynSent);
+        if let Some(window) = self.window.filter(|_| !is_opening) {
+            let socket = self.socket();
+            let queued = socket.recv_queue();
+            let is_closed = matches!(
+                was,
+                State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+            );
+            let room = if is_closed {
+                0
+            } else {
+                socket.recv_capacity() - queued
+            };
+            match window.fit(packet, &segment, queued, room) {
+                Fit::All => self.process(device, now),
+                Fit::Nothing => {}
+                Fit::Instead(packet) => {
+                    let mut device = FlowDevice {
+                        port: device.port,
+                        mac: device.mac,
+                        packet: Some(&packet),
+                        frames_only: device.frames_only,
+                    };
+                    self.process(&mut device, now);
+                }
+            }
+            return;
+        }
+        self.process(device, now);
+        let is_known = !matches!(
+            self.socket().state(),
+            State::Listen | State::SynSent | State::Closed
+        );
+        if is_opening && is_known {
+            self.window = Some(Window::new(&segment));
+            let tiny = MAX_PACKET.div_ceil(MAX_FRAMES);
+            self.has_tiny_segments = max_segment(packet).is_some_and(|size| size < tiny);
+        }
+    }
+
+    fn process(&mut self, device: &mut FlowDevice<'_>, now: Instant) {
         self.contain(|stack| {
             stack
                 .interface
@@ -237,10 +309,10 @@ impl Stack {
     /// Sends pending data as far as there is room. Returns true if there was any.
     pub(crate) fn transmit(&mut self, device: &mut FlowDevice<'_>, now: Instant) -> bool {
         let mut sent = false;
-        let frames_only = device.port.takes_frames_only();
-        if self.frames_only != frames_only {
+        device.frames_only |= self.has_tiny_segments;
+        if self.frames_only != device.frames_only {
             self.interface = interface(device, now, self.local);
-            self.frames_only = frames_only;
+            self.frames_only = device.frames_only;
         }
         self.contain(|stack| {
             for _ in 0..MAX_BURST {
@@ -277,3 +349,22 @@ impl Stack {
         self.interface.poll_at(now, &self.sockets)
     }
 }
+
+/// The maximum segment size that the SYN in a packet announces (RFC 9293, 3.2).
+fn max_segment(packet: &[u8]) -> Option<usize> {
+    let payload = Ipv4::parse(packet)?.payload;
+    let header = usize::from(*payload.get(12)? >> 4) * 4;
+    let mut options = payload.get(TCP..header)?;
+    loop {
+        match *options {
+            [1, ref rest @ ..] => options = rest,
+            [2, 4, high, low, ..] => return Some(usize::from(u16::from_be_bytes([high, low]))),
+            [kind, len, ..] if kind > 1 && len >= 2 => options = options.get(usize::from(len)..)?,
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "mod_test.rs"]
+mod tests;
