@@ -12,10 +12,11 @@ use fleetbox::{BridgeError, Error};
 use crate::output;
 
 /// Variables that change what a command does. sudo does not pass them on by default.
-const OURS: [&str; 4] = [
+const OURS: [&str; 5] = [
     CATALOGUE_VARIABLE,
     BUDGET_VARIABLE,
     QUEUE_VARIABLE,
+    "FLEETBOX_REFUSE",
     "FLEETBOX_LOG",
 ];
 

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use fleetbox_net::{
-    Attachment, ConnectError, Forward, GuestStream, Member, Network, NetworkConfig, NetworkError,
+    AddressBlock, Attachment, ConnectError, Forward, GuestStream, Member, Network, NetworkConfig,
+    NetworkError,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -22,6 +23,28 @@ fn allow_descriptors() {
     }
 }
 
+/// Names addresses that guests must not reach, in addition to the built-in ones: blocks with commas between them.
+const REFUSE: &str = "FLEETBOX_REFUSE";
+
+/// The addresses that the user has refused to guests.
+///
+/// # Errors
+/// The value is malformed. Nothing starts then: the user relies on it.
+fn refused() -> Result<Vec<AddressBlock>, String> {
+    let Some(text) = std::env::var_os(REFUSE) else {
+        return Ok(Vec::new());
+    };
+    let text = text.to_string_lossy();
+    let blocks = text
+        .split(',')
+        .map(str::trim)
+        .filter(|block| !block.is_empty());
+    let parsed = blocks.map(|block| block.parse::<AddressBlock>());
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("{REFUSE}: {error}"))
+}
+
 /// A cluster's switch and gateway.
 pub(super) struct ClusterNetwork(Network);
 
@@ -30,11 +53,12 @@ impl ClusterNetwork {
     /// records say so. Blocks for milliseconds; the worker must hold the cluster's lock.
     ///
     /// # Errors
-    /// The host is out of threads or descriptors, or the bridge cannot be created.
+    /// The host is out of threads or descriptors, the bridge cannot be created, or `FLEETBOX_REFUSE` is malformed.
     pub(super) fn start(store: &Store, cluster: &ClusterDir) -> Result<Self, String> {
         allow_descriptors();
         let mut config = NetworkConfig::default();
         config.limits.members = MAX_COUNT as usize;
+        config.refuse = refused()?;
         let Some(subnet) = bridge::of_cluster(cluster).map_err(|e| e.to_string())? else {
             let network = Network::start(config).map_err(|e| e.to_string())?;
             return Ok(Self(network));

@@ -14,6 +14,8 @@ mod forwarding;
 #[cfg(feature = "bridge")]
 mod host;
 #[cfg(feature = "bridge")]
+mod ipv6;
+#[cfg(feature = "bridge")]
 mod lock;
 #[cfg(feature = "bridge")]
 mod nat;

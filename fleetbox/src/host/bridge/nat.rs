@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! table ip fleetbox_ID {
+//!     chain source  { type filter hook prerouting priority -300
+//!                     ip saddr != NETWORK iifname BRIDGE drop }
 //!     chain nat     { type nat hook postrouting priority 100
 //!                     ip saddr NETWORK oifname != BRIDGE masquerade }
 //!     chain forward { type filter hook forward priority 0
@@ -37,12 +39,15 @@ use rtnetlink::sys::{Socket, SocketAddr};
 use super::PREFIX;
 use super::error::BridgeError;
 
+const SOURCE: &str = "source";
 const NAT: &str = "nat";
 const FORWARD: &str = "forward";
 
+/// The priority that `nft` calls `raw`: before connections are tracked.
+const PRIORITY_RAW: i32 = -300;
 /// The priority that `nft` calls `srcnat`.
-const PRIORITY_SOURCE_NAT: u32 = 100;
-const PRIORITY_FILTER: u32 = 0;
+const PRIORITY_SOURCE_NAT: i32 = 100;
+const PRIORITY_FILTER: i32 = 0;
 
 /// The base of `ip saddr`: the network header, and the offset of the address in it (RFC 791).
 const NETWORK_HEADER: u32 = 1;
@@ -77,8 +82,13 @@ pub(super) fn add(table: &str, bridge: &str, subnet: Subnet) -> Result<(), Bridg
         expression_type: "masq".to_owned(),
         attributes: Vec::new(),
     };
+    let forged = [
+        source(Operator::NotEqual, subnet).to_vec(),
+        interface(from, Operator::Equal, bridge).to_vec(),
+        vec![verdict(DROP)],
+    ];
     let outward = [
-        source(subnet).to_vec(),
+        source(Operator::Equal, subnet).to_vec(),
         interface(to, Operator::NotEqual, bridge).to_vec(),
         vec![masquerade],
     ];
@@ -102,6 +112,16 @@ pub(super) fn add(table: &str, bridge: &str, subnet: Subnet) -> Result<(), Bridg
             create,
             chain(
                 table,
+                SOURCE,
+                "filter",
+                InetHookNumber::PreRouting,
+                PRIORITY_RAW,
+            ),
+        ),
+        (
+            create,
+            chain(
+                table,
                 NAT,
                 NAT,
                 InetHookNumber::PostRouting,
@@ -118,6 +138,7 @@ pub(super) fn add(table: &str, bridge: &str, subnet: Subnet) -> Result<(), Bridg
                 PRIORITY_FILTER,
             ),
         ),
+        rule(SOURCE, forged.concat()),
         rule(NAT, outward.concat()),
         rule(FORWARD, own),
         rule(FORWARD, inward(&known)),
@@ -144,13 +165,16 @@ fn chain(
     name: &str,
     kind: &str,
     hook: InetHookNumber,
-    priority: u32,
+    priority: i32,
 ) -> NfTablesMessage {
     NfTablesMessage::NewChain(ChainMessage {
         attributes: vec![
             ChainAttribute::Table(table.to_owned()),
             ChainAttribute::Name(name.to_owned()),
-            ChainAttribute::Hook(vec![Hook::Number(hook.into()), Hook::Priority(priority)]),
+            ChainAttribute::Hook(vec![
+                Hook::Number(hook.into()),
+                Hook::Priority(priority.cast_unsigned()),
+            ]),
             ChainAttribute::Type(kind.to_owned()),
             ChainAttribute::Policy(ACCEPT),
         ],
@@ -175,8 +199,8 @@ fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
     ])
 }
 
-/// `ip saddr NETWORK`. The prefix length is a multiple of 8, so no mask is needed.
-fn source(subnet: Subnet) -> [Expressions; 2] {
+/// `ip saddr NETWORK` or `ip saddr != NETWORK`. The prefix length is a multiple of 8, so no mask is needed.
+fn source(operator: Operator, subnet: Subnet) -> [Expressions; 2] {
     let network = subnet.network().octets();
     [
         Expressions::Payload(vec![
@@ -185,7 +209,7 @@ fn source(subnet: Subnet) -> [Expressions; 2] {
             Payload::Offset(SOURCE_ADDRESS),
             Payload::Len(NETWORK_BYTES as u32),
         ]),
-        compare(Operator::Equal, network[..NETWORK_BYTES].to_vec()),
+        compare(operator, network[..NETWORK_BYTES].to_vec()),
     ]
 }
 

@@ -7,9 +7,10 @@ use futures::TryStreamExt;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::error::BridgeError;
+use super::ipv6;
 
 /// A network that the host uses, and its purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +136,7 @@ async fn existing(handle: &Handle, name: &str) -> Result<u32, BridgeError> {
     })
 }
 
-/// Creates a bridge with an address, and brings it up.
+/// Creates a bridge with an address and without IPv6, and brings it up.
 pub(super) async fn add_bridge(
     handle: &Handle,
     name: &str,
@@ -143,19 +144,25 @@ pub(super) async fn add_bridge(
     address: Ipv4Addr,
     prefix: u8,
 ) -> Result<(), BridgeError> {
-    let bridge = LinkBridge::new(name).address(mac.to_vec()).build();
-    let added = handle.link().add(bridge).execute().await;
+    // Not `LinkBridge::new`, whose bridge is up at once.
+    let bridge = LinkMessageBuilder::<LinkBridge>::new(name).address(mac.to_vec());
+    let added = handle.link().add(bridge.build()).execute().await;
     added.map_err(failed("create a bridge"))?;
+    ipv6::disable(name)?;
     let index = existing(handle, name).await?;
     let given = handle.address().add(index, address.into(), prefix);
     let given = given.execute().await;
-    given.map_err(failed("give the bridge its address"))
+    given.map_err(failed("give the bridge its address"))?;
+    let change = LinkUnspec::new_with_index(index).up();
+    let set = handle.link().set(change.build()).execute().await;
+    set.map_err(failed("bring the bridge up"))
 }
 
-/// Attaches an interface to a bridge, and brings it up.
+/// Attaches an interface to a bridge, and brings it up, without IPv6.
 pub(super) async fn join(handle: &Handle, name: &str, bridge: &str) -> Result<(), BridgeError> {
     let bridge = existing(handle, bridge).await?;
     let port = existing(handle, name).await?;
+    ipv6::disable(name)?;
     let change = LinkUnspec::new_with_index(port).controller(bridge).up();
     let joined = handle.link().set(change.build()).execute().await;
     joined.map_err(failed("attach the tap to the bridge"))

@@ -199,6 +199,7 @@ fn a_bridge_is_made_and_removed() {
         assert_eq!(
             rules(&record.table),
             [
+                "source payload cmp meta cmp immediate",
                 "nat payload cmp meta cmp masq",
                 "forward meta cmp immediate",
                 "forward meta cmp ct bitwise cmp immediate",
@@ -206,6 +207,17 @@ fn a_bridge_is_made_and_removed() {
             ]
         );
         assert_eq!(forwarding(), "1");
+        // A guest's router advertisement finds nobody who listens.
+        for name in &both {
+            for (setting, value) in [("disable_ipv6", "1"), ("accept_ra", "0")] {
+                let path = Path::new("/proc/sys/net/ipv6/conf")
+                    .join(name)
+                    .join(setting);
+                if let Ok(found) = std::fs::read_to_string(&path) {
+                    assert_eq!(found.trim(), value, "{}", path.display());
+                }
+            }
+        }
         // The bridge's address is this host's.
         UdpSocket::bind((uplink.router, 0)).unwrap();
 
@@ -553,6 +565,64 @@ impl Wire {
             }
         }
     }
+}
+
+#[test]
+fn a_forged_source_does_not_leave_the_bridge() {
+    in_namespace("a_forged_source_does_not_leave_the_bridge", || {
+        if !is_able() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let uplink = host::up(&store, &name("web"), subnet("10.200.3.0/24")).unwrap();
+        // The kernel does not look at sources by itself.
+        let bridge = bridge();
+        for name in ["all", &bridge] {
+            let path = Path::new("/proc/sys/net/ipv4/conf")
+                .join(name)
+                .join("rp_filter");
+            std::fs::write(path, "0").unwrap();
+        }
+        let world = Wire {
+            fd: open_tap("world").unwrap(),
+            header: 0,
+            mac: [2, 0, 0, 0, 1, 1],
+            ip: Ipv4Addr::new(198, 51, 100, 2),
+        };
+        set_up("world");
+        address("world", "198.51.100.1", 24);
+        // Not through the switch, which would not let it pass.
+        let mut guest = Wire {
+            fd: uplink.tap,
+            header: 0,
+            mac: [2, 0, 0, 0, 0, 1],
+            ip: Ipv4Addr::new(10, 200, 3, 2),
+        };
+        let host = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        host.set_read_timeout(Some(PATIENCE)).unwrap();
+        let port = host.local_addr().unwrap().port();
+        let own = guest.ip;
+        for source in [
+            Ipv4Addr::new(192, 0, 2, 66),
+            Ipv4Addr::new(10, 200, 4, 2),
+            own,
+        ] {
+            guest.ip = source;
+            let what = source.to_string();
+            guest.send(uplink.mac, 4000, (world.ip, 53), what.as_bytes());
+            guest.send(uplink.mac, 4000, (uplink.router, port), what.as_bytes());
+        }
+        // The first that arrives is the last that was sent.
+        let there = world.datagram(|port| port == 53, PATIENCE).unwrap();
+        assert_eq!(there.payload, own.to_string().as_bytes());
+        let mut buffer = [0; 100];
+        let (len, from) = host.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.ip(), own);
+        assert_eq!(&buffer[..len], own.to_string().as_bytes());
+        drop(guest);
+        host::down(&store, &name("web")).unwrap();
+    });
 }
 
 #[test]
