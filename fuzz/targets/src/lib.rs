@@ -33,4 +33,5 @@ pub struct Target {
 targets! {
     boot_plan
     qcow2
+    switch
 }
