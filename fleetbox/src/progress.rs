@@ -27,6 +27,8 @@ pub enum ProgressEvent<'a> {
         resumed_from: u64,
         /// Size of the whole file in bytes, if the server says so.
         total: Option<u64>,
+        /// Whether there is a checksum to verify the file with.
+        verified: bool,
     },
     /// More of the file has arrived.
     Advanced {
@@ -38,7 +40,7 @@ pub enum ProgressEvent<'a> {
         /// Why it failed.
         why: &'a str,
     },
-    /// The image is complete and verified.
+    /// The image is complete, and verified if there is a checksum for it.
     Finished {
         /// Its size in bytes.
         bytes: u64,
@@ -148,6 +150,7 @@ pub struct Lines<W> {
 struct LinesState<W> {
     out: W,
     total: Option<u64>,
+    verified: bool,
     begun: Instant,
     last_line: Instant,
     last_tenth: u64,
@@ -169,6 +172,7 @@ impl<W: Write + Send> Lines<W> {
             state: Mutex::new(LinesState {
                 out,
                 total: None,
+                verified: false,
                 begun: now,
                 last_line: now,
                 last_tenth: 0,
@@ -191,8 +195,10 @@ impl<W: Write + Send> Progress for Lines<W> {
                 url,
                 resumed_from,
                 total,
+                verified,
             } => {
                 state.total = total;
+                state.verified = verified;
                 state.begun = Instant::now();
                 state.last_line = state.begun;
                 state.last_tenth = total.map_or(0, |t| tenths(resumed_from, t));
@@ -221,11 +227,16 @@ impl<W: Write + Send> Progress for Lines<W> {
                 }
             }
             ProgressEvent::Retrying { why } => format!("{why}; trying again"),
-            ProgressEvent::Finished { bytes } => format!(
-                "downloaded and verified {} in {:.1} s",
-                human(bytes),
-                state.begun.elapsed().as_secs_f64()
-            ),
+            ProgressEvent::Finished { bytes } => {
+                let (size, took) = (human(bytes), state.begun.elapsed().as_secs_f64());
+                if state.verified {
+                    format!("downloaded and verified {size} in {took:.1} s")
+                } else {
+                    format!(
+                        "downloaded {size} in {took:.1} s; it was not verified, because its address comes without a checksum"
+                    )
+                }
+            }
             ProgressEvent::WaitingForMemory { vm, why } => {
                 format!("{vm} waits for memory: {why}")
             }
@@ -272,6 +283,7 @@ mod tests {
             url: "http://x/y",
             resumed_from: 1024,
             total: Some(1 << 20),
+            verified: true,
         });
         for bytes in (0..1 << 20).step_by(4096) {
             lines.event(ProgressEvent::Advanced { bytes });
@@ -286,6 +298,26 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('\u{1b}') && !text.contains('\r'));
+    }
+
+    #[test]
+    fn only_what_was_verified_is_called_so() {
+        for verified in [true, false] {
+            let lines = Lines::new(Vec::new());
+            lines.event(ProgressEvent::Started {
+                image: "http://x/y",
+                url: "http://x/y",
+                resumed_from: 0,
+                total: None,
+                verified,
+            });
+            lines.event(ProgressEvent::Finished { bytes: 1024 });
+            let text = String::from_utf8(lines.state.into_inner().unwrap().out).unwrap();
+            let last = text.lines().last().unwrap();
+            assert!(last.starts_with("downloaded "), "{last}");
+            assert_eq!(last.contains("downloaded and verified"), verified, "{last}");
+            assert_eq!(last.contains("not verified"), !verified, "{last}");
+        }
     }
 
     #[test]

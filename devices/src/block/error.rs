@@ -62,6 +62,25 @@ pub enum DiskError {
         /// What to do about it.
         remedy: String,
     },
+    /// The image names another file, whose content the guest would see, and [`OpenOptions::follow`] is not set.
+    ///
+    /// [`OpenOptions::follow`]: super::OpenOptions::follow
+    #[error(
+        "the {format} image {} is refused: it names {named:?} as its {role}, and the guest could read that file; {remedy}",
+        path.display()
+    )]
+    NamesFile {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: Format,
+        /// What it names the file as, such as "backing file".
+        role: &'static str,
+        /// The name, as it is in the image. It was not opened.
+        named: String,
+        /// What to do about it.
+        remedy: String,
+    },
     /// The base is not the file that the layer was created over.
     #[error(
         "the layer {} was created over another {}: {what}; restore the original base, or delete the layer and create it again",

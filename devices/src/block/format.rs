@@ -34,9 +34,15 @@ pub struct OpenOptions {
     /// Refuse modifications, and share the file with other readers.
     pub read_only: bool,
     /// The image's format. `None` detects it from the content. Use that only for an image that no guest has ever
-    /// written: a guest can write another format's header to the start of its raw disk, and name any file of the host
-    /// as the base. If the image is detected as raw, such a write is refused, so that it stays raw.
+    /// written: a guest can write another format's header to the start of its raw disk, and so change what the disk
+    /// is. If the image is detected as raw, such a write is refused, so that it stays raw.
     pub format: Option<Format>,
+    /// Whether the image may name other files, which are then opened and which the guest can read: the backing file of
+    /// a qcow2 image, and the base of a layer that was recognised by its content. Set it only if you trust the
+    /// author of the image with every file that you can read. Without it, such an image is refused with
+    /// [`DiskError::NamesFile`](super::DiskError::NamesFile). The base of a layer whose format is given as
+    /// [`Format::Layer`] is always opened: it was checked when the layer was created.
+    pub follow: bool,
     /// For a layer: the path of its base, if the base was moved after the layer was created.
     pub base: Option<PathBuf>,
     /// For a layer: the digest of its base. If it equals the digest recorded in the layer, the base may be another file
@@ -53,6 +59,7 @@ impl OpenOptions {
         Self {
             read_only: true,
             format: None,
+            follow: false,
             base: None,
             base_digest: None,
             durable: true,

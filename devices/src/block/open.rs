@@ -32,7 +32,14 @@ fn open_file(
 ) -> Result<Arc<dyn Disk>, DiskError> {
     let format = match options.format {
         Some(format) => format,
-        None => probe(&file)?,
+        None => match probe(&file)? {
+            // The author of the file chose its base.
+            Format::Layer if !options.follow => {
+                layer::refuse_base(&file)?;
+                Format::Layer
+            }
+            format => format,
+        },
     };
     match format {
         Format::Raw => Ok(Arc::new(RawDisk::new(file, options))),

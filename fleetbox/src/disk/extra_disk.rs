@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::format::{FormatError, format_of};
+use crate::disk::format::{FormatError, data_format};
 use crate::model::names::InvalidValue;
 use crate::model::size::Size;
 use crate::util::readable::readable_debug;
@@ -134,7 +134,7 @@ impl ExtraDisk {
                 if !metadata.is_file() {
                     return Err(unusable("it is not a regular file".to_owned()));
                 }
-                format_of(&absolute, &path.display().to_string())?;
+                data_format(&absolute, &path.display().to_string())?;
                 Source::File(absolute)
             }
         };

@@ -3,4 +3,6 @@
 pub(crate) mod extra_disk;
 pub mod fixture;
 pub(crate) mod format;
+#[cfg(test)]
+pub(crate) mod format_test;
 pub mod seed;

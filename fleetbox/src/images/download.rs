@@ -1,8 +1,6 @@
 //! One download: resumable, hashed on the way, written sparsely, moved into place when verified.
 
-use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +13,12 @@ use super::url::{ImageUrl, Place};
 use super::{Image, ImageError, Sha256, Sidecar, sidecar_path};
 #[cfg(feature = "download")]
 use super::{client, range};
-use crate::disk::format::{format_of, sniff};
+use crate::disk::format::{image_format, sniff};
 use crate::progress::{Progress, ProgressEvent};
 use crate::store::Lock;
 #[cfg(feature = "download")]
 use crate::util::fs::read_limited;
-use crate::util::fs::{open_private, remove_file_if_there, sync_dir, write_atomic};
+use crate::util::fs::{open_private, remove_file_if_there, sync_dir, write_atomic, write_sparse};
 
 /// Number of network failures in a row, without any data between them, before giving up.
 const ATTEMPTS: u32 = 4;
@@ -28,9 +26,6 @@ const ATTEMPTS: u32 = 4;
 const LARGEST: u64 = 256 << 30;
 /// Maximum number of chunks in memory between the network and the disk.
 const QUEUE: usize = 32;
-/// Granularity of holes: the usual block size of file systems.
-const BLOCK: usize = 4096;
-static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// A download to do.
 pub(super) struct Job<'a> {
@@ -129,8 +124,9 @@ impl Job<'_> {
                 }
             }
         };
-        let image = self.finish(digest, bytes)?;
+        let finished = self.finish(digest, bytes);
         self.unlock(lock)?;
+        let image = finished?;
         self.progress.event(ProgressEvent::Finished { bytes });
         Ok(image)
     }
@@ -162,7 +158,7 @@ impl Job<'_> {
     /// Moves the verified file into place.
     fn finish(&self, sha256: Sha256, bytes: u64) -> Result<Image, ImageError> {
         let part = self.part();
-        let format = match format_of(&part, self.url.as_str()) {
+        let format = match image_format(&part, self.url.as_str()) {
             Ok(format) => format,
             Err(error) => {
                 self.discard()?;
@@ -258,6 +254,7 @@ impl Job<'_> {
             url: self.url.as_str(),
             resumed_from: body.offset,
             total: body.total,
+            verified: self.sha256.is_some(),
         });
         Ok(())
     }
@@ -475,37 +472,4 @@ fn write_part(
     file.set_len(position).map_err(at(position))?;
     file.sync_all().map_err(at(position))?;
     Ok((Sha256::from_digest(&context.finish()), position))
-}
-
-/// Writes `bytes` at `position`, except whole blocks of zeros. The caller must make sure that these
-/// already read as zeros.
-fn write_sparse(file: &File, position: u64, bytes: &[u8]) -> io::Result<()> {
-    let mut run_start = 0;
-    let mut at = 0;
-    while at < bytes.len() {
-        // Up to the next block boundary of the file, so that holes are whole blocks.
-        let in_block = ((position + at as u64) % BLOCK as u64) as usize;
-        let end = bytes.len().min(at + BLOCK - in_block);
-        let block = bytes.get(at..end).unwrap_or_default();
-        // Slice comparison is memcmp, quick in unoptimised builds too.
-        if ZEROS.get(..block.len()) == Some(block) {
-            write_run(file, position, bytes, run_start..at)?;
-            run_start = end;
-        }
-        at = end;
-    }
-    write_run(file, position, bytes, run_start..bytes.len())
-}
-
-fn write_run(
-    file: &File,
-    position: u64,
-    bytes: &[u8],
-    run: std::ops::Range<usize>,
-) -> io::Result<()> {
-    let start = run.start as u64;
-    match bytes.get(run) {
-        Some(run) if !run.is_empty() => file.write_all_at(run, position + start),
-        _ => Ok(()),
-    }
 }

@@ -26,7 +26,7 @@ pub use self::catalogue::{Arch, CATALOGUE_VARIABLE, Catalogue, CatalogueEntry, I
 pub use self::maintenance::Freshness;
 pub use self::url::ImageUrl;
 use self::url::Place;
-use crate::disk::format::format_of;
+use crate::disk::format::image_format;
 pub use crate::disk::format::{FormatError, ImageFormat};
 use crate::model::names::InvalidValue;
 use crate::progress::{Progress, ProgressEvent};
@@ -679,7 +679,7 @@ fn in_place(reference: &str, path: &Path) -> Result<Image, ImageError> {
     let name = path.display().to_string();
     Ok(Image {
         reference: reference.to_owned(),
-        format: format_of(path, &name)?,
+        format: image_format(path, &name)?,
         path: path.to_owned(),
         sha256: None,
         bytes,

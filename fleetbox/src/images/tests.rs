@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::disk::format_test::qcow2;
 
 /// How the server misbehaves.
 #[derive(Debug, Clone, Default)]
@@ -299,7 +300,7 @@ async fn local_files_are_used_in_place() {
     );
     assert!(setup.files().is_empty());
 
-    fs::write(&path, b"QFI\xfb\0\0\0\x03").unwrap();
+    fs::write(&path, qcow2(None)).unwrap();
     assert_eq!(
         setup.pull(&resolved).await.unwrap().format,
         ImageFormat::Qcow2
@@ -321,6 +322,38 @@ async fn local_files_are_used_in_place() {
         setup.images.resolve(&missing),
         Err(ImageError::Io { .. })
     ));
+}
+
+/// Whatever the way by which it comes, and though its checksum is right.
+#[tokio::test]
+async fn an_image_that_names_a_file_of_the_host_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, [7; 4096]).unwrap();
+    for named in [secret.to_str().unwrap(), "secret", "json:{}", "nbd://h/x"] {
+        let evil = qcow2(Some(named));
+        let path = dir.path().join("evil.qcow2");
+        fs::write(&path, &evil).unwrap();
+        let server = Server::new(serve(evil.clone()));
+        let (setup, alias) = Setup::with_tiny(server.url().as_str(), &evil);
+        let resolve = |reference| setup.images.resolve(&reference).unwrap();
+        for source in [
+            resolve(ImageRef::Path(path.clone())),
+            resolve(ImageRef::Url(server.url())),
+            resolve(format!("file://{}", path.display()).parse().unwrap()),
+            alias,
+        ] {
+            let error = setup.pull(&source).await.unwrap_err();
+            assert!(matches!(error, ImageError::Format(_)), "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains(named) && text.contains("backing file"),
+                "{text}"
+            );
+            assert!(!text.contains(".part"), "{text}");
+        }
+        assert!(setup.files().is_empty(), "{:?}", setup.files());
+    }
 }
 
 #[tokio::test]
@@ -554,7 +587,7 @@ async fn a_dropped_pull_can_be_taken_up() {
 async fn catalogue_files_may_be_local() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("base.qcow2");
-    let mut content = b"QFI\xfb\0\0\0\x03".to_vec();
+    let mut content = qcow2(None);
     content.resize(70_000, 3);
     fs::write(&path, &content).unwrap();
     let url = format!("file://{}", path.display());

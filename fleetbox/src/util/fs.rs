@@ -1,15 +1,20 @@
-//! Files that survive a kill at any moment: private modes and atomic replacement.
+//! Files that survive a kill at any moment: private modes and atomic replacement. Also sparse files.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::unistd::{AccessFlags, Uid, User, faccessat, geteuid};
+use nix::unistd::{AccessFlags, Uid, User, Whence, faccessat, geteuid, lseek};
 
 /// Prefix of the names of temporary files. [`crate::store::Store::sweep`] removes old ones.
 pub(crate) const TEMP_PREFIX: &str = ".tmp-";
+
+/// Granularity of holes: the usual block size of file systems.
+const BLOCK: usize = 4096;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// Creates `path` and missing parents with mode 0700. Existing directories are not changed.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
@@ -99,6 +104,61 @@ pub(crate) fn foreign_owner(path: &Path) -> Option<(PathBuf, String)> {
 pub(crate) fn remove_file_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// The first data of a file at or after `at`: its start and its end. `None` if there is only a hole, or the end. Where
+/// the file system does not say, all is data, without an end. Changes the file's position.
+pub(crate) fn next_data(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
+    let Ok(from) = i64::try_from(at) else {
+        return Ok(None);
+    };
+    let start = match lseek(file, from, Whence::SeekData) {
+        Ok(start) => start,
+        Err(Errno::ENXIO) => return Ok(None),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((at, u64::MAX))),
+        Err(error) => return Err(error.into()),
+    };
+    let end = match lseek(file, start, Whence::SeekHole) {
+        Ok(end) => end,
+        // It was cut off there in this moment.
+        Err(Errno::ENXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let number = |at| u64::try_from(at).map_err(io::Error::other);
+    Ok(Some((number(start)?, number(end)?)))
+}
+
+/// Writes `bytes` at `position`, except whole blocks of zeros. The caller must make sure that these
+/// already read as zeros.
+pub(crate) fn write_sparse(file: &File, position: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut run_start = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        // Up to the next block boundary of the file, so that holes are whole blocks.
+        let in_block = ((position + at as u64) % BLOCK as u64) as usize;
+        let end = bytes.len().min(at + BLOCK - in_block);
+        let block = bytes.get(at..end).unwrap_or_default();
+        // Slice comparison is memcmp, quick in unoptimised builds too.
+        if ZEROS.get(..block.len()) == Some(block) {
+            write_run(file, position, bytes, run_start..at)?;
+            run_start = end;
+        }
+        at = end;
+    }
+    write_run(file, position, bytes, run_start..bytes.len())
+}
+
+fn write_run(
+    file: &File,
+    position: u64,
+    bytes: &[u8],
+    run: std::ops::Range<usize>,
+) -> io::Result<()> {
+    let start = run.start as u64;
+    match bytes.get(run) {
+        Some(run) if !run.is_empty() => file.write_all_at(run, position + start),
         _ => Ok(()),
     }
 }

@@ -9,7 +9,7 @@ use fleetbox_vmm::machine::BootSource;
 
 use crate::disk::extra_disk::{ExtraDisk, ExtraDiskError, Source};
 use crate::disk::fixture;
-use crate::disk::format::{ImageFormat, format_of};
+use crate::disk::format::{ImageFormat, data_format};
 use crate::disk::seed::Seed;
 use crate::error::{Error, Result};
 use crate::host::bridge::{self, BridgeError};
@@ -172,6 +172,7 @@ fn create_disk(paths: &VmPaths, plan: &Plan, image: &Image, lifetime: Lifetime) 
         base: Some(base),
         size: Some(plan.disk.bytes()),
         durable: lifetime != Lifetime::Ephemeral,
+        ..LayerOptions::default()
     };
     match create_layer(&paths.disk_layer(), &options) {
         Ok(info) => Ok(Size::from_bytes(info.size)),
@@ -193,19 +194,19 @@ fn create_disk(paths: &VmPaths, plan: &Plan, image: &Image, lifetime: Lifetime) 
 fn create_extra_disk(disk: &ExtraDisk, layer: &Path, durable: bool) -> Result<()> {
     let options = match disk.source() {
         Source::Empty(size) => LayerOptions {
-            base: None,
             size: Some(size.bytes()),
             durable,
+            ..LayerOptions::default()
         },
         Source::File(path) => {
-            let format = format_of(path, &path.display().to_string());
+            let format = data_format(path, &path.display().to_string());
             LayerOptions {
                 base: Some(Base::new(
                     path,
                     Some(layer_format(format.map_err(ExtraDiskError::from)?)),
                 )),
-                size: None,
                 durable,
+                ..LayerOptions::default()
             }
         }
     };

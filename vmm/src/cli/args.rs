@@ -65,6 +65,10 @@ pub(crate) struct RunOptions {
     /// Attach a disk (raw or qcow2). With :ro the guest cannot write to it.
     #[arg(long = "disk", value_name = "PATH[:ro]")]
     pub(crate) disks: Vec<DiskArgument>,
+    /// Open the files that images name: the backing file of a qcow2 image, the base of a layer. The
+    /// guest can read them, so use this only for images that you trust.
+    #[arg(long)]
+    pub(crate) backing_files: bool,
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u8,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fleetbox_devices::block::{
-    Base, Disk, Format, LayerOptions, OpenOptions, create_layer, open_disk,
+    Base, Disk, DiskError, Format, LayerOptions, OpenOptions, create_layer, open_disk,
 };
 use fleetbox_devices::event::Event;
 use fleetbox_net::{Member, Network, NetworkConfig};
@@ -154,10 +154,10 @@ fn cmdline_of(disk: &DiskConfig) -> Result<String, Box<dyn Error>> {
 fn open_disks(options: &RunOptions) -> Result<Vec<DiskConfig>, Box<dyn Error>> {
     let mut disks = Vec::new();
     if let Some(image) = &options.image {
-        disks.push(open_image(image, options.persist)?);
+        disks.push(open_image(image, options)?);
     }
     for argument in &options.disks {
-        disks.push(open_argument(argument)?);
+        disks.push(open_argument(argument, options.backing_files)?);
     }
     let config = |(i, disk)| DiskConfig {
         disk,
@@ -181,9 +181,9 @@ fn attach(network: &Network) -> Result<NicConfig, Box<dyn Error>> {
 
 /// The boot disk: the image itself, or a layer over it whose file has no name and is removed with
 /// this process.
-fn open_image(image: &Path, persist: bool) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
-    if persist {
-        return open_writable(image);
+fn open_image(image: &Path, options: &RunOptions) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
+    if options.persist {
+        return open_detected(image, false, options.backing_files);
     }
     let directory = std::env::temp_dir();
     let path = directory.join(format!("fleetbox-vmm-{}.layer", std::process::id()));
@@ -191,10 +191,12 @@ fn open_image(image: &Path, persist: bool) -> Result<Arc<dyn Disk>, Box<dyn Erro
         &path,
         &LayerOptions {
             base: Some(Base::new(image, None)),
+            follow: options.backing_files,
             durable: false,
             ..LayerOptions::default()
         },
-    )?;
+    )
+    .map_err(with_option)?;
     let disk = open_disk(
         &path,
         &OpenOptions {
@@ -206,25 +208,34 @@ fn open_image(image: &Path, persist: bool) -> Result<Arc<dyn Disk>, Box<dyn Erro
     Ok(disk?)
 }
 
-fn open_argument(argument: &DiskArgument) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
-    if argument.read_only {
-        Ok(open_disk(&argument.path, &OpenOptions::read_only())?)
-    } else {
-        open_writable(&argument.path)
-    }
+fn open_argument(argument: &DiskArgument, follow: bool) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
+    open_detected(&argument.path, argument.read_only, follow)
 }
 
 /// The format is detected from the content, because this tool is for the user's own files. A disk
 /// detected as raw refuses the header of another format from its guest, so it is still raw the next
 /// time.
-fn open_writable(path: &Path) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
-    Ok(open_disk(
-        path,
-        &OpenOptions {
-            read_only: false,
-            ..OpenOptions::read_only()
-        },
-    )?)
+fn open_detected(
+    path: &Path,
+    read_only: bool,
+    follow: bool,
+) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
+    let options = OpenOptions {
+        read_only,
+        follow,
+        ..OpenOptions::read_only()
+    };
+    Ok(open_disk(path, &options).map_err(with_option)?)
+}
+
+/// Adds the option with which the images that another image names are opened.
+fn with_option(error: DiskError) -> Box<dyn Error> {
+    match error {
+        DiskError::NamesFile { .. } => {
+            format!("{error}; or let this image name files: --backing-files").into()
+        }
+        error => error.into(),
+    }
 }
 
 /// Signals its event when it is dropped.
@@ -244,4 +255,64 @@ fn stdout() -> io::Result<File> {
 /// Writes to standard error. If that fails, there is nowhere else to report it.
 pub(super) fn tell(mut stderr: &BoundedWriter, text: &str) {
     let _ = stderr.write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Arguments, Command};
+
+    fn options(args: &[&str]) -> RunOptions {
+        let args = ["fleetbox-vmm", "run"].iter().chain(args);
+        match Arguments::parse_from(args).command {
+            Command::Run(options) => *options,
+            Command::Probe => unreachable!("run was asked for"),
+        }
+    }
+
+    /// A qcow2 image of one sector, all of which is in the raw file `secret`.
+    fn image_that_names_a_file() -> Vec<u8> {
+        let mut image = vec![0; 3 * 512];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"QFI\xfb\0\0\0\x02");
+        put(8, &96u64.to_be_bytes());
+        put(16, &6u32.to_be_bytes());
+        put(20, &9u32.to_be_bytes());
+        put(24, &512u64.to_be_bytes());
+        put(36, &1u32.to_be_bytes());
+        put(40, &512u64.to_be_bytes());
+        put(48, &1024u64.to_be_bytes());
+        put(72, b"\xe2\x79\x2a\xca\0\0\0\x03raw");
+        put(96, b"secret");
+        image
+    }
+
+    #[test]
+    fn files_that_an_image_names_are_opened_only_on_request() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), [7; 512]).unwrap();
+        let image = dir.path().join("image.qcow2");
+        std::fs::write(&image, image_that_names_a_file()).unwrap();
+        let image = image.to_str().unwrap();
+        let read_only = format!("{image}:ro");
+        for args in [&["--image", image][..], &["--disk", &read_only]] {
+            let error = open_disks(&options(args)).err().unwrap().to_string();
+            assert!(
+                error.contains("\"secret\" as its backing file")
+                    && error.contains("--backing-files"),
+                "{error}"
+            );
+            let allowed: Vec<_> = args.iter().copied().chain(["--backing-files"]).collect();
+            let disks = open_disks(&options(&allowed)).unwrap();
+            let mut sector = [0; 512];
+            disks[0].disk.read_at(&mut sector, 0).unwrap();
+            assert_eq!(sector, [7; 512]);
+        }
+        for args in [&["--image", image, "--persist"][..], &["--disk", image]] {
+            let error = open_disks(&options(args)).err().unwrap().to_string();
+            assert!(error.contains("--backing-files"), "{error}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::load::{read_bitmap, read_header};
 use crate::block::chain::{Chain, probe};
 use crate::block::disk::check_size;
 use crate::block::error::DiskError;
-use crate::block::format::OpenOptions;
+use crate::block::format::{Format, OpenOptions};
 use crate::block::host::{HostFile, boot_id};
 
 /// Creates a layer at `path`; its base is opened by `chain`.
@@ -21,7 +21,7 @@ pub(in crate::block) fn create(
     chain: &mut Chain,
 ) -> Result<LayerInfo, DiskError> {
     let base = match &options.base {
-        Some(base) => Some(look_at_base(base, chain)?),
+        Some(base) => Some(look_at_base(base, options.follow, chain)?),
         None => None,
     };
     let base_size = base.as_ref().map_or(0, |b| b.size);
@@ -69,15 +69,37 @@ pub fn layer_info(path: &Path) -> Result<LayerInfo, DiskError> {
     })
 }
 
+/// Refuses a layer that was recognised by its content if it has a base, which the author of the file chose.
+pub(in crate::block) fn refuse_base(file: &HostFile) -> Result<(), DiskError> {
+    match read_header(file)?.0.base {
+        None => Ok(()),
+        Some(info) => Err(DiskError::NamesFile {
+            path: file.path().to_path_buf(),
+            format: Format::Layer,
+            role: "base",
+            named: info.base.path.to_string_lossy().into_owned(),
+            remedy: "a layer is the disk of one VM; use the image that the VM was made from".into(),
+        }),
+    }
+}
+
 /// Opens the base as the layer will, and records its properties.
-fn look_at_base(base: &Base, chain: &mut Chain) -> Result<BaseInfo, DiskError> {
+fn look_at_base(base: &Base, follow: bool, chain: &mut Chain) -> Result<BaseInfo, DiskError> {
     let path = fs::canonicalize(&base.path).map_err(DiskError::io("find", &base.path))?;
     let format = match base.format {
         Some(format) => format,
-        None => probe(&HostFile::open(&path, false)?)?,
+        None => {
+            let file = HostFile::open(&path, false)?;
+            let format = probe(&file)?;
+            if format == Format::Layer && !follow {
+                refuse_base(&file)?;
+            }
+            format
+        }
     };
     let options = OpenOptions {
         format: Some(format),
+        follow,
         ..OpenOptions::read_only()
     };
     let (disk, identity) = chain.open_with_identity(&path, &options)?;

@@ -280,6 +280,8 @@ fn open_base(
     };
     let below = OpenOptions {
         format: info.base.format,
+        // Checked when the layer was created, and not changed since, as the checks below show.
+        follow: true,
         ..OpenOptions::read_only()
     };
     let (disk, identity) = chain.open_with_identity(path, &below)?;

@@ -43,6 +43,9 @@ pub struct BaseInfo {
 pub struct LayerOptions {
     /// The base. Without one, the layer reads as zeros at first.
     pub base: Option<Base>,
+    /// Whether the base may name other files, as [`OpenOptions::follow`](super::super::OpenOptions::follow) has it. A base
+    /// that is a layer may name its own base if its format is given.
+    pub follow: bool,
     /// Size of the disk in bytes: a multiple of 512, and at least the size of the base, which is also the default. The
     /// part beyond the base reads as zeros.
     pub size: Option<u64>,
@@ -54,6 +57,7 @@ impl Default for LayerOptions {
     fn default() -> Self {
         Self {
             base: None,
+            follow: false,
             size: None,
             durable: true,
         }

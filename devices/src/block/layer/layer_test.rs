@@ -23,6 +23,13 @@ fn writable() -> OpenOptions {
     OpenOptions::writable(Format::Layer)
 }
 
+fn readable() -> OpenOptions {
+    OpenOptions {
+        read_only: true,
+        ..writable()
+    }
+}
+
 /// A raw base with a pattern, ending within a block, and a layer over it.
 fn fixture(base_size: u64, size: Option<u64>) -> (TempDir, PathBuf, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
@@ -41,7 +48,7 @@ fn layer_over(layer: &Path, base: &Path, format: Format, size: Option<u64>) {
         &LayerOptions {
             base,
             size,
-            durable: true,
+            ..LayerOptions::default()
         },
     )
     .unwrap();
@@ -145,7 +152,7 @@ fn ranges_beyond_the_end_and_writes_to_read_only_disks_fail() {
     disk.write_at(&[], SIZE).unwrap();
     disk.discard(SIZE, 0).unwrap();
     drop(disk);
-    let disk = open_disk(&layer, &OpenOptions::read_only()).unwrap();
+    let disk = open_disk(&layer, &readable()).unwrap();
     let read_only = io::ErrorKind::ReadOnlyFilesystem;
     assert!(disk.read_only());
     assert_eq!(disk.write_at(&[0], 0).unwrap_err().kind(), read_only);
@@ -163,7 +170,7 @@ fn two_writers_are_refused_and_readers_share() {
     let error = open_disk(&layer, &writable()).err().unwrap();
     assert!(matches!(&error, DiskError::InUse { path, writer: true } if *path == layer));
     assert!(error.to_string().contains("vm.layer") && error.to_string().contains("stop the VM"));
-    assert!(open_disk(&layer, &OpenOptions::read_only()).is_err());
+    assert!(open_disk(&layer, &readable()).is_err());
     assert_eq!(layer_info(&layer).unwrap().own, 0);
     // The base is shared by layers and by readers, and nobody can write to it.
     let second = dir.path().join("second.layer");
@@ -253,7 +260,7 @@ fn bad_sizes_and_existing_files_are_refused_and_leave_nothing() {
         let options = LayerOptions {
             base: base.clone(),
             size: Some(size),
-            durable: true,
+            ..LayerOptions::default()
         };
         let error = create_layer(&at, &options).err().unwrap();
         let expected = match size {
@@ -292,7 +299,7 @@ fn after_a_crash_of_the_host_what_was_flushed_is_there_and_the_rest_is_the_base(
     forget_boot(&layer);
     model[..4096].fill(1);
     model[8192..12288].fill(0);
-    assert!(contents(&*open_disk(&layer, &OpenOptions::read_only()).unwrap()) == model);
+    assert!(contents(&*open_disk(&layer, &readable()).unwrap()) == model);
     let disk = open_disk(&layer, &writable()).unwrap();
     assert!(contents(&*disk) == model);
     // What lies in the file from the lost write does not come back.
@@ -331,6 +338,48 @@ fn info_tells_what_was_created() {
     let disk = open_disk(&layer, &writable()).unwrap();
     disk.write_at(&[1; 10], 5000).unwrap();
     assert_eq!(layer_info(&layer).unwrap().own, 4096);
+}
+
+/// Its header names a file of the host, and the checksum is no protection: it has no key.
+#[test]
+fn a_layer_that_was_given_as_an_image_does_not_open_its_base() {
+    let (dir, layer, bytes) = fixture(SIZE, None);
+    let over = |base: &Path, format| {
+        let base = Some(Base::new(base, format));
+        let options = LayerOptions {
+            base,
+            ..LayerOptions::default()
+        };
+        create_layer(&dir.path().join("over.layer"), &options)
+    };
+    let detected = OpenOptions {
+        read_only: false,
+        ..OpenOptions::read_only()
+    };
+    for error in [
+        open_disk(&layer, &OpenOptions::read_only()).err().unwrap(),
+        open_disk(&layer, &detected).err().unwrap(),
+        over(&layer, None).unwrap_err(),
+    ] {
+        let DiskError::NamesFile { named, .. } = &error else {
+            panic!("{error}")
+        };
+        assert!(named.ends_with("base.raw"), "{error}");
+    }
+    let follow = OpenOptions {
+        follow: true,
+        ..OpenOptions::read_only()
+    };
+    assert!(contents(&*open_disk(&layer, &follow).unwrap()) == bytes);
+    over(&layer, Some(Format::Layer)).unwrap();
+    // It names nothing.
+    let alone = dir.path().join("alone.layer");
+    let options = LayerOptions {
+        size: Some(SIZE),
+        ..LayerOptions::default()
+    };
+    create_layer(&alone, &options).unwrap();
+    open_disk(&alone, &OpenOptions::read_only()).unwrap();
 }
 
 #[test]
@@ -581,7 +630,7 @@ proptest! {
         layer_over(&second, &base, Format::Layer, Some(GROWN));
         model.resize(GROWN as usize, 0);
         compare(&mut model, &ops, || open_disk(&second, &writable()).unwrap());
-        prop_assert!(contents(&*open_disk(&first, &OpenOptions::read_only()).unwrap()) == frozen);
+        prop_assert!(contents(&*open_disk(&first, &readable()).unwrap()) == frozen);
     }
 
     #[test]

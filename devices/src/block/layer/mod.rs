@@ -20,7 +20,7 @@ mod info;
 mod layer_test;
 mod load;
 
-pub(super) use create::create;
 pub use create::layer_info;
+pub(super) use create::{create, refuse_base};
 pub(super) use disk::LayerDisk;
 pub use info::{Base, BaseInfo, LayerInfo, LayerOptions};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::block::disk::{MAX_SIZE, SECTOR};
 use crate::block::error::DiskError;
-use crate::block::format::Format;
+use crate::block::format::{Format, OpenOptions};
 use crate::block::host::HostFile;
 
 /// Maximum bytes of the L1 table, as in QEMU.
@@ -61,14 +61,20 @@ pub(super) struct Backing {
 }
 
 /// Reads and checks the header. If the image will be written to, this includes the fields that only
-/// writers need.
-pub(super) fn read(file: &HostFile, write: bool) -> Result<Header, DiskError> {
-    Checker { file, write }.read()
+/// writers need. The image may name a backing file only if the options say so.
+pub(super) fn read(file: &HostFile, options: &OpenOptions) -> Result<Header, DiskError> {
+    Checker {
+        file,
+        write: !options.read_only,
+        follow: options.follow,
+    }
+    .read()
 }
 
 struct Checker<'a> {
     file: &'a HostFile,
     write: bool,
+    follow: bool,
 }
 
 /// The first bytes of an image, by offset.
@@ -130,14 +136,14 @@ impl Checker<'_> {
         self.check_refcounts(&fields, cluster)?;
         let (name_offset, name_len) = (fields.u64_at(8), fields.u32_at(16));
         let area = self.read_first_cluster(cluster)?;
-        let format = if version == 3 {
-            self.find_backing_format(&area, header_len)?
-        } else {
+        // Images without a backing file have either of these, and QEMU's rule is the same.
+        let backing = if name_offset == 0 || name_len == 0 {
+            self.find_backing_format(&area, header_len, cluster)?;
             None
-        };
-        let backing = match name_offset {
-            0 => None,
-            _ => Some(self.backing(&area, name_offset, name_len, format)?),
+        } else {
+            let name = self.name(&area, name_offset, name_len)?;
+            let format = self.find_backing_format(&area, header_len, name_offset)?;
+            Some(self.backing(name, format)?)
         };
         Ok(Header {
             version,
@@ -237,9 +243,10 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Refuses incompatible features, because they change how the image must be read. Only zstd is
-    /// allowed, in images that are only read.
+    /// Refuses incompatible features, because they change how the image must be read. Only zstd and
+    /// the mark of an image that was not closed are allowed, in images that are only read.
     fn check_features(&self, bits: u64, compression: u8) -> Result<Compression, DiskError> {
+        const DIRTY: u64 = 1;
         const COMPRESSION_TYPE: u64 = 1 << 3;
         let zstd = bits & COMPRESSION_TYPE != 0 && compression == 1;
         if zstd && self.write {
@@ -249,7 +256,12 @@ impl Checker<'_> {
                  qemu-img convert -O qcow2 -c -o compression_type=zlib IN OUT",
             ));
         }
-        let bits = if zstd { bits & !COMPRESSION_TYPE } else { bits };
+        let mut bits = if zstd { bits & !COMPRESSION_TYPE } else { bits };
+        if !self.write {
+            // Only refcounts can be wrong, which no reader needs. QEMU also opens such an image for reading, and repairs
+            // it before it writes.
+            bits &= !DIRTY;
+        }
         let convert = "convert it: qemu-img convert -O qcow2 IN OUT";
         let repair = "repair it: qemu-img check -r all IMAGE";
         let (what, remedy) = match bits.trailing_zeros() {
@@ -261,7 +273,7 @@ impl Checker<'_> {
                 });
             }
             0 => (
-                "it was not closed properly, so its refcounts may be wrong",
+                "it was not closed properly, so its refcounts may be wrong, and it can only be opened for reading",
                 repair,
             ),
             1 => ("it is marked as corrupt", repair),
@@ -302,15 +314,23 @@ impl Checker<'_> {
         Ok(area)
     }
 
-    /// Reads the header extensions.
+    /// Reads the header extensions, which both versions have. As in QEMU they end with a mark, or at `end`, which is the
+    /// name of the backing file or the end of the first cluster.
     fn find_backing_format<'b>(
         &self,
         area: &'b [u8],
         header_len: u64,
+        end: u64,
     ) -> Result<Option<&'b [u8]>, DiskError> {
         let outside = || self.corrupt("its header extensions exceed the first cluster");
+        let area = area
+            .get(..area.len().min(end as usize))
+            .ok_or_else(outside)?;
         let (mut format, mut at) = (None, header_len as usize);
         for _ in 0..MAX_EXTENSIONS {
+            if at >= area.len() {
+                return Ok(format);
+            }
             let rest = area
                 .get(at..)
                 .filter(|r| r.len() >= 8)
@@ -330,30 +350,38 @@ impl Checker<'_> {
         Err(self.corrupt("it has too many header extensions"))
     }
 
-    fn backing(
-        &self,
-        area: &[u8],
-        offset: u64,
-        len: u32,
-        format: Option<&[u8]>,
-    ) -> Result<Backing, DiskError> {
+    /// The name of the backing file.
+    fn name<'b>(&self, area: &'b [u8], offset: u64, len: u32) -> Result<&'b [u8], DiskError> {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let name = area
-            .get(start..)
+        area.get(start..)
             .and_then(|r| r.get(..len as usize))
-            .filter(|n| len <= MAX_NAME && !n.is_empty() && !n.contains(&0))
+            .filter(|n| len <= MAX_NAME && !n.contains(&0))
             .ok_or_else(|| {
                 self.corrupt("the name of its backing file is outside its first cluster")
-            })?;
+            })
+    }
+
+    fn backing(&self, name: &[u8], format: Option<&[u8]>) -> Result<Backing, DiskError> {
+        let named = String::from_utf8_lossy(name).into_owned();
+        if !self.follow {
+            let path = self.file.path().to_path_buf();
+            return Err(DiskError::NamesFile {
+                remedy: format!(
+                    "if you trust the image, make one without a backing file: qemu-img convert -O qcow2 {} NEW.qcow2",
+                    path.display()
+                ),
+                path,
+                format: Format::Qcow2,
+                role: "backing file",
+                named,
+            });
+        }
         // "nbd://…", "json:{…}": anything with a colon before the first slash.
         let colon = name.iter().position(|b| *b == b':');
         let slash = name.iter().position(|b| *b == b'/').unwrap_or(name.len());
         if colon.is_some_and(|c| c < slash) {
             return Err(self.unsupported(
-                format!(
-                    "its backing file {:?} is not a local path",
-                    String::from_utf8_lossy(name)
-                ),
+                format!("its backing file {named:?} is not a local path"),
                 "flatten it: qemu-img convert -O qcow2 IN OUT",
             ));
         }

@@ -5,7 +5,8 @@
 //! it reads uncompressed data directly from the file. Images that are written to use imago
 //! ([writer]).
 //!
-//! Backing files are opened like any other base: locked, read-only, and up to a limited number.
+//! Backing files are opened only if [`OpenOptions::follow`] allows it, and then like any other base: locked, read-only,
+//! and up to a limited number. External data files are always refused.
 
 mod block_on;
 mod header;
@@ -31,11 +32,12 @@ pub(super) fn open(
     options: &OpenOptions,
     chain: &mut Chain,
 ) -> Result<Arc<dyn Disk>, DiskError> {
-    let header = header::read(&file, !options.read_only)?;
+    let header = header::read(&file, options)?;
     let backing = match &header.backing {
         Some(backing) => {
             let below = OpenOptions {
                 format: Some(backing.format),
+                follow: options.follow,
                 ..OpenOptions::read_only()
             };
             Some(chain.open(&backing.path, &below)?)

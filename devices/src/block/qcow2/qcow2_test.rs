@@ -32,9 +32,10 @@ use Kind::{Compressed, Data, Unallocated, Zero};
 struct Builder {
     cluster_bits: u32,
     size: u64,
-    backing: Option<(&'static str, &'static str)>,
+    backing: Option<(String, String)>,
     kinds: Vec<Kind>,
     zstd: bool,
+    version: u32,
 }
 
 impl Builder {
@@ -46,14 +47,19 @@ impl Builder {
             backing: None,
             kinds,
             zstd: false,
+            version: 3,
         }
     }
 
-    fn backed(self, name: &'static str, format: &'static str) -> Self {
+    fn backed(self, name: &str, format: &str) -> Self {
         Self {
-            backing: Some((name, format)),
+            backing: Some((name.to_owned(), format.to_owned())),
             ..self
         }
+    }
+
+    fn version(self, version: u32) -> Self {
+        Self { version, ..self }
     }
 
     fn compress(&self, bytes: &[u8]) -> Vec<u8> {
@@ -75,24 +81,31 @@ impl Builder {
         let mut file = vec![0u8; 5 * cluster];
         let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, b"QFI\xfb");
-        put(4, &3u32.to_be_bytes());
+        put(4, &self.version.to_be_bytes());
         put(20, &self.cluster_bits.to_be_bytes());
         put(24, &self.size.to_be_bytes());
         put(36, &1u32.to_be_bytes());
         put(40, &(3 * cluster as u64).to_be_bytes());
         put(48, &(cluster as u64).to_be_bytes());
         put(56, &1u32.to_be_bytes());
-        put(96, &4u32.to_be_bytes());
-        put(100, &112u32.to_be_bytes());
+        let header_len = if self.version == 3 { 112 } else { 72 };
+        if self.version == 3 {
+            put(96, &4u32.to_be_bytes());
+            put(100, &112u32.to_be_bytes());
+        }
         if self.zstd {
             put(79, &[8]);
             put(104, &[1]);
         }
-        if let Some((name, format)) = self.backing {
-            put(112, &0xe279_2acau32.to_be_bytes());
-            put(116, &(format.len() as u32).to_be_bytes());
-            put(120, format.as_bytes());
-            let at = 120 + format.len().next_multiple_of(8) + 8;
+        if let Some((name, format)) = &self.backing {
+            let mut at = header_len;
+            if !format.is_empty() {
+                put(at, &0xe279_2acau32.to_be_bytes());
+                put(at + 4, &(format.len() as u32).to_be_bytes());
+                put(at + 8, format.as_bytes());
+                at += 8 + format.len().next_multiple_of(8);
+            }
+            at += 8;
             put(8, &(at as u64).to_be_bytes());
             put(16, &(name.len() as u32).to_be_bytes());
             put(at, name.as_bytes());
@@ -150,6 +163,18 @@ fn content(seed: u8) -> Vec<u8> {
 
 fn read_only(path: &Path) -> Result<Arc<dyn Disk>, DiskError> {
     open_disk(path, &OpenOptions::read_only())
+}
+
+/// Options for images that may name others.
+fn following(options: OpenOptions) -> OpenOptions {
+    OpenOptions {
+        follow: true,
+        ..options
+    }
+}
+
+fn read_chain(path: &Path) -> Result<Arc<dyn Disk>, DiskError> {
+    open_disk(path, &following(OpenOptions::read_only()))
 }
 
 fn image(kinds: &[Kind]) -> (TempDir, PathBuf, Vec<u8>) {
@@ -224,7 +249,7 @@ fn zstd_is_read_and_refused_for_writing() {
 #[test]
 fn chains_are_read_and_locked() {
     let (dir, path, model) = chain();
-    let disk = read_only(&path).unwrap();
+    let disk = read_chain(&path).unwrap();
     assert!(contents(&*disk) == model);
     for (name, format) in [("raw.img", Format::Raw), ("middle.qcow2", Format::Qcow2)] {
         let error = open_disk(&dir.path().join(name), &OpenOptions::writable(format))
@@ -235,7 +260,7 @@ fn chains_are_read_and_locked() {
     drop(disk);
     fs::remove_file(dir.path().join("raw.img")).unwrap();
     assert!(
-        read_only(&path)
+        read_chain(&path)
             .err()
             .unwrap()
             .to_string()
@@ -246,7 +271,7 @@ fn chains_are_read_and_locked() {
 #[test]
 fn threads_read_the_same() {
     let (_dir, path, model) = chain();
-    let disk = read_only(&path).unwrap();
+    let disk = read_chain(&path).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| assert!(contents(&*disk) == model));
@@ -265,14 +290,13 @@ fn images_that_cannot_be_used_say_why() {
         let mut image = good.clone();
         image[at..at + bytes.len()].copy_from_slice(bytes);
         fs::write(&path, image).unwrap();
-        read_only(&path).err().unwrap().to_string()
+        read_chain(&path).err().unwrap().to_string()
     };
     for (at, bytes, needle) in [
         (7, &[4][..], "version 4"),
         (23, &[30], "clusters of 2^30"),
         (23, &[8], "clusters of 2^8"),
         (32, &[0, 0, 0, 2], "encrypted"),
-        (79, &[1], "check -r all"),
         (79, &[2], "corrupt"),
         (79, &[4], "another file"),
         (79, &[8], "unknown method"),
@@ -305,9 +329,106 @@ fn images_that_cannot_be_used_say_why() {
         .build(&content(1));
     fs::write(&path, loops).unwrap();
     assert!(matches!(
-        read_only(&path).err().unwrap(),
+        read_chain(&path).err().unwrap(),
         DiskError::Cycle { .. }
     ));
+}
+
+/// QEMU opens it for reading too, and repairs it before it writes.
+#[test]
+fn an_image_that_was_not_closed_is_read_and_not_written() {
+    let (_dir, path, model) = image(&[Data, Compressed]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[79] |= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(contents(&*read_only(&path).unwrap()) == model);
+    let error = open_disk(&path, &OpenOptions::writable(Format::Qcow2));
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("qemu-img check -r all"), "{error}");
+}
+
+#[test]
+fn an_image_that_names_a_file_is_refused_and_the_file_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    fs::write(&secret, pattern(9, 0, SIZE)).unwrap();
+    let path = dir.path().join("evil");
+    let absolute = secret.to_str().unwrap().to_owned();
+    for (name, format) in [
+        (absolute.as_str(), "raw"),
+        ("secret", "raw"),
+        ("../secret", "qcow2"),
+        ("missing", ""),
+        ("/dev/sda", "host_device"),
+        (
+            "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}",
+            "raw",
+        ),
+        ("nbd://10.0.0.1/x", "raw"),
+        ("esc\u{1b}[2J", "raw"),
+    ] {
+        for version in [2, 3] {
+            let image = Builder::new(&[Unallocated])
+                .backed(name, format)
+                .version(version);
+            fs::write(&path, image.build(&content(1))).unwrap();
+            let layer = LayerOptions {
+                base: Some(Base::new(&path, Some(Format::Qcow2))),
+                ..LayerOptions::default()
+            };
+            for error in [
+                read_only(&path).err().unwrap(),
+                open_disk(&path, &OpenOptions::writable(Format::Qcow2))
+                    .err()
+                    .unwrap(),
+                create_layer(&dir.path().join("layer"), &layer).unwrap_err(),
+            ] {
+                let DiskError::NamesFile { named, .. } = &error else {
+                    panic!("{name} in version {version}: {error}")
+                };
+                assert_eq!(named, name);
+                let text = error.to_string();
+                assert!(
+                    !text.contains('\u{1b}') && text.contains("qemu-img convert"),
+                    "{text}"
+                );
+            }
+        }
+    }
+}
+
+/// qcow2 has another way to name a file. Nothing opens it, even where a chain is allowed.
+#[test]
+fn an_external_data_file_is_always_refused() {
+    let (_dir, path, _) = image(&[Data]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[79] |= 4;
+    bytes[112..132].copy_from_slice(b"DATA\0\0\0\x0b/etc/shadow\0");
+    fs::write(&path, bytes).unwrap();
+    let error = read_chain(&path).err().unwrap().to_string();
+    assert!(error.contains("its data is in another file"), "{error}");
+}
+
+#[test]
+fn version_2_says_the_format_of_its_backing_file_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let raw = pattern(9, 0, SIZE);
+    fs::write(dir.path().join("raw.img"), &raw).unwrap();
+    let old = Builder::new(&[Unallocated, Data])
+        .backed("raw.img", "raw")
+        .version(2);
+    fs::write(&path, old.build(&content(1))).unwrap();
+    let model = old.model(&content(1), &raw);
+    assert!(contents(&*read_chain(&path).unwrap()) == model);
+    // QEMU before extensions: the name follows the header at once.
+    let mut bytes = old.build(&content(1));
+    bytes[72..112].fill(0);
+    bytes[72..79].copy_from_slice(b"raw.img");
+    bytes[8..16].copy_from_slice(&72u64.to_be_bytes());
+    fs::write(&path, bytes).unwrap();
+    let error = read_chain(&path).err().unwrap().to_string();
+    assert!(error.contains("rebase -u"), "{error}");
 }
 
 #[test]
@@ -340,7 +461,7 @@ fn a_discard_gives_blocks_back_and_hides_the_backing_image() {
     fs::write(&path, top.build(&content(3))).unwrap();
     let blocks = || fs::metadata(&path).unwrap().blocks() * 512;
     let before = blocks();
-    let disk = open_disk(&path, &OpenOptions::writable(Format::Qcow2)).unwrap();
+    let disk = open_disk(&path, &following(OpenOptions::writable(Format::Qcow2))).unwrap();
     disk.write_at(&pattern(7, 0, 15 * CLUSTER as u64), 0)
         .unwrap();
     disk.flush().unwrap();
@@ -355,7 +476,7 @@ fn a_discard_gives_blocks_back_and_hides_the_backing_image() {
     assert!(contents(&*disk).iter().all(|b| *b == 0));
     drop(disk);
     assert!(
-        contents(&*read_only(&path).unwrap())
+        contents(&*read_chain(&path).unwrap())
             .iter()
             .all(|b| *b == 0)
     );
@@ -423,7 +544,7 @@ fn qemu_img_agrees() {
             "{options}"
         );
     }
-    let disk = open_disk(&path, &OpenOptions::writable(Format::Qcow2)).unwrap();
+    let disk = open_disk(&path, &following(OpenOptions::writable(Format::Qcow2))).unwrap();
     disk.write_at(&[5; 100_000], 70_000).unwrap();
     disk.discard(300_000, 400_000).unwrap();
     disk.write_zeroes(800_000, 100_000, false).unwrap();
@@ -443,8 +564,12 @@ proptest! {
     fn a_layer_over_a_chain_behaves_like_bytes(ops in proptest::collection::vec(op(SIZE), 1..30)) {
         let (dir, base, mut model) = chain();
         let layer = dir.path().join("vm.layer");
-        let options =
-            LayerOptions { base: Some(Base::new(&base, None)), size: None, durable: false };
+        let options = LayerOptions {
+            base: Some(Base::new(&base, None)),
+            follow: true,
+            durable: false,
+            ..LayerOptions::default()
+        };
         create_layer(&layer, &options).unwrap();
         let before = fs::read(&base).unwrap();
         compare(&mut model, &ops, || {
@@ -457,7 +582,7 @@ proptest! {
     fn written_images_behave_like_bytes(ops in proptest::collection::vec(op(SIZE), 1..30)) {
         let (_dir, path, mut model) = chain();
         compare(&mut model, &ops, || {
-            open_disk(&path, &OpenOptions::writable(Format::Qcow2)).unwrap()
+            open_disk(&path, &following(OpenOptions::writable(Format::Qcow2))).unwrap()
         });
     }
 }
@@ -481,6 +606,7 @@ proptest! {
             backing: None,
             kinds: [Data, Compressed, Zero, Unallocated].repeat(5),
             zstd,
+            version: 3,
         };
         let mut image = small.build(&pattern(0, 0, small.size));
         for (header, table, value) in damage {
