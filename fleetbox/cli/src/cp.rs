@@ -1,8 +1,12 @@
 //! `cp`: files between this host and a VM.
 
-use fleetbox::files::{CopySummary, FileOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use fleetbox::files::{CopySummary, FileOptions, FilesError, Stop};
 use fleetbox::guest::quote;
-use fleetbox::{Result, Vm};
+use fleetbox::{Error, Result, Vm};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Cp;
 use crate::exit::REFUSED;
@@ -14,13 +18,16 @@ use crate::values::Place;
 pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
     let several = cp.sources.len() > 1;
     let mut total = CopySummary::default();
+    let interruption = Interruption::watch();
     for source in &cp.sources {
         // Shown with the first file: the copy may be refused before.
         let display = Display::new(context, &format!("copying {source} to {}", cp.destination));
         let update = display.updater();
-        let mut options = FileOptions::new().progress(move |progress| {
-            update(format!("{} ({})", progress.path, size(progress.bytes)));
-        });
+        let mut options = FileOptions::new()
+            .stop(&interruption.stop)
+            .progress(move |progress| {
+                update(format!("{} ({})", progress.path, size(progress.bytes)));
+            });
         if cp.root {
             options = options.as_root();
         }
@@ -28,7 +35,7 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
             (Place::Host(host), Place::Guest(name, path)) => {
                 let vm = context.fleet().open(name.as_str()).await?;
                 let path = guest_directory(&vm, path, several).await?;
-                vm.copy_to_with(host, &path, &options).await?
+                vm.copy_to_with(host, &path, &options).await
             }
             (Place::Guest(name, path), Place::Host(host)) => {
                 let vm = context.fleet().open(name.as_str()).await?;
@@ -38,7 +45,7 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
                 } else {
                     host.clone()
                 };
-                vm.copy_from_with(path, into, &options).await?
+                vm.copy_from_with(path, into, &options).await
             }
             _ => {
                 drop(display);
@@ -50,6 +57,11 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
             }
         };
         drop(display);
+        if let Err(Error::Files(error @ FilesError::Stopped)) = &copied {
+            complain(error);
+            return Ok(interruption.status());
+        }
+        let copied = copied?;
         total.files += copied.files;
         total.directories += copied.directories;
         total.links += copied.links;
@@ -69,6 +81,46 @@ pub(crate) async fn run(context: &Context, cp: Cp) -> Result<u8> {
         size(total.bytes)
     ));
     Ok(0)
+}
+
+/// Ends the copies when a signal asks this program to end, so that no part of a file stays. A second signal ends the
+/// program at once.
+struct Interruption {
+    stop: Stop,
+    /// The exit status; 0 until there was a signal.
+    status: Arc<AtomicU8>,
+}
+
+impl Interruption {
+    fn watch() -> Self {
+        let watched = Self {
+            stop: Stop::new(),
+            status: Arc::default(),
+        };
+        for (kind, status) in [
+            (SignalKind::interrupt(), 130),
+            (SignalKind::terminate(), 143),
+        ] {
+            // Without the handler, the signal ends the program as it always does.
+            let Ok(mut signals) = signal(kind) else {
+                continue;
+            };
+            let (stop, first) = (watched.stop.clone(), Arc::clone(&watched.status));
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    if first.swap(status, Ordering::AcqRel) != 0 {
+                        std::process::exit(i32::from(status));
+                    }
+                    stop.stop();
+                }
+            });
+        }
+        watched
+    }
+
+    fn status(&self) -> u8 {
+        self.status.load(Ordering::Acquire)
+    }
 }
 
 fn size(bytes: u64) -> String {

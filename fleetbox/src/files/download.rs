@@ -8,11 +8,12 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use russh_sftp::protocol::FileAttributes;
-use tokio::io::AsyncWriteExt as _;
 
 use super::hostdir::{Draft, HostDir};
 use super::meter::Meter;
+use super::names;
 use super::sftp::{Kind, Sftp};
+use super::sparse::SparseSink;
 use super::upload::FILES_AT_ONCE;
 use super::{COPY_LIMIT, CopySummary, DEPTH_LIMIT, FileOptions, FilesError, READ_LIMIT, Side};
 use super::{host, shown};
@@ -58,19 +59,27 @@ pub(crate) async fn copy(
         meter: &meter,
     };
     let entry = Entry { name, attributes };
-    match kind {
-        Some(Kind::Directory) => copy.tree(parent, entry).await?,
-        Some(Kind::Special(kind)) => return Err(special(source, kind)),
-        // A server that does not say will fail to open anything but a file.
-        Some(Kind::File | Kind::Link) | None => {
-            if target.is_dir() && !ends_in_slash(target) {
-                return Err(FilesError::Path {
-                    path: target.display().to_string(),
-                    why: "it is a directory; add '/' at its end to copy into it",
-                });
+    let work = async {
+        match kind {
+            Some(Kind::Directory) => copy.tree(parent, entry).await,
+            Some(Kind::Special(kind)) => Err(special(source, kind)),
+            // A server that does not say will fail to open anything but a file.
+            Some(Kind::File | Kind::Link) | None => {
+                if target.is_dir() && !ends_in_slash(target) {
+                    return Err(FilesError::Path {
+                        path: target.display().to_string(),
+                        why: "it is a directory; add '/' at its end to copy into it",
+                    });
+                }
+                copy.file(&parent, source.to_owned(), entry).await
             }
-            copy.file(&parent, source.to_owned(), entry).await?;
         }
+    };
+    tokio::select! {
+        biased;
+        // What is not complete is removed when it is dropped.
+        () = options.stopped() => return Err(FilesError::Stopped),
+        done = work => done?,
     }
     Ok(meter.copied())
 }
@@ -93,12 +102,12 @@ fn destination(source: &str, target: &Path) -> Result<(std::path::PathBuf, Strin
             }),
         };
     }
-    let name = target.file_name().and_then(|name| name.to_str());
-    let (Some(name), Some(parent)) = (name, target.parent()) else {
+    let text = |name: &std::ffi::OsStr| names::to_text(name.as_bytes());
+    let (Some(name), Some(parent)) = (target.file_name(), target.parent()) else {
         // Such as "." or "/".
         let whole = target.canonicalize().map_err(host("inspect", target))?;
-        return match (whole.parent(), whole.file_name().and_then(|n| n.to_str())) {
-            (Some(parent), Some(name)) => Ok((parent.to_owned(), name.to_owned())),
+        return match (whole.parent(), whole.file_name()) {
+            (Some(parent), Some(name)) => Ok((parent.to_owned(), text(name))),
             _ => Err(FilesError::Path {
                 path: target.display().to_string(),
                 why: "it does not end in a name for the copy",
@@ -110,7 +119,7 @@ fn destination(source: &str, target: &Path) -> Result<(std::path::PathBuf, Strin
     } else {
         parent
     };
-    Ok((parent.to_owned(), name.to_owned()))
+    Ok((parent.to_owned(), text(name)))
 }
 
 fn special(path: &str, kind: &'static str) -> FilesError {
@@ -143,15 +152,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     async fn tree(&self, parent: Arc<HostDir>, root: Entry) -> Result<(), FilesError> {
-        // The destination itself may be a symbolic link that the user made.
-        let made = !parent.path_of(&root.name).is_dir();
-        let first = if made {
-            self.frame(&parent, self.root.to_owned(), root).await?
-        } else {
-            let directory = Arc::new(HostDir::open(&parent.path_of(&root.name))?);
-            self.fill(directory, self.root.to_owned(), None).await?
-        };
-        let mut frames = vec![first];
+        let mut frames = vec![self.frame(&parent, self.root.to_owned(), root).await?];
         while let Some(frame) = frames.last_mut() {
             let Some(entry) = frame.directories.pop() else {
                 if let Some((mode, mtime)) = frame.finish {
@@ -227,11 +228,11 @@ impl Copy<'_> {
         drop(running);
         for (whole, entry) in links {
             let target = self.sftp.link_target(&whole).await?;
-            if target.is_empty() || target.contains(['\0', char::REPLACEMENT_CHARACTER]) {
+            if target.is_empty() || target.contains('\0') {
                 return Err(FilesError::Entry {
                     directory: shown(&path),
                     name: shown(&entry.name),
-                    why: "is a link whose target is not UTF-8",
+                    why: "is a link whose target is empty or has a zero byte",
                 });
             }
             directory.link(&entry.name, &target)?;
@@ -267,16 +268,16 @@ impl Copy<'_> {
         entry: &Entry,
     ) -> Result<(), FilesError> {
         let (draft, file): (Draft, _) = directory.draft(&entry.name)?;
-        let mut file = tokio::fs::File::from_std(file);
+        let mut file = SparseSink::new(file);
         let expected = entry.attributes.size.unwrap_or(0);
         let whole = draft.path();
         let failed = |error| host("write", &whole)(error);
         self.sftp
             .read_into(handle, path, expected, &mut file, failed, self.meter)
             .await?;
-        file.flush().await.map_err(failed)?;
+        let file = file.finish().map_err(failed)?;
         let mode = entry.attributes.permissions.unwrap_or(0o644);
-        draft.complete(file.into_std().await, mode, entry.attributes.mtime)
+        draft.complete(file, mode, entry.attributes.mtime)
     }
 
     fn relative<'p>(&self, path: &'p str) -> &'p str {

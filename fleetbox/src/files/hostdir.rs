@@ -1,21 +1,22 @@
 //! Directories on this host that receive files from a guest.
 //!
-//! Every name is looked up below an open directory, and symbolic links are not followed. So a guest
-//! that sends a link, and then a file below it, cannot reach anything else.
+//! Every name is looked up below an open directory, and symbolic links are not followed, not even in the path of the
+//! destination. So a guest that sends a link, and then a file below it, cannot reach anything else, in the same copy or
+//! in a later one.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{FilesError, host, shown};
+use super::{FilesError, host, names, shown};
 
 /// Permission bits that are accepted from a guest. Set-user-ID, set-group-ID and sticky bits are
 /// dropped.
@@ -27,6 +28,8 @@ pub(super) struct HostDir {
     fd: OwnedFd,
     // Only for messages.
     path: PathBuf,
+    /// Permission bits that new files do not get, whatever the guest says.
+    umask: u32,
 }
 
 /// Checks the name of a directory entry from a guest.
@@ -34,18 +37,17 @@ pub(super) struct HostDir {
 /// # Errors
 /// [`FilesError::Entry`].
 pub(super) fn check_name(directory: &str, name: &str) -> Result<(), FilesError> {
-    let why = if name.is_empty() {
+    let bytes = names::to_bytes(name);
+    let why = if bytes.is_empty() {
         "is empty"
-    } else if name == "." || name == ".." {
+    } else if matches!(&*bytes, b"." | b"..") {
         "is not a real entry"
-    } else if name.contains('/') {
+    } else if bytes.contains(&b'/') {
         "has a '/'"
-    } else if name.contains('\0') {
+    } else if bytes.contains(&0) {
         "has a zero byte"
-    } else if name.len() > 255 {
+    } else if bytes.len() > 255 {
         "is longer than 255 bytes"
-    } else if name.contains(char::REPLACEMENT_CHARACTER) {
-        "is not UTF-8; rename it"
     } else {
         return Ok(());
     };
@@ -57,53 +59,104 @@ pub(super) fn check_name(directory: &str, name: &str) -> Result<(), FilesError> 
 }
 
 impl HostDir {
-    /// Opens a directory that the user named. Links in its path are followed, since they are the
-    /// user's.
+    /// Opens a directory that the user named. No link in its path is followed, because an earlier copy from a guest may
+    /// have made it. The exception are links in the root directory, such as `/tmp` on some systems: they are the
+    /// system's.
     pub(super) fn open(path: &Path) -> Result<Self, FilesError> {
+        let failed = |error: Errno| host("open the directory", path)(error.into());
+        let through = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let start = if path.is_absolute() { "/" } else { "." };
+        let mut fd = openat(AT_FDCWD, start, through, Mode::empty()).map_err(failed)?;
+        let mut so_far = PathBuf::new();
+        for component in path.components() {
+            let in_root = so_far == Path::new("/");
+            so_far.push(component);
+            if matches!(component, Component::RootDir | Component::CurDir) {
+                continue;
+            }
+            let name = component.as_os_str();
+            let flags = if in_root {
+                through
+            } else {
+                through | OFlag::O_NOFOLLOW
+            };
+            fd = match openat(&fd, name, flags, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(Errno::ENOTDIR | Errno::ELOOP) if readlinkat(&fd, name).is_ok() => {
+                    return Err(FilesError::Link {
+                        path: path.to_owned(),
+                        leads_to: so_far.canonicalize().ok(),
+                        link: so_far,
+                    });
+                }
+                Err(error) => return Err(failed(error)),
+            };
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = openat(AT_FDCWD, path, flags, Mode::empty());
+        let fd = openat(&fd, ".", flags, Mode::empty()).map_err(failed)?;
         Ok(Self {
-            fd: fd
-                .map_err(io::Error::from)
-                .map_err(host("open the directory", path))?,
+            fd,
             path: path.to_owned(),
+            umask: umask(),
         })
     }
 
     /// The path of an entry, for messages.
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        self.path.join(names::to_path(name))
     }
 
     /// Opens a directory in this one, and creates it if it is missing. The flag is true if it was
     /// created.
     pub(super) fn directory(&self, name: &str) -> Result<(Self, bool), FilesError> {
         let path = self.path_of(name);
-        let created = match mkdirat(&self.fd, name, Mode::S_IRWXU) {
+        let name = names::to_path(name);
+        let created = match mkdirat(&self.fd, name.as_os_str(), Mode::S_IRWXU) {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,
             Err(error) => return Err(host("create the directory", path)(error.into())),
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => Ok((Self { fd, path }, created)),
+        match openat(&self.fd, name.as_os_str(), flags, Mode::empty()) {
+            Ok(fd) => Ok((
+                Self {
+                    fd,
+                    path,
+                    umask: self.umask,
+                },
+                created,
+            )),
+            Err(Errno::ENOTDIR | Errno::ELOOP)
+                if readlinkat(&self.fd, name.as_os_str()).is_ok() =>
+            {
+                Err(FilesError::Link {
+                    link: path.clone(),
+                    leads_to: path.canonicalize().ok(),
+                    path,
+                })
+            }
             Err(error) => Err(host("open the directory", path)(error.into())),
         }
     }
 
     /// Sets this directory's mode and modification time.
     pub(super) fn finish(&self, mode: u32, mtime: Option<u32>) -> Result<(), FilesError> {
-        set(&self.fd, mode, mtime).map_err(host("set mode and time of", &self.path))
+        set(&self.fd, mode & !self.umask, mtime).map_err(host("set mode and time of", &self.path))
     }
 
     /// Creates a symbolic link, replacing an existing file or link.
     pub(super) fn link(&self, name: &str, target: &str) -> Result<(), FilesError> {
         let path = self.path_of(name);
         let temporary = temporary_name();
-        let made = symlinkat(target, &self.fd, temporary.as_str());
+        let made = symlinkat(&*names::to_path(target), &self.fd, temporary.as_str());
         made.map_err(io::Error::from)
             .map_err(host("create the link", &path))?;
-        let moved = renameat(&self.fd, temporary.as_str(), &self.fd, name);
+        let moved = renameat(
+            &self.fd,
+            temporary.as_str(),
+            &self.fd,
+            names::to_path(name).as_os_str(),
+        );
         moved.map_err(|error| {
             // The temporary link is ours and useless now.
             let _ = unlinkat(&self.fd, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
@@ -129,7 +182,16 @@ impl HostDir {
     }
 }
 
-fn temporary_name() -> String {
+/// This process's umask. The system call that reads it also sets it, for all threads.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .unwrap_or(0o022)
+}
+
+/// A name for a file that is not complete.
+pub(super) fn temporary_name() -> String {
     format!(".fleetbox-{}.part", uuid::Uuid::new_v4().simple())
 }
 
@@ -167,10 +229,12 @@ impl Draft {
         mtime: Option<u32>,
     ) -> Result<(), FilesError> {
         let path = self.path();
+        let mode = mode & !self.directory.umask;
         set(&file.into(), mode, mtime).map_err(host("set mode and time of", &path))?;
         if let Some(temporary) = &self.temporary {
             let fd = &self.directory.fd;
-            renameat(fd, temporary.as_str(), fd, self.name.as_str())
+            let name = names::to_path(&self.name);
+            renameat(fd, temporary.as_str(), fd, name.as_os_str())
                 .map_err(io::Error::from)
                 .map_err(host("write", path))?;
         }

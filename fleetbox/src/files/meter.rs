@@ -55,9 +55,9 @@ impl Meter {
     ///
     /// # Errors
     /// [`FilesError::TooLarge`] beyond the limit.
-    pub(super) fn bytes(&self, path: &str, count: usize) -> Result<(), FilesError> {
+    pub(super) fn bytes(&self, path: &str, count: u64) -> Result<(), FilesError> {
         let mut state = self.state();
-        state.copied.bytes = state.copied.bytes.saturating_add(count as u64);
+        state.copied.bytes = state.copied.bytes.saturating_add(count);
         if state.copied.bytes > self.limit {
             return Err(FilesError::TooLarge {
                 path: shown(path),

@@ -13,16 +13,21 @@
 //!
 //! A destination is the path of the copy. If it ends in `/`, it is a directory, and the copy is
 //! placed in it under its source's name. Directories are copied with everything in them, and may be
-//! copied onto an existing directory. A copy keeps permission bits, modification times (in whole
-//! seconds) and symbolic links. It does not keep owners, hard links and holes, and set-user-ID bits
-//! are never taken over to this host. A symbolic link given as the source is followed.
+//! copied onto an existing directory. A copy keeps names, which may have any bytes, permission bits,
+//! modification times (in whole seconds), symbolic links and holes. It does not keep owners and hard
+//! links. On this host, a copy never gets set-user-ID bits, and no bits that the umask forbids. A
+//! symbolic link given as the source is followed.
+//!
+//! A file appears under its name when it is complete, on both sides.
 //!
 //! Guest paths that do not begin with `/` are relative to the user's home directory.
 
 pub(crate) mod download;
 mod hostdir;
 mod meter;
+mod names;
 pub(crate) mod sftp;
+mod sparse;
 pub(crate) mod upload;
 pub(crate) mod walk;
 
@@ -140,6 +145,24 @@ pub enum FilesError {
         /// The directory.
         path: String,
     },
+    /// The destination on this host leads through a symbolic link. An earlier copy may have made it, and the guest chose
+    /// where it leads.
+    #[error(
+        "cannot write to {} on this host: {} is a symbolic link, and a copy from a guest follows none, because an earlier copy may have brought it; use the path that it leads to{}",
+        shown(&path.to_string_lossy()), shown(&link.to_string_lossy()),
+        leads_to.as_ref().map_or_else(String::new, |to| format!(", {}", shown(&to.to_string_lossy())))
+    )]
+    Link {
+        /// The destination.
+        path: PathBuf,
+        /// The link in it.
+        link: PathBuf,
+        /// Where the link leads, if it leads anywhere.
+        leads_to: Option<PathBuf>,
+    },
+    /// [`Stop::stop`] ended the copy. Files that were complete stay; the others were removed.
+    #[error("the copy was stopped; the files that were complete stay")]
+    Stopped,
     /// The guest's SFTP server does not start, or speaks another protocol.
     #[error("cannot use the guest's SFTP server: {why}")]
     Server {
@@ -257,6 +280,52 @@ pub struct CopySummary {
     pub bytes: u64,
 }
 
+/// Ends copies before they are complete, from another task or thread. Clones stop the same copies.
+///
+/// Dropping a copy's future also ends it, but then an unfinished file can stay in the guest, with a name that begins with
+/// `.fleetbox-`.
+///
+/// ```no_run
+/// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
+/// use fleetbox::files::{FileOptions, Stop};
+///
+/// let stop = Stop::new();
+/// let options = FileOptions::new().stop(&stop);
+/// let copy = vm.copy_to_with("disk.img", "/var/tmp/", &options);
+/// tokio::spawn(async move {
+///     tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+///     stop.stop();
+/// });
+/// copy.await?; // Error::Files(FilesError::Stopped) after a minute
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Stop(Arc<tokio::sync::watch::Sender<bool>>);
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Stop {
+    /// Stops nothing yet.
+    pub fn new() -> Self {
+        Self(Arc::new(tokio::sync::watch::Sender::new(false)))
+    }
+
+    /// Ends the copies, and those that begin later.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Waits until [`Stop::stop`] is called.
+    async fn stopped(&self) {
+        // The sender is in `self`, so this cannot fail.
+        let _ = self.0.subscribe().wait_for(|stop| *stop).await;
+    }
+}
+
 type Listener = dyn Fn(&FileProgress) + Send + Sync;
 
 /// Options for copying, reading and writing files.
@@ -274,6 +343,7 @@ pub struct FileOptions {
     limit: Option<u64>,
     mode: Option<u32>,
     progress: Option<Arc<Listener>>,
+    stop: Option<Stop>,
 }
 
 impl fmt::Debug for FileOptions {
@@ -317,6 +387,22 @@ impl FileOptions {
         self
     }
 
+    /// Lets `stop` end the copy. Its unfinished files are removed on both sides, and the error is
+    /// [`FilesError::Stopped`].
+    #[must_use]
+    pub fn stop(mut self, stop: &Stop) -> Self {
+        self.stop = Some(stop.clone());
+        self
+    }
+
+    /// Waits until the copy shall end.
+    async fn stopped(&self) {
+        match &self.stop {
+            Some(stop) => stop.stopped().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Receives the progress of a copy: at its start, at most every 256 KiB, and at the end of each
     /// file. The function is called on the thread that copies, so it should be fast.
     #[must_use]
@@ -329,6 +415,7 @@ impl FileOptions {
 /// Converts a path for SFTP. The server starts in the user's home directory and does not expand
 /// `~`.
 pub(crate) fn guest_path(path: &str) -> Result<String, FilesError> {
+    let text = |name: &str| names::to_text(name.as_bytes());
     let why = if path.is_empty() {
         "it is empty"
     } else if path.contains('\0') {
@@ -336,9 +423,9 @@ pub(crate) fn guest_path(path: &str) -> Result<String, FilesError> {
     } else {
         return Ok(match path.strip_prefix("~/") {
             Some("") => "./".to_owned(),
-            Some(rest) => format!("./{}", rest.trim_start_matches('/')),
+            Some(rest) => format!("./{}", text(rest.trim_start_matches('/'))),
             None if path == "~" => ".".to_owned(),
-            None => path.to_owned(),
+            None => text(path),
         });
     };
     Err(FilesError::Path {
@@ -349,7 +436,7 @@ pub(crate) fn guest_path(path: &str) -> Result<String, FilesError> {
 
 /// A name from the guest, made safe for a terminal and shortened if it is long.
 fn shown(text: &str) -> String {
-    let clean = printable(text.as_bytes()).replace(['\n', '\t'], " ");
+    let clean = printable(&names::to_bytes(text)).replace(['\n', '\t'], " ");
     match clean.char_indices().nth(400) {
         Some((at, _)) => format!("{}…", clean.get(..at).unwrap_or_default()),
         None => clean,

@@ -5,12 +5,14 @@ use futures::stream::{FuturesOrdered, FuturesUnordered};
 use russh_sftp::client::error::Error as Failure;
 use russh_sftp::client::rawsession::Limits;
 use russh_sftp::client::{Config, RawSftpSession};
-use russh_sftp::extensions::LIMITS;
-use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use russh_sftp::extensions::{HardlinkExtension, LIMITS};
+use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::hostdir::check_name;
 use super::meter::Meter;
+use super::names;
+use super::sparse::{Piece, Sink, Source};
 use super::{FilesError, GuestReason, shown};
 
 /// How long the guest may take to answer a request, including the requests queued before it.
@@ -23,6 +25,10 @@ const LARGEST_CHUNK: u32 = 128 << 10;
 const WINDOW: usize = 32;
 /// Maximum bytes of a packet from the guest.
 const PACKET: u32 = 256 << 10;
+
+/// Renames a file over another one. Without it, SFTP's own request fails if there is one (OpenSSH's PROTOCOL, section
+/// 4.3). Its data are two paths, as for hard links.
+const POSIX_RENAME: &str = "posix-rename@openssh.com";
 
 /// File type bits of a mode (POSIX `S_IFMT`), as SFTP servers send them.
 const TYPE: u32 = 0o170_000;
@@ -77,6 +83,7 @@ pub(crate) fn with_mode(mode: Option<u32>) -> FileAttributes {
 /// An SFTP session.
 pub(crate) struct Sftp {
     raw: RawSftpSession,
+    posix_rename: bool,
     read_chunk: u32,
     write_chunk: u32,
 }
@@ -96,7 +103,7 @@ impl Sftp {
             request_timeout_secs: PATIENCE_SECS,
             ..Config::default()
         };
-        let mut raw = RawSftpSession::new_with_config(stream, config);
+        let mut raw = RawSftpSession::new_with_config(names::over(stream, PACKET), config);
         let version = raw.init().await.map_err(|error| FilesError::Server {
             why: match error {
                 Failure::UnexpectedBehavior(_) | Failure::IO(_) => {
@@ -128,6 +135,7 @@ impl Sftp {
         }
         Ok(Self {
             raw,
+            posix_rename: version.extensions.contains_key(POSIX_RENAME),
             read_chunk,
             write_chunk,
         })
@@ -204,6 +212,59 @@ impl Sftp {
             .open(path, OpenFlags::READ, FileAttributes::empty())
             .await;
         Ok(Handle(opened.map_err(failed("open", path))?.handle))
+    }
+
+    /// Creates a file that must not exist; `None` if it cannot be created.
+    pub(crate) async fn create(&self, path: &str, mode: u32) -> Result<Option<Handle>, FilesError> {
+        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
+        match self.raw.open(path, flags, with_mode(Some(mode))).await {
+            Ok(opened) => Ok(Some(Handle(opened.handle))),
+            Err(Failure::Status(_)) => Ok(None),
+            Err(error) => Err(failed("create", path)(error)),
+        }
+    }
+
+    /// Renames a file, replacing another one.
+    pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<(), FilesError> {
+        if self.posix_rename {
+            let paths = HardlinkExtension {
+                oldpath: from.to_owned(),
+                newpath: to.to_owned(),
+            };
+            let data: Result<Vec<u8>, _> = paths.try_into();
+            let data = data.map_err(|error| failed("write", to)(error.into()))?;
+            return match self.raw.extended(POSIX_RENAME, data).await {
+                Ok(Packet::Status(status)) if status.status_code == StatusCode::Ok => Ok(()),
+                Ok(Packet::Status(status)) => Err(failed("write", to)(Failure::Status(status))),
+                Ok(_) => Err(violation("write", to, "an answer of the wrong type")),
+                Err(error) => Err(failed("write", to)(error)),
+            };
+        }
+        if self.raw.rename(from, to).await.is_ok() {
+            return Ok(());
+        }
+        let removed = self.raw.remove(to).await;
+        removed.map_err(failed("replace", to))?;
+        let renamed = self.raw.rename(from, to).await;
+        renamed.map_err(failed("write", to))?;
+        Ok(())
+    }
+
+    /// Removes a file.
+    pub(crate) async fn remove(&self, path: &str) -> Result<(), FilesError> {
+        let removed = self.raw.remove(path).await;
+        removed.map_err(failed("remove", path))?;
+        Ok(())
+    }
+
+    /// The absolute path without links.
+    pub(crate) async fn real_path(&self, path: &str) -> Result<String, FilesError> {
+        let name = self.raw.realpath(path).await;
+        let name = name.map_err(failed("inspect", path))?;
+        match name.files.into_iter().next() {
+            Some(file) => Ok(file.filename),
+            None => Err(violation("inspect", path, "it names no path")),
+        }
     }
 
     /// Opens a file for writing, and truncates it.
@@ -286,38 +347,46 @@ impl Sftp {
         result.map(|()| entries)
     }
 
-    /// Writes `source` to an open file, from its beginning.
+    /// Writes `source` to an open file that is empty, from its beginning. Holes are not sent. Returns the file's length if
+    /// it ends with a hole, and so is still shorter.
     pub(crate) async fn write_from(
         &self,
         handle: &Handle,
         path: &str,
-        source: &mut (impl AsyncRead + Unpin),
+        source: &mut Source<'_>,
         read_failed: impl Fn(std::io::Error) -> FilesError,
         meter: &Meter,
-    ) -> Result<(), FilesError> {
+    ) -> Result<Option<u64>, FilesError> {
         let mut writes = FuturesUnordered::new();
         let mut offset = 0;
         let mut ended = false;
+        let mut in_hole = false;
         loop {
             while !ended && writes.len() < WINDOW {
-                let mut bytes = Vec::with_capacity(self.write_chunk as usize);
-                let mut part = (&mut *source).take(u64::from(self.write_chunk));
-                part.read_to_end(&mut bytes).await.map_err(&read_failed)?;
-                ended = bytes.len() < self.write_chunk as usize;
-                if bytes.is_empty() {
-                    break;
+                let next = source.next(self.write_chunk as usize).await;
+                let at = offset;
+                match next.map_err(&read_failed)? {
+                    None => ended = true,
+                    Some(Piece::Hole(len)) => {
+                        in_hole = true;
+                        offset += len;
+                        meter.bytes(path, len)?;
+                    }
+                    Some(Piece::Data(bytes)) => {
+                        in_hole = false;
+                        let count = bytes.len() as u64;
+                        offset += count;
+                        writes.push(async move {
+                            let written = self.raw.write(handle.0.as_str(), at, bytes).await;
+                            written.map_err(failed("write", path))?;
+                            Ok::<_, FilesError>(count)
+                        });
+                    }
                 }
-                let (at, count) = (offset, bytes.len());
-                offset += count as u64;
-                writes.push(async move {
-                    let written = self.raw.write(handle.0.as_str(), at, bytes).await;
-                    written.map_err(failed("write", path))?;
-                    Ok::<_, FilesError>(count)
-                });
             }
             match writes.next().await {
                 Some(count) => meter.bytes(path, count?)?,
-                None => return Ok(()),
+                None => return Ok(in_hole.then_some(offset)),
             }
         }
     }
@@ -329,7 +398,7 @@ impl Sftp {
         handle: &Handle,
         path: &str,
         expected: u64,
-        sink: &mut (impl AsyncWrite + Unpin),
+        sink: &mut impl Sink,
         write_failed: impl Fn(std::io::Error) -> FilesError,
         meter: &Meter,
     ) -> Result<(), FilesError> {
@@ -346,9 +415,10 @@ impl Sftp {
                 return Ok(());
             };
             let bytes = bytes?;
-            meter.bytes(path, bytes.len())?;
-            sink.write_all(&bytes).await.map_err(&write_failed)?;
-            if bytes.len() < chunk as usize {
+            let count = bytes.len();
+            meter.bytes(path, count as u64)?;
+            sink.put(bytes).await.map_err(&write_failed)?;
+            if count < chunk as usize {
                 return Ok(());
             }
         }

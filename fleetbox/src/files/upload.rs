@@ -1,19 +1,30 @@
 //! Copying from this host to a guest.
 
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::io::AsyncRead;
+use russh_sftp::protocol::FileAttributes;
 
+use super::hostdir::temporary_name;
 use super::meter::Meter;
-use super::sftp::{Handle, Sftp, attributes, with_mode};
+use super::names;
+use super::sftp::{Handle, Kind, Sftp, attributes, with_mode};
+use super::sparse::{Source, SparseSource};
 use super::walk::{Entry, Tree};
-use super::{CopySummary, FileOptions, FilesError, FilesError::Path as BadPath, host};
+use super::{CopySummary, FileOptions, FilesError, FilesError::Path as BadPath, GuestReason, host};
+use crate::util::sync::lock;
 
 /// Number of files that are copied at the same time. With small files most of the time is spent
 /// waiting for answers.
 pub(crate) const FILES_AT_ONCE: usize = 8;
+
+/// How long removing unfinished files may take.
+const REMOVAL: Duration = Duration::from_secs(10);
 
 /// Copies a file or a tree.
 pub(crate) async fn copy(
@@ -25,8 +36,8 @@ pub(crate) async fn copy(
 ) -> Result<CopySummary, FilesError> {
     let meter = Meter::new(options.progress.clone(), Some(tree.bytes), u64::MAX);
     let target = match target.strip_suffix('/') {
-        Some(directory) => match source.file_name().and_then(|name| name.to_str()) {
-            Some(name) => format!("{directory}/{name}"),
+        Some(directory) => match source.file_name() {
+            Some(name) => format!("{directory}/{}", names::to_text(name.as_bytes())),
             None => {
                 return Err(BadPath {
                     path: source.display().to_string(),
@@ -40,8 +51,17 @@ pub(crate) async fn copy(
         sftp,
         target,
         meter: &meter,
+        unfinished: Mutex::default(),
     };
-    copy.tree(tree).await?;
+    let result = tokio::select! {
+        biased;
+        () = options.stopped() => Err(FilesError::Stopped),
+        result = copy.tree(tree) => result,
+    };
+    if result.is_err() {
+        copy.remove_unfinished().await;
+    }
+    result?;
     Ok(meter.copied())
 }
 
@@ -49,6 +69,19 @@ struct Copy<'a> {
     sftp: &'a Sftp,
     target: String,
     meter: &'a Meter,
+    /// Files in the guest that do not have their names yet.
+    unfinished: Mutex<HashSet<String>>,
+}
+
+/// Where a file is written.
+enum Place {
+    /// To another name at first. The file that it replaces has these attributes.
+    Beside {
+        path: String,
+        replaced: Option<FileAttributes>,
+    },
+    /// To the file itself: a device, or a link that leads nowhere.
+    Itself,
 }
 
 impl Copy<'_> {
@@ -61,9 +94,11 @@ impl Copy<'_> {
 
     async fn tree(&self, tree: Tree) -> Result<(), FilesError> {
         let mut made = Vec::new();
+        let mut empty = HashSet::new();
         for directory in tree.directories {
             let path = self.path(&directory);
             if self.sftp.make_directory(&path, directory.mode).await? {
+                empty.insert(directory.relative.clone());
                 made.push((path, directory));
             }
             self.meter.directory();
@@ -76,7 +111,9 @@ impl Copy<'_> {
                 let result: Result<(), FilesError> = result;
                 result?;
             }
-            running.push(self.file(entry));
+            let parent = entry.relative.rsplit_once('/').map_or("", |parts| parts.0);
+            let is_new = empty.contains(parent);
+            running.push(self.file(entry, is_new));
         }
         while let Some(result) = running.next().await {
             result?;
@@ -94,27 +131,117 @@ impl Copy<'_> {
         Ok(())
     }
 
-    async fn file(&self, entry: Entry) -> Result<(), FilesError> {
-        let mut source = tokio::fs::File::open(&entry.path)
+    /// Copies a file. `is_new` means that its directory is, so that it replaces nothing.
+    async fn file(&self, entry: Entry, is_new: bool) -> Result<(), FilesError> {
+        let source = tokio::fs::File::open(&entry.path)
             .await
             .map_err(host("open", &entry.path))?;
+        let mut source = Source::File(SparseSource::new(source.into_std().await));
         let path = self.path(&entry);
-        let handle = self.sftp.open_to_write(&path, entry.mode | 0o200).await?;
+        let place = if is_new {
+            Place::Beside {
+                path: path.clone(),
+                replaced: None,
+            }
+        } else {
+            self.place(&path).await
+        };
+        if let Place::Beside { path, replaced } = place
+            && let Some((temporary, handle)) = self.create_beside(&path).await?
+        {
+            self.fill(handle, &path, &mut source, &entry, replaced)
+                .await?;
+            self.sftp.rename(&temporary, &path).await?;
+            lock(&self.unfinished).remove(&temporary);
+        } else {
+            // Also where files cannot be created, but may exist: in /proc, or a directory of another user.
+            let handle = self.sftp.open_to_write(&path, entry.mode | 0o200).await?;
+            self.fill(handle, &path, &mut source, &entry, None).await?;
+        }
+        self.meter.file(&entry.relative);
+        Ok(())
+    }
+
+    /// Where to write a file that may exist. Links are followed, as by `cp`.
+    async fn place(&self, path: &str) -> Place {
+        let beside = |path: String, replaced| Place::Beside { path, replaced };
+        match self.sftp.lstat(path).await {
+            Ok(there) if Kind::of(&there) == Some(Kind::File) => {
+                beside(path.to_owned(), Some(there))
+            }
+            Ok(there) if Kind::of(&there) == Some(Kind::Link) => {
+                let Ok(path) = self.sftp.real_path(path).await else {
+                    return Place::Itself;
+                };
+                match self.sftp.lstat(&path).await {
+                    Ok(there) if Kind::of(&there) == Some(Kind::File) => beside(path, Some(there)),
+                    _ => Place::Itself,
+                }
+            }
+            Err(FilesError::Guest {
+                why: GuestReason::NotFound,
+                ..
+            }) => beside(path.to_owned(), None),
+            _ => Place::Itself,
+        }
+    }
+
+    /// Creates a file in the directory of `path`; `None` if that is not possible.
+    async fn create_beside(&self, path: &str) -> Result<Option<(String, Handle)>, FilesError> {
+        let directory = path.rfind('/').and_then(|end| path.get(..=end));
+        let temporary = format!("{}{}", directory.unwrap_or_default(), temporary_name());
+        // Before it exists, so that it is removed whenever this ends.
+        lock(&self.unfinished).insert(temporary.clone());
+        if let Some(handle) = self.sftp.create(&temporary, 0o600).await? {
+            return Ok(Some((temporary, handle)));
+        }
+        lock(&self.unfinished).remove(&temporary);
+        Ok(None)
+    }
+
+    /// Writes an empty file, and closes it.
+    async fn fill(
+        &self,
+        handle: Handle,
+        path: &str,
+        source: &mut Source<'_>,
+        entry: &Entry,
+        replaced: Option<FileAttributes>,
+    ) -> Result<(), FilesError> {
         let failed = |error| host("read", &entry.path)(error);
         let written = self
             .sftp
-            .write_from(&handle, &entry.relative, &mut source, failed, self.meter)
+            .write_from(&handle, &entry.relative, source, failed, self.meter)
             .await;
         let result = match written {
-            Ok(()) => {
-                let attributes = attributes(entry.mode, entry.mtime);
-                self.sftp.set_open(&handle, &path, attributes).await
+            Ok(size) => {
+                if let Some(replaced) = replaced.filter(|a| a.uid.is_some()) {
+                    let owner = FileAttributes {
+                        uid: replaced.uid,
+                        gid: replaced.gid,
+                        ..FileAttributes::empty()
+                    };
+                    // Only root can keep another owner.
+                    let _ = self.sftp.set_open(&handle, path, owner).await;
+                }
+                let attributes = FileAttributes {
+                    size,
+                    ..attributes(entry.mode, entry.mtime)
+                };
+                self.sftp.set_open(&handle, path, attributes).await
             }
-            Err(error) => Err(at(error, &path)),
+            Err(error) => Err(at(error, path)),
         };
-        close(self.sftp, handle, &path, result).await?;
-        self.meter.file(&entry.relative);
-        Ok(())
+        close(self.sftp, handle, path, result).await
+    }
+
+    /// Removes what does not have its name yet. If the guest does not answer, it stays.
+    async fn remove_unfinished(&self) {
+        let unfinished = std::mem::take(&mut *lock(&self.unfinished));
+        let removals = unfinished.iter().map(|path| self.sftp.remove(path));
+        let all = futures::future::join_all(removals);
+        // The copy's own error says more than an error of this.
+        let _ = tokio::time::timeout(REMOVAL, all).await;
     }
 }
 
@@ -145,19 +272,20 @@ async fn close(
 pub(crate) async fn write(
     sftp: &Sftp,
     path: &str,
-    mut bytes: impl AsyncRead + Unpin,
+    bytes: &[u8],
     options: &FileOptions,
-    total: u64,
 ) -> Result<(), FilesError> {
-    let meter = Meter::new(options.progress.clone(), Some(total), u64::MAX);
+    let total = Some(bytes.len() as u64);
+    let meter = Meter::new(options.progress.clone(), total, u64::MAX);
     let handle = sftp
         .open_to_write(path, options.mode.unwrap_or(0o644))
         .await?;
     // Reading from memory cannot fail.
     let failed = |error| host("read", "")(error);
     let written = sftp
-        .write_from(&handle, path, &mut bytes, failed, &meter)
-        .await;
+        .write_from(&handle, path, &mut Source::Bytes(bytes), failed, &meter)
+        .await
+        .map(drop);
     let result = match (written, options.mode) {
         (Ok(()), Some(mode)) => sftp.set_open(&handle, path, with_mode(Some(mode))).await,
         (written, _) => written,

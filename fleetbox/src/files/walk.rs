@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{DEPTH_LIMIT, ENTRY_LIMIT, FilesError, Side, host};
+use super::{DEPTH_LIMIT, ENTRY_LIMIT, FilesError, Side, host, names};
 
 /// A directory tree, or a single file, on this host.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ pub(crate) struct Tree {
     /// Directories, each after its parent.
     pub(crate) directories: Vec<Entry>,
     pub(crate) files: Vec<Entry>,
-    /// Symbolic links with their targets.
+    /// Symbolic links with their targets, as text of [`names`].
     pub(crate) links: Vec<(Entry, String)>,
     /// Total bytes of the files.
     pub(crate) bytes: u64,
@@ -23,7 +23,7 @@ pub(crate) struct Tree {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) path: PathBuf,
-    /// Path relative to the tree; empty for the tree itself.
+    /// Path relative to the tree, as text of [`names`]; empty for the tree itself.
     pub(crate) relative: String,
     pub(crate) mode: u32,
     /// Modification time, in seconds since 1970.
@@ -87,7 +87,7 @@ impl Tree {
         waiting: &mut Vec<(Entry, usize)>,
     ) -> Result<(), FilesError> {
         let path = entry.path();
-        let name = text(&path, entry.file_name().as_bytes())?;
+        let name = names::to_text(entry.file_name().as_bytes());
         let relative = match directory.relative.as_str() {
             "" => name,
             parent => format!("{parent}/{name}"),
@@ -96,7 +96,7 @@ impl Tree {
         let kind = metadata.file_type();
         if kind.is_symlink() {
             let target = fs::read_link(&path).map_err(host("read the link", &path))?;
-            let target = text(&path, target.as_os_str().as_bytes())?;
+            let target = names::to_text(target.as_os_str().as_bytes());
             self.links
                 .push((Entry::new(path, relative, &metadata), target));
         } else if kind.is_dir() {
@@ -109,14 +109,6 @@ impl Tree {
         }
         Ok(())
     }
-}
-
-fn text(path: &Path, bytes: &[u8]) -> Result<String, FilesError> {
-    let text = std::str::from_utf8(bytes).map_err(|_| FilesError::Path {
-        path: path.display().to_string(),
-        why: "its name or its target is not UTF-8; rename it",
-    })?;
-    Ok(text.to_owned())
 }
 
 fn special(path: &Path, metadata: &Metadata) -> FilesError {

@@ -119,8 +119,7 @@ impl Vm {
         let path = guest_path(path)?;
         let bytes = bytes.as_ref();
         let sftp = self.sftp(options).await?;
-        let total = bytes.len() as u64;
-        Ok(upload::write(&sftp, &path, bytes, options, total).await?)
+        Ok(upload::write(&sftp, &path, bytes, options).await?)
     }
 
     /// Reads a file of the guest, of at most [`READ_LIMIT`](crate::files::READ_LIMIT) bytes.

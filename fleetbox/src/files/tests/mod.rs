@@ -1,6 +1,7 @@
 //! Copies between this host and a server in this process.
 
 mod server;
+mod whole;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -201,23 +202,17 @@ async fn bytes_are_written_and_read() {
     let sftp = dirs.server().session().await;
     let bytes = content(70_000);
     let options = FileOptions::new();
-    upload::write(&sftp, "a", &bytes[..], &options, 70_000)
-        .await
-        .unwrap();
+    upload::write(&sftp, "a", &bytes, &options).await.unwrap();
     assert_eq!(download::read(&sftp, "a", &options).await.unwrap(), bytes);
     assert_eq!(dirs.guest("a").metadata().unwrap().mode() & 0o777, 0o644);
 
     // Shorter than before, and with a mode.
     let options = options.mode(0o755);
-    upload::write(&sftp, "a", &b"x"[..], &options, 1)
-        .await
-        .unwrap();
+    upload::write(&sftp, "a", b"x", &options).await.unwrap();
     assert_eq!(fs::read(dirs.guest("a")).unwrap(), b"x");
     assert_eq!(dirs.guest("a").metadata().unwrap().mode() & 0o777, 0o755);
 
-    upload::write(&sftp, "empty", &b""[..], &options, 0)
-        .await
-        .unwrap();
+    upload::write(&sftp, "empty", b"", &options).await.unwrap();
     assert_eq!(download::read(&sftp, "empty", &options).await.unwrap(), b"");
 }
 
@@ -273,7 +268,7 @@ async fn a_listing_reaches_nothing_outside_of_the_destination() {
     fs::create_dir(dirs.guest("d")).unwrap();
     fs::write(dirs.guest("evil"), "evil").unwrap();
     let long = "n".repeat(256);
-    for name in ["../evil", "/evil", "a/b", "", "a\0b", "\u{fffd}", &long] {
+    for name in ["../evil", "/evil", "a/b", "", "a\0b", &long] {
         for mode in [REGULAR, DIRECTORY, 0o120_777] {
             let server = dirs.lying(Lies {
                 listing: Some(vec![(name.to_owned(), mode)]),
@@ -329,7 +324,7 @@ async fn links_that_a_guest_sent_are_not_followed() {
     fs::create_dir(dirs.guest("d/x")).unwrap();
     fs::write(dirs.guest("d/x/file"), "evil").unwrap();
     let error = from(&server, "/d", &dirs.host("out")).await.unwrap_err();
-    assert!(matches!(error, FilesError::Host { .. }), "{error}");
+    assert!(matches!(error, FilesError::Link { .. }), "{error}");
     assert!(error.to_string().contains("out/x"), "{error}");
     assert_eq!(fs::read(outside.join("file")).unwrap(), b"mine");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);

@@ -2,18 +2,21 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use russh::server::{self, Auth, Msg, Session};
 use russh::{Channel, ChannelId};
 use russh_sftp::protocol::{
-    Attrs, Data, File as Named, FileAttributes, Handle, Name, OpenFlags, Status, StatusCode,
-    Version,
+    Attrs, Data, File as Named, FileAttributes, Handle, Name, OpenFlags, Packet, Status,
+    StatusCode, Version,
 };
 
+use crate::files::names;
 use crate::files::sftp::Sftp;
 use crate::model::keys::Keypair;
 use crate::ssh::{Client, Target};
@@ -31,11 +34,19 @@ pub(super) struct Lies {
     pub(super) excess: bool,
     /// Files have no end.
     pub(super) endless: bool,
+    /// The disk is full after so many bytes.
+    pub(super) full: Option<u64>,
+    /// Renames only to names that are free, as without OpenSSH's extension.
+    pub(super) no_posix_rename: bool,
+    /// Files cannot be created, as in /proc.
+    pub(super) no_new_files: bool,
 }
 
 pub(super) struct Server {
     pub(super) root: PathBuf,
     pub(super) lies: Lies,
+    /// Bytes that were written.
+    pub(super) written: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -43,6 +54,7 @@ impl Server {
         Self {
             root: root.into(),
             lies: Lies::default(),
+            written: Arc::default(),
         }
     }
 
@@ -73,6 +85,7 @@ impl Server {
             channels: HashMap::new(),
             root: self.root.clone(),
             lies: self.lies.clone(),
+            written: Arc::clone(&self.written),
         };
         tokio::spawn(async move {
             if let Ok(session) = server::run_stream(config, theirs, shell).await {
@@ -95,6 +108,7 @@ struct Shell {
     channels: HashMap<ChannelId, Channel<Msg>>,
     root: PathBuf,
     lies: Lies,
+    written: Arc<AtomicU64>,
 }
 
 impl server::Handler for Shell {
@@ -132,10 +146,13 @@ impl server::Handler for Shell {
         let files = Files {
             root: self.root.clone(),
             lies: self.lies.clone(),
+            written: Arc::clone(&self.written),
             open: HashMap::new(),
             next: 0,
         };
-        russh_sftp::server::run(channel.into_stream(), files).await;
+        // The same translation as on our side, since this server has names as text too.
+        let stream = names::over(channel.into_stream(), 1 << 20);
+        russh_sftp::server::run(stream, files).await;
         Ok(())
     }
 }
@@ -148,6 +165,7 @@ enum Open {
 struct Files {
     root: PathBuf,
     lies: Lies,
+    written: Arc<AtomicU64>,
     open: HashMap<String, Open>,
     next: u32,
 }
@@ -174,6 +192,8 @@ fn done(id: u32) -> Status {
 fn described(metadata: &Metadata) -> FileAttributes {
     FileAttributes {
         size: Some(metadata.len()),
+        uid: Some(metadata.uid()),
+        gid: Some(metadata.gid()),
         permissions: Some(metadata.mode()),
         atime: Some(metadata.atime() as u32),
         mtime: Some(metadata.mtime() as u32),
@@ -183,7 +203,7 @@ fn described(metadata: &Metadata) -> FileAttributes {
 
 impl Files {
     fn at(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
+        self.root.join(names::to_path(path.trim_start_matches('/')))
     }
 
     fn keep(&mut self, id: u32, open: Open) -> Handle {
@@ -213,6 +233,9 @@ impl Files {
             let permissions = fs::Permissions::from_mode(mode);
             file.set_permissions(permissions).map_err(code)?;
         }
+        if let Some(size) = attributes.size {
+            file.set_len(size).map_err(code)?;
+        }
         if let Some(seconds) = attributes.mtime {
             let time = std::time::UNIX_EPOCH + Duration::from_secs(seconds.into());
             file.set_modified(time).map_err(code)?;
@@ -229,7 +252,12 @@ impl russh_sftp::server::Handler for Files {
     }
 
     async fn init(&mut self, _: u32, _: HashMap<String, String>) -> Reply<Version> {
-        Ok(Version::new())
+        let mut version = Version::new();
+        if !self.lies.no_posix_rename {
+            let name = "posix-rename@openssh.com".to_owned();
+            version.extensions.insert(name, "1".to_owned());
+        }
+        Ok(version)
     }
 
     async fn open(
@@ -240,6 +268,9 @@ impl russh_sftp::server::Handler for Files {
         attributes: FileAttributes,
     ) -> Reply<Handle> {
         let path = self.at(&name);
+        if self.lies.no_new_files && !path.exists() {
+            return Err(StatusCode::PermissionDenied);
+        }
         let file = fs::OpenOptions::from(flags).open(&path).map_err(code)?;
         if file.metadata().map_err(code)?.is_dir() {
             return Err(StatusCode::Failure);
@@ -282,6 +313,11 @@ impl russh_sftp::server::Handler for Files {
         offset: u64,
         data: Vec<u8>,
     ) -> Reply<Status> {
+        let len = data.len() as u64;
+        let before = self.written.fetch_add(len, Ordering::Relaxed);
+        if self.lies.full.is_some_and(|full| before + len > full) {
+            return Err(StatusCode::Failure);
+        }
         self.file(&handle)?
             .write_all_at(&data, offset)
             .map_err(code)?;
@@ -336,7 +372,7 @@ impl russh_sftp::server::Handler for Files {
                 .map(|entry| {
                     let entry = entry.unwrap();
                     let metadata = entry.metadata().unwrap();
-                    let name = entry.file_name().into_string().unwrap();
+                    let name = names::to_text(entry.file_name().as_bytes());
                     Named::new(name, described(&metadata))
                 })
                 .chain([".", ".."].map(Named::dummy))
@@ -367,13 +403,46 @@ impl russh_sftp::server::Handler for Files {
 
     async fn readlink(&mut self, id: u32, path: String) -> Reply<Name> {
         let target = fs::read_link(self.at(&path)).map_err(code)?;
-        let files = vec![Named::dummy(target.into_os_string().into_string().unwrap())];
+        let files = vec![Named::dummy(names::to_text(target.as_os_str().as_bytes()))];
         Ok(Name { id, files })
     }
 
     /// OpenSSH's order: the target comes first.
     async fn symlink(&mut self, id: u32, target: String, link: String) -> Reply<Status> {
-        symlink(target, self.at(&link)).map_err(code)?;
+        symlink(names::to_path(&target), self.at(&link)).map_err(code)?;
         Ok(done(id))
+    }
+
+    async fn realpath(&mut self, id: u32, path: String) -> Reply<Name> {
+        let root = self.root.canonicalize().map_err(code)?;
+        let real = self.at(&path).canonicalize().map_err(code)?;
+        let below = real.strip_prefix(root).map_err(|_| StatusCode::Failure)?;
+        let text = format!("/{}", names::to_text(below.as_os_str().as_bytes()));
+        Ok(Name {
+            id,
+            files: vec![Named::dummy(text)],
+        })
+    }
+
+    async fn rename(&mut self, id: u32, from: String, to: String) -> Reply<Status> {
+        if fs::symlink_metadata(self.at(&to)).is_ok() {
+            return Err(StatusCode::Failure);
+        }
+        fs::rename(self.at(&from), self.at(&to)).map_err(code)?;
+        Ok(done(id))
+    }
+
+    async fn extended(&mut self, id: u32, name: String, data: Vec<u8>) -> Reply<Packet> {
+        if name != "posix-rename@openssh.com" || self.lies.no_posix_rename {
+            return Err(StatusCode::OpUnsupported);
+        }
+        let string = |data: &[u8]| {
+            let len = u32::from_be_bytes(*data.first_chunk().unwrap()) as usize;
+            String::from_utf8(data[4..4 + len].to_vec()).unwrap()
+        };
+        let from = string(&data);
+        let to = string(&data[4 + from.len()..]);
+        fs::rename(self.at(&from), self.at(&to)).map_err(code)?;
+        Ok(Packet::Status(done(id)))
     }
 }
