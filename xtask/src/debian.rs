@@ -174,8 +174,8 @@ pub fn sources_list(sources: &[Source]) -> String {
 }
 
 /// Fetches apt's lists if this machine has none, like a fresh installation.
-fn refresh() -> Result<()> {
-    if ask("apt-cache", &["show", "linux-image-cloud-amd64"]).is_ok() {
+fn refresh(package: &str) -> Result<()> {
+    if ask("apt-cache", &["show", package]).is_ok() {
         return Ok(());
     }
     if !nix::unistd::geteuid().is_root() {
@@ -191,7 +191,7 @@ fn refresh() -> Result<()> {
 /// # Errors
 /// apt knows no such package.
 pub fn cloud_kernel() -> Result<(String, String)> {
-    refresh()?;
+    refresh("linux-image-cloud-amd64")?;
     let depends = ask(
         "apt-cache",
         &["depends", "--no-recommends", "linux-image-cloud-amd64"],
@@ -206,6 +206,11 @@ pub fn cloud_kernel() -> Result<(String, String)> {
         .ok_or_else(|| {
             Error::new("apt knows no package linux-image-cloud-amd64; run apt-get update")
         })?;
+    Ok((package.to_owned(), version(package)?))
+}
+
+/// The version of `package` that apt would install.
+fn version(package: &str) -> Result<String> {
     let policy = ask("apt-cache", &["policy", package])?;
     let version = policy
         .lines()
@@ -216,7 +221,21 @@ pub fn cloud_kernel() -> Result<(String, String)> {
                 "apt has no version of {package}; run apt-get update"
             ))
         })?;
-    Ok((package.to_owned(), version.to_owned()))
+    Ok(version.to_owned())
+}
+
+/// The directories of Python modules of the release's cloud-init and of its YAML reader. Nothing is installed.
+///
+/// # Errors
+/// This is not Debian, or apt cannot get the packages.
+pub fn cloud_init() -> Result<Vec<PathBuf>> {
+    codename()?;
+    refresh("cloud-init")?;
+    let packages = ["cloud-init", "python3-yaml"].map(|package| -> Result<PathBuf> {
+        let dir = unpacked(package, &version(package)?)?;
+        Ok(dir.join("usr/lib/python3/dist-packages"))
+    });
+    packages.into_iter().collect()
 }
 
 /// The versions of `packages` that apt would install, as text that changes when one of them does.

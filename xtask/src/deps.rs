@@ -55,6 +55,7 @@ const UNIT: &[(&str, &str)] = &[
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),
     ("git", "git"),
+    ("python3", "python3"),
 ];
 
 /// The target of the bare-metal payloads.

@@ -380,6 +380,7 @@ impl VmBuilder {
             .collect::<Result<Vec<_>, _>>()?;
         fixture::check(&fixtures, &user)?;
         let (config, extra_disks) = self.extras.check()?;
+        seed::check_config(&user, &config)?;
         Ok(Plan {
             name: Name::new(self.name.clone())?,
             image: ImageRef::from_str(self.image.as_deref().unwrap_or(DEFAULT_IMAGE))?,

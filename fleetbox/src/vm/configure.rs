@@ -8,10 +8,13 @@ use crate::model::ready::WaitCondition;
 use crate::vm::builder::VmBuilder;
 
 impl VmBuilder {
-    /// Adds a cloud-config document for the guest's first boot: YAML, as cloud-init reads it. May
-    /// be called more than once. The document is merged into fleetbox's: lists are appended,
+    /// Adds a cloud-config document for the guest's first boot: YAML 1.1, as cloud-init reads it.
+    /// May be called more than once. The document is merged into fleetbox's: lists are appended,
     /// mappings merged, other values replaced. fleetbox alone sets `hostname`, `fqdn`,
     /// `manage_etc_hosts`, `ssh_keys` and `ssh_deletekeys`.
+    ///
+    /// The VM's [user](VmBuilder::user) is cloud-init's default user: top-level
+    /// `ssh_authorized_keys`, `ssh_import_id` and `password` reach it.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -49,7 +52,7 @@ impl VmBuilder {
 
     /// Sets an environment variable for all log-ins to the guest, [`Vm::ssh`](crate::Vm::ssh)
     /// included, from the first boot on. It is written to `/etc/environment`, so its value cannot
-    /// contain quotation marks, `#` or line breaks.
+    /// contain quotation marks, `#` or control characters such as line breaks.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.extras
             .config

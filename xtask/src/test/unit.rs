@@ -1,5 +1,6 @@
 //! The step `unit`: runs unit and integration tests that need no guest, and the examples of the documentation.
 
+use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::{fs, io};
@@ -10,10 +11,13 @@ use crate::deps::Need;
 use crate::error::{Context, Error, Result};
 use crate::kvm::Kvm;
 use crate::run::Cmd;
-use crate::{bail, deps, target_dir};
+use crate::{bail, debian, deps, target_dir};
 
 /// Time limit of each part in seconds.
 const LIMIT: u64 = 2400;
+
+/// Where the unit tests find the real cloud-init, which they compare the seed with.
+const CLOUD_INIT: &str = "FLEETBOX_CLOUD_INIT";
 
 /// The test target in which a script takes the VMM's place.
 const COORDINATION: &str = "coordination";
@@ -42,12 +46,17 @@ pub(super) fn run() -> Result<()> {
     // None of the above runs the examples of the documentation.
     let examples = cargo(&["test", "--doc"]).args(CHOSEN);
     let required = nothing_may_be_skipped()?;
+    let cloud_init = cloud_init(required)?;
     // Each runs even if another has failed.
     let results = [tests, coordination()?, examples].map(|part| {
         let part = if required {
             part.env("FLEETBOX_REQUIRE", "1")
         } else {
             part
+        };
+        let part = match &cloud_init {
+            Some(path) => part.env(CLOUD_INIT, path),
+            None => part,
         };
         part.limit(LIMIT).echoed()
     });
@@ -57,6 +66,21 @@ pub(super) fn run() -> Result<()> {
     }
     let failed: Vec<_> = failed.iter().map(Error::to_string).collect();
     bail!("{}", failed.join("\n"))
+}
+
+/// The directories of the real cloud-init, as `PYTHONPATH` has them. Without it, the tests that ask it are skipped.
+fn cloud_init(required: bool) -> Result<Option<OsString>> {
+    match debian::cloud_init() {
+        Ok(dirs) => {
+            let path = std::env::join_paths(dirs).context(|| "cannot use the cache's path")?;
+            Ok(Some(path))
+        }
+        Err(error) if required => Err(error),
+        Err(error) => {
+            eprintln!("  no comparison with the real cloud-init: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// True if this machine can run every test, so that a skipped one must fail. Some tests need root, some need a KVM, and

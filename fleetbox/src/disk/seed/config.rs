@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
-use super::{SeedError, user_data};
+use super::yaml::Mapping;
+use super::{SeedError, user_data, users};
 use crate::model::keys::PublicKey;
 
 /// Maximum bytes of an environment variable's name and value; `pam_env` reads lines of 1024.
@@ -26,9 +27,9 @@ const VARIABLE_LIMIT: usize = 1000;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GuestConfig {
-    /// Cloud-config documents, parsed, in the order in which they were given.
+    /// Cloud-config documents in the order in which they were given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub user_data: Vec<Map<String, Value>>,
+    pub user_data: Vec<Mapping>,
     /// Packages of the guest's distribution.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,
@@ -96,7 +97,7 @@ impl GuestConfig {
             check_variable(name, value)?;
         }
         for key in &self.authorized_keys {
-            if key.contains(['\n', '\r', '\0']) || key.parse::<PublicKey>().is_err() {
+            if key.contains(char::is_control) || key.parse::<PublicKey>().is_err() {
                 let why = "it is no public key in OpenSSH's one-line form, such as the content of \
                      ~/.ssh/id_ed25519.pub";
                 return Err(wrong("SSH key", key, why));
@@ -105,11 +106,18 @@ impl GuestConfig {
         Ok(())
     }
 
-    /// Merges this configuration into fleetbox's own cloud-config.
-    pub(super) fn merge_into(&self, ours: &mut Map<String, Value>) {
+    /// Merges this configuration into fleetbox's own cloud-config for a VM whose user is `user`.
+    ///
+    /// # Errors
+    /// [`SeedError::UserData`] if the user data would lock fleetbox out.
+    pub(super) fn merge_into(&self, ours: &mut Mapping, user: &str) -> Result<(), SeedError> {
         for document in &self.user_data {
-            user_data::merge(ours, document.clone());
+            let mut document = document.clone();
+            users::adopt(ours, &mut document, user)?;
+            ours.merge(document);
         }
+        users::keep_password(ours, user)?;
+        users::check_groups(ours, user)?;
         let mut more = Map::new();
         if !self.packages.is_empty() {
             more.insert("packages".to_owned(), json!(self.packages));
@@ -127,7 +135,8 @@ impl GuestConfig {
             let file = json!({"path": "/etc/environment", "content": lines, "append": true});
             more.insert("write_files".to_owned(), json!([file]));
         }
-        user_data::merge(ours, more);
+        ours.merge(more.into());
+        Ok(())
     }
 }
 
@@ -140,9 +149,9 @@ fn check_variable(name: &str, value: &str) -> Result<(), SeedError> {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     let why = if !named {
         "use only letters, digits and '_' in its name, and do not begin with a digit"
-    } else if value.contains(['\n', '\r', '\0', '"', '#']) {
-        "its value has a quotation mark, '#' or a line's end, which /etc/environment cannot hold; \
-         set it in the command that needs it"
+    } else if value.contains(|c: char| c == '"' || c == '#' || (c.is_control() && c != '\t')) {
+        "its value has a quotation mark, '#', a line break or another control character, which \
+         /etc/environment cannot hold; set it in the command that needs it"
     } else if name.len() + value.len() > VARIABLE_LIMIT {
         "it is longer than 1000 bytes"
     } else {
@@ -176,12 +185,12 @@ mod tests {
             .add_user_data("runcmd: [echo 0, [echo, '1']]\npackages:\n- jq\nmounts: [[c, d]]")
             .unwrap();
         config.check().unwrap();
-        let Value::Object(mut ours) = json!({"mounts": [["a", "b"]], "ssh_pwauth": false}) else {
-            panic!()
-        };
-        config.merge_into(&mut ours);
+        let ours = json!({"mounts": [["a", "b"]], "ssh_pwauth": false});
+        let mut ours = Mapping::from(ours.as_object().unwrap().clone());
+        config.merge_into(&mut ours, "fleetbox").unwrap();
+        let read: serde_json::Value = serde_json::from_str(&ours.to_string()).unwrap();
         assert_eq!(
-            Value::Object(ours),
+            read,
             json!({
                 "mounts": [["a", "b"], ["c", "d"]],
                 "ssh_pwauth": false,
@@ -217,6 +226,9 @@ mod tests {
             ("1A", "x"),
             ("A B", "x"),
             ("A", "x\ny"),
+            ("A", "x\u{7f}"),
+            ("A", "\u{1b}[0m"),
+            ("A", "\u{85}"),
             ("A", "#"),
             ("A", "\""),
             ("A", &"x".repeat(1000)),
@@ -228,7 +240,13 @@ mod tests {
             assert!(with(&|c| c.packages.push(bad.into())).is_err(), "{bad:?}");
         }
         let two = format!("{key}\nssh-ed25519 AAAA");
-        for bad in ["", "hello", "ssh-ed25519 AAAA", &two] {
+        for bad in [
+            "",
+            "hello",
+            "ssh-ed25519 AAAA",
+            &two,
+            &format!("{key}\u{7f}"),
+        ] {
             let result = with(&|c| c.authorized_keys.push(bad.into()));
             assert!(result.is_err(), "{bad:?}");
         }
@@ -245,5 +263,14 @@ mod tests {
         config.commands.push("true".into());
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<GuestConfig>(&text).unwrap(), config);
+
+        // What a state directory of an earlier state of the repository has.
+        let text = r#"{"user_data":[{"a":[1,-2,2.5,1e30,true,null,"x"],"mode":420}]}"#;
+        let earlier: GuestConfig = serde_json::from_str(text).unwrap();
+        config = GuestConfig::default();
+        config
+            .add_user_data("a: [1, -2, 2.5, 1.0e+30, true, null, x]\nmode: 0644")
+            .unwrap();
+        assert_eq!(earlier, config);
     }
 }

@@ -1,10 +1,17 @@
 //! The cloud-init seed: a small FAT volume labelled `CIDATA`. At its first boot a guest reads from
 //! it its name and who may log in (cloud-init's NoCloud data source).
 //!
-//! All files are JSON, which is also valid YAML, so no name or key needs escaping by hand.
+//! All files are written by [`yaml`], and read back before a seed is used: what cloud-init could not read would leave a
+//! guest without a user.
 
 mod config;
+#[cfg(test)]
+mod oracle_test;
+#[cfg(test)]
+mod seed_test;
 mod user_data;
+mod users;
+mod yaml;
 
 use std::io::{self, Cursor, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 pub use self::config::GuestConfig;
+pub use self::yaml::{Mapping, Yaml};
 use crate::model::keys::KeyError;
 use crate::model::keys::Keypair;
 use crate::model::mac::MacAddr;
@@ -72,6 +80,16 @@ pub enum SeedError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// What was written would not be read as what was meant.
+    #[error(
+        "the file {file} of the cloud-init seed cannot be read back: {why}; pass less user data"
+    )]
+    Unreadable {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it, and where.
+        why: String,
+    },
     /// The host key cannot be written in OpenSSH's format.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -116,7 +134,7 @@ pub struct Seed {
     pub instance_id: String,
     /// The guest's hostname.
     pub hostname: Name,
-    /// The user that is created. It has no password, and may use sudo without one.
+    /// The user that is created, cloud-init's default user. It has no password, and may use sudo without one.
     pub user: String,
     /// Public keys that may log in as this user, in OpenSSH's one-line format.
     pub authorized_keys: Vec<String>,
@@ -132,15 +150,15 @@ pub struct Seed {
 
 impl Seed {
     /// `meta-data` of the data source.
-    fn meta_data(&self) -> Value {
-        json!({
+    fn meta_data(&self) -> Mapping {
+        mapping(json!({
             "instance-id": self.instance_id,
             "local-hostname": self.hostname,
-        })
+        }))
     }
 
     /// `user-data`, a cloud-config.
-    fn user_data(&self) -> Result<Value, SeedError> {
+    fn user_data(&self) -> Result<Mapping, SeedError> {
         let keys: Vec<&String> = self
             .authorized_keys
             .iter()
@@ -152,14 +170,16 @@ impl Seed {
             "fqdn": format!("{}.fleetbox", self.hostname),
             // Adds the name to /etc/hosts and leaves the guest's other lines alone.
             "manage_etc_hosts": "localhost",
-            "users": [{
+            // Wins against the image's own default user, field by field. The groups are the image's.
+            "user": {
                 "name": self.user,
                 "gecos": "fleetbox",
                 "shell": "/bin/bash",
                 "sudo": "ALL=(ALL) NOPASSWD:ALL",
                 "lock_passwd": true,
                 "ssh_authorized_keys": keys,
-            }],
+            },
+            "users": ["default"],
             "ssh_pwauth": false,
             // Keys that an image was made with are not secret.
             "ssh_deletekeys": true,
@@ -171,16 +191,15 @@ impl Seed {
         if !self.mounts.is_empty() {
             user_data["mounts"] = json!(self.mounts);
         }
-        if let Some(ours) = user_data.as_object_mut() {
-            self.config.merge_into(ours);
-        }
+        let mut user_data = mapping(user_data);
+        self.config.merge_into(&mut user_data, &self.user)?;
         Ok(user_data)
     }
 
     /// `network-config`, version 2. The card is matched by its address, because renderers differ in
     /// which wildcards of names they support, and one without wildcards would configure nothing.
-    fn network_config(&self) -> Value {
-        json!({
+    fn network_config(&self) -> Mapping {
+        mapping(json!({
             "version": 2,
             "ethernets": {
                 "lan": {
@@ -190,24 +209,25 @@ impl Seed {
                     "dhcp4-overrides": { "use-domains": true },
                 },
             },
-        })
+        }))
     }
 
     /// Builds the volume in memory.
     ///
     /// # Errors
-    /// [`SeedError`] if the user name is invalid, the content is too large, or a key cannot be
-    /// encoded.
+    /// [`SeedError`] if the user name is invalid, the content is too large, a key cannot be encoded, or the user data
+    /// would lock fleetbox out.
     pub fn build(&self) -> Result<Vec<u8>, SeedError> {
         check_user(&self.user)?;
         let files = [
-            ("meta-data", self.meta_data().to_string()),
-            (
-                "user-data",
-                format!("#cloud-config\n{:#}\n", self.user_data()?),
-            ),
-            ("network-config", self.network_config().to_string()),
+            ("meta-data", "", self.meta_data()),
+            ("user-data", "#cloud-config\n", self.user_data()?),
+            ("network-config", "", self.network_config()),
         ];
+        let written = files.map(|(name, header, content)| {
+            written(name, header, &content).map(|text| (name, text))
+        });
+        let files: Vec<_> = written.into_iter().collect::<Result<_, _>>()?;
         volume(&files)
     }
 
@@ -220,6 +240,38 @@ impl Seed {
             path: path.to_owned(),
             source,
         })
+    }
+}
+
+/// Checks, before anything is created, that the configuration can be merged for a VM whose user is `user`, and that a
+/// guest could read the result.
+///
+/// # Errors
+/// [`SeedError::UserData`], [`SeedError::Unreadable`].
+pub(crate) fn check_config(user: &str, config: &GuestConfig) -> Result<(), SeedError> {
+    let mut trial = mapping(json!({"user": {"name": user}, "users": ["default"]}));
+    config.merge_into(&mut trial, user)?;
+    written("user-data", "", &trial).map(drop)
+}
+
+fn mapping(value: Value) -> Mapping {
+    match Yaml::from(value) {
+        Yaml::Map(mapping) => mapping,
+        _ => Mapping::default(),
+    }
+}
+
+/// The text of a file, after it was read back.
+fn written(file: &'static str, header: &str, content: &Mapping) -> Result<String, SeedError> {
+    let text = format!("{header}{content}\n");
+    if text.len() > LARGEST {
+        return Err(SeedError::TooLarge { size: text.len() });
+    }
+    let unreadable = |why: String| SeedError::Unreadable { file, why };
+    match yaml::load(&text) {
+        Ok(Yaml::Map(read)) if read == *content => Ok(text),
+        Ok(_) => Err(unreadable("it would mean something else".to_owned())),
+        Err(error) => Err(unreadable(error.to_string())),
     }
 }
 
@@ -262,146 +314,4 @@ fn volume(files: &[(&str, String)]) -> Result<Vec<u8>, SeedError> {
     }
     fs.unmount().map_err(SeedError::Format)?;
     Ok(image)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read as _;
-
-    fn seed() -> Seed {
-        Seed {
-            instance_id: "i-1".into(),
-            hostname: Name::new("web").unwrap(),
-            user: DEFAULT_USER.into(),
-            authorized_keys: vec!["ssh-ed25519 AAAA \"quoted\": # [x]".into()],
-            host_key: Keypair::generate("web").unwrap(),
-            mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            mounts: Vec::new(),
-            config: GuestConfig::default(),
-        }
-    }
-
-    fn read(image: &[u8], name: &str) -> String {
-        let fs = fatfs::FileSystem::new(Cursor::new(image.to_vec()), fatfs::FsOptions::new());
-        let fs = fs.unwrap();
-        let mut text = String::new();
-        fs.root_dir()
-            .open_file(name)
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
-        text
-    }
-
-    #[test]
-    fn the_volume_reads_back_and_has_the_label_twice() {
-        let image = seed().build().unwrap();
-        assert_eq!(image.len(), MIB);
-        let fs = fatfs::FileSystem::new(Cursor::new(image.clone()), fatfs::FsOptions::new());
-        let fs = fs.unwrap();
-        assert_eq!(fs.volume_label(), "CIDATA");
-        // blkid takes the label of the root directory, not that of the boot sector.
-        let label = fs.read_volume_label_from_root_dir().unwrap();
-        assert_eq!(label.as_deref(), Some("CIDATA"));
-        let mut names: Vec<_> = fs
-            .root_dir()
-            .iter()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["meta-data", "network-config", "user-data"]);
-    }
-
-    #[test]
-    fn the_files_say_what_was_asked_for() {
-        let seed = seed();
-        let image = seed.build().unwrap();
-        let meta: Value = serde_json::from_str(&read(&image, "meta-data")).unwrap();
-        assert_eq!(meta, json!({"instance-id": "i-1", "local-hostname": "web"}));
-
-        let network: Value = serde_json::from_str(&read(&image, "network-config")).unwrap();
-        let lan = &network["ethernets"]["lan"];
-        assert_eq!(network["version"], 2);
-        assert_eq!(lan["match"], json!({"macaddress": "02:00:00:00:00:01"}));
-        assert_eq!(lan["dhcp4"], true);
-        assert_eq!(lan["dhcp4-overrides"], json!({"use-domains": true}));
-
-        let user_data = read(&image, "user-data");
-        let (first, rest) = user_data.split_once('\n').unwrap();
-        assert_eq!(first, "#cloud-config");
-        let user_data: Value = serde_json::from_str(rest).unwrap();
-        let user = &user_data["users"][0];
-        assert_eq!(user["name"], "fleetbox");
-        assert_eq!(user["ssh_authorized_keys"], json!(seed.authorized_keys));
-        assert_eq!(user["sudo"], json!("ALL=(ALL) NOPASSWD:ALL"));
-        assert_eq!(user_data["ssh_pwauth"], false);
-        assert_eq!(user_data["fqdn"], "web.fleetbox");
-        assert_eq!(user_data.get("mounts"), None);
-        let private = user_data["ssh_keys"]["ed25519_private"].as_str().unwrap();
-        let key = Keypair::from_openssh(private).unwrap();
-        assert_eq!(key.public(), seed.host_key.public());
-        assert_eq!(
-            user_data["ssh_keys"]["ed25519_public"].as_str().unwrap(),
-            key.public().to_string()
-        );
-    }
-
-    #[test]
-    fn mounts_are_lists_of_fields() {
-        let mut seed = seed();
-        seed.mounts = vec![["/dev/x", "/work", "ext4", "ro", "0", "0"].map(str::to_owned)];
-        let user_data = seed.user_data().unwrap();
-        assert_eq!(
-            user_data["mounts"],
-            json!([["/dev/x", "/work", "ext4", "ro", "0", "0"]])
-        );
-    }
-
-    #[test]
-    fn the_users_configuration_is_added() {
-        let mut seed = seed();
-        let key = Keypair::generate("me").unwrap().public().to_string();
-        seed.config.authorized_keys.push(key.clone());
-        seed.config
-            .add_user_data("users: [{name: other}]\nruncmd: [reboot]\nssh_pwauth: true")
-            .unwrap();
-        let user_data = seed.user_data().unwrap();
-        assert_eq!(user_data["users"][0]["ssh_authorized_keys"][1], json!(key));
-        assert_eq!(user_data["users"][1], json!({"name": "other"}));
-        assert_eq!(user_data["runcmd"], json!(["reboot"]));
-        assert_eq!(user_data["ssh_pwauth"], true);
-        assert_eq!(user_data["hostname"], "web");
-    }
-
-    #[test]
-    fn the_file_is_written_whole_and_private() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("seed.img");
-        seed().write(&path).unwrap();
-        let metadata = std::fs::metadata(&path).unwrap();
-        assert_eq!(metadata.len(), MIB as u64);
-        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn content_that_does_not_fit_is_refused() {
-        let mut seed = seed();
-        seed.authorized_keys = vec!["x".repeat(2 * MIB)];
-        assert_eq!(seed.build().unwrap().len(), 3 * MIB);
-        seed.authorized_keys = vec!["x".repeat(LARGEST)];
-        assert!(matches!(seed.build(), Err(SeedError::TooLarge { .. })));
-    }
-
-    #[test]
-    fn bad_users_are_refused() {
-        for bad in ["", "Root", "a b", "-a", "1a", "a:b", &"a".repeat(33)] {
-            assert!(
-                matches!(check_user(bad), Err(SeedError::User { .. })),
-                "{bad}"
-            );
-        }
-        check_user("_svc-1").unwrap();
-    }
 }
