@@ -8,9 +8,11 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use fleetbox::fixture::Fixture;
 use fleetbox::names::{Name, Reference};
-use fleetbox::{Network, Ready, Size};
+use fleetbox::{ExtraDisk, Network, Ready, Size};
 
-use crate::values::{Place, Signal, count, cpus, disk, image, memory, publish, ready, signal};
+use crate::values::{
+    Place, Signal, count, cpus, disk, extra_disk, image, memory, publish, ready, signal, variable,
+};
 
 /// Real Linux VMs on this machine: stock cloud images, over SSH, without root.
 #[derive(Debug, Parser)]
@@ -164,6 +166,28 @@ pub(crate) struct Machine {
     /// Network of a new VM or cluster: user, or bridge (needs root) [default: user]
     #[arg(long, value_name = "NETWORK")]
     pub(crate) network: Option<Network>,
+    /// User of the VM, who may use sudo [default: fleetbox]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// File of public keys that may log in too, such as ~/.ssh/id_ed25519.pub; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_key: Vec<PathBuf>,
+    /// Install a package at the first boot; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub(crate) package: Vec<String>,
+    /// Run a shell command as root at the end of the first boot; repeatable
+    #[arg(long = "run", alias = "run-command", value_name = "COMMAND")]
+    pub(crate) commands: Vec<String>,
+    /// Set an environment variable for logins; NAME alone takes its value from here; repeatable
+    #[arg(long, value_parser = variable, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<(String, String)>,
+    /// File of such variables, one in each line; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Add an empty disk, such as 10G, or a raw or qcow2 file, which is not changed; `:ro` at the
+    /// end makes it read-only; repeatable
+    #[arg(long, value_parser = extra_disk, value_name = "SIZE|FILE")]
+    pub(crate) extra_disk: Vec<ExtraDisk>,
     /// Cloud-init user data for the first boot; repeatable
     #[arg(long, value_name = "FILE")]
     pub(crate) user_data: Vec<PathBuf>,

@@ -12,32 +12,85 @@ use fleetbox::{Error, ProcessError, Resolution, Result, Vm, VmBuilder};
 
 use crate::args::Machine;
 use crate::output::{Context, complain};
+use crate::values;
 
 /// How many random names are tried.
 const ATTEMPTS: usize = 100;
 
-/// The documents for cloud-init. They are read once: a pipe cannot be read again.
-pub(crate) struct UserData(Vec<String>);
+/// What is in the files that the options name. They are read once: a pipe cannot be read again.
+pub(crate) struct UserData {
+    /// Documents for cloud-init.
+    documents: Vec<String>,
+    keys: Vec<String>,
+    variables: Vec<(String, String)>,
+}
 
 impl UserData {
     fn read(machine: &Machine) -> Result<Self> {
-        let read = |path: &PathBuf| {
-            std::fs::read_to_string(path).map_err(|error| in_file(path, error.to_string()))
-        };
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).map_err(|error| in_file(path, error));
         let documents: Result<_> = machine.user_data.iter().map(read).collect();
-        documents.map(Self)
+        let documents = documents?;
+        let mut keys = Vec::new();
+        for path in &machine.ssh_key {
+            keys.extend(public_keys(path, &read(path)?)?);
+        }
+        let mut variables = Vec::new();
+        for path in &machine.env_file {
+            for (number, line) in lines(&read(path)?) {
+                let variable = values::variable(line);
+                variables.push(variable.map_err(|error| in_line(path, number, error))?);
+            }
+        }
+        // What is on the command line wins.
+        variables.extend(machine.env.iter().cloned());
+        Ok(Self {
+            documents,
+            keys,
+            variables,
+        })
     }
 }
 
+/// The lines of a file that are neither empty nor comments, and their numbers.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = text.lines().map(str::trim).enumerate();
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|(index, line)| (index + 1, line))
+}
+
+/// The keys of a file such as `id_ed25519.pub` or `authorized_keys`.
+fn public_keys(path: &Path, text: &str) -> Result<Vec<String>> {
+    if text.contains("PRIVATE KEY-----") {
+        let why = "this is a private key, which stays here; give the public key beside it, \
+                   which ends in .pub";
+        return Err(in_file(path, why));
+    }
+    let keys: Vec<String> = lines(text)
+        .map(|(number, line)| {
+            let checked = Vm::builder("any").ssh_key(line).check();
+            checked
+                .map(|()| line.to_owned())
+                .map_err(|error| in_line(path, number, error))
+        })
+        .collect::<Result<_>>()?;
+    if keys.is_empty() {
+        return Err(in_file(path, "there is no key in it"));
+    }
+    Ok(keys)
+}
+
 /// Checks what the command line's parser cannot check, before anything is created. Errors are usage errors. Returns
-/// the documents that it has read.
+/// what it has read.
 pub(crate) fn check(machine: &Machine) -> Result<UserData> {
-    let documents = UserData::read(machine)?;
-    for (path, document) in machine.user_data.iter().zip(&documents.0) {
-        let checked = Vm::builder("any").user_data(document).check();
+    let read = UserData::read(machine)?;
+    for (path, document) in machine.user_data.iter().zip(&read.documents) {
+        let checked = with_user(Vm::builder("any"), machine)
+            .user_data(document)
+            .check();
         checked.map_err(|error| match error {
-            Error::Seed(SeedError::UserData { why }) => in_file(path, why),
-            error => in_file(path, error),
+            Error::Seed(SeedError::UserData { why }) => user_data_error(path, why),
+            error => user_data_error(path, error),
         })?;
     }
     let mut hosts = BTreeSet::new();
@@ -48,14 +101,26 @@ pub(crate) fn check(machine: &Machine) -> Result<UserData> {
     {
         return Err(unpublishable(*host, "given twice"));
     }
-    configure(Vm::builder("any"), machine, &documents).check()?;
-    Ok(documents)
+    configure(Vm::builder("any"), machine, &read).check()?;
+    Ok(read)
 }
 
 /// What is wrong with a document, and which one it is.
-fn in_file(path: &Path, why: impl Display) -> Error {
+fn user_data_error(path: &Path, why: impl Display) -> Error {
     let why = format!("{}: {why}", path.display());
     SeedError::UserData { why }.into()
+}
+
+/// What is wrong with a file that an option names.
+fn in_file(path: &Path, why: impl Display) -> Error {
+    Error::Io {
+        action: "use a file",
+        source: std::io::Error::other(format!("{}: {why}", path.display())),
+    }
+}
+
+fn in_line(path: &Path, number: usize, why: impl Display) -> Error {
+    in_file(path, format_args!("line {number}: {why}"))
 }
 
 /// Checks, before anything is created, that the host's ports are free.
@@ -108,8 +173,24 @@ pub(crate) fn configure(
     machine: &Machine,
     user_data: &UserData,
 ) -> VmBuilder {
-    for document in &user_data.0 {
+    builder = with_user(builder, machine);
+    for document in &user_data.documents {
         builder = builder.user_data(document);
+    }
+    for key in &user_data.keys {
+        builder = builder.ssh_key(key);
+    }
+    for (name, value) in &user_data.variables {
+        builder = builder.env(name, value);
+    }
+    for package in &machine.package {
+        builder = builder.package(package);
+    }
+    for command in &machine.commands {
+        builder = builder.run_command(command);
+    }
+    for disk in &machine.extra_disk {
+        builder = builder.extra_disk(disk.clone());
     }
     for ready in &machine.wait {
         builder = builder.wait_for(ready.clone());
@@ -134,6 +215,13 @@ pub(crate) fn configure(
         builder = builder.fixture(fixture.host(), fixture.guest());
     }
     builder
+}
+
+fn with_user(builder: VmBuilder, machine: &Machine) -> VmBuilder {
+    match &machine.user {
+        Some(user) => builder.user(user),
+        None => builder,
+    }
 }
 
 /// A random name that no VM and no cluster has.

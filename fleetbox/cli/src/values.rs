@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use fleetbox::images::ImageRef;
 use fleetbox::names::{InvalidValue, Reference, check_count, check_cpus};
-use fleetbox::{Ready, Size};
+use fleetbox::{ExtraDisk, Ready, Size};
 
 /// Why a value is refused.
 type Refusal = Box<dyn std::error::Error + Send + Sync>;
@@ -57,6 +57,32 @@ pub(crate) fn memory(text: &str) -> Result<Size, Refusal> {
 
 pub(crate) fn disk(text: &str) -> Result<Size, Refusal> {
     Ok(text.parse::<Size>()?.check_disk()?)
+}
+
+/// `NAME=VALUE`, or `NAME` for a variable of this process.
+pub(crate) fn variable(text: &str) -> Result<(String, String), Refusal> {
+    match text.split_once('=') {
+        Some(("", _)) => Err("expected NAME=VALUE".into()),
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => match std::env::var(text) {
+            Ok(value) => Ok((text.to_owned(), value)),
+            Err(error) => Err(format!("{error}; expected NAME=VALUE").into()),
+        },
+    }
+}
+
+/// A size or the path of a file, with `:ro` for a disk that is only read.
+pub(crate) fn extra_disk(text: &str) -> Result<ExtraDisk, Refusal> {
+    let (what, read_only) = match text.strip_suffix(":ro") {
+        Some(what) => (what, true),
+        None => (text, false),
+    };
+    let disk = match what.parse::<Size>() {
+        Ok(size) => ExtraDisk::empty(size.check_disk()?),
+        Err(_) if what.is_empty() => return Err("expected a size or the path of a file".into()),
+        Err(_) => ExtraDisk::file(what),
+    };
+    Ok(if read_only { disk.read_only() } else { disk })
 }
 
 /// What a signal does to a machine.
