@@ -428,3 +428,22 @@ fn a_change_of_vms_is_completed_without_a_reader() {
     let left = succeeded(world.command(&["ls", "--json"]).output().unwrap());
     assert_eq!(String::from_utf8_lossy(&left.stdout).trim(), "[]");
 }
+
+/// What is written past the one writer would be lost without notice.
+#[test]
+fn only_one_module_writes_to_standard_output() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = 0;
+    for entry in fs::read_dir(sources).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() || path.ends_with("stdout.rs") {
+            continue;
+        }
+        seen += 1;
+        let text = fs::read_to_string(&path).unwrap();
+        for way in [" println!", " print!", "io::stdout()"] {
+            assert!(!text.contains(way), "{way} in {}", path.display());
+        }
+    }
+    assert!(seen > 20, "{seen} modules");
+}
