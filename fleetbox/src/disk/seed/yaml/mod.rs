@@ -29,12 +29,13 @@ mod oracle_test;
 mod yaml_test;
 
 pub use self::value::{Mapping, Yaml};
+use crate::util::readable::readable_debug;
 
 /// How deep lists and mappings may be nested. PyYAML itself gives up at a few hundred.
 const DEPTH: usize = 100;
 
 /// Why a text is not a document that cloud-init can read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {why}")]
 pub(super) struct YamlError {
     /// Line, from 1.
@@ -43,6 +44,8 @@ pub(super) struct YamlError {
     column: usize,
     why: String,
 }
+
+readable_debug!(YamlError);
 
 /// A place in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
