@@ -32,6 +32,7 @@ pub struct Target {
 
 targets! {
     boot_plan
+    grub
     qcow2
     switch
 }
