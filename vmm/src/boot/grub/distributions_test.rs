@@ -234,7 +234,7 @@ fn others() {
              if [ -z \"${boot_once}\" ]; then\n set default=\"${saved_entry}\"\nfi\n\
              if [ \"${extra_cmdline}\" ]; then set c=$extra_cmdline; fi\n\
              if loadfont unicode ; then\n set gfxmode=auto\n terminal_input gfxterm\nfi\n\
-             if [ -n \"$extra\" ]; then\n hiddenentry 'x' --hotkey=t { true; }\nfi\n\
+             if [ \"${grub_platform}\" = \"efi\" ]; then\n hiddenentry 'Text mode' --hotkey 't' { set textmode=true; terminal_output console; }\nfi\n\
              menuentry 'openSUSE' --class opensuse --class os $menuentry_id_option 'simple' {\n load_video\n set gfxpayload=keep\n insmod gzio\n\
              linux /boot/vmlinuz ${extra_cmdline} ok\n}\n\
              if [ -f  ${config_directory}/custom.cfg ]; then\n source ${config_directory}/custom.cfg\nfi\n",
