@@ -18,6 +18,7 @@
 //! - Two processes that each hold a VM and start a second one may wait for each other. So start VMs that belong
 //!   together as one cluster. A start gives up if no VM has started or ended for half an hour.
 
+mod changes;
 mod claim;
 mod host;
 mod queue;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::changes::{Changes, SECOND_LOOK};
 pub(crate) use self::claim::{Claim, Held};
 pub(crate) use self::queue::{Lease, Want};
 use self::queue::{Queue, QueueView, Ticket, Verdict};
@@ -47,9 +49,6 @@ pub const BUDGET_VARIABLE: &str = "FLEETBOX_MEMORY_BUDGET";
 /// The default budget, in percent of the host's memory. The rest is for the host itself, and for the VMs' disks in its
 /// page cache.
 pub const DEFAULT_PERCENT: u64 = 75;
-
-/// How often a waiting start checks again.
-const POLL: Duration = Duration::from_millis(100);
 
 /// How long a start waits without any VM starting or ending before it gives up.
 const STALL: Duration = Duration::from_secs(30 * 60);
@@ -278,10 +277,14 @@ async fn acquire_in(
 ) -> Result<Lease, BudgetError> {
     let who = describe(&wants);
     let wanted = queue::sum(&wants);
+    let path = queue.path().to_owned();
     let mut ticket = blocking(move || Ticket::draw(queue, wants)).await?;
     let mut seen: Option<QueueView> = None;
     let mut moved = Instant::now();
+    let mut reported = false;
     loop {
+        // Anew each time, since the directory may be replaced.
+        let changes = Changes::of(&path);
         let verdict = blocking(move || ticket.ask(budget.limit)).await?;
         let view = match verdict {
             Verdict::Granted(lease) => {
@@ -318,7 +321,13 @@ async fn acquire_in(
                 usage,
             });
         }
-        tokio::time::sleep(POLL).await;
+        let left = budget.stall.saturating_sub(moved.elapsed()) + Duration::from_millis(1);
+        let limit = if reported {
+            left.min(SECOND_LOOK)
+        } else {
+            left
+        };
+        reported = changes.next(limit).await;
     }
 }
 

@@ -128,6 +128,11 @@ impl Queue {
         })
     }
 
+    /// Its directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn owner(&self, user: u32, home: Home) -> Owner {
         match (user == self.user, home == self.home) {
             (true, true) => Owner::Here,
