@@ -124,6 +124,18 @@ pub enum Error {
         /// The cluster that has it.
         cluster: Name,
     },
+    /// The VM exists, and was created with other options than those given.
+    #[error(
+        "{vm} exists already and differs: {}; {}",
+        differences(differing),
+        remedy(vm, differing)
+    )]
+    Differs {
+        /// The VM.
+        vm: Box<Reference>,
+        /// The options, at least one.
+        differing: Vec<Differing>,
+    },
     /// The cluster has no member with this name.
     #[error(
         "cluster {cluster} has no member {name}; its members: {}",
@@ -283,6 +295,64 @@ impl Error {
 
     pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
+    }
+}
+
+/// The options that can be changed.
+pub(crate) const CPUS: &str = "number of CPUs";
+pub(crate) const MEMORY: &str = "memory";
+
+/// An option that was given for a VM that exists and was created with another value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Differing {
+    /// The option, in words.
+    pub option: &'static str,
+    /// The value that the VM has; `None` for one that is too long to be told.
+    pub has: Option<String>,
+    /// The value that was given; `None` as before.
+    pub asked: Option<String>,
+}
+
+impl std::fmt::Display for Differing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.has, &self.asked) {
+            (Some(has), Some(asked)) => {
+                write!(f, "its {} is {has}, and {asked} was given", self.option)
+            }
+            _ => write!(f, "its {} are not those that were given", self.option),
+        }
+    }
+}
+
+fn differences(differing: &[Differing]) -> String {
+    let each: Vec<_> = differing.iter().map(ToString::to_string).collect();
+    each.join("; ")
+}
+
+/// What to do about options that differ.
+fn remedy(vm: &Reference, differing: &[Differing]) -> String {
+    let asked = |option: &str| {
+        let mut those = differing.iter().filter(|differs| differs.option == option);
+        those.find_map(|differs| differs.asked.clone())
+    };
+    let mut set = String::new();
+    for (option, flag) in [(CPUS, "--cpus"), (MEMORY, "--memory")] {
+        if let Some(asked) = asked(option) {
+            set.push_str(&format!(" {flag} {asked}"));
+        }
+    }
+    let start = format!("start it as it is with `fleetbox up {vm}`");
+    let fixed = differing
+        .iter()
+        .any(|differs| ![CPUS, MEMORY].contains(&differs.option));
+    match (set.is_empty(), fixed) {
+        (false, false) => format!(
+            "{start}, or stop it with `fleetbox down {vm}` and change it with `fleetbox set {vm}{set}`"
+        ),
+        _ => format!(
+            "{start}, or delete it and its disk with `fleetbox rm {vm}` and create it again"
+        ),
     }
 }
 

@@ -51,7 +51,7 @@ mod vm;
 
 pub use disk::extra_disk::{ExtraDisk, ExtraDiskError, MAX_EXTRA_DISKS};
 pub use disk::{fixture, seed};
-pub use error::{Error, Result, VmFate};
+pub use error::{Differing, Error, Result, VmFate};
 pub use fleetbox_macros::test;
 pub use guest::{proxy, workspace};
 pub use host::bridge::BridgeError;

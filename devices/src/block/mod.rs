@@ -34,5 +34,5 @@ pub use error::DiskError;
 pub use format::{Format, OpenOptions};
 pub use host::FileIdentity;
 pub use layer::{Base, BaseInfo, LayerInfo, LayerOptions, layer_info};
-pub use open::{create_layer, create_raw, open_disk};
+pub use open::{check_base, create_layer, create_raw, open_disk};
 pub use reader::DiskReader;

@@ -48,6 +48,15 @@ fn open_file(
     }
 }
 
+/// Checks that the layer at `path` could be opened again after it is closed: the images under it are there, and have not
+/// changed since it was created. The layer may be in use.
+///
+/// # Errors
+/// See [`DiskError`].
+pub fn check_base(path: &Path) -> Result<(), DiskError> {
+    layer::check_base(path, &mut Chain::new(open_file))
+}
+
 /// Creates a layer at `path`, which must not exist. This takes milliseconds for any size, because
 /// nothing is copied. The file appears under its name only when it is complete.
 ///

@@ -9,7 +9,7 @@ use fleetbox::{Cluster, Result, StopOutcome, Vm, VmBuilder};
 
 use crate::args::{Down, Kill, Restart};
 use crate::outcome::{Outcome, for_each};
-use crate::output::Context;
+use crate::output::{Context, complain};
 use crate::progress::Display;
 use crate::select;
 use crate::values::Signal;
@@ -43,6 +43,9 @@ async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Out
     let began = Instant::now();
     let stopped = context.fleet().stop(name.as_str(), limit).await?;
     let took = began.elapsed().as_secs_f32();
+    if stopped.is_some() {
+        warn_of_device(context, &name).await;
+    }
     Ok(match stopped {
         Some(StopOutcome::PoweredOff) => Outcome::new(
             &name,
@@ -62,6 +65,18 @@ async fn stop(context: &Context, name: Reference, limit: Duration) -> Result<Out
         ),
         None => Outcome::new(&name, "not-running", format!("{name} was not running")),
     })
+}
+
+/// Says that the guest may not have stored all that it wrote.
+async fn warn_of_device(context: &Context, name: &Reference) {
+    let Ok(vm) = context.fleet().find(name.as_str()).await else {
+        return;
+    };
+    if let Ok(Some(error)) = vm.device_error() {
+        complain(format_args!(
+            "a device of {name} failed on this host while it ran: {error}; check the guest's data before you rely on it"
+        ));
+    }
 }
 
 pub(crate) async fn restart(context: &Context, restart: Restart) -> Result<u8> {

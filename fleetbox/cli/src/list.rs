@@ -18,7 +18,7 @@ pub(crate) async fn run(context: &Context) -> Result<u8> {
             Ok([
                 // The shown name is unambiguous.
                 select::reference(&vm)?.to_string(),
-                vm.state.to_string(),
+                table::state(vm.state, vm.device_error.is_some()),
                 vm.image,
                 vm.cpus.to_string(),
                 vm.memory.to_string(),

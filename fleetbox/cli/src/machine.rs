@@ -248,7 +248,10 @@ pub(crate) async fn failed(
     error: Error,
     status: u8,
 ) -> Result<u8> {
-    let machine = matches!(error, Error::Process(ProcessError::Failed(_)));
+    let machine = matches!(
+        error,
+        Error::Process(ProcessError::Failed(_) | ProcessError::NotStarted(_))
+    );
     if !machine || context.fleet().find(name.as_str()).await.is_err() {
         return Err(error);
     }

@@ -125,6 +125,10 @@ impl Details {
         text.line("cluster", &info.cluster);
         text.line("state", info.state);
         text.line("failure", info.failure.as_deref().unwrap_or_default());
+        text.line(
+            "device error",
+            info.device_error.as_deref().unwrap_or_default(),
+        );
         text.line("image", &info.image);
         text.line("cpus", info.cpus);
         text.line("memory", info.memory);

@@ -1,6 +1,6 @@
 //! Columns that line up, lines that fit a terminal, and numbers for people.
 
-use fleetbox::Size;
+use fleetbox::{Size, VmState};
 
 use crate::output::Context;
 use crate::stdout;
@@ -133,11 +133,23 @@ fn render<const N: usize>(head: [&str; N], rows: &[[String; N]], colours: bool) 
     out
 }
 
+/// What a VM is doing, and whether this host fails it.
+pub(crate) fn state(state: VmState, device_error: bool) -> String {
+    match device_error {
+        true => format!("{state}{TROUBLE}"),
+        false => state.to_string(),
+    }
+}
+
+/// What follows the state of a VM whose device has failed.
+const TROUBLE: &str = ", device error";
+
 /// The colour of a state (ECMA-48, 8.3.117), if it has one.
 fn colour(cell: &str) -> Option<u8> {
     match cell {
         "running" => Some(32),
         "failed" => Some(31),
+        state if state.ends_with(TROUBLE) => Some(31),
         _ => None,
     }
 }

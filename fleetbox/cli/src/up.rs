@@ -128,7 +128,6 @@ async fn start(context: &Context, name: &Reference, up: &Up, user_data: &UserDat
     };
     let name = vm.reference();
     ssh_config::refresh(context);
-    note_ignored(context, &vm);
     if let Err(error) = machine::publish(context, &vm, &up.machine).await {
         complain(error);
         complain(format_args!(
@@ -157,18 +156,6 @@ fn result(vm: &Vm) -> &'static str {
     }
 }
 
-/// Reports the options that an existing VM ignores.
-fn note_ignored(context: &Context, vm: &Vm) {
-    if !vm.ignored_options().is_empty() {
-        context.note(format_args!(
-            "{0} exists already and keeps its {1}; change CPUs and memory with `fleetbox set` while it is \
-             stopped, or delete it with `fleetbox rm {0}` and create it again",
-            vm.reference(),
-            vm.ignored_options().join(", ")
-        ));
-    }
-}
-
 /// Starts the members of a cluster: `count` of them, or those that exist.
 async fn cluster(
     context: &Context,
@@ -193,7 +180,6 @@ async fn cluster(
     let cluster = started?;
     ssh_config::refresh(context);
     for vm in &cluster {
-        note_ignored(context, vm);
         context.tell(format_args!("{} is running at {}", vm.reference(), vm.ip()));
     }
     let changed: Vec<_> = (&cluster)

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::facade::waits;
 use super::{Cluster, Vm, run};
 use crate::error::Result;
-use crate::model::names::Reference;
 use crate::store::{StoreError, VmDir, VmRecord};
 use crate::vm;
 use crate::vm::fleet;
@@ -58,8 +57,9 @@ impl Fleet {
         fn stop(name: &str, deadline: Duration) -> Option<StopOutcome>;
         fn resize(name: &str, change: Resize) -> VmRecord;
         fn prune() -> Vec<String>;
-        fn prune_only(vms: &[Reference]) -> Vec<String>;
+        fn prune_only(vms: &[VmDir]) -> Vec<String>;
         fn remove(name: &str) -> ();
+        fn remove_found(vm: &VmDir) -> ();
     }
 }
 

@@ -99,7 +99,6 @@ impl Vm {
         fn ip() -> Ipv4Addr;
         fn image() -> &str;
         fn was_running() -> bool;
-        fn ignored_options() -> &[&'static str];
         fn timings() -> &Timings;
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 #[cfg(feature = "download")]
 use super::client;
 use super::{ImageError, ImageRef, ImageSource, ImageUrl, Images, Source, sidecar_path};
-use crate::store::{Lock, Store};
+use crate::store::{Lock, Store, StoreError};
 use crate::util::fs::remove_file_if_there;
 
 /// Maximum bytes of a page that lists snapshots.
@@ -124,7 +124,8 @@ impl Images {
                     return Ok(Some(format!("VM {}", record.name)));
                 }
                 Ok(_) => {}
-                Err(_) if !vm.paths().dir().exists() => {}
+                // Removed just now, and perhaps created again with this image.
+                Err(StoreError::Gone { .. }) => return self.user_of(path),
                 Err(error) => return Err(error.into()),
             }
         }

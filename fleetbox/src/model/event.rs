@@ -27,6 +27,10 @@ pub(crate) fn from_machine(event: Event) -> Option<Event> {
         Event::Panic { message } => Event::Panic {
             message: sanitize(&message),
         },
+        Event::DeviceError { device, error } => Event::DeviceError {
+            device: sanitize(&device),
+            error: sanitize(&error),
+        },
         Event::Running { .. } | Event::FirstOutput { .. } | Event::PowerButton | Event::Reset => {
             event
         }

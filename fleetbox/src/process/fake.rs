@@ -23,6 +23,8 @@ pub(crate) enum Script {
     Run { console: String },
     /// As [`Script::Run`], but ignores the power button.
     Deaf,
+    /// As [`Script::Run`], on a host that fails to store what the guest writes.
+    Full { console: String, error: String },
     /// Cannot be started.
     Refuse { error: String },
     /// Prints and ends with an error.
@@ -72,13 +74,19 @@ pub(super) fn start(
     };
     let print = move |text: &str| write(&console, text.as_bytes());
     // Before what lets the starter go on, which may look for it.
-    if let Script::Run { console } = &script {
+    if let Script::Run { console } | Script::Full { console, .. } = &script {
         print(console);
     }
     on_event(Event::Running { boot: 0 });
+    if let Script::Full { error, .. } = &script {
+        on_event(Event::DeviceError {
+            device: "disk".to_owned(),
+            error: error.clone(),
+        });
+    }
     let wait: Box<dyn FnOnce() -> Result<(), String>> = match script {
         Script::Refuse { error } => return Err(error),
-        Script::Run { .. } => Box::new(move || {
+        Script::Run { .. } | Script::Full { .. } => Box::new(move || {
             let _ = pressed.recv();
             print("Power down.\n");
             Ok(())

@@ -6,8 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,12 +22,15 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::console::Console;
-use super::protocol::{ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec};
+use super::protocol::{
+    ExitReport, MachineCommand, MachineConfig, MachineEvent, MachineSpec, MemberId,
+};
 use super::spawn::{self, Role};
+use super::trouble::Trouble;
 use super::wire::{self, Frame};
 use crate::host::budget::Held;
 use crate::model::event::{Event, TimedEvent, from_machine};
-use crate::store::Lock;
+use crate::store::{self, Lock};
 use crate::util::fs::{remove_file_if_there, write_atomic};
 use crate::util::sync::lock;
 use crate::util::text::{last_lines, printable};
@@ -73,6 +77,8 @@ enum Order {
 /// A machine process and what is known about it.
 pub(super) struct Member {
     name: String,
+    /// What tells its VM from another of that name.
+    id: Option<String>,
     ip: Ipv4Addr,
     console: Mutex<Console>,
     state: watch::Sender<State>,
@@ -80,7 +86,10 @@ pub(super) struct Member {
     // By the host's port, 0 for one that was not chosen, and the guest's.
     forwards: Mutex<BTreeMap<(u16, u16), Forward>>,
     failure_note: PathBuf,
+    trouble: Mutex<Trouble>,
     events: Mutex<History>,
+    /// The vCPUs have run.
+    ran: AtomicBool,
 }
 
 /// The events of a machine so far, and the receivers of later ones.
@@ -117,11 +126,12 @@ impl Member {
         link: Attachment,
         claim: Option<Held>,
     ) -> io::Result<Arc<Self>> {
-        let lock = lock_vm(&spec.lock).await?.into_file();
+        let lock = lock_vm(&spec).await?.into_file();
         let (ours, theirs) = StdUnixStream::pair()?;
         let console = Console::with_log(&spec.console_log)?;
         let failure_note = spec.failure_note.clone();
         remove_file_if_there(&failure_note)?;
+        let trouble = Trouble::reserve(&failure_note.with_file_name(store::DEVICE_ERROR))?;
         let mut inherited = vec![theirs.as_fd(), lock.as_fd(), link.link.as_fd()];
         inherited.extend(claim.as_ref().map(Held::as_fd));
         let command = spawn::command(Role::Machine, &spec.name, &inherited)?;
@@ -132,7 +142,7 @@ impl Member {
         // Only the machine process has these now. The claim's file is removed here, too.
         drop((theirs, lock, link.link));
 
-        let name = spec.name.clone();
+        let (name, id) = (spec.name.clone(), spec.id.clone());
         let config = MachineConfig { spec };
         let mut configure = ours.try_clone()?;
         wire::send(&mut configure, &config)?;
@@ -141,13 +151,16 @@ impl Member {
         let (orders, receiver) = mpsc::unbounded_channel();
         let member = Arc::new(Self {
             name,
+            id,
             ip: link.ip,
             console: Mutex::new(console),
             state: watch::Sender::new(State::Starting),
             orders,
             forwards: Mutex::default(),
             failure_note,
+            trouble: Mutex::new(trouble),
             events: Mutex::new(History::new()),
+            ran: AtomicBool::new(false),
         });
         tokio::spawn(Arc::clone(&member).supervise(child, stream, receiver, claim));
         Ok(member)
@@ -155,6 +168,12 @@ impl Member {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// True if this is the machine of that VM, and not of another one that has or had its name.
+    pub(super) fn is(&self, target: &MemberId) -> bool {
+        let same = |ours: &String| target.id.as_ref().is_none_or(|id| id == ours);
+        self.name == target.vm && self.id.as_ref().is_none_or(same)
     }
 
     pub(super) fn ip(&self) -> Ipv4Addr {
@@ -238,6 +257,7 @@ impl Member {
             State::Starting | State::Running => ExitReport {
                 failure: None,
                 console: String::new(),
+                ran: true,
             },
         }
     }
@@ -326,8 +346,11 @@ impl Member {
             None if killed => Event::Killed,
             None => Event::PoweredOff,
         });
-        self.state
-            .send_replace(State::Ended(ExitReport { failure, console }));
+        self.state.send_replace(State::Ended(ExitReport {
+            failure,
+            console,
+            ran: self.ran.load(Ordering::Acquire),
+        }));
     }
 
     /// Sends a command to the machine process, which may have ended or stopped listening.
@@ -344,6 +367,7 @@ impl Member {
             match wire::receive_frame::<MachineEvent>(&mut read).await {
                 Ok(Frame::Bytes(bytes)) => lock(&self.console).append(&bytes),
                 Ok(Frame::Message(MachineEvent::Started)) => {
+                    self.ran.store(true, Ordering::Release);
                     self.state.send_if_modified(|state| {
                         let starting = matches!(state, State::Starting);
                         if starting {
@@ -354,6 +378,10 @@ impl Member {
                 }
                 Ok(Frame::Message(MachineEvent::Event(event))) => {
                     if let Some(event) = from_machine(event) {
+                        if let Event::DeviceError { device, error } = &event {
+                            tracing::warn!(vm = self.name, device, error, "a device has failed");
+                            lock(&self.trouble).note(&format!("{device}: {error}"));
+                        }
                         lock(&self.events).add(event);
                     }
                 }
@@ -389,11 +417,16 @@ async fn keep_claim(name: String, mut claim: Held) {
 }
 
 /// Takes the VM's lock. The process that created the VM held it until a moment ago, and a child that another thread has
-/// just forked still holds it until it calls exec.
-async fn lock_vm(path: &Path) -> io::Result<Lock> {
+/// just forked still holds it until it calls exec. The VM must be the one that was asked for: it may have been removed
+/// and created again since.
+async fn lock_vm(spec: &MachineSpec) -> io::Result<Lock> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        if let Some(lock) = Lock::try_acquire(path).map_err(io::Error::other)? {
+        if let Some(lock) = Lock::try_acquire(&spec.lock).map_err(io::Error::other)? {
+            let record = spec.lock.with_file_name(store::RECORD);
+            if spec.id.is_some() && store::identity(&record) != Some(spec.id.clone()) {
+                return Err(io::Error::other("it has been removed"));
+            }
             return Ok(lock);
         }
         if Instant::now() > deadline {

@@ -28,7 +28,9 @@ mod socket;
 mod spawn;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod vmm;
+mod watched;
 mod wire;
 mod worker;
 
@@ -38,7 +40,7 @@ pub(crate) use spawn::Role;
 pub(crate) use client::{Client, EventStream};
 pub(crate) use lifeline::{Lifeline, start_worker};
 pub(crate) use protocol::{
-    Backend, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, WorkerConfig,
+    Backend, DiskFormat, DiskSpec, LinkChange, LinkOrder, MachineSpec, MemberId, WorkerConfig,
 };
 
 use std::io;
@@ -107,9 +109,23 @@ pub enum ProcessError {
         /// The version of the worker.
         theirs: String,
     },
+    /// The worker exists but does not answer: it is suspended or hangs, or the host is very busy.
+    #[error(
+        "the worker process of {cluster} has not answered for {waited:?}; wait if this host is busy, or end the VM \
+         with `fleetbox kill`: that also ends a worker that hangs, with all VMs of its cluster"
+    )]
+    Silent {
+        /// The cluster.
+        cluster: String,
+        /// How long this process waited.
+        waited: std::time::Duration,
+    },
     /// The machine does not run.
     #[error("{0}")]
     NotRunning(String),
+    /// The machine could not be started, and nothing in it has run; the message is complete.
+    #[error("{0}")]
+    NotStarted(String),
     /// The guest refuses a connection.
     #[error("{0}")]
     Refused(String),
@@ -121,6 +137,11 @@ pub enum ProcessError {
 readable_debug!(ProcessError);
 
 impl ProcessError {
+    /// True if a worker exists that does not answer.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
+
     /// True if there was no worker, or it ended before it answered.
     pub(crate) fn is_worker_gone(&self) -> bool {
         matches!(self, Self::NoWorker { .. } | Self::Lost { .. })

@@ -6,6 +6,7 @@
 use std::io;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 
 /// Opens files of other users, as root may, such as disks in a user's private directory.
 const CAP_DAC_OVERRIDE: u32 = 1;
@@ -22,6 +23,9 @@ pub(super) fn restrict() -> io::Result<()> {
     // Neither a core dump nor another process of this user gets at the guest's memory.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     nix::sys::prctl::set_dumpable(false)?;
+    // If the worker is killed while this process is stopped (SIGSTOP), it would not see that. This fires when the
+    // thread ends that has started this process: a thread of the worker's runtime, which lives as long as the worker.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024)?;
     drop_bounding_set()?;
     drop_ambient_set()?;

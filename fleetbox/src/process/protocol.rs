@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::budget::Claim;
 use crate::model::names::Name;
+use crate::store::VmDir;
 
 /// Version of the protocol between a client and a worker. Workers outlive the program that
 /// started them, so the two ends may differ; [`Hello`] itself never changes shape.
@@ -68,6 +69,9 @@ pub(crate) enum Readiness {
 pub(crate) struct MachineSpec {
     /// The VM's name.
     pub(crate) name: String,
+    /// What tells it from another VM of its name. A machine is started only for the VM that this is.
+    #[serde(default)]
+    pub(crate) id: Option<String>,
     /// Number of vCPUs.
     pub(crate) cpus: u8,
     /// Memory in bytes.
@@ -144,6 +148,27 @@ pub(crate) enum DiskFormat {
     Raw,
 }
 
+/// The VM that a request is about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MemberId {
+    /// Its name.
+    pub(crate) vm: String,
+    /// What tells it from a later VM of that name. Without it, and by a worker of an earlier version, the VM of that
+    /// name is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
+}
+
+impl MemberId {
+    /// This very VM.
+    pub(crate) fn of(vm: &VmDir) -> Self {
+        Self {
+            vm: vm.name().to_string(),
+            id: vm.id().map(str::to_owned),
+        }
+    }
+}
+
 /// A client's request to a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Request {
@@ -152,28 +177,62 @@ pub(crate) enum Request {
     /// List the machines.
     List,
     /// Answer once the machine is no longer running.
-    Wait { vm: String },
+    Wait {
+        #[serde(flatten)]
+        target: MemberId,
+    },
     /// The last console output.
-    Console { vm: String },
+    Console {
+        #[serde(flatten)]
+        target: MemberId,
+    },
     /// The serial console. After the answer the connection carries the end of its output and all
     /// later output, and takes input to type, until the machine ends.
-    Serial { vm: String },
+    Serial {
+        #[serde(flatten)]
+        target: MemberId,
+    },
     /// The machine's events. After the answer come all events so far, then each new one, until the
     /// machine ends.
-    Events { vm: String },
+    Events {
+        #[serde(flatten)]
+        target: MemberId,
+    },
     /// Connect to a guest's TCP port; after the answer the connection carries its bytes.
-    Dial { vm: String, port: u16 },
+    Dial {
+        #[serde(flatten)]
+        target: MemberId,
+        port: u16,
+    },
     /// Listen on a loopback port, or any free one if `host` is 0, and forward each connection to
     /// the guest's port.
-    Forward { vm: String, host: u16, port: u16 },
+    Forward {
+        #[serde(flatten)]
+        target: MemberId,
+        host: u16,
+        port: u16,
+    },
     /// List the loopback ports that are forwarded to a machine.
-    Forwards { vm: String },
+    Forwards {
+        #[serde(flatten)]
+        target: MemberId,
+    },
     /// Press the power button, and kill the machine at the deadline.
-    Stop { vm: String, deadline_ms: u64 },
+    Stop {
+        #[serde(flatten)]
+        target: MemberId,
+        deadline_ms: u64,
+    },
     /// Change the conditions of the network's links.
     Links(LinkOrder),
-    /// Kill a machine if it is running, and forget it.
-    Forget { vm: String },
+    /// Kill a machine if it is running, and forget it. If it is the `last` one of its cluster, the worker ends with it
+    /// unless another one has been started.
+    Forget {
+        #[serde(flatten)]
+        target: MemberId,
+        #[serde(default)]
+        last: bool,
+    },
     /// Kill the machines, delete only ephemeral VMs, and end.
     Shutdown,
 }
@@ -246,7 +305,14 @@ pub(crate) enum Reply {
         reason: Reason,
         /// The message.
         message: String,
+        /// The machine to start ran before it failed. Earlier versions do not say so.
+        #[serde(default = "yes")]
+        ran: bool,
     },
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The kinds of failure that a client distinguishes.
@@ -275,6 +341,9 @@ pub(crate) struct ExitReport {
     pub(crate) failure: Option<String>,
     /// The end of the console's output.
     pub(crate) console: String,
+    /// Its vCPUs have run.
+    #[serde(default)]
+    pub(crate) ran: bool,
 }
 
 /// The configuration of a machine process. It inherits its file descriptors: the control socket,

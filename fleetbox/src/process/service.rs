@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fleetbox_net::GuestStream;
@@ -12,13 +13,17 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
 use super::member::{Member, State};
-use super::protocol::{Hello, MachineSpec, MachineStatus, Reason, Reply, Request};
+use super::protocol::{Hello, MachineSpec, MachineStatus, MemberId, Reason, Reply, Request};
 use super::wire;
 use super::worker::Worker;
 use crate::model::names::MAX_COUNT;
+use crate::store::Lock;
 
 /// How long a client may take to send its request after connecting.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long to wait for the end of a machine whose process is gone.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// Maximum bytes of console input at once.
 const TYPED: usize = 4096;
@@ -47,15 +52,15 @@ impl Worker {
         });
         match request.await?? {
             None => Ok(()),
-            Some(Request::Dial { vm, port }) => self.dial(stream, &vm, port).await,
-            Some(Request::Serial { vm }) => self.serial(stream, &vm).await,
-            Some(Request::Events { vm }) => self.events(stream, &vm).await,
-            Some(Request::Wait { vm }) => {
+            Some(Request::Dial { target, port }) => self.dial(stream, &target, port).await,
+            Some(Request::Serial { target }) => self.serial(stream, &target).await,
+            Some(Request::Events { target }) => self.events(stream, &target).await,
+            Some(Request::Wait { target }) => {
                 // The client may lose interest before the machine ends.
                 let (mut read, mut write) = stream.split();
                 let mut byte = [0];
                 tokio::select! {
-                    reply = self.wait(&vm) => wire::send_async(&mut write, &reply).await,
+                    reply = self.wait(&target) => wire::send_async(&mut write, &reply).await,
                     _ = read.read(&mut byte) => Ok(()),
                 }
             }
@@ -67,11 +72,15 @@ impl Worker {
             }
             Some(request) => {
                 // Carried out to its end even if the client goes away in between.
-                let end = matches!(request, Request::Shutdown);
+                let last = matches!(request, Request::Forget { last: true, .. });
+                let shutdown = matches!(request, Request::Shutdown);
                 let reply = self.answer(request).await;
+                let end = shutdown || (last && self.close_if_empty().await);
                 let sent = wire::send_async(&mut stream, &reply).await;
                 if end {
                     self.shutdown.send_replace(true);
+                    // The client sees the end of this process as that of the connection.
+                    std::future::pending::<()>().await;
                 }
                 sent
             }
@@ -81,25 +90,26 @@ impl Worker {
     async fn answer(self: &Arc<Self>, request: Request) -> Reply {
         match request {
             Request::List => Reply::Machines(self.list().await),
-            Request::Console { vm } => match self.member(&vm).await {
+            Request::Console { target } => match self.member(&target).await {
                 Ok(member) => Reply::Console(member.console_tail()),
                 Err(reply) => reply,
             },
-            Request::Forward { vm, host, port } => self.forward(&vm, host, port).await,
-            Request::Forwards { vm } => match self.member(&vm).await {
+            Request::Forward { target, host, port } => self.forward(&target, host, port).await,
+            Request::Forwards { target } => match self.member(&target).await {
                 Ok(member) if !member.has_ended() => Reply::Forwards(member.forwards()),
-                Ok(_) => not_running(&vm),
+                Ok(_) => not_running(&target.vm),
                 Err(reply) => reply,
             },
-            Request::Stop { vm, deadline_ms } => {
-                self.stop(&vm, Duration::from_millis(deadline_ms)).await
-            }
+            Request::Stop {
+                target,
+                deadline_ms,
+            } => self.stop(&target, Duration::from_millis(deadline_ms)).await,
             Request::Links(order) => match self.network.order(order) {
                 Ok(()) => Reply::Done,
                 Err(error) => failed(Reason::Other, format!("cannot change the links: {error}")),
             },
-            Request::Forget { vm } => {
-                self.forget(&vm).await;
+            Request::Forget { target, .. } => {
+                self.forget(&target).await;
                 Reply::Done
             }
             Request::Shutdown => {
@@ -117,19 +127,32 @@ impl Worker {
         }
     }
 
-    /// The machine of that name, running or ended.
-    async fn member(&self, vm: &str) -> Result<Arc<Member>, Reply> {
-        self.members
-            .lock()
-            .await
-            .get(vm)
-            .cloned()
-            .ok_or_else(|| not_running(vm))
+    /// The machine of that VM, running or ended.
+    async fn member(&self, target: &MemberId) -> Result<Arc<Member>, Reply> {
+        let members = self.members.lock().await;
+        match members.get(&target.vm) {
+            Some(member) if member.is(target) => Ok(Arc::clone(member)),
+            _ => Err(not_running(&target.vm)),
+        }
+    }
+
+    /// Stops starting machines if none runs. Then true, and the worker is to end.
+    async fn close_if_empty(&self) -> bool {
+        let members = self.members.lock().await;
+        let empty = members.values().all(|member| member.has_ended());
+        if empty {
+            self.closed.store(true, Ordering::Release);
+        }
+        empty
     }
 
     /// Starts a machine. There is no answer if the worker is ending. The start goes on even if the client goes away.
     async fn start(self: &Arc<Self>, spec: MachineSpec) -> Option<Reply> {
         let name = spec.name.clone();
+        let target = MemberId {
+            vm: name.clone(),
+            id: spec.id.clone(),
+        };
         let refused = |why| Some(failed(Reason::Other, why));
         let mut claim = None;
         let (member, already) = loop {
@@ -138,7 +161,17 @@ impl Worker {
                 return None;
             }
             match members.get(&name) {
-                Some(member) if !member.has_ended() => break (Arc::clone(member), true),
+                Some(member) if !member.has_ended() => {
+                    let member = Arc::clone(member);
+                    drop(members);
+                    // The lock goes with the machine process, whose end is noticed here a moment later.
+                    if member.is(&target) && Lock::is_held(&spec.lock).unwrap_or(true) {
+                        break (member, true);
+                    }
+                    if timeout(ENDING, member.ended()).await.is_err() {
+                        return refused(format!("another VM named {name} is running"));
+                    }
+                }
                 old => {
                     if claim.is_none()
                         && let Some(wanted) = spec.claim.clone()
@@ -181,11 +214,13 @@ impl Worker {
             }
         };
         match member.settled().await {
-            State::Ended(report) => refused(
-                report
+            State::Ended(report) => Some(Reply::Failed {
+                reason: Reason::Other,
+                message: report
                     .failure
                     .unwrap_or_else(|| format!("{name} powered off immediately")),
-            ),
+                ran: report.ran,
+            }),
             State::Starting | State::Running => Some(Reply::Started {
                 already,
                 ip: Some(member.ip()),
@@ -229,15 +264,16 @@ impl Worker {
             .collect()
     }
 
-    async fn wait(&self, vm: &str) -> Reply {
-        match self.member(vm).await {
+    async fn wait(&self, target: &MemberId) -> Reply {
+        match self.member(target).await {
             Ok(member) => Reply::Ended(member.ended().await),
             Err(reply) => reply,
         }
     }
 
-    async fn stop(&self, vm: &str, deadline: Duration) -> Reply {
-        let member = match self.member(vm).await {
+    async fn stop(&self, target: &MemberId, deadline: Duration) -> Reply {
+        let vm = target.vm.as_str();
+        let member = match self.member(target).await {
             Ok(member) if !member.has_ended() => member,
             Ok(_) => return not_running(vm),
             Err(reply) => return reply,
@@ -261,8 +297,9 @@ impl Worker {
         Reply::Stopped { forced }
     }
 
-    async fn forget(&self, vm: &str) {
-        let Ok(member) = self.member(vm).await else {
+    async fn forget(&self, target: &MemberId) {
+        let vm = target.vm.as_str();
+        let Ok(member) = self.member(target).await else {
             return;
         };
         member.kill();
@@ -276,10 +313,10 @@ impl Worker {
         }
     }
 
-    async fn dial(&self, mut stream: UnixStream, vm: &str, port: u16) -> io::Result<()> {
+    async fn dial(&self, mut stream: UnixStream, target: &MemberId, port: u16) -> io::Result<()> {
         let mut byte = [0];
         let connected = tokio::select! {
-            connected = self.connect(vm, port) => connected,
+            connected = self.connect(target, port) => connected,
             // The client says nothing before it is connected: it has given up.
             _ = stream.read(&mut byte) => return Ok(()),
         };
@@ -293,8 +330,8 @@ impl Worker {
     }
 
     /// Connects the client to the serial console until the machine or the client ends.
-    async fn serial(&self, mut stream: UnixStream, vm: &str) -> io::Result<()> {
-        let member = match self.member(vm).await {
+    async fn serial(&self, mut stream: UnixStream, target: &MemberId) -> io::Result<()> {
+        let member = match self.member(target).await {
             Ok(member) => member,
             Err(reply) => return wire::send_async(&mut stream, &reply).await,
         };
@@ -326,8 +363,8 @@ impl Worker {
     }
 
     /// Streams the events of a machine until the machine or the client ends.
-    async fn events(&self, mut stream: UnixStream, vm: &str) -> io::Result<()> {
-        let member = match self.member(vm).await {
+    async fn events(&self, mut stream: UnixStream, target: &MemberId) -> io::Result<()> {
+        let member = match self.member(target).await {
             Ok(member) => member,
             Err(reply) => return wire::send_async(&mut stream, &reply).await,
         };
@@ -358,8 +395,9 @@ impl Worker {
         write.shutdown().await
     }
 
-    async fn connect(&self, vm: &str, port: u16) -> Result<GuestStream, Reply> {
-        let member = self.member(vm).await?;
+    async fn connect(&self, target: &MemberId, port: u16) -> Result<GuestStream, Reply> {
+        let vm = target.vm.as_str();
+        let member = self.member(target).await?;
         if member.has_ended() {
             return Err(not_running(vm));
         }
@@ -371,8 +409,9 @@ impl Worker {
         }
     }
 
-    async fn forward(&self, vm: &str, host: u16, port: u16) -> Reply {
-        let member = match self.member(vm).await {
+    async fn forward(&self, target: &MemberId, host: u16, port: u16) -> Reply {
+        let vm = target.vm.as_str();
+        let member = match self.member(target).await {
             Ok(member) if !member.has_ended() => member,
             Ok(_) => return not_running(vm),
             Err(reply) => return reply,
@@ -399,7 +438,11 @@ fn ending() -> io::Error {
 }
 
 fn failed(reason: Reason, message: String) -> Reply {
-    Reply::Failed { reason, message }
+    Reply::Failed {
+        reason,
+        message,
+        ran: false,
+    }
 }
 
 /// The message for a machine whose process cannot be started.

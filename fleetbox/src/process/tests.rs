@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
 use super::fake::Script;
-use super::protocol::{Backend, Hello, MachineSpec, Reply, Request};
+use super::protocol::{Backend, Hello, MachineSpec, MemberId, Reply, Request};
 use super::spawn::{self, Role};
 use super::{ProcessError, socket, wire};
 use crate::host::budget::{Claim, Want};
@@ -99,6 +99,11 @@ impl Fixture {
         self.store.cluster(&self.name).vm(&self.name)
     }
 
+    /// The VM, for its worker.
+    fn id(&self) -> MemberId {
+        MemberId::of(&self.vm().unwrap())
+    }
+
     /// No process and no held lock.
     fn assert_quiet(&self) {
         let cluster = self.store.cluster(&self.name);
@@ -174,6 +179,7 @@ fn create(store: &Store, name: &Name, lifetime: Lifetime) -> crate::error::Resul
 fn spec(vm: &VmDir, script: Script) -> MachineSpec {
     MachineSpec {
         name: vm.name().to_string(),
+        id: vm.id().map(str::to_owned),
         cpus: 1,
         memory: 64 << 20,
         boot: BootSource::Auto,
@@ -381,11 +387,11 @@ fn a_detached_vm_outlives_its_owner_until_it_is_stopped() {
     assert_eq!(before, after);
     let runtime = runtime();
     let tail = runtime
-        .block_on(attached.client.console(fixture.name.as_str()))
+        .block_on(attached.client.console(&fixture.id()))
         .unwrap();
     assert_eq!(tail, "login: ");
     let forced = runtime
-        .block_on(attached.client.stop(fixture.name.as_str(), SECONDS))
+        .block_on(attached.client.stop(&fixture.id(), SECONDS))
         .unwrap();
     assert!(!forced);
     fixture.assert_quiet();
@@ -399,9 +405,8 @@ fn a_deaf_guest_is_stopped_by_force() {
     let fixture = Fixture::new();
     let (attached, started) = fixture.start(Lifetime::Bound, Script::Deaf);
     assert!(!started.unwrap());
-    let stop = attached
-        .client
-        .stop(fixture.name.as_str(), Duration::from_millis(200));
+    let id = fixture.id();
+    let stop = attached.client.stop(&id, Duration::from_millis(200));
     let forced = runtime().block_on(stop);
     assert!(forced.unwrap());
     assert!(fixture.processes(Role::Machine).is_empty());
@@ -416,7 +421,7 @@ fn a_machine_that_does_not_listen_can_be_killed() {
     let machines = fixture.processes(Role::Machine);
     kill(machines[0], Signal::SIGSTOP).unwrap();
     runtime().block_on(async {
-        let vm = fixture.name.as_str();
+        let vm = &fixture.id();
         let mut serial = attached.client.serial(vm).await.unwrap();
         // More than any socket holds.
         serial.write_all(&vec![b'x'; 4 << 20]).await.unwrap();
@@ -451,7 +456,9 @@ fn after_a_killed_worker_the_next_start_works() {
 
     let (attached, started) = fixture.start(Lifetime::Detached, runs());
     assert!(!started.unwrap());
-    runtime().block_on(attached.client.shutdown()).unwrap();
+    let target = fixture.id();
+    let forgotten = attached.client.forget(&target, true);
+    runtime().block_on(forgotten).unwrap();
     fixture.assert_quiet();
 }
 
@@ -473,15 +480,16 @@ fn a_killed_machine_is_that_vms_failure() {
     let (attached, started) = fixture.start(Lifetime::Bound, runs());
     assert!(!started.unwrap());
     let runtime = runtime();
-    let name = fixture.name.as_str();
     eventually("the console's output has arrived", || {
         runtime
-            .block_on(attached.client.console(name))
+            .block_on(attached.client.console(&fixture.id()))
             .unwrap()
             .contains("login")
     });
     fixture.kill(Role::Machine);
-    let report = runtime.block_on(attached.client.wait(name)).unwrap();
+    let report = runtime
+        .block_on(attached.client.wait(&fixture.id()))
+        .unwrap();
     let failure = report.failure.unwrap();
     assert!(
         failure.contains("SIGKILL") && failure.contains("login:"),
@@ -548,12 +556,13 @@ fn a_worker_that_was_let_go_starts_machines_without_its_owner() {
     attached.lifeline.as_ref().unwrap().let_go().unwrap();
     drop(attached.lifeline);
     let runtime = runtime();
-    let name = fixture.name.as_str();
     let (client, vm) = (&attached.client, fixture.vm().unwrap());
     let (already, _) = runtime.block_on(client.start(spec(&vm, runs()))).unwrap();
     assert!(already);
     assert_eq!(runtime.block_on(client.list()).unwrap().len(), 1);
-    runtime.block_on(client.stop(name, SECONDS)).unwrap();
+    runtime
+        .block_on(client.stop(&fixture.id(), SECONDS))
+        .unwrap();
     fixture.assert_quiet();
 }
 
@@ -565,7 +574,6 @@ fn failures_carry_the_reason_and_the_console() {
     assert!(refused.contains("no such kernel"), "{refused}");
 
     let runtime = runtime();
-    let name = fixture.name.as_str();
     for (script, expected) in [
         (
             Script::Fail {
@@ -586,7 +594,7 @@ fn failures_carry_the_reason_and_the_console() {
             match runtime.block_on(attached.client.start(spec(&fixture.vm().unwrap(), script))) {
                 Err(error) => error.to_string(),
                 Ok(_) => runtime
-                    .block_on(attached.client.wait(name))
+                    .block_on(attached.client.wait(&fixture.id()))
                     .unwrap()
                     .failure
                     .unwrap(),

@@ -11,6 +11,7 @@ use fleetbox_vmm::machine::{DiskConfig, Error, LinkFormat, Machine, MachineConfi
 
 use super::machine::{Controls, OnEvent, Running};
 use super::protocol::{DiskFormat, DiskSpec, MachineSpec};
+use super::watched::Watched;
 
 /// A machine's hypervisor and disks, opened.
 pub(super) struct Prepared {
@@ -42,6 +43,12 @@ pub(super) fn start(
         disks,
         spec,
     } = prepared;
+    let on_event = Arc::new(on_event);
+    let watch = |config: DiskConfig| DiskConfig {
+        disk: Watched::new(config.disk, &config.serial, &on_event),
+        serial: config.serial,
+    };
+    let disks = disks.into_iter().map(watch).collect();
     let config = MachineConfig {
         cpus: spec.cpus,
         memory: spec.memory,
@@ -54,7 +61,7 @@ pub(super) fn start(
             format: LinkFormat::Packets,
         }],
         serial: Some(console),
-        events: Some(on_event),
+        events: Some(Box::new(move |event| on_event(event))),
     };
     let machine = Machine::start(&hypervisor, config).map_err(|error| describe(&error))?;
     let handle = machine.handle();

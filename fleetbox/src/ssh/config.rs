@@ -141,7 +141,7 @@ impl SshConfig {
                     passing: ephemeral::is_ephemeral(&vm),
                 }),
                 // It was removed just now.
-                Err(_) if !vm.paths().dir().exists() => {}
+                Err(StoreError::Gone { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use fleetbox_net::Subnet;
 
 use super::vm_dir::{DRAFT_PREFIX, GONE_PREFIX, remove_tree};
-use super::{Lock, Store, StoreError, VmDir, VmPaths, fsutil};
+use super::{Lock, Store, StoreError, VmDir, VmPaths, fsutil, identity};
 use crate::model::names::Name;
 
 /// The directory of a cluster. It need not exist.
@@ -166,12 +166,15 @@ impl ClusterDir {
 
     /// The member `vm`, if it exists.
     pub fn vm(&self, vm: &Name) -> Option<VmDir> {
-        let dir = self.vm_path(vm);
-        dir.join("vm.json").is_file().then(|| VmDir {
+        let paths = VmPaths {
+            dir: self.vm_path(vm),
+        };
+        Some(VmDir {
             store: self.store.clone(),
             cluster: self.name.clone(),
             name: vm.clone(),
-            paths: VmPaths { dir },
+            id: identity(&paths.record())?,
+            paths,
         })
     }
 

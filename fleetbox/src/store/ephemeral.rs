@@ -53,9 +53,7 @@ pub(crate) fn mark_ephemeral(dir: &Path) -> std::io::Result<()> {
 pub(crate) fn unmark_ephemeral(vm: &VmDir) -> Result<(), StoreError> {
     let path = vm.paths().dir().join(EPHEMERAL);
     match std::fs::remove_file(&path) {
-        Err(_) if !vm.paths().dir().exists() => Err(StoreError::Gone {
-            name: vm.name().clone(),
-        }),
+        Err(_) if vm.check().is_err() => vm.check(),
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(StoreError::io("remove", &path)(error))
         }

@@ -18,6 +18,8 @@ use std::time::{Duration, SystemTime};
 pub use self::cluster_dir::ClusterDir;
 pub use self::lock::Lock;
 pub use self::record::{ImageRecord, VmRecord, now};
+pub(crate) use self::record::{RECORD, identity};
+pub(crate) use self::vm_dir::DEVICE_ERROR;
 pub use self::vm_dir::{VmDir, VmDraft, VmPaths};
 use crate::model::keys::KeyError;
 pub use crate::model::mac::{InvalidMac, MacAddr};
@@ -112,8 +114,8 @@ pub enum StoreError {
         /// The VM's name.
         name: Name,
     },
-    /// The VM was removed.
-    #[error("VM {name} was removed by another process")]
+    /// The VM was removed. There may be another one of its name by now.
+    #[error("there is no VM {name} any more: another process has removed it")]
     Gone {
         /// The VM's name.
         name: Name,

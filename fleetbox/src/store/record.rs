@@ -1,7 +1,7 @@
 //! The record of a VM.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,13 @@ use crate::model::mac::MacAddr;
 use crate::model::names::Name;
 use crate::model::network::Network;
 use crate::model::size::Size;
+use crate::util::fs as fsutil;
+
+/// The name of a record in the directory of its VM.
+pub(crate) const RECORD: &str = "vm.json";
+
+/// Maximum bytes of a record. It has a page or two; anything larger is not ours.
+pub(super) const RECORD_LIMIT: u64 = 1 << 20;
 
 /// The image a VM was created from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +84,30 @@ pub struct VmRecord {
     /// The network of its cluster.
     #[serde(default, skip_serializing_if = "Network::is_user")]
     pub network: Network,
+}
+
+/// The part of a record that tells a VM from any other that had or will have its name.
+#[derive(Deserialize)]
+struct Identity {
+    instance_id: String,
+}
+
+/// The identity of the VM whose record is `path`. The outer `None` means that there is no record, the inner one that it
+/// cannot be read: such a VM has to be removable, too.
+pub(crate) fn identity(path: &Path) -> Option<Option<String>> {
+    match fsutil::read_limited(path, RECORD_LIMIT) {
+        Ok(text) => {
+            let identity: Option<Identity> = serde_json::from_slice(&text).ok();
+            Some(identity.map(|identity| identity.instance_id))
+        }
+        // An error other than these says nothing about the record.
+        Err(error) => match error.kind() {
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::IsADirectory => None,
+            _ => Some(None),
+        },
+    }
 }
 
 /// The current time in seconds since 1970 (UTC), for [`VmRecord::created`]; 0 if the clock is set

@@ -282,3 +282,34 @@ fn a_cluster_stays_while_its_worker_lives() {
     store.sweep().unwrap();
     assert!(!cluster.path().exists());
 }
+
+#[test]
+fn a_found_vm_is_not_another_one_of_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("state")).unwrap();
+    drop(create(&store, "c", "a"));
+    let found = store.cluster(&name("c")).vm(&name("a")).unwrap();
+    found.destroy().unwrap();
+    let draft = store.create_vm(&name("c"), &name("a")).unwrap();
+    let other = VmRecord {
+        instance_id: "i-2".into(),
+        ..record("c", "a")
+    };
+    let (other, lock) = draft.commit(&other).unwrap();
+    let gone = |result: Result<(), StoreError>| matches!(result, Err(StoreError::Gone { .. }));
+    assert!(gone(found.check()));
+    assert!(gone(found.record().map(drop)));
+    assert!(!found.is_running().unwrap() && other.is_running().unwrap());
+    drop(lock);
+    assert!(gone(found.try_lock().map(drop)));
+    found.destroy().unwrap();
+    assert!(other.try_lock().unwrap().is_some());
+    assert!(!found.is_same(&other));
+
+    // One whose record is damaged can be removed, too.
+    fs::write(other.paths().record(), "{").unwrap();
+    let damaged = store.cluster(&name("c")).vm(&name("a")).unwrap();
+    damaged.check().unwrap();
+    damaged.destroy().unwrap();
+    assert!(gone(damaged.try_lock().map(drop)));
+}

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 
 use fleetbox_net::Subnet;
 
-use super::{Lock, Store, StoreError, VmRecord, fsutil};
+use super::record::{RECORD, RECORD_LIMIT};
+use super::{Lock, Store, StoreError, VmRecord, fsutil, identity};
 use crate::model::names::{Name, Reference};
 
 /// Prefix of the name of a directory whose VM is being created.
 pub(super) const DRAFT_PREFIX: &str = ".new-";
 /// Prefix of the name of a directory whose VM is being removed.
 pub(super) const GONE_PREFIX: &str = ".gone-";
-/// Maximum bytes of a record. It has a page or two; anything larger is not ours.
-const RECORD_LIMIT: u64 = 1 << 20;
+
+/// The name of the file that tells of the first error of a device.
+pub(crate) const DEVICE_ERROR: &str = "device-error";
 
 /// The paths in the directory of a VM or a draft of one.
 ///
@@ -39,7 +41,7 @@ impl VmPaths {
 
     /// The record, which is written last.
     pub fn record(&self) -> PathBuf {
-        self.dir.join("vm.json")
+        self.dir.join(RECORD)
     }
 
     /// The copy-on-write layer over the image.
@@ -75,6 +77,11 @@ impl VmPaths {
     /// Why the VM failed when it last ran; missing if it did not fail.
     pub fn failure(&self) -> PathBuf {
         self.dir.join("failure")
+    }
+
+    /// The first error that this host has had with a device since the VM was last started; blank if there was none.
+    pub fn device_error(&self) -> PathBuf {
+        self.dir.join(DEVICE_ERROR)
     }
 
     /// The lock that is held while the VM is running or being changed.
@@ -198,6 +205,7 @@ impl VmDraft {
             store: self.store.clone(),
             cluster: self.cluster.clone(),
             name: self.name.clone(),
+            id: Some(record.instance_id.clone()),
             paths: VmPaths { dir: target },
         };
         match lock {
@@ -222,7 +230,7 @@ impl Drop for VmDraft {
     }
 }
 
-/// A VM that exists.
+/// A VM that exists, or existed: its methods never touch another VM that was created under its name since.
 ///
 /// ```no_run
 /// use fleetbox::store::Store;
@@ -241,6 +249,8 @@ pub struct VmDir {
     pub(super) store: Store,
     pub(super) cluster: Name,
     pub(super) name: Name,
+    /// What tells it from another VM of its name; `None` if its record could not be read.
+    pub(super) id: Option<String>,
     pub(super) paths: VmPaths,
 }
 
@@ -270,18 +280,54 @@ impl VmDir {
         &self.paths
     }
 
+    /// What tells the VM from another one of its name; `None` if its record could not be read.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// True if both are the same VM, and not just two of the same name.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.cluster, &self.name, &self.id) == (&other.cluster, &other.name, &other.id)
+    }
+
+    /// Checks that this very VM still exists. Only while its lock is held does that say anything about later.
+    ///
+    /// # Errors
+    /// [`StoreError::Gone`], also if there is another VM of its name.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        match identity(&self.paths.record()) {
+            Some(id) if id == self.id => Ok(()),
+            _ => Err(self.gone()),
+        }
+    }
+
+    fn gone(&self) -> StoreError {
+        StoreError::Gone {
+            name: self.name.clone(),
+        }
+    }
+
     /// Reads the record.
     ///
     /// # Errors
+    /// [`StoreError::Gone`] if the VM was removed, even if another one has its name;
     /// [`StoreError::Damaged`] if it is not what this version writes, [`StoreError::Io`].
     pub fn record(&self) -> Result<VmRecord, StoreError> {
         let path = self.paths.record();
-        let content =
-            fsutil::read_limited(&path, RECORD_LIMIT).map_err(StoreError::io("read", &path))?;
-        serde_json::from_slice(&content).map_err(|e| StoreError::Damaged {
-            path,
-            why: e.to_string(),
-        })
+        let content = match fsutil::read_limited(&path, RECORD_LIMIT) {
+            Ok(content) => content,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.gone()),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        let record: VmRecord =
+            serde_json::from_slice(&content).map_err(|e| StoreError::Damaged {
+                path,
+                why: e.to_string(),
+            })?;
+        match &self.id {
+            Some(id) if record.instance_id != *id => Err(self.gone()),
+            _ => Ok(record),
+        }
     }
 
     /// Replaces the record. The caller must hold the VM's lock.
@@ -322,24 +368,50 @@ impl VmDir {
         }
     }
 
+    /// The first error that this host has had with one of the VM's devices since it was last started, such as a full
+    /// disk of the host; `None` if there was none.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] for the file system.
+    pub fn device_error(&self) -> Result<Option<String>, StoreError> {
+        let path = self.paths.device_error();
+        match fsutil::read_limited(&path, RECORD_LIMIT) {
+            Ok(text) => {
+                let text = String::from_utf8_lossy(&text).trim().to_owned();
+                Ok(Some(text).filter(|text| !text.is_empty()))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::io("read", &path)(e)),
+        }
+    }
+
     /// Takes the lock that means "running". Returns `None` if another process holds it.
     ///
     /// # Errors
-    /// [`StoreError::Io`], with `NotFound` if the VM is gone.
+    /// [`StoreError::Gone`] if the VM was removed, even if another one has its name; [`StoreError::Io`].
     pub fn try_lock(&self) -> Result<Option<Lock>, StoreError> {
-        Lock::try_acquire(&self.paths.lock())
+        let lock = match Lock::try_acquire(&self.paths.lock()) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(self.gone());
+            }
+            lock => lock?,
+        };
+        if lock.is_some() {
+            self.check()?;
+        }
+        Ok(lock)
     }
 
-    /// True while a process holds the VM's lock.
+    /// True while a process holds the VM's lock. False if the VM was removed.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the file system.
     pub fn is_running(&self) -> Result<bool, StoreError> {
-        Lock::is_held(&self.paths.lock())
+        Ok(Lock::is_held(&self.paths.lock())? && self.check().is_ok())
     }
 
     /// Removes the VM and its disk for good, and the cluster's directory with its last VM. Does
-    /// nothing if the VM is already gone.
+    /// nothing if the VM is already gone, even if another one has its name.
     ///
     /// # Errors
     /// [`StoreError::Running`] while a process holds its lock, [`StoreError::Io`].
@@ -350,7 +422,7 @@ impl VmDir {
             .join(format!("{GONE_PREFIX}{}-{}", self.name, unique()));
         {
             let _guard = self.store.guard()?;
-            if !self.paths.dir.exists() {
+            if self.check().is_err() {
                 return Ok(());
             }
             let Some(_lock) = self.try_lock()? else {

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// How often to look for another worker when the one that was found is about to end.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 5;
 
 /// Decides whether to repeat a request to a worker: the worker that was found may have been about to end.
 pub(crate) struct Attempts(u32);
@@ -107,7 +107,11 @@ pub(crate) fn attach(
                 });
             }
             Err(error) if error.is_worker_gone() => {}
-            Err(error) => return Err(error.into()),
+            // The host may just be busy.
+            Err(error) if !error.is_silence() || Instant::now() > deadline => {
+                return Err(error.into());
+            }
+            Err(_) => {}
         }
         if Instant::now() > deadline {
             return Err(Error::Busy {
@@ -142,20 +146,20 @@ pub(crate) fn client(cluster: &ClusterDir) -> Client {
     Client::new(cluster.name().as_str(), cluster.path())
 }
 
-/// Waits until the worker of a cluster has ended.
+/// How long the machines of a killed worker may take to end.
+pub(crate) const ENDING: Duration = Duration::from_secs(5);
+
+/// Kills a worker that does not answer, and with it all machines of its cluster. Nothing happens if it has just ended.
 ///
 /// # Errors
-/// [`Error::Busy`] if that takes more than a minute.
-pub(crate) async fn worker_ended(cluster: &ClusterDir) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while cluster.is_running()? {
-        if Instant::now() > deadline {
-            return Err(Error::Busy {
-                name: cluster.name().clone(),
-                waited: PATIENCE,
-            });
+/// The worker cannot be reached, or belongs to another user.
+pub(crate) async fn end_worker(cluster: &ClusterDir) -> Result<()> {
+    if client(cluster).end_worker().await? {
+        let deadline = tokio::time::Instant::now() + ENDING;
+        // Another process may start the next worker at once.
+        while cluster.is_running()? && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
         }
-        tokio::time::sleep(POLL).await;
     }
     Ok(())
 }

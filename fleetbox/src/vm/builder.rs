@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::disk::extra_disk::ExtraDisk;
 use crate::disk::fixture::{self, Fixture};
 use crate::disk::seed::{self, DEFAULT_USER, GuestConfig};
-use crate::error::Result;
+use crate::error::{CPUS, Differing, Error, MEMORY, Result};
 use crate::host::budget::Budget;
 use crate::host::resources::Request;
 use crate::images::{DEFAULT_IMAGE, ImageRef};
@@ -21,7 +21,7 @@ use crate::model::test_name;
 use crate::process::Backend;
 use crate::progress::Progress;
 use crate::progress::Silent;
-use crate::store::VmRecord;
+use crate::store::{VmDir, VmRecord};
 use crate::vm::Vm;
 use crate::vm::extras::Extras;
 use crate::vm::fleet::Fleet;
@@ -406,52 +406,92 @@ impl VmBuilder {
         }
     }
 
-    /// Options that were given and differ from those of the existing VM.
-    pub(crate) fn ignored(&self, plan: &Plan, record: &VmRecord) -> Vec<&'static str> {
-        let given = [
-            (
-                "image",
-                self.image
-                    .as_ref()
-                    .is_some_and(|image| *image != record.image.reference),
-            ),
-            (
-                "cpus",
-                self.cpus.is_some_and(|cpus| cpus != u32::from(record.cpus)),
-            ),
-            (
-                "memory",
-                self.memory.is_some_and(|memory| memory != record.memory),
-            ),
-            ("disk", self.disk.is_some_and(|disk| disk != record.disk)),
-            (
+    /// Checks that an existing VM is what the options that were given describe.
+    ///
+    /// # Errors
+    /// [`Error::Differs`] with the options that differ; a record that cannot be read.
+    pub(crate) fn agree(&self, plan: &Plan, vm: &VmDir) -> Result<()> {
+        let record = vm.record()?;
+        let differing = self.differing(plan, &record);
+        if differing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Differs {
+            vm: Box::new(vm.reference()),
+            differing,
+        })
+    }
+
+    /// The options that were given and differ from those of an existing VM.
+    fn differing(&self, plan: &Plan, record: &VmRecord) -> Vec<Differing> {
+        let mut differing = Vec::new();
+        let mut note = |option: &'static str, has: Option<String>, asked: Option<String>| {
+            differing.push(Differing { option, has, asked });
+        };
+        if let Some(image) = &self.image
+            && !is_image(image, plan, record)
+        {
+            let has = record.image.reference.clone();
+            note("image", Some(has), Some(image.clone()));
+        }
+        if self.cpus.is_some() && plan.cpus != record.cpus {
+            note(
+                CPUS,
+                Some(record.cpus.to_string()),
+                Some(plan.cpus.to_string()),
+            );
+        }
+        for (option, asked, has) in [
+            (MEMORY, self.memory, record.memory),
+            ("disk size", self.disk, record.disk),
+        ] {
+            if let Some(asked) = asked.filter(|asked| *asked != has) {
+                note(option, Some(has.to_string()), Some(asked.to_string()));
+            }
+        }
+        if self.user.is_some() && plan.user != record.ssh_user {
+            note(
                 "user",
-                self.user
-                    .as_ref()
-                    .is_some_and(|user| *user != record.ssh_user),
-            ),
+                Some(record.ssh_user.clone()),
+                Some(plan.user.clone()),
+            );
+        }
+        if let Some(network) = self.network.filter(|network| *network != record.network) {
+            let has = record.network.to_string();
+            note("network", Some(has), Some(network.to_string()));
+        }
+        for (option, differs) in [
             (
                 "fixtures",
                 !self.fixtures.is_empty() && plan.fixtures != record.fixtures,
             ),
             (
-                "configuration",
+                "settings for the guest",
                 !plan.config.is_empty() && plan.config != record.config,
             ),
             (
                 "extra disks",
                 !plan.extra_disks.is_empty() && plan.extra_disks != record.extra_disks,
             ),
-            (
-                "network",
-                self.network
-                    .is_some_and(|network| network != record.network),
-            ),
-        ];
-        given
-            .into_iter()
-            .filter(|(_, differs)| *differs)
-            .map(|(option, _)| option)
-            .collect()
+        ] {
+            if differs {
+                note(option, None, None);
+            }
+        }
+        differing
+    }
+}
+
+/// True if `image` names the image of an existing VM, perhaps by another path.
+fn is_image(image: &str, plan: &Plan, record: &VmRecord) -> bool {
+    if *image == record.image.reference {
+        return true;
+    }
+    match &plan.image {
+        ImageRef::Path(path) => match (path.canonicalize(), record.image.path.canonicalize()) {
+            (Ok(asked), Ok(has)) => asked == has,
+            _ => false,
+        },
+        ImageRef::Alias(_) | ImageRef::Url(_) => false,
     }
 }

@@ -560,14 +560,14 @@ impl Cluster {
         all(self.members.iter().map(stop)).await
     }
 
-    /// Stops the members that run, then starts all: [`Cluster::stop`] followed by [`Cluster::start`]. If the memory
-    /// could never suffice for all of them, nothing is stopped.
+    /// Stops the members that run, then starts all: [`Cluster::stop`] followed by [`Cluster::start`]. If it is
+    /// clear beforehand that one of them could not be started again, nothing is stopped (see [`Vm::restart`]).
     ///
     /// # Errors
     /// Those of [`Cluster::stop`], after which nothing is started, and those of [`Cluster::start`].
     pub async fn restart(&self) -> Result<()> {
         let members: Vec<&Vm> = self.members.iter().map(Arc::as_ref).collect();
-        Vm::check_resources(&members)?;
+        Vm::check_startable(&members).await?;
         self.stop().await?;
         self.start().await
     }

@@ -55,9 +55,16 @@ async fn only_those_are_pruned_that_were_shown() {
     for name in ["old", "other"] {
         home.vm(Vm::builder(name)).create().await.unwrap();
     }
-    let shown = "old/old".parse().unwrap();
-    let pruned = Fleet::at(home.path()).prune_only(&[shown]).await.unwrap();
-    assert_eq!(pruned, ["old"]);
+    let fleet = Fleet::at(home.path());
+    let shown = fleet.find("old").await.unwrap();
+    let pruned = fleet.prune_only(std::slice::from_ref(&shown)).await;
+    assert_eq!(pruned.unwrap(), ["old"]);
+    // Another one, of the same name.
+    home.vm(Vm::builder("old")).create().await.unwrap();
+    fleet.remove_found(&shown).await.unwrap();
+    let pruned = fleet.prune_only(&[shown]).await.unwrap();
+    assert_eq!(pruned, [""; 0]);
+    fleet.remove("old").await.unwrap();
     let pruned = Fleet::at(home.path()).prune().await.unwrap();
     assert_eq!(pruned, ["other"]);
 }

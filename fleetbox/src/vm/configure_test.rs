@@ -167,13 +167,15 @@ async fn configuration_and_disks_are_recorded_and_kept() {
     }
     vm.stop().await.unwrap();
 
-    // Started again as it was, whatever is given now.
-    let again = home.prints("").env("COLOUR", "red").start().await.unwrap();
-    assert_eq!(again.ignored_options(), ["configuration"]);
+    // Started again as it was, and not as something else.
+    let other = home.prints("").env("COLOUR", "red").start().await;
+    let differs = other.unwrap_err().to_string();
+    assert!(
+        differs.contains("its settings for the guest are not those that were given"),
+        "{differs}"
+    );
     assert_eq!(found[0].record().unwrap(), record);
-    again.stop().await.unwrap();
-    let same = builder.start().await.unwrap();
-    assert!(same.ignored_options().is_empty());
+    builder.start().await.unwrap();
 }
 
 #[tokio::test]

@@ -52,6 +52,7 @@ pub(crate) fn machine_spec(vm: &VmDir, record: &VmRecord, backend: Backend) -> M
     let want = Want::new(vm.cluster().clone(), vm.name().clone(), record.memory);
     MachineSpec {
         name: record.name.to_string(),
+        id: Some(record.instance_id.clone()),
         cpus: record.cpus,
         memory: record.memory.bytes(),
         boot: BootSource::Auto,

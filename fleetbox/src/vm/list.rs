@@ -9,7 +9,7 @@ use crate::model::names::Reference;
 use crate::model::network::Network;
 use crate::model::size::Size;
 use crate::store::ephemeral;
-use crate::store::{Store, VmDir};
+use crate::store::{Store, StoreError, VmDir};
 use crate::util::task::blocking;
 use crate::vm::Vm;
 use crate::vm::fleet::Fleet;
@@ -49,6 +49,9 @@ pub struct VmInfo {
     pub state: VmState,
     /// Why it failed, if it did.
     pub failure: Option<String>,
+    /// The first error that this host has had with one of its devices since it was last started, such as a full disk of
+    /// the host. The guest has seen that the device failed.
+    pub device_error: Option<String>,
     /// Its image, as given when the VM was created.
     pub image: String,
     /// Number of vCPUs.
@@ -121,7 +124,7 @@ impl Fleet {
 fn describe(store: &Store, vm: &VmDir) -> Result<Option<VmInfo>> {
     let record = match vm.record() {
         Ok(record) => record,
-        Err(_) if !vm.paths().dir().exists() => return Ok(None),
+        Err(StoreError::Gone { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let running = vm.is_running()?;
@@ -136,6 +139,7 @@ fn describe(store: &Store, vm: &VmDir) -> Result<Option<VmInfo>> {
             (false, Some(_)) => VmState::Failed,
         },
         failure,
+        device_error: vm.device_error()?,
         image: record.image.reference,
         cpus: record.cpus,
         memory: record.memory,

@@ -45,7 +45,7 @@ use crate::model::keys::{Keypair, PublicKey};
 use crate::model::names::{Name, Reference};
 use crate::model::ready::WaitCondition;
 use crate::model::timing::Timings;
-use crate::process::{Backend, Client, Lifeline};
+use crate::process::{Backend, Client, Lifeline, MemberId};
 use crate::progress::{Progress, Silent};
 use crate::ssh::{self, Target};
 use crate::store::ephemeral;
@@ -91,7 +91,6 @@ pub struct Vm {
     budget: Option<Budget>,
     progress: Arc<dyn Progress>,
     conditions: Vec<WaitCondition>,
-    ignored: Vec<&'static str>,
     was_running: bool,
     timings: Timings,
 }
@@ -129,7 +128,14 @@ impl Vm {
         record: VmRecord,
         attached: &Attachment,
     ) -> Result<Self> {
-        let share = store.cluster(dir.cluster()).share()?;
+        let share = match store.cluster(dir.cluster()).share() {
+            Ok(share) => share,
+            Err(error) => {
+                // Otherwise that is the reason.
+                dir.check()?;
+                return Err(error.into());
+            }
+        };
         let target = Target {
             user: record.ssh_user.clone(),
             key: Keypair::of_store(store)?,
@@ -150,7 +156,6 @@ impl Vm {
             budget: None,
             progress: Arc::new(Silent),
             conditions: Vec::new(),
-            ignored: Vec::new(),
             was_running: true,
             timings: Timings::default(),
         })
@@ -185,7 +190,6 @@ impl Vm {
             budget: self.budget,
             progress: Arc::clone(&self.progress),
             conditions: self.conditions.clone(),
-            ignored: self.ignored.clone(),
             was_running: self.was_running,
             timings: self.timings.clone(),
         }
@@ -250,11 +254,6 @@ impl Vm {
         self
     }
 
-    pub(crate) fn ignoring(mut self, ignored: Vec<&'static str>) -> Self {
-        self.ignored = ignored;
-        self
-    }
-
     pub(crate) fn with_timings(mut self, timings: Timings) -> Self {
         self.timings = timings;
         self
@@ -296,6 +295,11 @@ impl Vm {
         &self.record.image.reference
     }
 
+    /// This very VM, for its worker.
+    fn target(&self) -> MemberId {
+        MemberId::of(&self.dir)
+    }
+
     /// The VM's directory.
     pub(crate) fn dir(&self) -> &VmDir {
         &self.dir
@@ -322,18 +326,9 @@ impl Vm {
     /// if vm.was_running() {
     ///     println!("found it running");
     /// }
-    /// for option in vm.ignored_options() {
-    ///     println!("{option} stays as it was when the VM was created");
-    /// }
     /// # Ok(()) }
     /// ```
     pub fn was_running(&self) -> bool {
         self.was_running
-    }
-
-    /// Options of [`VmBuilder::start`](crate::VmBuilder::start) that were ignored: the VM already existed and was created
-    /// with other values.
-    pub fn ignored_options(&self) -> &[&'static str] {
-        &self.ignored
     }
 }

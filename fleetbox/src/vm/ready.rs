@@ -9,12 +9,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Error, Result, VmFate};
 use crate::model::ready::{Ready, compile};
-use crate::process::ProcessError;
+use crate::process::{Client, ProcessError};
 use crate::progress::ProgressEvent;
 use crate::ssh;
+use crate::store::VmDir;
 use crate::util::text::{last_lines, printable};
 use crate::vm::logs::ConsoleLog;
-use crate::vm::{SSH_PORT, Vm};
+use crate::vm::{SSH_PORT, Vm, attach};
 
 /// Lines of the console that an error contains.
 const CONSOLE_LINES: usize = 40;
@@ -63,10 +64,9 @@ impl Vm {
     /// The error of a VM that did not become ready, with the last lines of its console.
     pub(crate) async fn not_ready(&self, why: String) -> Error {
         let console = self.console_tail().await.unwrap_or_default();
-        let left = match self.dir.is_running() {
-            _ if self.is_held() => VmFate::Held,
-            Ok(false) => VmFate::Stopped(Box::new(self.reference())),
-            _ => VmFate::Running(Box::new(self.reference())),
+        let left = match self.is_held() {
+            true => VmFate::Held,
+            false => fate(&self.dir, &self.client).await,
         };
         Error::NotReady {
             name: self.name.clone(),
@@ -80,10 +80,11 @@ impl Vm {
     pub(crate) async fn wait_for_ssh(&self, deadline: Instant) -> Result<()> {
         let connect = || async {
             self.client
-                .dial(self.name.as_str(), SSH_PORT)
+                .dial(&self.target(), SSH_PORT)
                 .await
                 .map_err(io::Error::other)
         };
+        let target = self.target();
         let ready = ssh::wait_ready(connect, &self.target, deadline);
         let error = tokio::select! {
             ready = ready => match ready {
@@ -93,7 +94,7 @@ impl Vm {
                 }
                 Err(error) => error.to_string(),
             },
-            ended = self.client.wait(self.name.as_str()) => match ended {
+            ended = self.client.wait(&target) => match ended {
                 Ok(report) => match report.failure {
                     // It already contains the console's last lines.
                     Some(failure) => return Err(ProcessError::Failed(failure).into()),
@@ -152,7 +153,12 @@ impl Vm {
         let mut last = String::new();
         let probed = tokio::select! {
             probed = timeout_at(deadline, self.probe_until(ready, deadline, &mut last)) => probed,
-            ended = self.ended() => return Err(self.not_ready(ended?).await),
+            ended = self.ended() => match ended {
+                // It already contains the console's last lines.
+                Err(error @ Error::Process(ProcessError::Failed(_))) => return Err(error),
+                Err(error) => return Err(self.not_ready(error.to_string()).await),
+                Ok(why) => return Err(self.not_ready(why).await),
+            },
         };
         let why = match probed {
             Ok(Ok(())) => return Ok(()),
@@ -259,6 +265,31 @@ impl Vm {
                 last_lines_of(&output.stdout),
             )),
         }
+    }
+}
+
+/// What happened to a VM that has no owner. A machine that is about to end is given time for that: it ends a moment
+/// after its worker was killed.
+pub(super) async fn fate(dir: &VmDir, client: &Client) -> VmFate {
+    let vm = || Box::new(dir.reference());
+    let deadline = Instant::now() + attach::ENDING;
+    loop {
+        match dir.is_running() {
+            Ok(false) if dir.check().is_err() => return VmFate::Deleted,
+            Ok(false) => return VmFate::Stopped(vm()),
+            Ok(true) | Err(_) => {}
+        }
+        let serving = match client.list().await {
+            Ok(machines) => {
+                let mut machines = machines.iter();
+                machines.any(|machine| machine.name == dir.name().as_str() && machine.running)
+            }
+            Err(error) => !error.is_worker_gone(),
+        };
+        if serving || Instant::now() > deadline {
+            return VmFate::Running(vm());
+        }
+        sleep(SHORTEST_PAUSE).await;
     }
 }
 

@@ -126,7 +126,7 @@ impl Vm {
         if let Some(session) = session.as_ref().filter(|session| !session.is_closed()) {
             return Ok(Arc::clone(session));
         }
-        let stream = self.client.dial(self.name.as_str(), SSH_PORT).await?;
+        let stream = self.client.dial(&self.target(), SSH_PORT).await?;
         let limit = Duration::from_secs(60);
         let connected = tokio::time::timeout(limit, ssh::Client::connect(stream, &self.target));
         let client = match connected.await {
@@ -154,7 +154,7 @@ impl Vm {
     /// [`Error::Process`](crate::Error::Process) if the guest refuses the connection, does not
     /// answer or does not run.
     pub async fn connect(&self, port: u16) -> Result<Stream> {
-        Ok(Stream(self.client.dial(self.name.as_str(), port).await?))
+        Ok(Stream(self.client.dial(&self.target(), port).await?))
     }
 
     /// Publishes a TCP port of the guest on a free loopback port of this host, for as long as the
@@ -179,8 +179,8 @@ impl Vm {
     /// Those of [`Vm::forward`], and [`Error::Process`](crate::Error::Process) if the port is in
     /// use or this user may not open it.
     pub async fn publish(&self, host_port: u16, guest_port: u16) -> Result<SocketAddr> {
-        let name = self.name.as_str();
-        Ok(self.client.forward(name, host_port, guest_port).await?)
+        let target = self.target();
+        Ok(self.client.forward(&target, host_port, guest_port).await?)
     }
 
     /// The ports that [`Vm::publish`] and [`Vm::forward`] of any process have opened since the VM was started, sorted
@@ -189,7 +189,7 @@ impl Vm {
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM does not run.
     pub async fn published(&self) -> Result<Vec<PublishedPort>> {
-        let forwards = self.client.forwards(self.name.as_str()).await?;
+        let forwards = self.client.forwards(&self.target()).await?;
         let published = |(address, port)| PublishedPort { address, port };
         Ok(forwards.into_iter().map(published).collect())
     }
@@ -213,7 +213,7 @@ impl Vm {
     /// [`Error::Process`](crate::Error::Process) if the VM has not been started since its worker
     /// was.
     pub async fn console(&self) -> Result<Stream> {
-        Ok(Stream(self.client.serial(self.name.as_str()).await?))
+        Ok(Stream(self.client.serial(&self.target()).await?))
     }
 
     /// The last 256 events since the VM was started, then each new event as it happens, until the
@@ -222,7 +222,7 @@ impl Vm {
     /// # Errors
     /// Those of [`Vm::console`].
     pub async fn events(&self) -> Result<Events> {
-        let stream = self.client.events(self.name.as_str()).await?;
+        let stream = self.client.events(&self.target()).await?;
         Ok(Events::new(self.cluster(), stream))
     }
 
@@ -231,6 +231,6 @@ impl Vm {
     /// # Errors
     /// [`Error::Process`](crate::Error::Process) if the VM's worker does not run.
     pub async fn console_tail(&self) -> Result<String> {
-        Ok(self.client.console(self.name.as_str()).await?)
+        Ok(self.client.console(&self.target()).await?)
     }
 }

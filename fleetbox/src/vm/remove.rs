@@ -1,18 +1,29 @@
 //! Removing VMs.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::list::find_vm;
 use super::{Vm, lock};
 use crate::error::Result;
-use crate::model::names::Reference;
-use crate::process::{Client, Lifeline};
+use crate::process::{Client, Lifeline, MemberId};
 use crate::store::ephemeral;
 use crate::store::{Lock, Store, StoreError, VmDir};
 use crate::util::task::blocking;
 use crate::vm::attach;
 use crate::vm::fleet::Fleet;
 use crate::vm::sweep;
+
+/// How long a VM that others start again and again, or whose machine does not end, is tried to be deleted.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often that is tried.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a worker may take that was ending already. Its cluster may also be held by a start, which is not waited for.
+const LAST_STEPS: Duration = Duration::from_secs(1);
 
 impl Vm {
     /// Kills the VM and removes it with its disk.
@@ -30,6 +41,9 @@ impl Vm {
 }
 
 /// Deletes the VM. The worker ends with the last VM of its cluster.
+///
+/// Other processes may be starting this VM, or other members, at the same time. So nothing waits for the end of *any*
+/// worker of the cluster, which may be the next one by now, and a machine that was started in between is killed again.
 async fn destroy(
     store: &Store,
     dir: &VmDir,
@@ -37,23 +51,34 @@ async fn destroy(
     lifeline: Option<Arc<Lifeline>>,
 ) -> Result<()> {
     let cluster = store.cluster(dir.cluster());
-    let others = cluster.vms()?.iter().any(|vm| vm.name() != dir.name());
-    let asked = if others {
-        client.forget(dir.name().as_str()).await
-    } else {
-        client.shutdown().await
-    };
-    match asked {
-        Ok(()) => {}
-        Err(error) if error.is_worker_gone() => {}
-        Err(error) => return Err(error.into()),
+    let mut lifeline = lifeline;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let last = cluster.vms()?.iter().all(|vm| vm.name() == dir.name());
+        match client.forget(&MemberId::of(dir), last).await {
+            Ok(()) => {}
+            Err(error) if error.is_worker_gone() => {}
+            Err(error) if error.is_silence() => attach::end_worker(&cluster).await?,
+            Err(error) => return Err(error.into()),
+        }
+        if last {
+            drop(lifeline.take());
+        }
+        let doomed = dir.clone();
+        match blocking(move || doomed.destroy()).await {
+            // Its machine is about to end, or was started again.
+            Err(StoreError::Running { .. }) if Instant::now() < deadline => sleep(POLL).await,
+            deleted => {
+                deleted?;
+                break;
+            }
+        }
     }
-    if !others {
-        drop(lifeline);
-        attach::worker_ended(&cluster).await?;
+    // A worker that was ending already is given time for that, unless it is the next one, which has VMs.
+    let deadline = Instant::now() + LAST_STEPS;
+    while cluster.is_running()? && cluster.vms()?.is_empty() && Instant::now() < deadline {
+        sleep(POLL).await;
     }
-    let dir = dir.clone();
-    blocking(move || ephemeral::delete(&dir)).await?;
     // The worker may still have used the directory when it deleted the VM itself.
     blocking(move || Ok(cluster.remove_if_unused()?)).await
 }
@@ -70,9 +95,28 @@ impl Fleet {
     /// # Errors
     /// Those of [`Fleet::find`], or a process that does not end.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let (store, dir) = find_vm(self, name).await?;
-        let client = attach::client(&store.cluster(dir.cluster()));
-        destroy(&store, &dir, &client, None).await
+        let (_, dir) = find_vm(self, name).await?;
+        self.remove_found(&dir).await
+    }
+
+    /// Like [`Fleet::remove`], for a VM that was found before, perhaps to ask a user about it. Another VM that has been
+    /// created under its name since is left alone.
+    ///
+    /// ```no_run
+    /// # async fn example() -> fleetbox::Result<()> {
+    /// let fleet = fleetbox::Fleet::new();
+    /// let old = fleet.find("web").await?;
+    /// println!("deleting {}, created {} s after 1970", old.name(), old.record()?.created);
+    /// fleet.remove_found(&old).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A process that does not end, or an error of the file system. If the VM is gone already, there is none.
+    pub async fn remove_found(&self, vm: &VmDir) -> Result<()> {
+        let store = self.store().await?;
+        let client = attach::client(&store.cluster(vm.cluster()));
+        destroy(&store, vm, &client, None).await
     }
 }
 
@@ -100,31 +144,23 @@ impl Fleet {
 }
 
 impl Fleet {
-    /// Like [`Fleet::prune`], but only for the given VMs: those that a user has confirmed, for example. What killed
-    /// processes left behind is removed too.
+    /// Like [`Fleet::prune`], but only for the given VMs: those that a user has confirmed, for example. Another VM that
+    /// has been created under the name of one of them since is left alone. What killed processes left behind is
+    /// removed too.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
-    /// use fleetbox::names::Reference;
-    ///
-    /// let old: Reference = "shop/node-1".parse()?;
-    /// fleetbox::Fleet::new().prune_only(&[old]).await?;
+    /// let fleet = fleetbox::Fleet::new();
+    /// let old = fleet.find("shop/node-1").await?;
+    /// fleet.prune_only(&[old]).await?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// Those of [`Fleet::prune`].
-    pub async fn prune_only(&self, vms: &[Reference]) -> Result<Vec<String>> {
+    pub async fn prune_only(&self, vms: &[VmDir]) -> Result<Vec<String>> {
         let vms = vms.to_vec();
-        prune_those(self, move |vm| {
-            vms.iter().any(|named| {
-                let cluster = named
-                    .cluster()
-                    .is_none_or(|cluster| cluster == vm.cluster());
-                cluster && named.name() == vm.name()
-            })
-        })
-        .await
+        prune_those(self, move |vm| vms.iter().any(|found| found.is_same(vm))).await
     }
 }
 
@@ -163,7 +199,7 @@ async fn prune_those(
 /// Locks the cluster of a VM against all other users; `None` if it is in use or gone.
 fn claim(store: &Store, vm: &VmDir) -> Result<Option<Lock>> {
     match store.cluster(vm.cluster()).try_claim() {
-        Err(_) if !vm.paths().dir().exists() => Ok(None),
+        Err(_) if vm.check().is_err() => Ok(None),
         claim => Ok(claim?),
     }
 }

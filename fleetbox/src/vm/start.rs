@@ -1,15 +1,17 @@
 //! Starting a VM, and waiting until it is ready.
 
+use fleetbox_devices::block::check_base;
 use tokio::time::Instant;
 
 use super::{Vm, lock};
+use crate::disk::fixture;
 use crate::error::{Error, Result};
 use crate::host::budget::{self, Budget, Lease, Want};
+use crate::host::preflight;
 use crate::host::resources::{HostResources, Request};
 use crate::model::lifetime::Lifetime;
 use crate::process::MachineSpec;
 use crate::progress::ProgressEvent;
-use crate::store::VmRecord;
 use crate::store::ephemeral;
 use crate::util::task::blocking;
 use crate::vm::attach::{self, Attempts};
@@ -25,27 +27,28 @@ impl Vm {
             self.progress.event(ProgressEvent::Starting { vm });
             if !self.record.fixtures.is_empty() {
                 self.progress.event(ProgressEvent::CopyingFixtures { vm });
-                let (fixtures, paths) = (self.record.fixtures.clone(), self.dir.paths().clone());
-                blocking(move || fixtures::build(&fixtures, &paths)).await?;
+                let (fixtures, dir) = (self.record.fixtures.clone(), self.dir.clone());
+                blocking(move || {
+                    dir.check()?;
+                    Ok::<_, Error>(fixtures::build(&fixtures, dir.paths())?)
+                })
+                .await?;
             }
         }
-        Ok(self.client.start(self.machine()?).await?.0)
+        match self.client.start(self.machine()?).await {
+            Ok((already, _)) => Ok(already),
+            Err(error) => {
+                // Otherwise that is the reason.
+                self.dir.check()?;
+                Err(error.into())
+            }
+        }
     }
 
     /// Describes the machine for the worker.
     pub(crate) fn machine(&self) -> Result<MachineSpec> {
-        let record = self.current()?;
+        let record = self.dir.record()?;
         Ok(machine_spec(&self.dir, &record, self.backend.clone()))
-    }
-
-    /// The current record. It may have changed since this handle was made.
-    fn current(&self) -> Result<VmRecord> {
-        match self.dir.record() {
-            Err(_) if !self.dir.paths().dir().exists() => Err(Error::NoVm {
-                name: self.name.clone(),
-            }),
-            record => Ok(record?),
-        }
     }
 
     /// Starts the VM again after it was stopped or failed, and waits until it answers over SSH. It
@@ -87,19 +90,39 @@ impl Vm {
         Ok(Some(lease))
     }
 
-    /// Checks that this host could run all of `vms` if nothing else ran.
-    pub(crate) fn check_resources(vms: &[&Self]) -> Result<()> {
+    /// Checks what would keep `vms` from being started again after they are stopped, as far as that can be known while
+    /// they run: whether this host could run them if nothing else ran, the directories of their fixtures, and the
+    /// images under their disks.
+    pub(crate) async fn check_startable(vms: &[&Self]) -> Result<()> {
+        let Some(first) = vms.first() else {
+            return Ok(());
+        };
+        if first.has_guest() {
+            preflight::check()?;
+        }
         let wants = vms.iter().map(|vm| vm.want());
         let wants = wants.collect::<Result<Vec<_>>>()?;
-        match vms.first() {
-            Some(first) => Ok(first.budget()?.check(&wants)?),
-            None => Ok(()),
+        first.budget()?.check(&wants)?;
+        for vm in vms {
+            let dir = vm.dir.clone();
+            blocking(move || {
+                let record = dir.record()?;
+                fixture::probe(&record.fixtures)?;
+                let paths = dir.paths();
+                check_base(&paths.disk_layer())?;
+                for number in 1..=record.extra_disks.len() {
+                    check_base(&paths.extra_disk(number))?;
+                }
+                Ok::<_, Error>(())
+            })
+            .await?;
         }
+        Ok(())
     }
 
     /// The memory that the VM needs. Checks that this host can run it at all.
     fn want(&self) -> Result<Want> {
-        let record = self.current()?;
+        let record = self.dir.record()?;
         HostResources::of_host(self.store.home()).check(&Request::of(&record))?;
         let cluster = self.dir.cluster().clone();
         Ok(Want::new(cluster, self.name.clone(), record.memory))
@@ -131,13 +154,14 @@ impl Vm {
         self.wait_until_up(deadline, true).await
     }
 
-    /// Stops the VM if it runs, and starts it again. If this host could never run it, it is not
-    /// stopped.
+    /// Stops the VM if it runs, and starts it again. If it is clear beforehand that it could not be started again, it
+    /// is not stopped: this host could never run it, a directory of a fixture cannot be read, or the image under its
+    /// disk is missing or has changed.
     ///
     /// # Errors
     /// Those of [`Vm::stop`] and [`Vm::start`].
     pub async fn restart(&self) -> Result<()> {
-        Self::check_resources(&[self])?;
+        Self::check_startable(&[self]).await?;
         match self.stop().await {
             Ok(_) => self.start().await,
             Err(error) if error.is_not_running() => self.start().await,
@@ -156,12 +180,7 @@ impl Vm {
         let (store, dir) = (self.store.clone(), self.dir.clone());
         let runtime = tokio::runtime::Handle::current();
         let attached = blocking(move || {
-            let prepare = || match store.cluster(dir.cluster()).vm(dir.name()) {
-                Some(_) => Ok(()),
-                None => Err(Error::NoVm {
-                    name: dir.name().clone(),
-                }),
-            };
+            let prepare = || Ok(dir.check()?);
             attach::attach(&store, dir.cluster(), lifetime, &runtime, prepare)
         })
         .await?;

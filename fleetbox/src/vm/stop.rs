@@ -9,14 +9,12 @@ use crate::error::{Error, Result};
 use crate::process::ProcessError;
 use crate::progress::ProgressEvent;
 use crate::util::task::blocking;
+use crate::vm::attach::{self, ENDING};
 use crate::vm::fleet::Fleet;
 use crate::vm::sweep;
 
 /// How long [`Vm::stop`] gives a guest to power off.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long a machine whose worker is gone may take to end.
-const ENDING: Duration = Duration::from_secs(5);
 
 impl Vm {
     /// Waits until the VM ends. `Ok` means that the guest powered off or that the VM was stopped.
@@ -31,7 +29,7 @@ impl Vm {
     /// # Errors
     /// [`Error::Process`] if the VM failed, with the reason and the console's last lines.
     pub async fn wait(&self) -> Result<()> {
-        match self.client.wait(self.name.as_str()).await?.failure {
+        match self.client.wait(&self.target()).await?.failure {
             None => Ok(()),
             Some(failure) => Err(ProcessError::Failed(failure).into()),
         }
@@ -67,8 +65,13 @@ impl Vm {
             let vm = self.name.as_str();
             self.progress.event(ProgressEvent::Stopping { vm });
         }
-        let forced = match self.client.stop(self.name.as_str(), deadline).await {
+        let forced = match self.client.stop(&self.target(), deadline).await {
             Ok(forced) => forced,
+            // Who wants it killed wants it killed in any case.
+            Err(error) if error.is_silence() && deadline.is_zero() => {
+                attach::end_worker(&self.store.cluster(self.dir.cluster())).await?;
+                true
+            }
             Err(error) if error.is_worker_gone() => {
                 // The VM ends with its worker, unless the worker runs and just does not answer.
                 return Err(match self.is_unlocked_within(ENDING).await? {
@@ -88,7 +91,8 @@ impl Vm {
         })
     }
 
-    /// Kills the VM, as a power failure would. The disk stays.
+    /// Kills the VM, as a power failure would. The disk stays. If the worker of its cluster hangs or is suspended, it is
+    /// killed too, which ends all VMs of the cluster.
     ///
     /// ```no_run
     /// # async fn example(vm: fleetbox::Vm) -> fleetbox::Result<()> {
@@ -118,7 +122,7 @@ impl Vm {
     }
 
     /// Waits up to `patience` until no process has the VM's lock; true if that happened.
-    async fn is_unlocked_within(&self, patience: Duration) -> Result<bool> {
+    pub(super) async fn is_unlocked_within(&self, patience: Duration) -> Result<bool> {
         let deadline = Instant::now() + patience;
         while self.dir.is_running()? {
             if Instant::now() > deadline {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::blocking;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::host::budget::Budget;
 use crate::model::size::Size;
 use crate::process::{Backend, ProcessError, Role};
@@ -73,18 +73,18 @@ async fn a_named_vm_is_started_once_and_keeps_its_disk() {
     let first = builder.clone().start().await.unwrap();
     let layer = home.path().join("clusters/web/web/disk.layer");
     std::fs::metadata(&layer).unwrap();
-    assert!(first.ignored_options().is_empty());
     assert!(first.console_tail().await.unwrap().ends_with("login: "));
 
-    // The same machine, and other options are of no effect.
-    let second = builder
-        .clone()
-        .cpus(2)
-        .memory(Size::gib(1))
-        .start()
-        .await
-        .unwrap();
-    assert_eq!(second.ignored_options(), ["cpus", "memory"]);
+    // Other options are refused, and say how to change it.
+    let other = builder.clone().cpus(2).memory(Size::gib(1));
+    let differs = other.clone().start().await.unwrap_err().to_string();
+    let expected = "web exists already and differs: its number of CPUs is 1, and 2 was given";
+    let set = "`fleetbox set web --cpus 2 --memory 1G`";
+    for part in [expected, "`fleetbox up web`", "`fleetbox down web`", set] {
+        assert!(differs.contains(part), "{differs}");
+    }
+    assert!(matches!(other.create().await, Err(Error::Differs { .. })));
+    let second = builder.clone().start().await.unwrap();
     drop(first);
     home.assert_served("web").await;
     assert_eq!(home.states().await, [("web".to_owned(), VmState::Running)]);
@@ -179,17 +179,18 @@ async fn fixtures_are_settled_at_creation_and_copied_at_each_start() {
     let builder = home.vm(Vm::builder("web")).fixture(&data, "/work");
     let vm = builder.clone().start().await.unwrap();
     assert_eq!(read(), "one");
-    assert!(vm.ignored_options().is_empty());
 
     // A VM that runs keeps what it has.
     std::fs::write(data.join("file"), "two").unwrap();
-    let same = builder
-        .clone()
-        .fixture(&data, "/other")
-        .start()
-        .await
-        .unwrap();
-    assert_eq!(same.ignored_options(), ["fixtures"]);
+    let other = builder.clone().fixture(&data, "/other").start().await;
+    let differs = other.unwrap_err().to_string();
+    for part in [
+        "its fixtures are not those that were given",
+        "`fleetbox rm web`",
+    ] {
+        assert!(differs.contains(part), "{differs}");
+    }
+    let same = builder.clone().start().await.unwrap();
     assert_eq!(read(), "one");
     vm.stop().await.unwrap();
     drop((vm, same));
@@ -199,7 +200,6 @@ async fn fixtures_are_settled_at_creation_and_copied_at_each_start() {
     assert!(record.contains(data.to_str().unwrap()), "{record}");
     let vm = home.vm(Vm::builder("web")).start().await.unwrap();
     assert_eq!(read(), "two");
-    assert!(vm.ignored_options().is_empty());
     vm.stop().await.unwrap();
 
     // Without its directory it does not start, and stays.
@@ -465,4 +465,64 @@ async fn a_vm_that_runs_without_an_answer_of_its_worker_is_not_said_to_be_stoppe
     let stopped = stopped.await;
     assert!(matches!(stopped, Ok(None)), "{stopped:?}");
     assert!(running.is_none(), "it was not awaited");
+}
+
+#[tokio::test]
+async fn a_handle_never_means_a_later_vm_of_its_name() {
+    let home = Home::new();
+    let builder = home.vm(Vm::builder("web")).detached();
+    let old = builder.clone().start().await.unwrap();
+    // As another process does.
+    let fleet = Fleet::at(home.path());
+    fleet.remove("web").await.unwrap();
+    let new = builder.clone().start().await.unwrap();
+
+    for ended in [old.kill().await, old.stop().await.map(drop)] {
+        assert!(ended.is_err_and(|error| error.is_not_running()));
+    }
+    let lost = |result: Result<()>| matches!(result, Err(Error::NoVm { .. }));
+    assert!(lost(old.start().await));
+    assert!(lost(old.restart().await));
+    assert!(old.console_tail().await.is_err());
+    assert!(old.publish(0, 80).await.is_err());
+    old.destroy().await.unwrap();
+    assert!(new.console_tail().await.unwrap().ends_with("login: "));
+    assert_eq!(home.states().await, [("web".to_owned(), VmState::Running)]);
+
+    // One that does not run is not started in place of the old one either.
+    new.stop().await.unwrap();
+    let old = new;
+    fleet.remove("web").await.unwrap();
+    builder.clone().create().await.unwrap();
+    assert!(lost(old.start().await));
+    assert_eq!(home.states().await, [("web".to_owned(), VmState::Stopped)]);
+}
+
+#[tokio::test]
+async fn a_restart_that_cannot_succeed_stops_nothing() {
+    let home = Home::new();
+    let data = home.dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let image = home.dir.path().join("other.raw");
+    std::fs::copy(home.dir.path().join("disk.raw"), &image).unwrap();
+    let builder = home.vm(Vm::builder("web")).fixture(&data, "/work");
+    let builder = builder.image(image.to_str().unwrap());
+    let vm = builder.clone().start().await.unwrap();
+    let refused = async |path: &Path| {
+        let moved = path.with_extension("moved");
+        std::fs::rename(path, &moved).unwrap();
+        let again = builder.clone().restart(Duration::from_secs(20)).await;
+        for error in [
+            again.map(drop).unwrap_err(),
+            vm.restart().await.unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
+        assert_eq!(home.states().await, [("web".to_owned(), VmState::Running)]);
+        std::fs::rename(&moved, path).unwrap();
+    };
+    refused(&data).await;
+    refused(&image).await;
+    vm.restart().await.unwrap();
 }

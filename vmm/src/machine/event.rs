@@ -36,6 +36,14 @@ pub enum Event {
         /// The line on the console.
         message: String,
     },
+    /// The host could not do what a device needed, for example because its disk is full. The guest runs on, and sees
+    /// that the device fails.
+    DeviceError {
+        /// The device.
+        device: String,
+        /// What failed, and why.
+        error: String,
+    },
     /// The guest powered itself off. No event follows.
     PoweredOff,
     /// The machine was killed on purpose. No event follows.

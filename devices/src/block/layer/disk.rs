@@ -1,6 +1,7 @@
 //! An open layer.
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::bitmap::{BLOCK, BLOCK_BITS, Bitmap, Patch};
@@ -266,6 +267,17 @@ impl Disk for LayerDisk {
 }
 
 /// Opens the base of the layer in `file`, if it has not changed.
+/// Checks the images under the layer at `path` as opening it does, but ignores the lock of the layer itself, which may
+/// be in use.
+pub(in crate::block) fn check_base(path: &Path, chain: &mut Chain) -> Result<(), DiskError> {
+    let file = HostFile::peek(path)?;
+    let (header, _) = read_header(&file)?;
+    match &header.base {
+        Some(info) => open_base(&file, info, &OpenOptions::read_only(), chain).map(drop),
+        None => Ok(()),
+    }
+}
+
 fn open_base(
     file: &HostFile,
     info: &BaseInfo,

@@ -22,5 +22,5 @@ mod load;
 
 pub use create::layer_info;
 pub(super) use create::{create, refuse_base};
-pub(super) use disk::LayerDisk;
+pub(super) use disk::{LayerDisk, check_base};
 pub use info::{Base, BaseInfo, LayerInfo, LayerOptions};

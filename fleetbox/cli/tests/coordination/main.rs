@@ -8,9 +8,15 @@ mod cases;
 #[cfg(fleetbox_fake)]
 mod guest;
 #[cfg(fleetbox_fake)]
+mod host;
+#[cfg(fleetbox_fake)]
 mod openssh;
 #[cfg(fleetbox_fake)]
 mod outputs;
+#[cfg(fleetbox_fake)]
+mod races;
+#[cfg(fleetbox_fake)]
+mod stress;
 
 /// Where the compiler is wrapped to give the flag, as that command does, the cases must be there.
 #[cfg(not(fleetbox_fake))]

@@ -4,8 +4,8 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use crate::cases::{Host, said, succeeded};
 use crate::guest::Guest;
+use crate::host::{Host, said, succeeded};
 
 #[test]
 fn what_ssh_config_prints_is_enough_for_openssh() {

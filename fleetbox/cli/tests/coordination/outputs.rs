@@ -11,8 +11,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cases::{Host, eventually, succeeded};
 use crate::guest::Guest;
+use crate::host::{Host, eventually, succeeded};
 
 /// How long a command may take.
 const LIMIT: Duration = Duration::from_secs(30);

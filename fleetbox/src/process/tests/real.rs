@@ -77,14 +77,15 @@ fn a_real_machine_runs_in_its_process_and_its_power_off_ends_the_worker() {
         initrd: None,
         cmdline: String::new(),
     };
-    let name = name.as_str();
     match runtime.block_on(attached.client.start(spec)) {
         // It may have come to its end before anybody looked.
         Ok(_) => {}
         Err(ProcessError::Failed(message)) if message.contains("powered off immediately") => {}
         Err(error) => panic!("{error}"),
     }
-    let report = runtime.block_on(attached.client.wait(name)).unwrap();
+    let report = runtime
+        .block_on(attached.client.wait(&fixture.id()))
+        .unwrap();
     assert_eq!(report.failure, None);
     assert_eq!(report.console, "Hello from the guest");
     drop(attached);
@@ -100,7 +101,7 @@ fn a_real_machine_that_cannot_boot_says_why() {
     let (attached, _) = fixture.start(Lifetime::Bound, runs());
     let runtime = runtime();
     runtime
-        .block_on(attached.client.stop(fixture.name.as_str(), SECONDS))
+        .block_on(attached.client.stop(&fixture.id(), SECONDS))
         .unwrap();
     let mut spec = spec(&fixture.vm().unwrap(), runs());
     spec.backend = Backend::Vmm;

@@ -34,11 +34,26 @@ pub(super) fn network(store: &Store, cluster: &Name, members: &[Member]) -> Resu
     Ok(())
 }
 
+/// Like [`network`], but for members that run and are stopped first. With the last of them the worker ends.
+pub(super) fn network_again(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
+    let dir = store.cluster(cluster);
+    if bridge::of_cluster(&dir)?.is_none() {
+        return Ok(());
+    }
+    for vm in dir.vms()? {
+        let stopped = members.iter().any(|member| member.plan.name == *vm.name());
+        if !stopped && vm.is_running()? {
+            return Ok(());
+        }
+    }
+    Ok(bridge::permitted()?)
+}
+
 /// The memory of the members that do not run.
-pub(super) fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result<Vec<Want>> {
+pub(super) fn wants(cluster: &Name, members: &[Member]) -> Result<Vec<Want>> {
     let mut wants = Vec::new();
-    for Member { plan, .. } in members {
-        let memory = match store.cluster(cluster).vm(&plan.name) {
+    for Member { plan, found, .. } in members {
+        let memory = match found {
             Some(vm) if vm.is_running()? => continue,
             Some(vm) => vm.record()?.memory,
             None => plan.memory,
@@ -50,16 +65,11 @@ pub(super) fn wants(store: &Store, cluster: &Name, members: &[Member]) -> Result
 
 /// Checks that this host has what each new member asks for. If the members will be started, it also
 /// checks what the existing, stopped members need.
-pub(super) fn resources(
-    store: &Store,
-    cluster: &Name,
-    members: &[Member],
-    starting: bool,
-) -> Result<()> {
+pub(super) fn resources(store: &Store, members: &[Member], starting: bool) -> Result<()> {
     let there = HostResources::of_host(store.home());
-    let cluster = store.cluster(cluster);
-    for Member { builder, plan, .. } in members {
-        match cluster.vm(&plan.name) {
+    for member in members {
+        let Member { builder, plan, .. } = member;
+        match &member.found {
             None => there.check(&builder.asked(plan))?,
             Some(vm) if starting && !vm.is_running()? => {
                 there.check(&Request::of(&vm.record()?))?

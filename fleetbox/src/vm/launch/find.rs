@@ -14,7 +14,10 @@ use crate::vm::builder::{Plan, VmBuilder};
 pub(super) struct Member {
     pub(super) builder: VmBuilder,
     pub(super) plan: Plan,
-    /// Its image, if it does not exist.
+    /// The VM that was found at the beginning. The start is about this one: if it is removed meanwhile, that is an
+    /// error, and not a reason to create another one.
+    pub(super) found: Option<VmDir>,
+    /// Its image, if it was not found.
     pub(super) image: Option<Image>,
 }
 
@@ -26,6 +29,7 @@ impl Launch {
             members.push(Member {
                 plan: builder.plan()?,
                 builder: builder.clone(),
+                found: None,
                 image: None,
             });
         }
@@ -53,13 +57,16 @@ impl Launch {
         Ok(())
     }
 
-    /// The cluster that the start is about, and a shared lock on it if it exists. The lock keeps its members from
-    /// being pruned while the start waits for an image or for memory. So it is taken before anything is looked up,
-    /// and kept until the handles have locks of their own.
+    /// Finds the members that exist, and the cluster that the start is about, with a shared lock on it if it exists.
+    /// The lock keeps its members from being pruned while the start waits for an image or for memory. So it is taken
+    /// before anything is looked up, and kept until the handles have locks of their own.
+    ///
+    /// # Errors
+    /// [`Error::Differs`] if a member exists with other options than those given.
     pub(super) async fn locate(
         &self,
         store: &Store,
-        members: &[Member],
+        members: &mut [Member],
     ) -> Result<(Name, Option<Lock>)> {
         loop {
             let cluster = self.resolve_cluster(store, members)?;
@@ -67,6 +74,13 @@ impl Launch {
             let share = blocking(move || dir.share_if_there()).await?;
             // Otherwise it was removed or created in the meantime.
             if self.resolve_cluster(store, members)? == cluster {
+                let dir = store.cluster(&cluster);
+                for member in members.iter_mut() {
+                    member.found = dir.vm(&member.plan.name);
+                    if let Some(found) = &member.found {
+                        member.builder.agree(&member.plan, found)?;
+                    }
+                }
                 return Ok((cluster, share));
             }
         }
@@ -126,12 +140,11 @@ pub(super) fn exists(vm: &VmDir) -> Error {
 }
 
 /// Downloads the images of the members that do not exist, each once.
-pub(super) async fn images(store: &Store, cluster: &Name, members: &mut [Member]) -> Result<()> {
+pub(super) async fn images(store: &Store, members: &mut [Member]) -> Result<()> {
     let images = Images::new(store)?;
-    let cluster = store.cluster(cluster);
     let mut known: Vec<(ImageRef, Image)> = Vec::new();
     for member in members {
-        if cluster.vm(&member.plan.name).is_some() {
+        if member.found.is_some() {
             continue;
         }
         // Check the fixtures before anything is downloaded. They are copied when the machine is

@@ -11,9 +11,11 @@ use crate::host::budget::Lease;
 use crate::model::lifetime::Lifetime;
 use crate::model::names::Name;
 use crate::model::timing::{Clock, Phase};
-use crate::store::{Store, StoreError, ephemeral};
+use crate::process::{Client, ProcessError};
+use crate::store::{Store, StoreError, VmDir, ephemeral};
 use crate::util::task::blocking;
 use crate::vm::create::create;
+use crate::vm::ready::fate;
 use crate::vm::{Vm, attach};
 
 /// A start of several members together.
@@ -23,8 +25,8 @@ pub(super) struct Startup {
     lifetime: Lifetime,
     alone: bool,
     members: Arc<Vec<Member>>,
-    /// Names of the members that this start has created.
-    created: Vec<Name>,
+    /// The members that this start has created.
+    created: Vec<VmDir>,
 }
 
 impl Startup {
@@ -72,6 +74,18 @@ impl Startup {
         clock.done(Phase::Machine);
         match failure {
             None => Ok(vms),
+            // It is of no use, not even to find out why: there is no output of it. The next start may have other
+            // options.
+            Some(Error::Process(ProcessError::NotStarted(why))) if self.alone => {
+                let deleted = !self.created.is_empty();
+                undo(vms, &self.created).await;
+                let after = if deleted {
+                    "; it was deleted again"
+                } else {
+                    ""
+                };
+                Err(ProcessError::NotStarted(format!("{why}{after}")).into())
+            }
             Some(error) => Err(self.undo(vms, error).await),
         }
     }
@@ -103,7 +117,7 @@ impl Startup {
             Err(error) => {
                 // An earlier attempt may have created some, whose handles are gone.
                 if !self.alone {
-                    delete(&self.store, &self.cluster, &self.created).await;
+                    delete(&self.store, &self.created).await;
                 }
                 Err(error)
             }
@@ -113,65 +127,87 @@ impl Startup {
     /// Undoes this start unless it is about a single VM, and adds to the error what happened to the
     /// VM that failed.
     async fn undo(&self, vms: Vec<Vm>, error: Error) -> Error {
+        let Error::NotReady { name, .. } = &error else {
+            self.undo_all(vms).await;
+            return error;
+        };
         let held = vms.iter().any(Vm::is_held);
+        let failed = vms.iter().find(|vm| vm.name == *name);
+        let failed = failed.map(|vm| (vm.dir.clone(), vm.client.clone()));
+        self.undo_all(vms).await;
+        match failed {
+            Some((dir, client)) => {
+                let fate = self.fate(&dir, &client, held).await;
+                error.with_fate(|_| fate)
+            }
+            None => error,
+        }
+    }
+
+    async fn undo_all(&self, vms: Vec<Vm>) {
         if self.alone {
             drop(vms);
         } else {
             undo(vms, &self.created).await;
         }
-        error.with_fate(|name| self.fate(name, held))
     }
 
     /// What happened to a member whose start failed, after the start was undone. `held` says
     /// whether this process owned it.
-    fn fate(&self, name: &Name, held: bool) -> VmFate {
-        let cluster = self.store.cluster(&self.cluster);
-        let Some(vm) = cluster.vm(name) else {
+    async fn fate(&self, dir: &VmDir, client: &Client, held: bool) -> VmFate {
+        if dir.check().is_err() {
             return VmFate::Deleted;
-        };
+        }
         // Its worker ends the machine unless this process has other handles.
+        let cluster = self.store.cluster(&self.cluster);
         match held && attach::owned(&cluster).is_none() {
-            true if ephemeral::is_ephemeral(&vm) => VmFate::Deleted,
-            true => VmFate::Stopped(Box::new(vm.reference())),
-            false => match vm.is_running() {
-                Ok(false) => VmFate::Stopped(Box::new(vm.reference())),
-                _ => VmFate::Running(Box::new(vm.reference())),
-            },
+            true if ephemeral::is_ephemeral(dir) => VmFate::Deleted,
+            true => VmFate::Stopped(Box::new(dir.reference())),
+            false => fate(dir, client).await,
         }
     }
 }
 
 /// Attaches to the cluster's worker and makes a handle on each member. Creates the members that do
-/// not exist, and returns their names. If anything fails, the new members are deleted.
+/// not exist, and returns those. If anything fails, the new members are deleted.
 fn make_all(
     store: &Store,
     cluster: &Name,
     lifetime: Lifetime,
     members: &[Member],
-    ours: &[Name],
+    ours: &[VmDir],
     runtime: &tokio::runtime::Handle,
-) -> Result<(Vec<Vm>, Vec<Name>)> {
+) -> Result<(Vec<Vm>, Vec<VmDir>)> {
     let dir = store.cluster(cluster);
+    let mut made = Vec::new();
     let mut created = Vec::new();
     let mut share = None;
     let prepare = || {
         // From here on, a cluster that was created in the meantime is not pruned either.
         share = dir.share_if_there()?;
         for member in members {
-            if make(store, cluster, member, lifetime, ours)? {
-                created.push(member.plan.name.clone());
+            let (vm, new) = make(store, cluster, member, lifetime, ours)?;
+            if new {
+                created.push(vm.clone());
             }
+            made.push(vm);
         }
         Ok(())
     };
     let attached = attach::attach(store, cluster, lifetime, runtime, prepare);
     let vms = attached.and_then(|attached| {
-        let handle = |member: &Member| member.handle(store, cluster, &attached);
-        members.iter().map(handle).collect::<Result<Vec<_>>>()
+        let vms = members.iter().zip(made);
+        vms.map(|(member, vm)| {
+            let record = vm.record()?;
+            Ok(member
+                .builder
+                .configure(Vm::new(store, vm, record, &attached)?))
+        })
+        .collect::<Result<Vec<_>>>()
     });
     if vms.is_err() {
         // None of them was started.
-        for vm in created.iter().filter_map(|name| dir.vm(name)) {
+        for vm in &created {
             if let Err(error) = vm.destroy() {
                 tracing::warn!(vm = %vm.name(), %error, "cannot delete a VM of a failed start");
             }
@@ -180,72 +216,66 @@ fn make_all(
     Ok((vms?, created))
 }
 
-impl Member {
-    /// Makes a handle on the VM, which now exists.
-    fn handle(&self, store: &Store, cluster: &Name, attached: &attach::Attachment) -> Result<Vm> {
-        let name = &self.plan.name;
-        let vm = store.cluster(cluster).vm(name);
-        let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
-        let record = vm.record()?;
-        let ignored = if self.image.is_none() {
-            self.builder.ignored(&self.plan, &record)
-        } else {
-            Vec::new()
-        };
-        if !ignored.is_empty() {
-            tracing::warn!(vm = %record.name, ?ignored, "the VM already exists; these options are ignored");
-        }
-        let vm = Vm::new(store, vm, record, attached)?;
-        Ok(self.builder.configure(vm).ignoring(ignored))
-    }
-}
-
-/// Creates a member; false if it already exists. `ours` are the members that this call has created.
+/// The VM of a member, and whether this has created it. `ours` are the VMs that this start has created before.
 pub(super) fn make(
     store: &Store,
     cluster: &Name,
     member: &Member,
     lifetime: Lifetime,
-    ours: &[Name],
-) -> Result<bool> {
+    ours: &[VmDir],
+) -> Result<(VmDir, bool)> {
     let name = &member.plan.name;
-    if let Some(vm) = store.cluster(cluster).vm(name) {
-        if member.builder.create_new && !ours.contains(name) {
-            return Err(exists(&vm));
-        }
-        return Ok(false);
+    let ours = ours.iter().find(|vm| vm.name() == name);
+    if let Some(known) = member.found.as_ref().or(ours) {
+        // Another process may have removed it.
+        known.check()?;
+        return Ok((known.clone(), false));
     }
-    let Some(image) = &member.image else {
-        // Another process removed it after it was looked up.
-        return Err(Error::NoVm { name: name.clone() });
+    let existing = || {
+        // Created by another process after the beginning of this start.
+        let vm = store.cluster(cluster).vm(name);
+        match vm {
+            Some(vm) if member.builder.create_new => Err(exists(&vm)),
+            Some(vm) => {
+                member.builder.agree(&member.plan, &vm)?;
+                Ok(Some((vm, false)))
+            }
+            None => Ok(None),
+        }
     };
+    if let Some(vm) = existing()? {
+        return Ok(vm);
+    }
+    let no_vm = || Error::NoVm { name: name.clone() };
+    let image = member.image.as_ref().ok_or_else(no_vm)?;
     match create(store, cluster, &member.plan, image, lifetime) {
-        Ok(_) => Ok(true),
-        Err(Error::Store(StoreError::Exists { .. })) if !member.builder.create_new => Ok(false),
+        Ok(vm) => Ok((vm, true)),
+        Err(Error::Store(StoreError::Exists { .. })) if !member.builder.create_new => {
+            existing()?.ok_or_else(no_vm)
+        }
         Err(error) => Err(error),
     }
 }
 
 /// Deletes the members that this call created. They have no handles any more.
-async fn delete(store: &Store, cluster: &Name, created: &[Name]) {
-    let cluster = store.cluster(cluster);
-    for dir in created.iter().filter_map(|name| cluster.vm(name)) {
-        let name = dir.name().clone();
-        let deleted = match Vm::found(store, dir) {
+async fn delete(store: &Store, created: &[VmDir]) {
+    for dir in created {
+        let deleted = match Vm::found(store, dir.clone()) {
             Ok(vm) => vm.destroy().await,
+            Err(Error::NoVm { .. }) => Ok(()),
             Err(error) => Err(error),
         };
         if let Err(error) = deleted {
-            tracing::warn!(vm = %name, %error, "cannot delete a VM of a failed start");
+            tracing::warn!(vm = %dir.name(), %error, "cannot delete a VM of a failed start");
         }
     }
 }
 
 /// Removes the members that were created, and kills those that were started.
-async fn undo(vms: Vec<Vm>, created: &[Name]) {
+async fn undo(vms: Vec<Vm>, created: &[VmDir]) {
     for vm in vms {
         let name = vm.name().to_owned();
-        let undone = if created.iter().any(|created| created.as_str() == name) {
+        let undone = if created.iter().any(|created| created.is_same(&vm.dir)) {
             vm.destroy().await
         } else if vm.was_running() {
             Ok(())
@@ -278,7 +308,7 @@ mod tests {
         }
         let store = Store::open(home.path()).unwrap();
         for name in &members[..2] {
-            delete(&store, name, std::slice::from_ref(name)).await;
+            delete(&store, &[store.cluster(name).vm(name).unwrap()]).await;
         }
         let left = store.vms().unwrap();
         assert_eq!(left.len(), 1);

@@ -12,8 +12,7 @@ use futures::future::join_all;
 use self::find::Member;
 use self::members::Startup;
 use crate::error::{Error, Result};
-use crate::host::budget::{self, Want};
-use crate::host::resources::{HostResources, Request};
+use crate::host::budget::{self, Budget};
 use crate::model::lifetime::Lifetime;
 use crate::model::names::{Name, Reference};
 use crate::model::timing::{Clock, Phase};
@@ -28,7 +27,7 @@ use crate::vm::sweep;
 impl VmBuilder {
     /// Starts the VM, creates it if it does not exist, and waits until it answers over SSH or meets the conditions of
     /// [`VmBuilder::wait_for`]. If the VM already runs, started by any process, this attaches to it. An existing VM
-    /// boots as it was created: options that differ are ignored, with a warning (see [`Vm::ignored_options`]).
+    /// boots as it was created, so options that differ from its own are an error.
     ///
     /// ```no_run
     /// # async fn example() -> fleetbox::Result<()> {
@@ -44,9 +43,10 @@ impl VmBuilder {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a bad name, size, count or image, and [`Error::Host`] if VMs cannot
-    /// run here, both before anything is downloaded or created; [`Error::Budget`] if there is no
-    /// memory for the VM and none will become free; [`Error::NotReady`], with the console's last
-    /// lines, if the guest fails or does not answer in time.
+    /// run here, both before anything is downloaded or created; [`Error::Differs`] if the VM exists and was created
+    /// with other options; [`Error::Budget`] if there is no memory for the VM and none will become free;
+    /// [`Error::NotReady`], with the console's last lines, if the guest fails or does not answer in time. A VM that this
+    /// call has created and whose machine could not even be started is deleted again.
     pub async fn start(self) -> Result<Vm> {
         let (name, launch) = self.launch()?;
         let (_, vms) = launch.start().await?;
@@ -135,62 +135,73 @@ impl Launch {
 
         let store = self.fleet.store().await?;
         sweep(&store).await?;
-        let (cluster, _share) = self.locate(&store, &members).await?;
-        check::network(&store, &cluster, &members)?;
-        let wants = check::wants(&store, &cluster, &members)?;
+        let (cluster, _share) = self.locate(&store, &mut members).await?;
+        let vms = self.start_found(&store, &cluster, members, budget, clock);
+        let vms = vms.await?;
+        Ok((store, vms))
+    }
+
+    /// Starts the members that were found, and creates the others.
+    async fn start_found(
+        &self,
+        store: &Store,
+        cluster: &Name,
+        mut members: Vec<Member>,
+        budget: Budget,
+        mut clock: Clock,
+    ) -> Result<Vec<Vm>> {
+        check::network(store, cluster, &members)?;
+        let wants = check::wants(cluster, &members)?;
         budget.check(&wants)?;
-        check::resources(&store, &cluster, &members, true)?;
-        find::images(&store, &cluster, &mut members).await?;
+        check::resources(store, &members, true)?;
+        find::images(store, &mut members).await?;
         clock.done(Phase::Image);
 
         let progress = members
             .first()
             .map(|first| Arc::clone(&first.builder.progress));
         let progress = progress.unwrap_or_else(|| Arc::new(Silent));
-        let lease = budget::acquire(&store, budget, wants, progress.as_ref()).await?;
+        let lease = budget::acquire(store, budget, wants, progress.as_ref()).await?;
         clock.done(Phase::Memory);
 
-        let mut startup = Startup::new(&store, &cluster, self.lifetime, self.alone, members);
+        let mut startup = Startup::new(store, cluster, self.lifetime, self.alone, members);
         let vms = startup.start_machines(lease, &mut clock).await?;
         let vms = startup.wait_until_up(vms).await?;
         clock.done(Phase::Boot);
         let timings = clock.finish();
         tracing::info!(%cluster, vms = vms.len(), %timings, "started");
-        let vms = vms
-            .into_iter()
-            .map(|vm| vm.with_timings(timings.clone()))
-            .collect();
-        Ok((store, vms))
+        let vms = vms.into_iter();
+        Ok(vms.map(|vm| vm.with_timings(timings.clone())).collect())
     }
 
     /// Stops the members that run, and starts all as [`Launch::start`] does. All members must
-    /// exist. Anything that would clearly keep them from starting is an error before they are
-    /// stopped.
+    /// exist, and none is created if one is removed meanwhile. Anything that would clearly keep
+    /// them from starting is an error before they are stopped.
     pub(crate) async fn restart(self, deadline: Duration) -> Result<(Store, Vec<Vm>)> {
-        let members = self.plan()?;
+        let mut members = self.plan()?;
         let budget = check::budget_of(&members)?;
         let store = self.fleet.store().await?;
-        let (cluster, _share) = self.locate(&store, &members).await?;
-        let host = HostResources::of_host(store.home());
+        sweep(&store).await?;
+        let (cluster, _share) = self.locate(&store, &mut members).await?;
         let mut vms = Vec::new();
-        let mut wants = Vec::new();
-        for Member { plan, builder, .. } in &members {
-            let name = &plan.name;
-            let vm = store.cluster(&cluster).vm(name);
+        for member in &members {
+            let name = &member.plan.name;
+            let vm = member.found.clone();
             let vm = vm.ok_or_else(|| Error::NoVm { name: name.clone() })?;
-            let record = vm.record()?;
-            host.check(&Request::of(&record))?;
-            wants.push(Want::new(cluster.clone(), name.clone(), record.memory));
-            vms.push(Vm::found(&store, vm)?.with_progress(Arc::clone(&builder.progress)));
+            vms.push(member.builder.configure(Vm::found(&store, vm)?));
         }
-        budget.check(&wants)?;
+        Vm::check_startable(&vms.iter().collect::<Vec<_>>()).await?;
+        check::network_again(&store, &cluster, &members)?;
         for stopped in join_all(vms.iter().map(|vm| vm.stop_within(deadline))).await {
             match stopped {
                 Err(error) if !error.is_not_running() => return Err(error),
                 _ => {}
             }
         }
-        self.start().await
+        let clock = Clock::start();
+        let vms = self.start_found(&store, &cluster, members, budget, clock);
+        let vms = vms.await?;
+        Ok((store, vms))
     }
 
     /// Creates the members that do not exist, and starts none. Returns the names of the new ones.
@@ -198,26 +209,19 @@ impl Launch {
         let mut members = self.plan()?;
         self.refuse_existing(&members).await?;
         let store = self.fleet.store().await?;
-        let elsewhere = find::existing_elsewhere(&store, &self.cluster, &members, self.lifetime)?;
-        if let ([_], true) = (elsewhere.as_slice(), self.anywhere) {
-            return Ok(Vec::new());
-        }
-        if let Some(vm) = elsewhere.first() {
-            return Err(Error::NameTaken {
-                name: vm.name().clone(),
-                cluster: vm.cluster().clone(),
-            });
-        }
-        check::resources(&store, &self.cluster, &members, false)?;
-        find::images(&store, &self.cluster, &mut members).await?;
+        let (cluster, _share) = self.locate(&store, &mut members).await?;
+        check::resources(&store, &members, false)?;
+        find::images(&store, &mut members).await?;
         blocking(move || {
             let mut created = Vec::new();
             for member in &members {
-                if members::make(&store, &self.cluster, member, self.lifetime, &created)? {
-                    created.push(member.plan.name.clone());
+                if let (vm, true) =
+                    members::make(&store, &cluster, member, self.lifetime, &created)?
+                {
+                    created.push(vm);
                 }
             }
-            Ok(created)
+            Ok(created.iter().map(|vm| vm.name().clone()).collect())
         })
         .await
     }
