@@ -20,6 +20,9 @@ use crate::{bail, check, target_dir, workspace};
 /// How often the coordination test runs.
 const COORDINATION_RUNS: u32 = 10;
 
+/// How long random verbs run at once after that.
+const STRESS_SECONDS: &str = "600";
+
 /// How often the randomised tests run, with [`PROPTEST_CASES`] cases each if the test sets no number. In total these
 /// are twenty times the 256 cases of the step `unit`.
 const PROPTEST_RUNS: u32 = 5;
@@ -137,6 +140,14 @@ fn cases() -> Result<Vec<Case>> {
             unit::coordination()?.limit(600).echoed().map(|()| None)
         }));
     }
+    cases.push(Case::new("stress", || {
+        unit::coordination()?
+            .args(["--", "random_verbs"])
+            .env("FLEETBOX_STRESS_SECONDS", STRESS_SECONDS)
+            .limit(1800)
+            .echoed()
+            .map(|()| None)
+    }));
     cases.push(Case::new("package:build", || {
         check::package_and_build().map(Some)
     }));
@@ -295,7 +306,7 @@ mod tests {
     fn cases_have_names_of_their_own() {
         let cases = cases().unwrap();
         let mut names: Vec<_> = cases.iter().map(|case| &case.name).collect();
-        for name in ["e2e", "features:none", "coordination:10", "msrv"] {
+        for name in ["e2e", "features:none", "coordination:10", "stress", "msrv"] {
             assert!(names.iter().any(|n| *n == name), "{name}: {names:?}");
         }
         let count = names.len();
