@@ -40,8 +40,9 @@ impl Watched {
         {
             let text = format!("cannot {what}: {error}");
             let mut reported = lock(&self.reported);
-            // The texts of a host's errors are few.
-            if reported.len() < MAX_REPORTS && reported.insert(text.clone()) {
+            // The text may say where on the disk it was.
+            let kind = format!("{what}: {:?}", error.kind());
+            if reported.len() < MAX_REPORTS && reported.insert(kind) {
                 (self.on_event)(Event::DeviceError {
                     device: self.name.clone(),
                     error: text,
@@ -100,6 +101,7 @@ mod tests {
             base: Some(Base::new(&base, Some(Format::Raw))),
             size: None,
             durable: false,
+            follow: false,
         };
         create_layer(&layer, &options).unwrap();
         let disk = open_disk(&layer, &OpenOptions::writable(Format::Layer)).unwrap();

@@ -358,18 +358,17 @@ async fn what_this_host_does_not_have_is_neither_created_nor_set_nor_started() {
     for (record, what) in &records {
         dir.save_record(record).unwrap();
         lacking(vm.restart().await, what);
-        lacking(
-            builder().restart(crate::vm::stop::STOP_DEADLINE).await,
-            what,
-        );
+        let same = builder().disk(record.disk);
+        lacking(same.restart(crate::vm::stop::STOP_DEADLINE).await, what);
         assert!(dir.is_running().unwrap(), "it was not stopped");
     }
     vm.stop().await.unwrap();
     for (record, what) in &records {
         dir.save_record(record).unwrap();
         lacking(vm.start().await, what);
-        lacking(builder().start().await, what);
-        assert!(!builder().create().await.unwrap(), "it exists");
+        let same = builder().disk(record.disk);
+        lacking(same.clone().start().await, what);
+        assert!(!same.create().await.unwrap(), "it exists");
     }
     dir.save_record(&good).unwrap();
     vm.start().await.unwrap();
