@@ -159,7 +159,7 @@ fn what_is_wrong_in_an_option_that_configures_the_guest_is_said() {
         (["--env", "=x"], "NAME=VALUE"),
         (["--env", "NOT_SET_ANYWHERE"], "NAME=VALUE"),
         (["--env", "A=\u{7f}"], "control character"),
-        (["--package", "-y"], "package"),
+        (["--package", "a b"], "invalid package"),
         (["--run", " "], "empty"),
         (["--user", "Root"], "invalid user name"),
         (["--extra-disk", ""], "a size or the path"),
