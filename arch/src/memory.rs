@@ -15,7 +15,7 @@ pub type GuestMemory = GuestRegionCollection<Region>;
 /// memory by huge pages only where the guest's and the host's addresses have the same offset in one.
 pub const ALIGNMENT: usize = 2 << 20;
 
-/// Why guest memory cannot be had.
+/// Why guest memory could not be reserved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {

@@ -110,7 +110,7 @@ pub(super) fn main(fds: Vec<OwnedFd>) -> i32 {
 
 /// What a machine is made of, once its privileges are gone.
 enum Prepared {
-    Vmm(super::vmm::Prepared),
+    Vmm(Box<super::vmm::Prepared>),
     #[cfg(any(test, fleetbox_fake))]
     Fake(super::fake::Script),
 }
@@ -119,7 +119,9 @@ enum Prepared {
 fn prepare(config: MachineConfig) -> io::Result<Result<Prepared, String>> {
     privileges::restrict()?;
     let prepared = match config.spec.backend {
-        Backend::Vmm => super::vmm::prepare(config.spec).map(Prepared::Vmm),
+        Backend::Vmm => {
+            super::vmm::prepare(config.spec).map(|prepared| Prepared::Vmm(Box::new(prepared)))
+        }
         #[cfg(any(test, fleetbox_fake))]
         Backend::Fake(script) => Ok(Prepared::Fake(script)),
     };
@@ -135,7 +137,7 @@ fn run(
 ) -> Result<(), String> {
     let console = Box::new(reporter.console());
     let running = match prepared {
-        Prepared::Vmm(prepared) => super::vmm::start(prepared, nic, console, reporter.events())?,
+        Prepared::Vmm(prepared) => super::vmm::start(*prepared, nic, console, reporter.events())?,
         #[cfg(any(test, fleetbox_fake))]
         Prepared::Fake(script) => super::fake::start(script, console, &reporter.events())?,
     };

@@ -44,21 +44,16 @@ pub(crate) fn main(start: Instant) -> ExitCode {
 }
 
 fn run_guest(options: Box<RunOptions>, start: Instant) -> ExitCode {
-    let begun = Terminations::hold().and_then(|terminations| {
-        // All that goes to standard error, from any thread, goes by this: should its reader stop
-        // reading, nothing waits for it.
-        Ok((
-            terminations,
-            BoundedWriter::start(io::stderr(), |_| String::new()),
-        ))
-    });
-    let (terminations, stderr) = match begun {
-        Ok(begun) => begun,
+    let terminations = match Terminations::hold() {
+        Ok(terminations) => terminations,
         Err(error) => {
             eprintln!("fleetbox-vmm: cannot start: {error}");
             return ExitCode::FAILURE;
         }
     };
+    // All that goes to standard error, from any thread, goes by this: should its reader stop
+    // reading, nothing waits for it.
+    let stderr = BoundedWriter::start(io::stderr(), |_| String::new());
     let log = stderr.clone();
     log_to(move || log.clone());
     let code = run::run(options, start, &terminations, &stderr).unwrap_or_else(|error| {

@@ -225,7 +225,7 @@ fn open_detected(
         follow,
         ..OpenOptions::read_only()
     };
-    Ok(open_disk(path, &options).map_err(with_option)?)
+    open_disk(path, &options).map_err(with_option)
 }
 
 /// Adds the option with which the images that another image names are opened.

@@ -220,7 +220,7 @@ fn build_power(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PowerCon
     }))
 }
 
-/// The device by which the guest's kernel tells of its panic.
+/// The device by which the guest's kernel reports its panic.
 fn build_pvpanic(signals: &Sender<Signal>, over: &Arc<AtomicBool>) -> Arc<PvPanic> {
     let (signals, over) = (signals.clone(), over.clone());
     // A guest may write without end, and each event is told once.

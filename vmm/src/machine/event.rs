@@ -30,7 +30,7 @@ pub enum Event {
     PowerButton,
     /// The guest has asked for a reset, and boots again.
     Reset,
-    /// The guest's kernel has panicked: it has said so by the pvpanic device, or on the serial console and then stopped
+    /// The guest's kernel has panicked: it has reported that by the pvpanic device, or on the serial console and then stopped
     /// or reset the machine. It comes once in a boot.
     Panic {
         /// The line on the console.

@@ -236,7 +236,7 @@ enum BoardEnd {
 /// What a board's supervision keeps of panics.
 struct Watch {
     panic: PanicWatch,
-    /// When it is to be checked.
+    /// When it must be checked.
     next: Instant,
     announced: bool,
 }
@@ -422,7 +422,7 @@ impl Life {
         Ok(())
     }
 
-    /// Tells of a panic, once in a boot.
+    /// Reports a panic, once in a boot.
     fn announce(&self, watch: &mut Watch, message: String) {
         if !std::mem::replace(&mut watch.announced, true) {
             self.emit(Event::Panic { message });

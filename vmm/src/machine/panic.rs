@@ -1,6 +1,6 @@
 //! What becomes of a machine whose guest's kernel has panicked.
 //!
-//! A kernel tells of its panic by the pvpanic device, if it has loaded the driver. Otherwise there is only the line on
+//! A kernel reports its panic by the pvpanic device, if it has loaded the driver. Otherwise there is only the line on
 //! the console, which any program can print. So the line alone ends no machine: the guest must also have stopped.
 //!
 //! [`PanicWatch::check`] is called at short intervals while there is something to watch. It knows no clock, no console and
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const TRACE_QUIET: Duration = Duration::from_secs(2);
 /// How long a machine goes on at most after a reported panic, however much the console prints.
 const TRACE_TIME: Duration = Duration::from_secs(60);
-/// How long the console must be silent after a panic that only the console tells of.
+/// How long the console must be silent after a panic that only the console shows.
 const TEXT_QUIET: Duration = Duration::from_secs(5);
 /// The same after the line that Linux prints last.
 const END_QUIET: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ pub(super) struct Look {
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing is to be watched.
+    /// There is nothing to watch.
     Calm,
     /// Check again after this time.
     CheckIn(Duration),

@@ -15,7 +15,7 @@ use crate::sync::lock;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Maximum bytes written at once: a pipe accepts this many completely or not at all.
 const CHUNK: usize = 4096;
-/// So many writes go to the sink directly, as long as it takes them at once. Whoever writes more gets a thread.
+/// So many writes go to the sink directly, as long as it takes them at once. For more there is a thread.
 const DIRECT_WRITES: u32 = 64;
 /// How long to wait before trying again to write to a sink that is full.
 const RETRY: Duration = Duration::from_millis(10);

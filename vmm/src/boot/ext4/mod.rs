@@ -81,7 +81,7 @@ impl Ext4Volume {
         Inode::read(&self.source, &self.geometry, number)
     }
 
-    /// The inode at `path`, with symbolic links followed; `None` if there is none.
+    /// The inode at `path`, with symbolic links followed; `None` if it does not exist.
     fn resolve(&self, path: &str) -> Result<Option<Inode>, FsError> {
         let mut pending = split(path.as_bytes());
         pending.reverse();

@@ -29,7 +29,7 @@ pub(super) fn leading(text: &str) -> Option<(u64, &str)> {
     Some((number, rest))
 }
 
-/// The number that `text` begins with, as the operators of `test` see it: 0 if there is none, and
+/// The number that `text` begins with, as the operators of `test` see it: 0 if it begins with no number, and
 /// only the low 32 bits of it.
 pub(super) fn signed(text: &str) -> i32 {
     let (negative, digits) = match text.strip_prefix('-') {
