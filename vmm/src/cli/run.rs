@@ -284,6 +284,7 @@ mod tests {
         put(36, &1u32.to_be_bytes());
         put(40, &512u64.to_be_bytes());
         put(48, &1024u64.to_be_bytes());
+        put(56, &1u32.to_be_bytes());
         put(72, b"\xe2\x79\x2a\xca\0\0\0\x03raw");
         put(96, b"secret");
         image
