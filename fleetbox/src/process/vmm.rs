@@ -45,7 +45,7 @@ pub(super) fn start(
     } = prepared;
     let on_event = Arc::new(on_event);
     let watch = |config: DiskConfig| DiskConfig {
-        disk: Watched::new(config.disk, &config.serial, &on_event),
+        disk: Watched::around(config.disk, &config.serial, &on_event),
         serial: config.serial,
     };
     let disks = disks.into_iter().map(watch).collect();

@@ -21,7 +21,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(disk: Arc<dyn Disk>, name: &str, on_event: &Arc<OnEvent>) -> Arc<dyn Disk> {
+    pub(super) fn around(
+        disk: Arc<dyn Disk>,
+        name: &str,
+        on_event: &Arc<OnEvent>,
+    ) -> Arc<dyn Disk> {
         Arc::new(Self {
             disk,
             name: name.to_owned(),
@@ -110,7 +114,7 @@ mod tests {
             let events = Arc::clone(&events);
             Box::new(move |event| lock(&events).push(event))
         };
-        let disk = Watched::new(disk, "disk", &Arc::new(on_event));
+        let disk = Watched::around(disk, "disk", &Arc::new(on_event));
         let mut sector = [0; 512];
         disk.read_at(&mut sector, 0).unwrap();
         assert!(disk.read_at(&mut sector, 1 << 30).is_err());
