@@ -42,6 +42,9 @@ const EXPECTED: &[&str] = &[
     "was ended by signal",
     "powered off immediately",
     "did not come up",
+    // Its worker was killed, by this test, before it served or while it was asked.
+    "cannot start the worker process of",
+    "lost the worker process of",
     "and its disk are kept",
     // The lines of a failed machine's console, and of the error of a signal.
     "oops",
