@@ -34,7 +34,7 @@ pub(super) fn network(store: &Store, cluster: &Name, members: &[Member]) -> Resu
     Ok(())
 }
 
-/// Like [`network`], but for members that run and are stopped first. With the last of them the worker ends.
+/// Like [`network`], except for members that run and are stopped first. With the last of them the worker ends.
 pub(super) fn network_again(store: &Store, cluster: &Name, members: &[Member]) -> Result<()> {
     let dir = store.cluster(cluster);
     if bridge::of_cluster(&dir)?.is_none() {
