@@ -108,8 +108,8 @@ impl Client {
         }
     }
 
-    /// Ends a worker that does not answer, and its machines with it, whatever state they are in. False if there is
-    /// none.
+    /// Ends a worker that does not answer, and its machines with it, whatever state they are in. False if no worker
+    /// runs.
     pub(crate) async fn end_worker(&self) -> Result<bool, ProcessError> {
         let stream = match timeout(GREETING, self.reach()).await {
             Ok(Ok(stream)) => stream,

@@ -1,4 +1,4 @@
-//! The file that tells of the first error of a device since a machine was started.
+//! The file that describes the first error of a device since a machine was started.
 //!
 //! The usual reason is that the host's disk is full, and then no file can be written either. So its space is taken
 //! beforehand, and later only filled.

@@ -15,7 +15,7 @@ pub(super) const DRAFT_PREFIX: &str = ".new-";
 /// Prefix of the name of a directory whose VM is being removed.
 pub(super) const GONE_PREFIX: &str = ".gone-";
 
-/// The name of the file that tells of the first error of a device.
+/// The name of the file that describes the first error of a device.
 pub(crate) const DEVICE_ERROR: &str = "device-error";
 
 /// The paths in the directory of a VM or a draft of one.

@@ -339,8 +339,7 @@ impl VmBuilder {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid), [`Error::Fixture`](crate::Error::Fixture),
-    /// [`Error::Seed`](crate::Error::Seed) or [`Error::Ready`](crate::Error::Ready).
+    /// [`Error::Invalid`], [`Error::Fixture`], [`Error::Seed`] or [`Error::Ready`].
     pub fn check(&self) -> Result<()> {
         self.plan().map(drop)
     }

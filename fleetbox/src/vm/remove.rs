@@ -112,7 +112,7 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// A process that does not end, or an error of the file system. If the VM is gone already, there is none.
+    /// A process that does not end, or an error of the file system. A VM that is gone already is no error.
     pub async fn remove_found(&self, vm: &VmDir) -> Result<()> {
         let store = self.store().await?;
         let client = attach::client(&store.cluster(vm.cluster()));
