@@ -1,13 +1,13 @@
 //! Two members and a socket of the host, without a VM and without root.
 //!
 //! `left` and `right` are the ends of two links. `right` is a small guest, which echoes what it receives on TCP port 7.
-//! `left` writes an Ethernet frame by hand and sends it to `right`. Then the host connects to `right`: through a stream
+//! `left` writes a frame with an IPv4 packet and sends it to `right`. Then the host connects to `right`: through a stream
 //! in this process, and through a port on loopback. Run it with `cargo run -p fleetbox-net --example two_links`.
 
 use std::collections::VecDeque;
 use std::error::Error;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -16,15 +16,17 @@ use fleetbox_net::{Attachment, Member, Network, NetworkConfig};
 use fleetbox_packet::{HEADER, MAX_PACKET, Packet};
 use nix::sys::socket::{MsgFlags, recv, send};
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
-use smoltcp::wire::{EthernetAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv4Repr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LEFT: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const RIGHT: [u8; 6] = [2, 0, 0, 0, 0, 2];
-/// An EtherType for experiments (IEEE 802, 9.2.4).
-const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+/// Bytes of the headers of Ethernet and of IPv4.
+const HEADERS: usize = 14 + 20;
+/// An IP protocol for experiments (RFC 3692).
+const EXPERIMENT: u8 = 253;
 
 /// Runs the example.
 pub(crate) fn main() -> Result<(), Box<dyn Error>> {
@@ -38,17 +40,19 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         })
     };
     let (left, right) = (attach("left", LEFT)?, attach("right", RIGHT)?);
-    let address = right.ip.into();
+    let right_ip = right.ip;
+    let address = right_ip.into();
     let (found, frames) = channel();
     let (running, stop) = channel();
     let guest = std::thread::spawn(move || serve(right, &found, &stop));
 
     // From a member to a member: a header which says that nothing is left to do, and a frame.
     let header = [0; HEADER];
-    let packet = [&header[..], &RIGHT, &LEFT, &EXPERIMENT, b"hello"].concat();
+    let frame = experiment(left.ip, right_ip, b"hello");
+    let packet = [&header[..], &frame].concat();
     send(left.link.as_raw_fd(), &packet, MsgFlags::empty())?;
     let frame = frames.recv_timeout(Duration::from_secs(20))?;
-    assert_eq!(frame[14..], *b"hello");
+    assert_eq!(frame[HEADERS..], *b"hello");
     println!("left -> right: a frame of {} bytes", frame.len());
 
     // From the host to a member, by a stream in this process.
@@ -77,7 +81,24 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     guest.join().map_err(|_| "the guest has panicked".into())
 }
 
-/// The guest: echoes on port 7, and passes on experimental frames, until `stop` is closed.
+/// A frame from `left` to `right` with an experimental packet. The network drops frames of other kinds than ARP and IPv4.
+fn experiment(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let ip = Ipv4Repr {
+        src_addr: from,
+        dst_addr: to,
+        next_header: IpProtocol::Unknown(EXPERIMENT),
+        payload_len: payload.len(),
+        hop_limit: 64,
+    };
+    let mut header = [0; HEADERS - 14];
+    ip.emit(
+        &mut Ipv4Packet::new_unchecked(&mut header[..]),
+        &ChecksumCapabilities::default(),
+    );
+    [&RIGHT[..], &LEFT, &[0x08, 0x00], &header, payload].concat()
+}
+
+/// The guest: echoes on port 7, and passes on experimental packets, until `stop` is closed.
 fn serve(attachment: Attachment, found: &Sender<Vec<u8>>, stop: &Receiver<()>) {
     let mut nic = Nic {
         link: attachment.link,
@@ -127,7 +148,7 @@ impl Nic {
             let mut bytes = vec![0; HEADER + MAX_PACKET];
             let len = recv(self.link.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).ok()?;
             let packet = Packet::parse(&bytes[..len])?;
-            packet.for_each_frame(|frame| match frame[12..14] == EXPERIMENT {
+            packet.for_each_frame(|frame| match frame.get(23) == Some(&EXPERIMENT) {
                 true => drop(self.found.send(frame.to_vec())),
                 false => self.frames.push_back(frame.to_vec()),
             });

@@ -37,7 +37,12 @@ impl Host {
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fleetbox"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_fleetbox")), args)
+    }
+
+    /// Like [`command`](Self::command), with a copy of the program.
+    pub(crate) fn command_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .env("FLEETBOX_HOME", self.state())
