@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fleetbox::{Fleet, Vm, images::ImageRef};
+use fleetbox::{Error, Fleet, Vm, images::ImageRef};
 
 use crate::host;
 use crate::report::Must;
@@ -123,10 +123,9 @@ fn refused_boot(suite: &Suite, name: &str, image: &Path) -> String {
         "it took {:?} to find out: {error}",
         began.elapsed()
     );
-    let home = suite.home();
-    suite
-        .block(Fleet::at(&home).remove(name))
-        .must("cannot remove the VM");
+    // The start made the VM, whose machine never ran, so nothing is left of it.
+    let left = suite.block(Fleet::at(&suite.home()).remove(name));
+    assert!(matches!(left, Err(Error::NoVm { .. })), "{left:?}");
     error
 }
 
@@ -171,8 +170,9 @@ pub(crate) fn damaged(suite: &Suite) {
     }
     assert!(damaged > 0, "the tiny image has no ext4 file system");
     let error = refused_boot(suite, "no-ext4", &path);
+    // What the ESP's configuration looks for.
     assert!(
-        error.contains("ext4") || error.contains("no GRUB configuration"),
+        error.contains("no partition with the file system UUID"),
         "{error}"
     );
 }
