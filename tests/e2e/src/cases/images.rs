@@ -124,7 +124,7 @@ fn refused_boot(suite: &Suite, name: &str, image: &Path) -> String {
         began.elapsed()
     );
     // The start made the VM, whose machine never ran, so nothing is left of it.
-    let left = suite.block(Fleet::at(&suite.home()).remove(name));
+    let left = suite.block(Fleet::at(suite.home()).remove(name));
     assert!(matches!(left, Err(Error::NoVm { .. })), "{left:?}");
     error
 }
