@@ -130,6 +130,19 @@ fn address(name: &'static str, address: &str, prefix: u8) {
     .unwrap();
 }
 
+/// The world: behind another interface of the host, whose address there is 198.51.100.1. It knows nothing of the guests.
+fn world() -> Wire {
+    let world = Wire {
+        fd: open_tap("world").unwrap(),
+        header: 0,
+        mac: [2, 0, 0, 0, 1, 1],
+        ip: Ipv4Addr::new(198, 51, 100, 2),
+    };
+    set_up("world");
+    address("world", "198.51.100.1", 24);
+    world
+}
+
 fn links() -> Vec<String> {
     route::talk(async |handle| route::links(handle, "fl").await).unwrap()
 }
@@ -584,14 +597,7 @@ fn a_forged_source_does_not_leave_the_bridge() {
                 .join("rp_filter");
             std::fs::write(path, "0").unwrap();
         }
-        let world = Wire {
-            fd: open_tap("world").unwrap(),
-            header: 0,
-            mac: [2, 0, 0, 0, 1, 1],
-            ip: Ipv4Addr::new(198, 51, 100, 2),
-        };
-        set_up("world");
-        address("world", "198.51.100.1", 24);
+        let world = world();
         // Not through the switch, which would not let it pass.
         let mut guest = Wire {
             fd: uplink.tap,
@@ -661,15 +667,7 @@ fn guests_reach_the_world_and_the_host_reaches_guests() {
         };
         let (guest, second) = (guest(1), guest(2));
 
-        // The world is behind another interface of the host, and knows nothing of the guests.
-        let world = Wire {
-            fd: open_tap("world").unwrap(),
-            header: 0,
-            mac: [2, 0, 0, 0, 1, 1],
-            ip: Ipv4Addr::new(198, 51, 100, 2),
-        };
-        set_up("world");
-        address("world", "198.51.100.1", 24);
+        let world = world();
         let host_there = Ipv4Addr::new(198, 51, 100, 1);
 
         assert_eq!(guest.ask(router), uplink.mac);
